@@ -1,0 +1,53 @@
+# The CPU's inner loops, compiled once per instruction set; the best that runs is chosen at run time (csrc/cpu/isa.cpp). A set that
+# this compiler or architecture lacks is left out, and absent.cpp answers for it.
+include(CheckCXXSourceCompiles)
+
+string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" _processor)
+if(CMAKE_OSX_ARCHITECTURES)
+  set(_processor "${CMAKE_OSX_ARCHITECTURES}")
+endif()
+
+# llmc_kernel_set(name "flags" "probe"): compiles simd/kernels_<name>.cpp with the flags, if the probe does.
+function(llmc_kernel_set name flags probe)
+  string(TOUPPER ${name} upper)
+  set(CMAKE_REQUIRED_FLAGS "${flags}")
+  check_cxx_source_compiles("${probe}" LLMC_COMPILES_${upper})
+  if(NOT LLMC_COMPILES_${upper})
+    return()
+  endif()
+  set(file csrc/cpu/simd/kernels_${name}.cpp)
+  target_sources(llmc_core PRIVATE ${file})
+  separate_arguments(options NATIVE_COMMAND "${flags}")
+  set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${options};${_kernel_options}")
+  set_property(SOURCE csrc/cpu/simd/absent.cpp APPEND PROPERTY COMPILE_DEFINITIONS LLMC_HAVE_${upper})
+endfunction()
+
+# sqrtf and the like need not set errno; -O3 whatever the build type. gcc 12's AVX-512 headers trip -Wuninitialized.
+if(MSVC)
+  set(_kernel_options /O2 /fp:fast)
+else()
+  set(_kernel_options -O3 -fno-math-errno -fno-trapping-math)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND _kernel_options -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
+endif()
+set_source_files_properties(csrc/cpu/simd/kernels_baseline.cpp PROPERTIES COMPILE_OPTIONS "${_kernel_options}")
+
+if(_processor MATCHES "^(x86_64|amd64|x64)$")
+  if(MSVC)  # cl has no switches beyond these two: it compiles every intrinsic
+    set(_avx2 "/arch:AVX2")
+    set(_avx512 "/arch:AVX512")
+    set(_bf16 "/arch:AVX512")
+  else()
+    set(_avx2 "-mavx2 -mfma -mbmi2")
+    set(_avx512 "${_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl")
+    set(_bf16 "${_avx512} -mavx512bf16")
+  endif()
+  set(_include "#include <immintrin.h>\n")
+  llmc_kernel_set(avx2 "${_avx2}" "${_include}int main() { return _mm256_movemask_ps(_mm256_fmadd_ps(_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps())); }")
+  llmc_kernel_set(avx512 "${_avx512}" "${_include}int main() { return (int)_mm512_reduce_add_ps(_mm512_setzero_ps()); }")
+  llmc_kernel_set(avx512_bf16 "${_bf16}" "${_include}int main() { __m256bh h = _mm512_cvtneps_pbh(_mm512_setzero_ps()); (void)h; return 0; }")
+elseif(_processor MATCHES "^(aarch64|arm64)$")
+  llmc_kernel_set(neon "" "#include <arm_neon.h>\nint main() { return (int)vaddvq_f32(vdupq_n_f32(0)); }")
+  llmc_kernel_set(neon_bf16 "-march=armv8.2-a+bf16" "#include <arm_neon.h>\nint main() { bfloat16x8_t b = vreinterpretq_bf16_u32(vdupq_n_u32(0)); return (int)vaddvq_f32(vbfdotq_f32(vdupq_n_f32(0), b, b)); }")
+endif()

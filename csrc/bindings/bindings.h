@@ -1,0 +1,38 @@
+// What the files of this folder share: a Tensor that Python owns, and conversions.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <memory>
+#include <string>
+
+#include "core/backend.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace llmc {
+
+// A tensor, the backend whose memory it lies in, and whatever keeps that memory alive.
+struct OwnedTensor {
+    std::shared_ptr<Backend> backend;
+    Tensor tensor;
+    std::shared_ptr<void> owner;
+};
+
+DType dtype_from_name(const std::string& name);  // "f32", "bf16", "i32", "i16"
+
+// A NumPy array over the tensor's memory, which `base` keeps alive; bf16 as uint16. Only where the memory is
+// the host's.
+py::array host_view(const Tensor& t, py::handle base);
+
+void bind_tensor(py::module_& m);
+void bind_ops(py::module_& m);
+void bind_model(py::module_& m);
+void bind_optim(py::module_& m);
+void bind_data(py::module_& m);
+
+}  // namespace llmc

@@ -1,0 +1,124 @@
+#include "bindings/bindings.h"
+#include "core/dataloader.h"
+#include "core/random.h"
+#include "core/sampler.h"
+#include "core/tokenizer.h"
+
+namespace llmc {
+
+namespace {
+
+py::dict state_to_dict(const DataLoaderState& s) {
+    return py::dict("rows_per_sample"_a = s.rows_per_sample, "epoch"_a = s.epoch, "shard"_a = s.shard,
+                    "row"_a = s.row, "shard_indices"_a = s.shard_indices,
+                    "sample_indices"_a = py::array_t<std::int32_t>(
+                        static_cast<py::ssize_t>(s.sample_indices.size()), s.sample_indices.data()),
+                    "rng"_a = py::make_tuple(s.rng.left, s.rng.next,
+                                             py::array_t<std::uint32_t>(Mt19937::kSize, s.rng.state.data())));
+}
+
+DataLoaderState state_from_dict(const py::dict& d) {
+    DataLoaderState s;
+    s.rows_per_sample = d["rows_per_sample"].cast<std::int64_t>();
+    s.epoch = d["epoch"].cast<std::int64_t>();
+    s.shard = d["shard"].cast<std::int64_t>();
+    s.row = d["row"].cast<std::int64_t>();
+    s.shard_indices = d["shard_indices"].cast<std::vector<std::int32_t>>();
+    s.sample_indices = d["sample_indices"].cast<std::vector<std::int32_t>>();
+    const auto rng = d["rng"].cast<py::tuple>();
+    s.rng.left = rng[0].cast<int>();
+    s.rng.next = rng[1].cast<std::uint32_t>();
+    const auto words = rng[2].cast<std::vector<std::uint32_t>>();
+    LLMC_CHECK(words.size() == Mt19937::kSize && s.rng.left >= 1 && s.rng.left <= Mt19937::kSize &&
+                   s.rng.next <= Mt19937::kSize &&
+                   s.rng.next + static_cast<std::uint32_t>(s.rng.left) <= Mt19937::kSize + 1,
+               "dataloader state: not the state of a Mersenne Twister");
+    std::copy(words.begin(), words.end(), s.rng.state.begin());
+    return s;
+}
+
+}  // namespace
+
+void bind_data(py::module_& m) {
+    py::class_<ShardInfo>(m, "ShardInfo")
+        .def_readonly("path", &ShardInfo::path)
+        .def_readonly("tokens", &ShardInfo::tokens)
+        .def_readonly("token_bytes", &ShardInfo::token_bytes);
+    m.def("inspect_shard", &inspect_shard, "path"_a, "Opens and checks one token file.");
+
+    py::class_<DataLoader>(m, "DataLoader")
+        .def(py::init<std::vector<std::filesystem::path>, std::int64_t, std::int64_t, int, int, bool,
+                      std::uint32_t, std::int64_t, std::int64_t>(),
+             "files"_a, "B"_a, "T"_a, "rank"_a = 0, "ranks"_a = 1, "shuffle"_a = false, "seed"_a = 42,
+             "vocab_size"_a = 0, "rows_per_sample"_a = 0)
+        .def("next_batch",
+             [](DataLoader& self) {
+                 py::array_t<std::int32_t> inputs({self.B(), self.T()}), targets({self.B(), self.T()});
+                 std::int32_t *const x = inputs.mutable_data(), *const y = targets.mutable_data();
+                 {
+                     const py::gil_scoped_release release;
+                     self.next_batch(x, y);
+                 }
+                 return py::make_tuple(inputs, targets);
+             })
+        .def("reset", &DataLoader::reset)
+        .def_property_readonly("B", &DataLoader::B)
+        .def_property_readonly("T", &DataLoader::T)
+        .def_property_readonly("num_tokens", &DataLoader::num_tokens)
+        .def_property_readonly("shards", &DataLoader::shards)
+        .def("state", [](const DataLoader& self) { return state_to_dict(self.state()); })
+        .def(
+            "set_state",
+            [](DataLoader& self, const py::dict& state) { self.set_state(state_from_dict(state)); },
+            "state"_a);
+
+    py::class_<Mt19937>(m, "Mt19937", "PyTorch's CPU generator.")
+        .def(py::init<std::uint32_t>(), "seed"_a)
+        .def("randint32", &Mt19937::randint32)
+        .def(
+            "normal",
+            [](Mt19937& self, std::int64_t n, float mean, float std) {
+                py::array_t<float> out(n);
+                self.normal_(out.mutable_data(), n, mean, std);
+                return out;
+            },
+            "n"_a, "mean"_a = 0.0f, "std"_a = 1.0f)
+        .def(
+            "permutation",
+            [](Mt19937& self, std::int32_t n) {
+                std::vector<std::int32_t> p(static_cast<std::size_t>(n));
+                for (std::int32_t i = 0; i < n; ++i) p[static_cast<std::size_t>(i)] = i;
+                random_permutation(p, self);
+                return p;
+            },
+            "n"_a);
+
+    py::class_<XorShift>(m, "XorShift", "xorshift*, the coin of sampling.")
+        .def(py::init([](std::uint64_t seed) {
+                 LLMC_CHECK(seed != 0, "seed is 0, which xorshift cannot leave");
+                 return XorShift{seed};
+             }),
+             "seed"_a = 1337)
+        .def_readwrite("state", &XorShift::state)
+        .def("randint32", &XorShift::randint32)
+        .def("randfloat32", &XorShift::randfloat32);
+
+    m.def(
+        "sample",
+        [](const py::array_t<float, py::array::c_style | py::array::forcecast>& logits, float coin,
+           float temperature, std::int64_t top_k, float top_p) {
+            LLMC_CHECK(logits.ndim() == 1, "logits have {} dimensions, expected 1", logits.ndim());
+            return sample(logits.data(), logits.size(), SamplerOptions{temperature, top_k, top_p}, coin);
+        },
+        "logits"_a, "coin"_a, "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f);
+
+    py::class_<Tokenizer>(m, "Tokenizer", "A llm.c tokenizer file, for decoding.")
+        .def(py::init<std::filesystem::path>(), "path"_a)
+        .def_property_readonly("vocab_size", &Tokenizer::vocab_size)
+        .def_property_readonly("eot_token", &Tokenizer::eot_token)
+        .def(
+            "decode", [](const Tokenizer& self, std::int64_t token) { return py::bytes(self.decode(token)); },
+            "token"_a);
+}
+
+}  // namespace llmc

@@ -1,0 +1,46 @@
+// The map of llmc._llmc. Bindings carry, they do not compute.
+#include "bindings/bindings.h"
+#include "core/check.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cuda/make_cuda.h"
+
+#define LLMC_STRING(x) #x
+#define LLMC_VERSION_STRING(x) LLMC_STRING(x)
+
+PYBIND11_MODULE(_llmc, m) {
+    using namespace llmc;
+    m.doc() = "The C++ core of llmc. Use it through the package llmc.";
+    m.attr("__version__") = LLMC_VERSION_STRING(LLMC_VERSION);
+    m.attr("compiler") = LLMC_VERSION_STRING(LLMC_COMPILER);
+
+    static py::exception<Error> error(m, "Error", PyExc_RuntimeError);
+    py::register_exception_translator([](std::exception_ptr p) {
+        try {
+            if (p) std::rethrow_exception(p);
+        } catch (const ArgumentError& e) {
+            py::set_error(PyExc_ValueError, e.what());
+        } catch (const Error& e) {
+            py::set_error(error, e.what());
+        }
+    });
+
+    bind_tensor(m);
+    bind_ops(m);
+    bind_model(m);
+    bind_optim(m);
+    bind_data(m);
+
+    m.def("default_threads", &default_threads,
+          "CPU threads used by default: OMP_NUM_THREADS, else what the process may use.");
+    m.def(
+        "isa",
+        [] {
+            const IsaChoice choice = choose_isa();
+            return py::dict("used"_a = choice.kernels->isa, "usable"_a = choice.usable,
+                            "built"_a = choice.built);
+        },
+        "The kernel sets in this build, those that run here, and the one used (LLMC_ISA forces one).");
+    m.def("cuda_built", &cuda_built, "Whether this build has the CUDA backend.");
+    m.def("cuda_status", &cuda_status, "The CUDA libraries and devices found, or why there are none.");
+}

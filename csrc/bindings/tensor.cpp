@@ -1,0 +1,90 @@
+#include "bindings/bindings.h"
+
+namespace llmc {
+
+namespace {
+
+const char* numpy_name(DType dtype) {
+    switch (dtype) {
+    case DType::f32: return "float32";
+    case DType::bf16: return "uint16";
+    case DType::i32: return "int32";
+    case DType::i16: return "int16";
+    }
+    return "";
+}
+
+std::vector<py::ssize_t> shape_of(const Tensor& t) { return {t.shape.begin(), t.shape.begin() + t.rank}; }
+
+Tensor with_shape(DType dtype, const std::vector<std::int64_t>& shape) {
+    LLMC_CHECK(shape.size() <= Tensor::kMaxRank, "a tensor has at most {} extents, got {}", Tensor::kMaxRank,
+               shape.size());
+    Tensor t(nullptr, dtype, {});
+    t.rank = static_cast<int>(shape.size());
+    for (std::size_t i = 0; i < shape.size(); ++i) {
+        LLMC_CHECK(shape[i] >= 0, "extent {} of a tensor is negative ({})", i, shape[i]);
+        t.shape[i] = shape[i];
+    }
+    return t;
+}
+
+OwnedTensor empty(const std::shared_ptr<Backend>& backend, const std::vector<std::int64_t>& shape,
+                  const std::string& dtype) {
+    OwnedTensor t{backend, with_shape(dtype_from_name(dtype), shape), nullptr};
+    t.tensor.data = backend->allocate(static_cast<std::size_t>(t.tensor.bytes()));
+    t.owner = std::shared_ptr<void>(t.tensor.data, [backend](void* p) { backend->release(p); });
+    return t;
+}
+
+}  // namespace
+
+DType dtype_from_name(const std::string& name) {
+    for (const DType t : {DType::f32, DType::bf16, DType::i32, DType::i16})
+        if (name == name_of(t)) return t;
+    throw ArgumentError(format("unknown dtype '{}': expected f32, bf16, i32 or i16", name));
+}
+
+py::array host_view(const Tensor& t, py::handle base) {
+    return py::array(py::dtype(numpy_name(t.dtype)), shape_of(t), t.data, base);
+}
+
+void bind_tensor(py::module_& m) {
+    py::class_<DeviceInfo>(m, "DeviceInfo", "What a backend says of its device.")
+        .def_readonly("name", &DeviceInfo::name)
+        .def_readonly("description", &DeviceInfo::description)
+        .def_readonly("isa", &DeviceInfo::isa)
+        .def_readonly("threads", &DeviceInfo::threads)
+        .def_readonly("pinning", &DeviceInfo::pinning)
+        .def_readonly("total_bytes", &DeviceInfo::total_bytes)
+        .def_readonly("free_bytes", &DeviceInfo::free_bytes);
+
+    py::class_<OwnedTensor>(m, "Tensor",
+                            "A contiguous array in a backend's memory. dtype: 'f32', 'bf16', 'i32' or 'i16'.")
+        .def_property_readonly("shape",
+                               [](const OwnedTensor& t) { return py::tuple(py::cast(shape_of(t.tensor))); })
+        .def_property_readonly("dtype", [](const OwnedTensor& t) { return name_of(t.tensor.dtype); })
+        .def(
+            "to_host",
+            [](const OwnedTensor& t) {
+                py::array out(py::dtype(numpy_name(t.tensor.dtype)), shape_of(t.tensor));
+                t.backend->to_host(out.mutable_data(), t.tensor);
+                return out;
+            },
+            "A copy as a NumPy array; bf16 as uint16. Waits for the device.")
+        .def(
+            "from_host",
+            [](const OwnedTensor& t, const py::array& host) {
+                const py::array a = py::array::ensure(host, py::array::c_style);
+                LLMC_CHECK(a && a.nbytes() == t.tensor.bytes() && a.itemsize() == size_of(t.tensor.dtype),
+                           "an array of {} bytes does not fit {}", a ? a.nbytes() : 0, t.tensor);
+                t.backend->from_host(t.tensor, a.data());
+            },
+            "host"_a, "Copies an array of the same size in; bf16 as uint16.")
+        .def("__repr__", [](const OwnedTensor& t) { return format("Tensor({})", t.tensor); });
+}
+
+void bind_allocation(py::class_<Backend, std::shared_ptr<Backend>>& backend) {
+    backend.def("empty", &empty, "shape"_a, "dtype"_a = "f32", "A new tensor, filled with zeros.");
+}
+
+}  // namespace llmc

@@ -1,0 +1,84 @@
+// Arena: a table of named tensors that share one allocation. Rows are declared first, which costs nothing and
+// tells the size; then allocate() places them. A later clear() and declaration with other shapes reuses the
+// memory where it suffices.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+
+namespace llmc {
+
+class Arena {
+  public:
+    // `what` names the arena in errors; `align` is the alignment of each tensor in bytes, 1 to pack them as
+    // in a file.
+    Arena(std::string what, std::int64_t align) : what_(std::move(what)), align_(align) {}
+    ~Arena() { release(); }
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+
+    // Declares a tensor; `slot` receives its address in allocate(), and has its shape at once.
+    void add(Tensor& slot, std::string name, DType dtype, std::initializer_list<std::int64_t> shape) {
+        slot = Tensor(nullptr, dtype, shape);
+        offset_ = (offset_ + align_ - 1) / align_ * align_;
+        rows_.push_back({std::move(name), &slot, offset_});
+        offset_ += slot.bytes();
+    }
+
+    std::int64_t bytes() const { return offset_; }
+
+    void allocate(const std::shared_ptr<Backend>& backend) {
+        if (offset_ > capacity_) {
+            release();
+            try {
+                memory_ = backend->allocate(static_cast<std::size_t>(offset_));
+            } catch (const Error& e) {
+                throw Error(format("{} for {}", e.what(), what_));
+            }
+            backend_ = backend;
+            capacity_ = offset_;
+        }
+        for (Row& row : rows_) row.slot->data = static_cast<char*>(memory_) + row.offset;
+    }
+
+    // Forgets the rows, keeps the memory.
+    void clear() {
+        rows_.clear();
+        offset_ = 0;
+    }
+
+    void release() noexcept {
+        if (memory_) backend_->release(memory_);
+        for (Row& row : rows_) row.slot->data = nullptr;
+        memory_ = nullptr;
+        capacity_ = 0;
+    }
+
+    bool allocated() const { return memory_ != nullptr; }
+    std::size_t size() const { return rows_.size(); }
+    const std::string& name(std::size_t i) const { return rows_[i].name; }
+    Tensor tensor(std::size_t i) const { return *rows_[i].slot; }
+
+    // All of it, as bytes in the order of declaration. Only for a packed arena of one dtype.
+    Tensor whole(DType dtype) const { return Tensor(memory_, dtype, {offset_ / size_of(dtype)}); }
+
+  private:
+    struct Row {
+        std::string name;
+        Tensor* slot;
+        std::int64_t offset;
+    };
+    std::string what_;
+    std::int64_t align_;
+    std::vector<Row> rows_;
+    std::int64_t offset_ = 0;
+    std::shared_ptr<Backend> backend_;
+    void* memory_ = nullptr;
+    std::int64_t capacity_ = 0;
+};
+
+}  // namespace llmc

@@ -1,0 +1,40 @@
+// The fused ops composed of primitives, and the one place that knows which backends exist.
+#include "core/backend.h"
+
+#include "cpu/make_cpu.h"
+#include "cuda/make_cuda.h"
+
+namespace llmc {
+
+void Backend::fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd,
+                                               Tensor a, Tensor b, Tensor weight, Tensor bias) {
+    residual_forward(residual, a, b);
+    layernorm_forward(out, mean, rstd, residual, weight, bias);
+}
+
+void Backend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
+    matmul_forward(pre, inp, weight, bias);
+    gelu_forward(out, pre);
+}
+
+void Backend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                                   Tensor weight, Tensor pre, bool accumulate) {
+    matmul_backward(dinp, dweight, dbias, dout, inp, weight, accumulate);
+    gelu_backward(dinp, pre, dinp);
+}
+
+void Backend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) {
+    crossentropy_forward(losses, logits, targets, V);
+    crossentropy_softmax_backward(logits, targets, dloss, V);
+}
+
+std::shared_ptr<Backend> make_backend(const std::string& device, int threads) {
+    if (device == "cpu") return make_cpu(threads);
+    if (device == "cuda") return make_cuda(0);
+    if (device.rfind("cuda:", 0) == 0 && device.size() > 5 && device.size() < 9 &&
+        device.find_first_not_of("0123456789", 5) == std::string::npos)
+        return make_cuda(std::stoi(device.substr(5)));
+    throw ArgumentError(format("unknown device '{}': expected 'cpu', 'cuda' or 'cuda:N'", device));
+}
+
+}  // namespace llmc

@@ -1,0 +1,155 @@
+// THE contract. A Backend is a device: it owns memory, orders work, and implements every op of training and
+// generation. The model's schedule (csrc/model) is written once over this interface; csrc/cpu and csrc/cuda
+// implement it.
+//
+// Reading a declaration: outputs first, then inputs, then scalars. "=" overwrites, "+=" accumulates:
+// activations' gradients are overwritten unless said otherwise, parameters' gradients accumulate. float
+// tensors are f32 or bf16; arithmetic is in f32 and only the store rounds. Statistics (mean, rstd, lse,
+// losses, m, v) are f32 always. Shapes are checked once, by the function of the op's name in dims.h. Ops are
+// queued in call order; only to_host and synchronize wait.
+//
+// Letters: B batch, T time, C channels, OC output channels, NH heads, HS = C/NH head size, V vocabulary, Vp
+// padded V, N any number of rows (all leading extents of a tensor taken together).
+//
+// Primitive ops are pure virtual: a backend that forgets one does not compile. Fused ops have a default body
+// in backend.cpp, composed of primitives, which is also the oracle that a backend's own fused kernel is
+// tested against.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "core/tensor.h"
+
+namespace llmc {
+
+struct DeviceInfo {
+    std::string name;              // "cpu", "cuda:0"
+    std::string description;       // the hardware, in words
+    std::string isa;               // the kernel set chosen: "avx512", "sm_90"
+    int threads = 1;               // CPU threads that ops use
+    std::string pinning;           // how those threads are bound to CPUs, in words
+    std::int64_t total_bytes = 0;  // memory of the device; 0 where it is not known
+    std::int64_t free_bytes = 0;
+};
+
+// One step of AdamW (Loshchilov & Hutter 2019), everything that the host knows.
+struct AdamWStep {
+    float lr;
+    float beta1, beta2, eps, weight_decay;
+    float correction1, correction2;  // 1 - beta^t
+    std::uint32_t seed;              // of stochastic rounding, used where a bf16 parameter has no master
+};
+
+class Backend {
+  public:
+    virtual ~Backend() = default;
+
+    // ---- memory and order ----
+    virtual DeviceInfo info() const = 0;
+    virtual void* allocate(std::size_t bytes) = 0;  // zero-filled, 256-byte aligned; throws Error
+    virtual void release(void* memory) noexcept = 0;
+    virtual void zero(Tensor x) = 0;                           // x = 0
+    virtual void copy(Tensor out, Tensor inp) = 0;             // out = inp, converting between f32 and bf16
+    virtual void from_host(Tensor out, const void* host) = 0;  // host memory may be reused on return
+    virtual void to_host(void* host, Tensor inp) = 0;          // waits
+    virtual void synchronize() = 0;                            // waits
+
+    // A backend may keep packed copies of matmul weights: the parameters in `memory` have new values.
+    virtual void changed(Tensor memory) { (void)memory; }
+
+    // ---- primitive ops ----
+
+    // out[b,t] = wte[inp[b,t]] + wpe[start[b] + t]
+    // out (B,T,C)   inp (B,T) i32   wte (Vp,C)   wpe (maxT,C)
+    // start (B) i32, or absent, then 0: the position of each row's first token, for generation.
+    virtual void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) = 0;
+    // dwte[inp[b,t]] += dout[b,t];   dwpe[t] += sum_b dout[b,t]
+    // In a fixed order: the same bits on every run.
+    virtual void encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor inp) = 0;
+
+    // out = (inp - mean) * rstd * weight + bias per row, eps 1e-5
+    // out, inp (N,C)   mean, rstd (N)   weight, bias (C)
+    virtual void layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
+                                   Tensor bias) = 0;
+    // dinp += J^T dout;   dweight, dbias +=
+    // dinp, dout, inp (N,C)   dweight, dbias, weight (C)   mean, rstd (N)
+    virtual void layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                                    Tensor weight, Tensor mean, Tensor rstd) = 0;
+
+    // out = inp weight^T + bias
+    // out (N,OC), of inp's dtype or f32   inp (N,C)   weight (OC,C)   bias (OC) or absent
+    virtual void matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) = 0;
+    // dinp = dout weight;   dweight (+)= dout^T inp;   dbias (+)= column sums of dout
+    // dinp (N,C)   dweight (OC,C)   dbias (OC): any of the three may be absent.   dout (N,OC)
+    // accumulate false: dweight and dbias are overwritten, which saves zeroing and reading them.
+    virtual void matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                                 Tensor weight, bool accumulate) = 0;
+
+    // Causal multi-head attention, softmax(q k^T / sqrt(HS)) v per head. Keeps lse, the log-sum-exp of each
+    // row of scaled scores, and nothing else.
+    // out (B,T,C)   lse (B,NH,T)   qkv (B,T,3C): a row is [q | k | v], each NH heads of HS
+    virtual void attention_forward(Tensor out, Tensor lse, Tensor qkv, std::int64_t NH) = 0;
+    // dqkv = J^T dout
+    // dqkv, qkv (B,T,3C)   dout, out (B,T,C)   lse (B,NH,T)
+    virtual void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                                    std::int64_t NH) = 0;
+    // Generation. Stores k, v of T new positions, start[b].., in the caches; then position start[b]+t attends
+    // over 0..start[b]+t.
+    // out (B,T,C)   kcache, vcache (B,NH,maxT,HS)   qkv (B,T,3C)   start (B) i32
+    virtual void attention_decode(Tensor out, Tensor kcache, Tensor vcache, Tensor qkv, Tensor start,
+                                  std::int64_t NH) = 0;
+
+    // out = gelu(inp), the tanh form (Hendrycks & Gimpel 2016).   Any shape.
+    virtual void gelu_forward(Tensor out, Tensor inp) = 0;
+    // dinp = dout * gelu'(inp)   dinp may be dout.
+    virtual void gelu_backward(Tensor dinp, Tensor inp, Tensor dout) = 0;
+
+    // out = a + b   Any shape; out may be a or b.
+    virtual void residual_forward(Tensor out, Tensor a, Tensor b) = 0;
+
+    // losses = -log softmax(logits[:, :V])[target]
+    // losses (N) f32   logits (N,Vp)   targets (N) i32; a negative target is ignored: loss 0, gradient 0.
+    virtual void crossentropy_forward(Tensor losses, Tensor logits, Tensor targets, std::int64_t V) = 0;
+    // In place: logits = (softmax(logits[:, :V]) - onehot(target)) * dloss, and 0 in the padding V..Vp.
+    virtual void crossentropy_softmax_backward(Tensor logits, Tensor targets, float dloss,
+                                               std::int64_t V) = 0;
+
+    // out[0] += scale * sum(inp)   out (1) f32   inp f32, any shape.   In a fixed order.
+    virtual void sum(Tensor out, Tensor inp, float scale) = 0;
+    // out[0] += sum(inp^2)   out (1) f32   inp float, any shape.   In a fixed order.
+    virtual void global_norm_squared(Tensor out, Tensor inp) = 0;
+    // norm = sqrt(norm_squared);   factor = min(1, max_norm / norm), 1 where max_norm <= 0, NaN where norm is
+    // not finite.   norm, factor, norm_squared (1) f32
+    virtual void clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) = 0;
+
+    // g = grad * factor[0];   m = lerp(g, m, beta1);   v = lerp(g^2, v, beta2);
+    // param -= lr * ((m / correction1) / (sqrt(v / correction2) + eps) + weight_decay * param)
+    // Does nothing where factor[0] is not finite: a NaN gradient must not reach the weights.
+    // param, grad float   m, v f32, all of one shape.   master: absent for f32 parameters. For bf16 ones
+    // either absent (the new value is rounded stochastically) or i16: the 16 bits below param, which make an
+    // f32 weight of it (split_master in core/optimizer.h).
+    virtual void adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
+                       const AdamWStep& step) = 0;
+
+    // ---- fused ops ----
+
+    // residual = a + b;   out, mean, rstd = layernorm(residual)   all (N,C), mean and rstd (N)
+    virtual void fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd,
+                                                  Tensor a, Tensor b, Tensor weight, Tensor bias);
+    // pre = inp weight^T + bias;   out = gelu(pre)
+    virtual void matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias);
+    // dinp = (dout weight) * gelu'(pre), where inp = gelu(pre);   dweight, dbias as in matmul_backward
+    virtual void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                                      Tensor weight, Tensor pre, bool accumulate);
+    // Both halves of the classifier in one visit: losses, and dlogits in place of logits.
+    virtual void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V);
+};
+
+// "cpu", "cuda" (= "cuda:0"), "cuda:1", ...   threads <= 0: as many as the process may use.
+// Throws Error with the reason where the device is not there.
+std::shared_ptr<Backend> make_backend(const std::string& device, int threads = 0);
+
+}  // namespace llmc

@@ -1,0 +1,51 @@
+// Comm: the ranks that train one model together. Every rank issues the same collectives in the same order.
+//
+// A collective starts after the work that the backend has queued so far, runs beside what is queued later,
+// and is finished, as far as the backend's later work is concerned, at the next wait(). On a GPU nothing here
+// blocks the host but sum() and barrier().
+#pragma once
+
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace llmc {
+
+class Comm {
+  public:
+    virtual ~Comm() = default;
+    virtual int rank() const = 0;
+    virtual int size() const = 0;
+
+    virtual void all_reduce(Tensor x) = 0;  // x = sum over ranks of x
+    virtual void reduce_scatter(Tensor shard,
+                                Tensor full) = 0;            // shard = sum over ranks of full's rank-th piece
+    virtual void all_gather(Tensor full, Tensor shard) = 0;  // full's r-th piece = rank r's shard
+    virtual void broadcast(Tensor x, int root) = 0;
+    virtual void wait() = 0;
+
+    virtual void sum(std::vector<double>& x) = 0;  // host values, in a fixed order; waits
+    virtual void barrier() = 0;                    // waits
+};
+
+// One process: a sum over one rank.
+class Solo final : public Comm {
+  public:
+    int rank() const override { return 0; }
+    int size() const override { return 1; }
+    void all_reduce(Tensor) override {}
+    void reduce_scatter(Tensor shard, Tensor full) override { same(shard, full); }
+    void all_gather(Tensor full, Tensor shard) override { same(full, shard); }
+    void broadcast(Tensor, int) override {}
+    void wait() override {}
+    void sum(std::vector<double>&) override {}
+    void barrier() override {}
+
+  private:
+    static void same(const Tensor& a, const Tensor& b) {
+        LLMC_CHECK(a.data == b.data, "with one rank a shard is the whole: {} and {} must be the same memory",
+                   a, b);
+    }
+};
+
+}  // namespace llmc

@@ -1,0 +1,54 @@
+#include "core/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/check.h"
+
+namespace llmc {
+
+std::int64_t sample(const float* logits, std::int64_t V, const SamplerOptions& options, float coin) {
+    LLMC_CHECK(V > 0, "the vocabulary is empty");
+    LLMC_CHECK(options.temperature >= 0.0f, "temperature is {}, expected 0 or more", options.temperature);
+    LLMC_CHECK(options.top_k >= 0, "top_k is {}, expected 0 (no limit) or more", options.top_k);
+    LLMC_CHECK(options.top_p > 0.0f && options.top_p <= 1.0f, "top_p is {}, expected in (0, 1]",
+               options.top_p);
+    const std::int64_t best = std::max_element(logits, logits + V) - logits;
+    if (!std::isfinite(logits[best]))
+        throw Error(format("cannot sample: the largest logit is {}", logits[best]));
+    if (options.temperature == 0.0f) return best;
+
+    std::vector<double> p(static_cast<std::size_t>(V));
+    double total = 0.0;
+    for (std::int64_t i = 0; i < V; ++i)
+        total += p[i] = std::exp(static_cast<double>((logits[i] - logits[best]) / options.temperature));
+
+    if ((options.top_k > 0 && options.top_k < V) || options.top_p < 1.0f) {
+        std::vector<std::int64_t> order(static_cast<std::size_t>(V));
+        std::iota(order.begin(), order.end(), std::int64_t{0});
+        std::stable_sort(order.begin(), order.end(),
+                         [&](std::int64_t a, std::int64_t b) { return p[a] > p[b]; });
+        const std::int64_t most = options.top_k > 0 ? std::min(options.top_k, V) : V;
+        double kept = 0.0;
+        for (std::int64_t i = 0; i < V; ++i) {
+            double& q = p[static_cast<std::size_t>(order[i])];
+            if (i >= most || (i > 0 && kept >= options.top_p * total))
+                q = 0.0;
+            else
+                kept += q;
+        }
+        total = kept;
+    }
+    double below = 0.0;
+    std::int64_t last = best;
+    for (std::int64_t i = 0; i < V; ++i) {
+        if (p[i] == 0.0) continue;
+        below += p[i];
+        last = i;
+        if (coin * total < below) return i;
+    }
+    return last;  // rounding
+}
+
+}  // namespace llmc

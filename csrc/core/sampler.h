@@ -1,0 +1,19 @@
+// Choosing the next token from one row of logits.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace llmc {
+
+struct SamplerOptions {
+    float temperature = 1.0f;  // 0: the most likely token
+    std::int64_t top_k = 0;    // 0: no limit
+    float top_p = 1.0f;        // nucleus sampling (Holtzman et al. 2020); 1: no limit
+};
+
+// coin in [0, 1). Walks the cumulative probabilities in the order of token ids, as llm.c does; top_k and
+// top_p only remove tokens from the walk. Throws Error where no logit is finite.
+std::int64_t sample(const float* logits, std::int64_t V, const SamplerOptions& options, float coin);
+
+}  // namespace llmc

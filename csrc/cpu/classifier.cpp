@@ -1,0 +1,41 @@
+// Softmax and cross-entropy over rows of logits, and their gradient in place. Fused, both run in one visit to
+// a row.
+#include "core/dims.h"
+#include "cpu/cpu_backend.h"
+
+namespace llmc {
+
+void CpuBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V,
+                            bool gradient) {
+    constexpr const char* op = "classifier";
+    const ClassifierDims d = classifier_dims(op, logits, targets, V);
+    if (losses) detail::check_stat(op, "losses", losses, d.N);
+    for (std::int64_t i = 0; i < d.N; ++i)
+        LLMC_CHECK(targets.as<std::int32_t>()[i] < V,
+                   "{}: target {} at {} is outside of the vocabulary of {}", op,
+                   targets.as<std::int32_t>()[i], i, V);
+    visit_float(logits.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        for_ranges(d.N, 4, [&](std::int64_t r, std::int64_t rows) {
+            T* const x = logits.as<T>() + r * d.Vp;
+            kernels<T>().classifier(losses ? losses.as<float>() + r : nullptr, x, gradient ? x : nullptr,
+                                    targets.as<std::int32_t>() + r, dloss, rows, V, d.Vp);
+        });
+    });
+}
+
+void CpuBackend::crossentropy_forward(Tensor losses, Tensor logits, Tensor targets, std::int64_t V) {
+    detail::check_present("crossentropy_forward", "losses", losses);
+    classifier(losses, logits, targets, 0.0f, V, false);
+}
+
+void CpuBackend::crossentropy_softmax_backward(Tensor logits, Tensor targets, float dloss, std::int64_t V) {
+    classifier(Tensor(), logits, targets, dloss, V, true);
+}
+
+void CpuBackend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) {
+    detail::check_present("fused_classifier", "losses", losses);
+    classifier(losses, logits, targets, dloss, V, true);
+}
+
+}  // namespace llmc

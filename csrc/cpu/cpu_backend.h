@@ -1,0 +1,108 @@
+// The CPU as a Backend. Each op is defined in the file of its name; this header is their common room.
+#pragma once
+
+#include <type_traits>
+#include <vector>
+
+#include "core/backend.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace llmc {
+
+inline constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+class CpuBackend final : public Backend {
+  public:
+    explicit CpuBackend(int threads);
+    ~CpuBackend() override;
+
+    DeviceInfo info() const override;
+    void* allocate(std::size_t bytes) override;
+    void release(void* memory) noexcept override;
+    void zero(Tensor x) override;
+    void copy(Tensor out, Tensor inp) override;
+    void from_host(Tensor out, const void* host) override;
+    void to_host(void* host, Tensor inp) override;
+    void synchronize() override {}
+
+    void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) override;
+    void encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor inp) override;
+    void layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
+                           Tensor bias) override;
+    void layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, Tensor weight,
+                            Tensor mean, Tensor rstd) override;
+    void matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) override;
+    void matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, Tensor weight,
+                         bool accumulate) override;
+    void attention_forward(Tensor out, Tensor lse, Tensor qkv, std::int64_t NH) override;
+    void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                            std::int64_t NH) override;
+    void attention_decode(Tensor out, Tensor kcache, Tensor vcache, Tensor qkv, Tensor start,
+                          std::int64_t NH) override;
+    void gelu_forward(Tensor out, Tensor inp) override;
+    void gelu_backward(Tensor dinp, Tensor inp, Tensor dout) override;
+    void residual_forward(Tensor out, Tensor a, Tensor b) override;
+    void crossentropy_forward(Tensor losses, Tensor logits, Tensor targets, std::int64_t V) override;
+    void crossentropy_softmax_backward(Tensor logits, Tensor targets, float dloss, std::int64_t V) override;
+    void sum(Tensor out, Tensor inp, float scale) override;
+    void global_norm_squared(Tensor out, Tensor inp) override;
+    void clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) override;
+    void adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
+               const AdamWStep& step) override;
+
+    void fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd, Tensor a,
+                                          Tensor b, Tensor weight, Tensor bias) override;
+    void matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) override;
+    void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                              Tensor weight, Tensor pre, bool accumulate) override;
+    void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) override;
+
+  private:
+    // Calls body(begin, count) on pieces of at most `grain` elements of n.
+    template <class Body>
+    void for_ranges(std::int64_t n, std::int64_t grain, Body&& body) {
+        parallel_for(threads_, ceil_div(n, grain), [&](std::int64_t task, int) {
+            const std::int64_t begin = task * grain;
+            body(begin, n - begin < grain ? n - begin : grain);
+        });
+    }
+    template <class T>
+    const TypedKernels<T>& kernels() const {
+        return kernels_->of<T>();
+    }
+    // One 64-byte aligned buffer per thread of at least `bytes`; and one that all share.
+    void* thread_scratch(int thread) { return scratch_[static_cast<std::size_t>(thread)].data; }
+    void reserve_thread_scratch(std::int64_t bytes);
+    void* shared_scratch(std::int64_t bytes);
+
+    void product(const Gemm& g, DType dtype);
+    void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
+    void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
+
+    struct Scratch {
+        void* data = nullptr;
+        std::int64_t bytes = 0;
+    };
+    void grow(Scratch& scratch, std::int64_t bytes);
+
+    const Kernels* kernels_;
+    int threads_;
+    std::vector<Scratch> scratch_;
+    Scratch shared_;
+};
+
+// Calls body with a value of the C++ type of a float dtype: visit_float(x.dtype, [&](auto tag) { using T =
+// decltype(tag); ... }).
+template <class Body>
+void visit_float(DType dtype, Body&& body) {
+    if (dtype == DType::f32)
+        body(float{});
+    else
+        body(bf16{});
+}
+
+// Pieces small enough to balance and large enough that handing them out costs nothing.
+inline constexpr std::int64_t kGrain = 16384;
+
+}  // namespace llmc

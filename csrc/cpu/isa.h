@@ -1,0 +1,21 @@
+// Which kernel set runs here: the best that the CPU, the system and this build have, or the one that LLMC_ISA
+// names.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace llmc {
+
+struct IsaChoice {
+    const Kernels* kernels;
+    std::vector<std::string> usable;  // every set that would run here, worst first
+    std::vector<std::string> built;   // every set in this build
+};
+
+// Throws ArgumentError where LLMC_ISA names a set that is unknown, not built, or not supported by this CPU.
+IsaChoice choose_isa();
+
+}  // namespace llmc

@@ -1,0 +1,126 @@
+// The inner loops, one table per instruction set. Each simd/kernels_<isa>.cpp compiles simd/table.h for its
+// set and offers the result; cpu_backend chooses one at run time. The op files (layernorm.cpp, matmul.cpp,
+// ...) own shapes, work splitting and threads, and call these on ranges of rows, of elements, or on blocks of
+// a product.
+//
+// T is the storage type, float or bf16. All sums are f32 unless the type says double.
+#pragma once
+
+#include <cstdint>
+
+#include "core/bf16.h"
+
+namespace llmc {
+
+using i64 = std::int64_t;
+
+// C (M,N) = A (M,K) B (K,N), and what happens to each value on its way into memory. A and B are T.
+struct Gemm {
+    i64 M, N, K;
+    const void* a;
+    i64 lda;
+    bool a_kmajor;  // false: A(m,k) = a[m*lda + k];  true: a[k*lda + m]
+    const void* b;
+    i64 ldb;
+    bool b_kmajor;  // false: B(k,n) = b[n*ldb + k];  true: b[k*ldb + n]
+    void* c;
+    i64 ldc;
+    bool c_f32;         // C is f32, else T
+    bool accumulate;    // C += instead of C =
+    const void* bias;   // (N) T, added to every row; or null
+    void* pre;          // T, laid out as C: pre = A B + bias and C = gelu(pre); or null
+    const void* dgelu;  // T, laid out as C: C = (A B) * gelu'(dgelu); or null
+};
+
+// One head of one sequence. q, k, v, dq, dk, dv have row stride ldq, out and dout ldo.
+template <class T>
+struct AttentionHead {
+    i64 T_, HS, ldq, ldo;
+    const T *q, *k, *v;
+    T* out;
+    float* lse;
+    const T* dout;
+    T *dq, *dk, *dv;
+    float scale;  // 1 / sqrt(HS)
+};
+
+struct AdamWKernelStep {
+    float lr, beta1, beta2, eps, weight_decay, inv_correction1, inv_correction2, factor;
+    std::uint32_t seed;
+};
+
+template <class T>
+struct TypedKernels {
+    // ---- ranges of elements ----
+    void (*add)(T* out, const T* a, const T* b, i64 n);
+    void (*gelu_forward)(T* out, const T* inp, i64 n);
+    void (*gelu_backward)(T* dinp, const T* inp, const T* dout, i64 n);
+    void (*accumulate)(float* sum, const T* x, i64 n);  // sum += x
+    void (*add_into)(T* x, const float* sum, i64 n);    // x += sum
+    double (*sum_squares)(const T* x, i64 n);
+    void (*to_f32)(float* out, const T* inp, i64 n);
+    void (*from_f32)(T* out, const float* inp, i64 n);
+    // ---- ranges of rows of C channels ----
+    void (*layernorm_forward)(T* out, float* mean, float* rstd, const T* inp, const T* weight, const T* bias,
+                              i64 rows, i64 C);
+    void (*residual_layernorm_forward)(T* residual, T* out, float* mean, float* rstd, const T* a, const T* b,
+                                       const T* weight, const T* bias, i64 rows, i64 C);
+    // dinp += ; dweight, dbias (C) f32 +=
+    void (*layernorm_backward)(T* dinp, float* dweight, float* dbias, const T* dout, const T* inp,
+                               const T* weight, const float* mean, const float* rstd, i64 rows, i64 C);
+    void (*column_sum)(float* sum, const T* x, i64 rows, i64 ld, i64 cols);  // sum (cols) += sum of the rows
+    // losses and dlogits may be null: then that half is not done
+    void (*classifier)(float* losses, T* logits, T* dlogits, const std::int32_t* targets, float dloss,
+                       i64 rows, i64 V, i64 Vp);
+    // ---- products ----
+    // The block [m0,m1) x [n0,n1) of g. scratch: gemm_scratch(...) bytes, 64-byte aligned.
+    void (*gemm)(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch);
+    i64 (*gemm_scratch)(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1);
+    // For a handful of rows, as in generation: streams B (not k-major) once, unpacked. Columns [n0,n1) of g,
+    // M <= 8.
+    void (*matvec)(const Gemm& g, i64 n0, i64 n1);
+    // ---- attention ----
+    void (*attention_forward)(const AttentionHead<T>& head, i64 begin, i64 end,
+                              void* scratch);  // queries [begin,end)
+    i64 (*attention_forward_scratch)(i64 T_, i64 HS);
+    void (*attention_backward)(const AttentionHead<T>& head, void* scratch);
+    i64 (*attention_backward_scratch)(i64 T_, i64 HS);
+    // out (HS) = softmax(q K^T scale) V over n cached positions. scores: scratch of n floats
+    void (*attention_decode)(T* out, const T* q, const T* k, const T* v, i64 n, i64 HS, float scale,
+                             float* scores);
+};
+
+struct Kernels {
+    const char* isa;
+    TypedKernels<float> f32;
+    TypedKernels<bf16> bf16_;
+    double (*sum_f32)(const float* x, i64 n);
+    // param and grad types; master null or the lower halves (bf16 parameters only)
+    void (*adamw_f32)(float* p, float* m, float* v, const float* g, i64 n, const AdamWKernelStep& s);
+    void (*adamw_bf16)(bf16* p, std::int16_t* master, float* m, float* v, const bf16* g, i64 begin, i64 n,
+                       const AdamWKernelStep& s);
+    void (*adamw_bf16_grad_f32)(bf16* p, std::int16_t* master, float* m, float* v, const float* g, i64 begin,
+                                i64 n, const AdamWKernelStep& s);
+
+    template <class T>
+    const TypedKernels<T>& of() const;
+};
+template <>
+inline const TypedKernels<float>& Kernels::of<float>() const {
+    return f32;
+}
+template <>
+inline const TypedKernels<bf16>& Kernels::of<bf16>() const {
+    return bf16_;
+}
+
+// Each is null where the compiler could not build the set (cpu/simd/absent.cpp).
+const Kernels* kernels_baseline();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx512_bf16();
+const Kernels* kernels_amx();
+const Kernels* kernels_neon();
+const Kernels* kernels_neon_bf16();
+
+}  // namespace llmc

@@ -1,0 +1,137 @@
+// The three products of a linear layer. Blocks of C are tasks; a task's kernel (simd/gemm.h) packs and
+// multiplies.
+//   forward   out (N,OC)  = inp (N,C) weight^T         A = inp            B = weight^T
+//   dinp      (N,C)       = dout (N,OC) weight         A = dout           B = weight
+//   dweight   (OC,C)      = dout^T (OC,N) inp          A = dout^T         B = inp
+#include <algorithm>
+
+#include "core/dims.h"
+#include "cpu/cpu_backend.h"
+
+namespace llmc {
+
+namespace {
+
+constexpr std::int64_t kFewRows =
+    8;  // up to here the weight is streamed once, unpacked (simd/gemm.h: matvec)
+
+// A grid of tasks over C whose blocks are near 192 rows by as many columns as leave every thread several
+// tasks, cut evenly.
+struct Grid {
+    std::int64_t rows, columns;  // of a task
+    Grid(std::int64_t M, std::int64_t N, int threads) {
+        const std::int64_t row_tasks = std::max<std::int64_t>(1, (M + 96) / 192);
+        const std::int64_t wanted = threads == 1 ? 1 : 4 * threads;
+        std::int64_t column_tasks = ceil_div(wanted, row_tasks);
+        // Packing A is paid once per task: blocks stay wide.
+        column_tasks = std::clamp<std::int64_t>(column_tasks, 1, std::max<std::int64_t>(1, N / 192));
+        rows = ceil_div(ceil_div(M, row_tasks), 24) * 24;        // whole panels for every micro-kernel
+        columns = ceil_div(ceil_div(N, column_tasks), 48) * 48;  // whole strips
+    }
+};
+
+}  // namespace
+
+void CpuBackend::product(const Gemm& g, DType dtype) {
+    if (g.M == 0 || g.N == 0) return;
+    visit_float(dtype, [&](auto tag) {
+        using T = decltype(tag);
+        const TypedKernels<T>& k = kernels<T>();
+        if (g.M <= kFewRows && !g.a_kmajor && !g.b_kmajor) {
+            for_ranges(g.N, 64, [&](std::int64_t n, std::int64_t count) { k.matvec(g, n, n + count); });
+            return;
+        }
+        const Grid grid(g.M, g.N, threads_);
+        const std::int64_t row_tasks = ceil_div(g.M, grid.rows), column_tasks = ceil_div(g.N, grid.columns);
+        reserve_thread_scratch(k.gemm_scratch(g, 0, grid.rows, 0, grid.columns));
+        parallel_for(threads_, row_tasks * column_tasks, [&](std::int64_t task, int thread) {
+            const std::int64_t m = task / column_tasks * grid.rows, n = task % column_tasks * grid.columns;
+            k.gemm(g, m, std::min(g.M, m + grid.rows), n, std::min(g.N, n + grid.columns),
+                   thread_scratch(thread));
+        });
+    });
+}
+
+static Gemm forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight, Tensor bias) {
+    Gemm g{};
+    g.M = d.N, g.N = d.OC, g.K = d.C;
+    g.a = inp.data, g.lda = d.C;
+    g.b = weight.data, g.ldb = d.C;
+    g.c = out.data, g.ldc = d.OC;
+    g.c_f32 = out.dtype == DType::f32;
+    g.bias = bias.data;
+    return g;
+}
+
+void CpuBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) {
+    const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
+    product(forward_product(d, out, inp, weight, bias), inp.dtype);
+}
+
+void CpuBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
+    const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
+    detail::check_like("matmul_gelu_forward", "pre", pre, out);
+    detail::check_dtype("matmul_gelu_forward", "out", out, inp.dtype);
+    Gemm g = forward_product(d, out, inp, weight, bias);
+    g.pre = pre.data;
+    product(g, inp.dtype);
+}
+
+void CpuBackend::matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                                 Tensor weight, bool accumulate) {
+    matmul_gelu_backward(dinp, dweight, dbias, dout, inp, weight, Tensor(), accumulate);
+}
+
+// pre absent: without GELU.
+void CpuBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                                      Tensor weight, Tensor pre, bool accumulate) {
+    const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
+    if (dinp) {
+        if (pre) detail::check_matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
+        Gemm g{};
+        g.M = d.N, g.N = d.C, g.K = d.OC;
+        g.a = dout.data, g.lda = d.OC;
+        g.b = weight.data, g.ldb = d.C, g.b_kmajor = true;
+        g.c = dinp.data, g.ldc = d.C, g.c_f32 = dinp.dtype == DType::f32;
+        g.dgelu = pre.data;
+        product(g, weight.dtype);
+    }
+    if (dweight) {
+        Gemm g{};
+        g.M = d.OC, g.N = d.C, g.K = d.N;
+        g.a = dout.data, g.lda = d.OC, g.a_kmajor = true;
+        g.b = inp.data, g.ldb = d.C, g.b_kmajor = true;
+        g.c = dweight.data, g.ldc = d.C, g.c_f32 = dweight.dtype == DType::f32;
+        g.accumulate = accumulate;
+        product(g, weight.dtype);
+    }
+    if (dbias) bias_gradient(dbias, dout, accumulate);
+}
+
+// Column sums, by blocks of rows as in layernorm_backward.
+void CpuBackend::bias_gradient(Tensor dbias, Tensor dout, bool accumulate) {
+    constexpr std::int64_t kRows = 128;
+    const std::int64_t N = dout.rows(), OC = dout.cols(),
+                       blocks = std::max<std::int64_t>(1, ceil_div(N, kRows));
+    float* const partial = static_cast<float*>(shared_scratch(blocks * OC * 4));
+    visit_float(dout.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        parallel_for(threads_, blocks, [&](std::int64_t block, int) {
+            float* const sum = partial + block * OC;
+            std::fill(sum, sum + OC, 0.0f);
+            kernels<T>().column_sum(sum, dout.as<T>() + block * kRows * OC,
+                                    std::min(kRows, N - block * kRows), OC, OC);
+        });
+    });
+    for (std::int64_t block = 1; block < blocks; ++block)
+        kernels<float>().accumulate(partial, partial + block * OC, OC);
+    visit_float(dbias.dtype, [&](auto tag) {
+        using G = decltype(tag);
+        if (accumulate)
+            kernels<G>().add_into(dbias.as<G>(), partial, OC);
+        else
+            kernels<G>().from_f32(dbias.as<G>(), partial, OC);
+    });
+}
+
+}  // namespace llmc

@@ -1,0 +1,297 @@
+// Matrix products: C = A B in blocks that fit the caches.
+//
+//   for a block of kMB rows of C                         (a task owns a range of rows and columns of C)
+//     for a stretch of kKS of the reduction              A's block is packed into panels of MR rows: it stays
+//     in L2
+//       for a strip of NR columns
+//         for a stretch of kKC                           B's strip is packed: it stays in L1
+//           for each panel: the micro-kernel             an MR x NR tile of C in registers
+//         last stretch: the epilogue (bias, GELU, accumulate, rounding) takes the strip from scratch to
+//         memory
+//
+// A Product says how two elements meet: their storage type T, the Unit that the micro-kernel broadcasts (a
+// float, or a pair of bf16 adjacent in the reduction), and multiply-add. Panels are padded with zeros, so
+// only packing and the epilogue know about edges. The order of every sum depends on K alone: not on the
+// tasks, so not on the number of threads.
+#pragma once
+
+namespace {
+
+using llmc::Gemm;
+
+constexpr int kNR = kNV * Vec::W;
+
+struct ProductF32 {
+    using T = float;
+    using Unit = float;
+    using Left = float;  // how attention stores a left operand that it computes
+    static constexpr int kPerUnit = 1;
+    static Vec multiply_add(const Unit* a, Vec b, Vec c) { return fma(set1(*a), b, c); }
+    static Vec load_k(const T* p, int n) { return n == Vec::W ? load(p) : load(p, n); }  // units along k
+    static Vec load_n(const T* p, i64, int, int n) {
+        return n == Vec::W ? load(p) : load(p, n);
+    }  // one unit per column
+};
+
+// bf16 in memory, f32 in the registers: for sets that have no bf16 arithmetic, and for CPUs where it is slow.
+struct ProductWiden {
+    using T = bf16;
+    using Unit = float;
+    using Left = float;
+    static constexpr int kPerUnit = 1;
+    static Vec multiply_add(const Unit* a, Vec b, Vec c) { return fma(set1(*a), b, c); }
+    static Vec load_k(const T* p, int n) { return n == Vec::W ? load(p) : load(p, n); }
+    static Vec load_n(const T* p, i64, int, int n) { return n == Vec::W ? load(p) : load(p, n); }
+};
+
+// out[k][i], i < WIDTH, from WIDTH rows that are contiguous along k. units: of the reduction; elements: what
+// of it exists.
+template <class P, int WIDTH>
+inline void pack_rows(typename P::Unit* out, const typename P::T* src, i64 ld, i64 rows, i64 elements) {
+    constexpr int W = Vec::W;
+    const i64 units = (elements + P::kPerUnit - 1) / P::kPerUnit;
+    for (int group = 0; group < WIDTH; group += W) {
+        constexpr int kLast = WIDTH % W == 0 ? W : WIDTH % W;
+        const int width = group + W <= WIDTH ? W : kLast;
+        for (i64 k = 0; k < units; k += W) {
+            Vec t[W];
+            const i64 left = elements - k * P::kPerUnit;
+            const int n = left < W * P::kPerUnit ? static_cast<int>(left) : W * P::kPerUnit;
+            if (n == W * P::kPerUnit && group + W <= rows) {
+                for (int i = 0; i < W; ++i)
+                    t[i] = P::load_k(src + (group + i) * ld + k * P::kPerUnit, W * P::kPerUnit);
+            } else {
+                for (int i = 0; i < W; ++i)
+                    t[i] = group + i < rows ? P::load_k(src + (group + i) * ld + k * P::kPerUnit, n) : zero();
+            }
+            transpose(t);
+            float* dst = reinterpret_cast<float*>(out) + k * WIDTH + group;
+            const i64 count = units - k < W ? units - k : W;
+            if (width == W && count == W) {
+                for (int i = 0; i < W; ++i) store(dst + i * WIDTH, t[i]);
+            } else {
+                for (i64 i = 0; i < count; ++i) store(dst + i * WIDTH, t[i], width);
+            }
+        }
+    }
+}
+
+// The same from a matrix in which k is the slow direction: rows of `columns` valid elements, one below the
+// other.
+template <class P, int WIDTH>
+inline void pack_columns(typename P::Unit* out, const typename P::T* src, i64 ld, i64 columns, i64 elements) {
+    constexpr int W = Vec::W;
+    const i64 units = (elements + P::kPerUnit - 1) / P::kPerUnit;
+    for (i64 k = 0; k < units; ++k) {
+        const i64 left = elements - k * P::kPerUnit;
+        const int present = left < P::kPerUnit ? static_cast<int>(left) : P::kPerUnit;
+        const typename P::T* row = src + k * P::kPerUnit * ld;
+        float* dst = reinterpret_cast<float*>(out) + k * WIDTH;
+        for (int group = 0; group < WIDTH; group += W) {
+            const int width = WIDTH - group < W ? WIDTH - group : W;
+            const i64 valid = columns - group;
+            const int n = valid >= width ? width : valid > 0 ? static_cast<int>(valid) : 0;
+            const Vec v = n > 0 ? P::load_n(row + group, ld, present, n) : zero();
+            if (width == W)
+                store(dst + group, v);
+            else
+                store(dst + group, v, width);
+        }
+    }
+}
+
+template <class P, int WIDTH>
+inline void pack(typename P::Unit* out, const typename P::T* src, i64 ld, bool kmajor, i64 width,
+                 i64 elements) {
+    if (kmajor)
+        pack_columns<P, WIDTH>(out, src, ld, width, elements);
+    else
+        pack_rows<P, WIDTH>(out, src, ld, width, elements);
+}
+
+// c (MR x NV vectors, row stride ldc) = or += a b over K units. Row i, unit k of A: a[i*row + k*step]. b:
+// [K][ldb].
+template <class P, int NV>
+inline void micro_kernel(const typename P::Unit* a, i64 row, i64 step, const typename P::Unit* b, i64 ldb,
+                         float* c, i64 ldc, i64 K, bool accumulate) {
+    Vec acc[kMR][NV];
+    LLMC_UNROLL
+    for (int i = 0; i < kMR; ++i) {
+        LLMC_UNROLL
+        for (int j = 0; j < NV; ++j) acc[i][j] = zero();
+    }
+    const float* bf = reinterpret_cast<const float*>(b);
+    for (i64 k = 0; k < K; ++k) {
+        Vec bv[NV];
+        LLMC_UNROLL
+        for (int j = 0; j < NV; ++j) bv[j] = load(bf + j * Vec::W);
+        LLMC_UNROLL
+        for (int i = 0; i < kMR; ++i) {
+            LLMC_UNROLL
+            for (int j = 0; j < NV; ++j) acc[i][j] = P::multiply_add(a + i * row, bv[j], acc[i][j]);
+        }
+        bf += ldb;
+        a += step;
+    }
+    LLMC_UNROLL
+    for (int i = 0; i < kMR; ++i) {
+        LLMC_UNROLL
+        for (int j = 0; j < NV; ++j) {
+            float* p = c + i * ldc + j * Vec::W;
+            store(p, accumulate ? load(p) + acc[i][j] : acc[i][j]);
+        }
+    }
+}
+
+// Strips narrower than NR: as many vectors as the columns need.
+template <class P>
+inline void micro_strip(int nv, const typename P::Unit* a, i64 row, i64 step, const typename P::Unit* b,
+                        i64 ldb, float* c, i64 ldc, i64 K, bool accumulate) {
+    if (nv == kNV) return micro_kernel<P, kNV>(a, row, step, b, ldb, c, ldc, K, accumulate);
+    if constexpr (kNV > 2) {
+        if (nv == 2) return micro_kernel<P, 2>(a, row, step, b, ldb, c, ldc, K, accumulate);
+    }
+    micro_kernel<P, 1>(a, row, step, b, ldb, c, ldc, K, accumulate);
+}
+
+inline i64 round_up(i64 n, i64 unit) { return (n + unit - 1) / unit * unit; }
+inline i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
+
+// One strip of C, rows x columns, from scratch to memory.
+template <class T, class G>
+void epilogue(const Gemm& g, const float* strip, i64 m0, i64 n0, i64 rows, i64 columns) {
+    for (i64 r = 0; r < rows; ++r) {
+        const float* s = strip + r * kNR;
+        const i64 at = (m0 + r) * g.ldc + n0;
+        G* c = static_cast<G*>(g.c) + at;
+        const T* bias = g.bias ? static_cast<const T*>(g.bias) + n0 : nullptr;
+        T* pre = g.pre ? static_cast<T*>(g.pre) + at : nullptr;
+        const T* dgelu = g.dgelu ? static_cast<const T*>(g.dgelu) + at : nullptr;
+        each(columns, [=](i64 i, auto m) {
+            Vec v = load(s + i, m);
+            if (bias) v = v + load(bias + i, m);
+            if (g.accumulate) v = load(c + i, m) + v;
+            if (pre) {
+                v = as_stored<T>(v);
+                store(pre + i, v, m);
+                v = gelu(v);
+            }
+            if (dgelu) v = as_stored<T>(v) * gelu_gradient(load(dgelu + i, m));
+            store(c + i, v, m);
+        });
+    }
+}
+
+// Scratch: A's panels, B's strip, C's strips (one strip is enough when the reduction takes one stretch).
+template <class P>
+struct GemmScratch {
+    i64 rows, a_units, b_units, c_floats;
+    GemmScratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
+        rows = round_up(smaller(kMB, m1 - m0), kMR);
+        const i64 units = (smaller(kKS * P::kPerUnit, g.K) + P::kPerUnit - 1) / P::kPerUnit;
+        a_units = round_up(rows * units, 16);
+        b_units = kKC * kNR;
+        const i64 strips = g.K <= kKS * P::kPerUnit ? 1 : (n1 - n0 + kNR - 1) / kNR;
+        c_floats = strips * rows * kNR;
+    }
+    i64 bytes() const { return (a_units + b_units + c_floats) * 4; }
+};
+
+template <class P>
+i64 gemm_scratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
+    return GemmScratch<P>(g, m0, m1, n0, n1).bytes();
+}
+
+template <class P>
+void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
+    using T = typename P::T;
+    using Unit = typename P::Unit;
+    constexpr i64 kStretch = kKS * P::kPerUnit;
+    const GemmScratch<P> sizes(g, m0, m1, n0, n1);
+    Unit* const a_panels = static_cast<Unit*>(scratch);
+    Unit* const b_strip = a_panels + sizes.a_units;
+    float* const c_strips = reinterpret_cast<float*>(b_strip + sizes.b_units);
+    const T* const a = static_cast<const T*>(g.a);
+    const T* const b = static_cast<const T*>(g.b);
+
+    for (i64 m = m0; m < m1; m += kMB) {
+        const i64 rows = smaller(kMB, m1 - m);
+        for (i64 ks = 0; ks < g.K || ks == 0; ks += kStretch) {
+            const i64 elements = smaller(kStretch, g.K - ks);
+            const i64 units = (elements + P::kPerUnit - 1) / P::kPerUnit;
+            for (i64 r = 0; r < rows; r += kMR) {
+                const T* src = g.a_kmajor ? a + ks * g.lda + m + r : a + (m + r) * g.lda + ks;
+                pack<P, kMR>(a_panels + r * units, src, g.lda, g.a_kmajor, smaller(kMR, rows - r), elements);
+            }
+            const bool last = ks + kStretch >= g.K;
+            for (i64 n = n0; n < n1; n += kNR) {
+                const i64 columns = smaller(kNR, n1 - n);
+                const int nv = static_cast<int>((columns + Vec::W - 1) / Vec::W);
+                float* strip = c_strips + (g.K <= kStretch ? 0 : (n - n0) / kNR * sizes.rows * kNR);
+                for (i64 kc = 0; kc < units; kc += kKC) {
+                    const i64 k = ks + kc * P::kPerUnit;
+                    const i64 count = smaller(kKC, units - kc);
+                    const T* src = g.b_kmajor ? b + k * g.ldb + n : b + n * g.ldb + k;
+                    pack<P, kNR>(b_strip, src, g.ldb, g.b_kmajor, columns,
+                                 smaller(kKC * P::kPerUnit, elements - kc * P::kPerUnit));
+                    for (i64 r = 0; r < rows; r += kMR)
+                        micro_strip<P>(nv, a_panels + r * units + kc * kMR, 1, kMR, b_strip, kNR,
+                                       strip + r * kNR, kNR, count, k > 0);
+                }
+                if (last) {
+                    if (g.c_f32)
+                        epilogue<T, float>(g, strip, m, n, rows, columns);
+                    else
+                        epilogue<T, T>(g, strip, m, n, rows, columns);
+                }
+            }
+        }
+    }
+}
+
+// ---- a handful of rows: dot products along the rows of B as they lie in memory, so that each weight is read once ----
+
+template <class P, int ROWS>
+void matvec_rows(const Gemm& g, i64 m, i64 n0, i64 n1) {
+    using T = typename P::T;
+    constexpr int COLS = 4;
+    const T* const x = static_cast<const T*>(g.a) + m * g.lda;
+    for (i64 n = n0; n < n1; n += COLS) {
+        const i64 columns = smaller(COLS, n1 - n);
+        const T* w[COLS];
+        for (int j = 0; j < COLS; ++j)
+            w[j] = static_cast<const T*>(g.b) + (n + smaller(j, columns - 1)) * g.ldb;
+        Vec acc[ROWS][COLS];
+        for (int i = 0; i < ROWS; ++i)
+            for (int j = 0; j < COLS; ++j) acc[i][j] = zero();
+        each(g.K, [&](i64 k, auto mask) {
+            Vec wv[COLS];
+            LLMC_UNROLL
+            for (int j = 0; j < COLS; ++j) wv[j] = load(w[j] + k, mask);
+            LLMC_UNROLL
+            for (int i = 0; i < ROWS; ++i) {
+                const Vec xv = load(x + i * g.lda + k, mask);
+                LLMC_UNROLL
+                for (int j = 0; j < COLS; ++j) acc[i][j] = fma(xv, wv[j], acc[i][j]);
+            }
+        });
+        for (int i = 0; i < ROWS; ++i) {
+            float strip[kNR > COLS ? kNR : COLS];
+            for (int j = 0; j < COLS; ++j) strip[j] = sum(acc[i][j]);
+            if (g.c_f32)
+                epilogue<T, float>(g, strip, m + i, n, 1, columns);
+            else
+                epilogue<T, T>(g, strip, m + i, n, 1, columns);
+        }
+    }
+}
+
+template <class P>
+void matvec(const Gemm& g, i64 n0, i64 n1) {
+    i64 m = 0;
+    for (; m + 4 <= g.M; m += 4) matvec_rows<P, 4>(g, m, n0, n1);
+    for (; m + 2 <= g.M; m += 2) matvec_rows<P, 2>(g, m, n0, n1);
+    if (m < g.M) matvec_rows<P, 1>(g, m, n0, n1);
+}
+
+}  // namespace

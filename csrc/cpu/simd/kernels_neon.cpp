@@ -1,0 +1,27 @@
+// NEON (every aarch64). bf16 is widened to f32 in packing.
+#include <math.h>
+
+#include "cpu/kernels.h"
+#include "cpu/simd/unroll.h"
+#include "cpu/simd/vec_neon.h"
+#include "cpu/simd/math.h"
+#include "cpu/simd/rows.h"
+
+namespace {
+// 8 x 12: 24 accumulators, 3 vectors of B and 1 of A in 32 registers.
+constexpr int kMR = 8, kNV = 3;
+constexpr i64 kKC = 512, kKS = 768, kMB = 192;
+}  // namespace
+
+#include "cpu/simd/gemm.h"
+#include "cpu/simd/attention.h"
+
+namespace {
+using Bf16Product = ProductWiden;
+}
+#include "cpu/simd/table.h"
+
+namespace {
+constexpr llmc::Kernels table = make_kernels("neon");
+}
+const llmc::Kernels* llmc::kernels_neon() { return &table; }

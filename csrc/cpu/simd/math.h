@@ -1,0 +1,98 @@
+// Vector functions over Vec, and the loops that give a tail its own, masked, last step.
+#pragma once
+
+namespace {
+
+using llmc::i64;
+
+// A full vector, or the first n lanes of one: load(p, All{}) and load(p, n) read alike, so a loop body is
+// written once.
+struct All {};
+template <class T>
+inline Vec load(const T* p, All) {
+    return load(p);
+}
+template <class T>
+inline void store(T* p, Vec a, All) {
+    store(p, a);
+}
+inline int lanes(All) { return Vec::W; }
+inline int lanes(int n) { return n; }
+
+template <class Body>
+inline void each(i64 n, Body body) {
+    i64 i = 0;
+    for (; i + Vec::W <= n; i += Vec::W) body(i, All{});
+    if (i < n) body(i, static_cast<int>(n - i));
+}
+
+// The sum of term(i, lanes) over n elements; four partial sums hide the latency of the addition. Lanes past a
+// tail must be 0.
+template <class Term>
+inline Vec reduce(i64 n, Term term) {
+    Vec s0 = zero(), s1 = zero(), s2 = zero(), s3 = zero();
+    i64 i = 0;
+    for (; i + 4 * Vec::W <= n; i += 4 * Vec::W) {
+        s0 = s0 + term(i, All{});
+        s1 = s1 + term(i + Vec::W, All{});
+        s2 = s2 + term(i + 2 * Vec::W, All{});
+        s3 = s3 + term(i + 3 * Vec::W, All{});
+    }
+    for (; i + Vec::W <= n; i += Vec::W) s0 = s0 + term(i, All{});
+    if (i < n) s1 = s1 + term(i, static_cast<int>(n - i));
+    return (s0 + s1) + (s2 + s3);
+}
+
+// What a later reader of the stored value will see.
+template <class T>
+inline Vec as_stored(Vec a);
+template <>
+inline Vec as_stored<float>(Vec a) {
+    return a;
+}
+template <>
+inline Vec as_stored<bf16>(Vec a) {
+    bf16 t[Vec::W];
+    store(t, a);
+    return load(t);
+}
+
+inline float first_lane(Vec a) {
+    float x;
+    store(&x, a, 1);
+    return x;
+}
+
+// e^x to 1 ulp: x = n ln2 + r, the polynomial of degree 6 of Cephes' expf on |r| <= ln2/2, then the exponent
+// n. Saturates outside of [-87.3, 88.3]; a NaN comes through (which is why the constants are the first
+// operands).
+inline Vec exp(Vec x) {
+    x = min(set1(88.3762588f), max(set1(-87.3365402f), x));
+    const Vec n = round(x * set1(1.44269504f));
+    Vec r = fnma(n, set1(0.693359375f), x);
+    r = fnma(n, set1(-2.12194440e-4f), r);
+    Vec p = set1(1.9875691500e-4f);
+    p = fma(p, r, set1(1.3981999507e-3f));
+    p = fma(p, r, set1(8.3334519073e-3f));
+    p = fma(p, r, set1(4.1665795894e-2f));
+    p = fma(p, r, set1(1.6666665459e-1f));
+    p = fma(p, r, set1(5.0000001201e-1f));
+    return scale2(fma(p * r, r, r) + set1(1.0f), n);
+}
+
+// gelu(x) = x/2 (1 + tanh u) = x sigmoid(2u),  2u = 2 sqrt(2/pi) (x + 0.044715 x^3): one exponential, and
+// none of the cancellation of 1 + tanh u at negative x.
+constexpr float kGelu1 = 1.5957691216f;  // 2 sqrt(2/pi)
+constexpr float kGelu3 = 1.5957691216f * 0.044715f;
+inline Vec gelu_sigmoid(Vec x) {
+    const Vec minus_2u = x * fma(x * x, set1(-kGelu3), set1(-kGelu1));
+    return set1(1.0f) / (set1(1.0f) + exp(minus_2u));
+}
+inline Vec gelu(Vec x) { return x * gelu_sigmoid(x); }
+inline Vec gelu_gradient(Vec x) {
+    const Vec s = gelu_sigmoid(x);
+    const Vec slope = fma(x * x, set1(3.0f * kGelu3), set1(kGelu1));
+    return fma(x * slope * s, set1(1.0f) - s, s);
+}
+
+}  // namespace

@@ -1,0 +1,50 @@
+// Included last by each kernels_<isa>.cpp, after the Vec of the set and its constants:
+//   kMR, kNV   the micro-kernel's tile: MR rows, NV vectors.  Accumulators + NV + 1 must fit the register
+//   file. kKC        units of the reduction in a packed strip of B: kKC * NR * 4 bytes stay in L1 kKS, kMB
+//   units of the reduction and rows in a packed block of A: kKS * kMB * 4 bytes stay in L2 Bf16Product  how
+//   bf16 is multiplied
+#pragma once
+
+namespace {
+
+template <class P>
+constexpr llmc::TypedKernels<typename P::T> typed_kernels() {
+    using T = typename P::T;
+    llmc::TypedKernels<T> t{};
+    t.add = add<T>;
+    t.gelu_forward = gelu_forward<T>;
+    t.gelu_backward = gelu_backward<T>;
+    t.accumulate = accumulate<T>;
+    t.add_into = add_into<T>;
+    t.sum_squares = sum_squares<T>;
+    t.to_f32 = to_f32<T>;
+    t.from_f32 = from_f32<T>;
+    t.layernorm_forward = layernorm_forward<T>;
+    t.residual_layernorm_forward = residual_layernorm_forward<T>;
+    t.layernorm_backward = layernorm_backward<T>;
+    t.column_sum = column_sum<T>;
+    t.classifier = classifier<T>;
+    t.gemm = gemm<P>;
+    t.gemm_scratch = gemm_scratch<P>;
+    t.matvec = matvec<P>;
+    t.attention_forward = attention_forward<P>;
+    t.attention_forward_scratch = attention_forward_scratch<P>;
+    t.attention_backward = attention_backward<P>;
+    t.attention_backward_scratch = attention_backward_scratch<P>;
+    t.attention_decode = attention_decode<T>;
+    return t;
+}
+
+constexpr llmc::Kernels make_kernels(const char* isa) {
+    llmc::Kernels k{};
+    k.isa = isa;
+    k.f32 = typed_kernels<ProductF32>();
+    k.bf16_ = typed_kernels<Bf16Product>();
+    k.sum_f32 = sum_f32;
+    k.adamw_f32 = adamw_f32;
+    k.adamw_bf16 = adamw_bf16<bf16>;
+    k.adamw_bf16_grad_f32 = adamw_bf16<float>;
+    return k;
+}
+
+}  // namespace

@@ -1,0 +1,1 @@
+from llmc._llmc import Error
