@@ -80,6 +80,28 @@ void bind_tensor(py::module_& m) {
                 t.backend->from_host(t.tensor, a.data());
             },
             "host"_a, "Copies an array of the same size in; bf16 as uint16.")
+        .def_property_readonly("numel", [](const OwnedTensor& t) { return t.tensor.numel(); })
+        .def(
+            "read",
+            [](const OwnedTensor& t, std::int64_t begin, std::int64_t count) {
+                const Tensor part = t.tensor.view({t.tensor.numel()}).slice(begin, begin + count);
+                py::array out(py::dtype(numpy_name(part.dtype)), shape_of(part));
+                void* const data = out.mutable_data();
+                const py::gil_scoped_release release;
+                t.backend->to_host(data, part);
+                return out;
+            },
+            "begin"_a, "count"_a, "A copy of some elements in row-major order, as a NumPy array. Waits.")
+        .def(
+            "write",
+            [](const OwnedTensor& t, std::int64_t begin, const py::array& host) {
+                const py::array a = py::array::ensure(host, py::array::c_style);
+                LLMC_CHECK(a && a.itemsize() == size_of(t.tensor.dtype),
+                           "an array of {} bytes an element does not fit {}", a ? a.itemsize() : 0, t.tensor);
+                t.backend->from_host(t.tensor.view({t.tensor.numel()}).slice(begin, begin + a.size()),
+                                     a.data());
+            },
+            "begin"_a, "host"_a, "Copies elements in, from `begin` on in row-major order.")
         .def("__repr__", [](const OwnedTensor& t) { return format("Tensor({})", t.tensor); });
 }
 

@@ -1,1 +1,11 @@
-from llmc._llmc import Error
+"""llmc: GPT-2 and GPT-3 pretraining with hand-written kernels."""
+
+from llmc._llmc import Backend, Error, __version__
+from llmc.config import GPT2Config
+from llmc.data import DataLoader
+from llmc.model import GPT2
+from llmc.optim import AdamW
+from llmc.schedule import lr_schedule
+from llmc.tokenizer import Tokenizer
+
+__all__ = ["GPT2", "AdamW", "Backend", "DataLoader", "Error", "GPT2Config", "Tokenizer", "__version__", "lr_schedule"]

@@ -1,0 +1,81 @@
+"""Generation with a cache of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmc import _llmc
+
+if TYPE_CHECKING:
+    from llmc.model import GPT2
+
+
+class _Sequence:
+    """One sequence of a batch: its tokens, its coin, its place in the cache. The newest token is not in the cache yet."""
+
+    def __init__(self, model: GPT2, cache: _llmc.KVCache, index: int, prompt: Sequence[int], seed: int) -> None:
+        self.model, self.cache, self.index = model, cache, index
+        self.tokens = [int(t) for t in prompt]
+        self.coin = _llmc.XorShift(seed)
+        self.new: list[int] = []
+        self.done = False
+
+    def encode(self, context: list[int]) -> None:
+        self.cache.clear(self.index)
+        if context:
+            self.model.native.prefill(self.cache, self.index, np.asarray(context, dtype=np.int32))
+
+    def begin(self) -> None:
+        room = self.cache.max_len
+        self.encode(self.tokens[:-1] if len(self.tokens) <= room else self.tokens[-max(1, room // 2) : -1])
+
+    def make_room(self) -> None:
+        """The documented rule: a full cache is emptied, and the last half of it encoded again at positions 0.. ."""
+        if self.cache.length(self.index) >= self.cache.max_len:
+            self.encode(self.tokens[-max(1, self.cache.max_len // 2) : -1])
+
+    def draw(self, logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, stop: int | None) -> None:
+        token = _llmc.sample(logits, self.coin.randfloat32(), temperature, top_k, top_p)
+        self.done = token == stop
+        if not self.done:
+            self.tokens.append(token)
+            self.new.append(token)
+
+
+def generate(
+    model: GPT2,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    stop_token: int | None,
+) -> Iterator[list[list[int]]]:
+    """Yields, after each step, the new tokens of every prompt so far.
+
+    One decode() serves all sequences, so the weights are read once for the batch; a finished sequence idles along.
+    """
+    if any(len(p) == 0 for p in prompts):
+        raise ValueError("the prompt is empty: start from the end-of-text token")
+    if max_new_tokens <= 0 or not prompts:
+        return
+    length = min(model.config.max_seq_len, max(len(p) for p in prompts) + max_new_tokens)
+    cache = _llmc.KVCache(model.native, len(prompts), length)
+    batch = [_Sequence(model, cache, i, p, seed + i) for i, p in enumerate(prompts)]
+    for s in batch:
+        s.begin()
+    for _ in range(max_new_tokens):
+        for s in batch:
+            s.make_room()
+        logits = model.native.decode(cache, np.asarray([s.tokens[-1] for s in batch], dtype=np.int32))
+        for s in batch:
+            if not s.done:
+                s.draw(logits[s.index], temperature, top_k, top_p, stop_token)
+        yield [s.new for s in batch]
+        if all(s.done for s in batch):
+            return

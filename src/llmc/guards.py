@@ -1,0 +1,110 @@
+"""What keeps a run from harming itself: outliers, NaN, and asking for more memory than there is."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import psutil
+
+from llmc import _llmc
+from llmc.config import GPT2Config
+
+WINDOW = 128
+
+
+class OutlierDetector:
+    """z-scores against the last 128 values.
+
+    As llm.c's, but a value is judged against the window before it (in llm.c it is part of its own window, so no z-score can pass
+    11.3), and a value that is not finite is not taken in (there one NaN blinds the detector for ever).
+    """
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=WINDOW)
+
+    def update(self, value: float) -> float:
+        """The z-score of value; NaN until the window is full, and for a value that is not finite."""
+        if not math.isfinite(value):
+            return math.nan
+        z = math.nan
+        if len(self._values) == WINDOW:
+            mean = math.fsum(self._values) / WINDOW
+            variance = math.fsum((v - mean) ** 2 for v in self._values) / WINDOW
+            z = (value - mean) / math.sqrt(variance) if variance > 0 else 0.0
+        self._values.append(value)
+        return z
+
+    def state(self) -> list[float]:
+        return list(self._values)
+
+    def set_state(self, values: list[float]) -> None:
+        self._values = deque((float(v) for v in values), maxlen=WINDOW)
+
+
+def available_memory(backend: _llmc.Backend) -> int:
+    """Bytes that can be allocated on the device now; on the CPU within the limits of the container."""
+    info = backend.info()
+    if info.name != "cpu":
+        return info.free_bytes
+    free = psutil.virtual_memory().available
+    for limit_path, used_path in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            with open(limit_path) as limit, open(used_path) as used:
+                text = limit.read().strip()
+                if text != "max":
+                    free = min(free, max(0, int(text) - int(used.read())))
+        except (OSError, ValueError):
+            pass
+    return free
+
+
+def check_memory(
+    backend: _llmc.Backend,
+    config: GPT2Config,
+    *,
+    dtype: str,
+    grad_dtype: str,
+    B: int,
+    T: int,
+    recompute: int,
+    classifier_rows: int,
+    master_weights: bool,
+) -> _llmc.MemoryPlan:
+    """Estimates a training run's memory before any of it is allocated. MemoryError, with what would help, where it does not fit."""
+
+    def plan(B: int, recompute: int, rows: int = classifier_rows) -> _llmc.MemoryPlan:
+        return _llmc.memory_plan(config.native(), dtype, grad_dtype, B, T, recompute, rows, True, master_weights)
+
+    needed, free = plan(B, recompute), available_memory(backend)
+    if needed.total <= free:
+        return needed
+    largest = next((b for b in range(B - 1, 0, -1) if plan(b, recompute).total <= free), 0)
+    advice = []
+    if largest:
+        advice.append(f"--batch-size {largest} fits (give --total-batch-size {B * T} to keep the update the same)")
+    elif plan(1, 2).total <= free:
+        advice.append("--batch-size 1 --recompute 2 fits")
+    if recompute < 2 and plan(B, 2).total <= free:
+        advice.append("--recompute 2 fits")
+    if dtype == "f32":
+        advice.append("--dtype bf16 needs about half")
+    gb = 1e9
+    raise MemoryError(
+        f"this run needs {needed.total / gb:.2f} GB on {backend.info().name}, {free / gb:.2f} GB are free: parameters "
+        f"{needed.parameters / gb:.2f}, gradients {needed.gradients / gb:.2f}, optimizer {needed.optimizer / gb:.2f}, activations "
+        f"{needed.activations / gb:.2f} (B = {B}, T = {T}). "
+        + ("; ".join(advice) if advice else "Choose a smaller model.")
+    )
+
+
+def largest_batch(
+    backend: _llmc.Backend, config: GPT2Config, plan: _llmc.MemoryPlan, B: int, dtype: str, T: int, recompute: int, rows: int
+) -> int:
+    """The largest B that fits beside everything else of the plan: llm.c's estimate, without its guess about fragmentation."""
+    per_row = plan.activations / B
+    free = available_memory(backend) - plan.total
+    return max(B, B + int(free / per_row)) if free > 0 else B

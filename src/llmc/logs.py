@@ -1,0 +1,258 @@
+"""Where a run's numbers go: the terminal, llm.c's main.log, metrics.jsonl, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One training step. step counts from 0; loss in nats; norm before clipping; seconds of the whole step."""
+
+    step: int
+    total_steps: int
+    loss: float
+    norm: float
+    lr: float
+    seconds: float
+    tokens_per_second: float
+    flops_per_second: float
+    mfu: float | None  # of the device's peak, in percent; None where that is not known
+    dtype: str
+    loss_z: float
+    grad_z: float
+    skipped: str = ""  # why the update was not made
+
+
+class Log(Protocol):
+    def step(self, info: StepInfo) -> None: ...
+    def validation(self, step: int, loss: float) -> None: ...
+    def hellaswag(self, step: int, correct: int, total: int) -> None: ...
+    def text(self, message: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class MainLog:
+    """llm.c's main.log: `s:<step> trl:<loss> lr:<lr> norm:<norm>`, `tel:` for validation loss, `eval:` for HellaSwag."""
+
+    def __init__(self, path: Path, append: bool) -> None:
+        self._file = open(path, "a" if append else "w", encoding="utf-8", newline="\n")
+
+    def _line(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def step(self, info: StepInfo) -> None:
+        self._line(f"s:{info.step} trl:{info.loss:.4f} lr:{info.lr:.6f} norm:{info.norm:.2f}")
+
+    def validation(self, step: int, loss: float) -> None:
+        self._line(f"s:{step} tel:{loss:.4f}")
+
+    def hellaswag(self, step: int, correct: int, total: int) -> None:
+        self._line(f"s:{step} eval:{correct / total:.4f}")
+
+    def text(self, message: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class MetricsLog:
+    """metrics.jsonl: everything, one JSON object a line. NaN and infinities are strings, for JSON has neither."""
+
+    def __init__(self, path: Path, append: bool) -> None:
+        self._file = open(path, "a" if append else "w", encoding="utf-8", newline="\n")
+
+    def _row(self, kind: str, **values: Any) -> None:
+        plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}) + "\n")
+        self._file.flush()
+
+    def step(self, info: StepInfo) -> None:
+        values = {k: v for k, v in vars(info).items() if k not in ("total_steps", "dtype")}
+        self._row("train", **values)
+
+    def validation(self, step: int, loss: float) -> None:
+        self._row("validation", step=step, loss=loss)
+
+    def hellaswag(self, step: int, correct: int, total: int) -> None:
+        self._row("hellaswag", step=step, correct=correct, total=total)
+
+    def text(self, message: str) -> None:
+        self._row("message", text=message)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def step_line(info: StepInfo) -> str:
+    """llm.c's line for a step, with the dtype's name in place of its constant 'bf16'."""
+    mfu = "--.-%" if info.mfu is None else f"{info.mfu:.1f}%"
+    line = (
+        f"step {info.step + 1:4d}/{info.total_steps} | loss {info.loss:7.6f} ({_z(info.loss_z)}z)"
+        f"| norm {info.norm:6.4f} ({_z(info.grad_z)}z)| lr {info.lr:.2e} | {info.seconds * 1000:.2f} ms"
+        f" | {mfu} {info.dtype} MFU | {info.tokens_per_second:.0f} tok/s"
+    )
+    return line + (f" | update skipped: {info.skipped}" if info.skipped else "")
+
+
+def _z(z: float) -> str:
+    return "+nan" if math.isnan(z) else f"{z:+.2f}"
+
+
+class LineConsole:
+    """llm.c's lines."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+
+    def _print(self, line: str, end: str = "\n") -> None:
+        encoding = getattr(self._out, "encoding", None) or "utf-8"
+        # A console that lacks a character must not end the run.
+        self._out.write((line + end).encode(encoding, errors="replace").decode(encoding))
+        self._out.flush()
+
+    def step(self, info: StepInfo) -> None:
+        self._print(step_line(info))
+
+    def validation(self, step: int, loss: float) -> None:
+        self._print(f"val loss {loss:f}")
+
+    def hellaswag(self, step: int, correct: int, total: int) -> None:
+        self._print(f"HellaSwag: {correct}/{total} = {correct / total:f}")
+
+    def text(self, message: str) -> None:
+        self._print(message)
+
+    def close(self) -> None:
+        pass
+
+
+class BarConsole(LineConsole):
+    """A progress bar with the newest numbers; everything else is printed above it."""
+
+    def __init__(self, total: int, start: int, out: TextIO | None = None) -> None:
+        super().__init__(out)
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            file=self._out,
+            dynamic_ncols=True,
+            unit="step",
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
+        self._validation = math.nan
+
+    def _print(self, line: str, end: str = "\n") -> None:
+        with self._bar.external_write_mode(file=self._out):
+            super()._print(line, end)
+
+    def step(self, info: StepInfo) -> None:
+        if info.skipped:
+            self._print(f"step {info.step + 1}: update skipped: {info.skipped}")
+        speed = f"{info.flops_per_second / 1e9:.0f} GFLOP/s" if info.flops_per_second < 1e13 else f"{info.mfu or 0:.1f}% MFU"
+        if info.mfu is not None and info.flops_per_second < 1e13:
+            speed += f" ({info.mfu:.0f}% of peak)"
+        postfix = f"loss {info.loss:.4f}, {info.tokens_per_second:,.0f} tok/s, {speed}"
+        if not math.isnan(self._validation):
+            postfix = f"val {self._validation:.4f}, " + postfix
+        self._bar.set_postfix_str(postfix, refresh=False)
+        self._bar.update()
+
+    def validation(self, step: int, loss: float) -> None:
+        self._validation = loss
+        self._print(f"step {step}: val loss {loss:.4f}")
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class TensorBoardLog:
+    """TensorBoard events; needs `pip install llmc[tensorboard]`."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as e:
+            raise ImportError("TensorBoard events need tensorboardX: pip install 'llmc[tensorboard]'") from e
+        self._writer = SummaryWriter(str(directory))
+
+    def step(self, info: StepInfo) -> None:
+        for name in ("loss", "norm", "lr", "tokens_per_second"):
+            self._writer.add_scalar(f"train/{name}", getattr(info, name), info.step)
+
+    def validation(self, step: int, loss: float) -> None:
+        self._writer.add_scalar("validation/loss", loss, step)
+
+    def hellaswag(self, step: int, correct: int, total: int) -> None:
+        self._writer.add_scalar("hellaswag/acc_norm", correct / total, step)
+
+    def text(self, message: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbLog:
+    """Weights & Biases; needs `pip install llmc[wandb]`."""
+
+    def __init__(self, project: str, directory: Path | None, settings: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as e:
+            raise ImportError("logging to Weights & Biases needs wandb: pip install 'llmc[wandb]'") from e
+        self._run = wandb.init(project=project, dir=None if directory is None else str(directory), config=settings)
+
+    def step(self, info: StepInfo) -> None:
+        names = ("loss", "norm", "lr", "tokens_per_second")
+        self._run.log({f"train/{n}": getattr(info, n) for n in names}, step=info.step)
+
+    def validation(self, step: int, loss: float) -> None:
+        self._run.log({"validation/loss": loss}, step=step)
+
+    def hellaswag(self, step: int, correct: int, total: int) -> None:
+        self._run.log({"hellaswag/acc_norm": correct / total}, step=step)
+
+    def text(self, message: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Logs:
+    """Several logs as one."""
+
+    def __init__(self, logs: Iterable[Log]) -> None:
+        self._logs = list(logs)
+
+    def step(self, info: StepInfo) -> None:
+        for log in self._logs:
+            log.step(info)
+
+    def validation(self, step: int, loss: float) -> None:
+        for log in self._logs:
+            log.validation(step, loss)
+
+    def hellaswag(self, step: int, correct: int, total: int) -> None:
+        for log in self._logs:
+            log.hellaswag(step, correct, total)
+
+    def text(self, message: str) -> None:
+        for log in self._logs:
+            log.text(message)
+
+    def close(self) -> None:
+        for log in self._logs:
+            log.close()

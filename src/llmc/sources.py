@@ -1,0 +1,129 @@
+"""What a run trains on: from its settings to token shards, a tokenizer and a vocabulary."""
+
+from __future__ import annotations
+
+import glob
+import json
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmc.data import find_shards
+from llmc.datasets import text as text_data
+from llmc.settings import TrainConfig
+from llmc.tokenizer import Tokenizer
+
+DEFAULT_TOKENIZER = "bpe:1024"
+_BESIDE = ("tokenizer.bin", "gpt2_tokenizer.bin")  # where a tokenizer is looked for when the data are token files
+
+
+@dataclass(frozen=True)
+class Sources:
+    """train, val: token files (val may be empty). tokenizer: None where the data are token files and none was found."""
+
+    train: list[Path]
+    val: list[Path]
+    tokenizer: Tokenizer | None
+    vocab_size: int
+    description: str
+
+    def fingerprint(self) -> list[dict[str, object]]:
+        """What a checkpoint remembers of its data: sizes and checksums of the ends of each file, not its place."""
+        rows: list[dict[str, object]] = []
+        for path in [*self.train, *self.val]:
+            with open(path, "rb") as file:
+                head = file.read(1 << 20)
+                size = file.seek(0, 2)
+                file.seek(max(0, size - (1 << 20)))
+                rows.append({"name": path.name, "bytes": size, "crc32": zlib.crc32(file.read(), zlib.crc32(head))})
+        return rows
+
+
+def _matches(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_dir():
+        return sorted(path.glob("*.bin")) or [path]
+    if path.exists():
+        return [path]
+    found = sorted(Path(p) for p in glob.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"no files match '{pattern}'")
+    return found
+
+
+def _split_kinds(patterns: tuple[str, ...], what: str) -> tuple[list[Path], list[Path]]:
+    """(token files, texts); not both."""
+    paths = [p for pattern in patterns for p in _matches(pattern)]
+    bins = [p for p in paths if p.suffix == ".bin"]
+    texts = [p for p in paths if p.suffix != ".bin"]
+    if bins and texts:
+        raise ValueError(f"{what} are token files and text at once: '{bins[0]}' and '{texts[0]}'; give one kind")
+    return bins, texts
+
+
+def prepare(config: TrainConfig, directory: Path | None) -> Sources:
+    """Finds the data, and tokenises text into directory/data, or a temporary folder where there is no run directory."""
+    bins, texts = _split_kinds(config.data, "the data")
+    val_bins, val_texts = _split_kinds(config.val_data, "the validation data")
+    if bins:
+        if val_texts:
+            raise ValueError("the data are token files, but the validation data are text; give token files for both")
+        return _from_bins(config, find_shards(bins), find_shards(val_bins) if val_bins else [])
+    if val_bins:
+        raise ValueError("the data are text, but the validation data are token files; give text for both")
+    return _from_text(config, texts, val_texts, directory)
+
+
+def _from_bins(config: TrainConfig, train: list[Path], val: list[Path]) -> Sources:
+    tokenizer = None
+    if config.tokenizer is not None:
+        tokenizer = Tokenizer.from_spec(config.tokenizer)
+    else:
+        folders = [train[0].parent, Path.cwd()]
+        for candidate in (folder / name for folder in folders for name in _BESIDE):
+            if candidate.is_file():
+                tokenizer = Tokenizer.load(candidate)
+                break
+    vocab_size = config.vocab_size or (tokenizer.vocab_size if tokenizer else 50257)
+    description = ", ".join(config.data)
+    return Sources(train, val, tokenizer, vocab_size, description)
+
+
+def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None) -> Sources:
+    if texts:
+        documents = list(text_data.read_documents(f for path in texts for f in text_data.text_files(path)))
+        description = ", ".join(config.data)
+    else:
+        documents = text_data.language_reference()
+        description = "Python's language reference"
+    val_documents = list(text_data.read_documents(f for path in val_texts for f in text_data.text_files(path)))
+    if not any(documents):
+        raise ValueError(f"there is no text in {description}")
+    spec = config.tokenizer or (DEFAULT_TOKENIZER if config.model is None else "gpt2")
+
+    folder = Path(tempfile.mkdtemp(prefix="llmc-")) if directory is None else directory
+    data, remembered = folder / "data", folder / "data" / "source.json"
+    source = {
+        "tokenizer": spec,
+        "documents": [len(documents), len(val_documents)],
+        "crc32": zlib.crc32("\0".join([*documents, *val_documents]).encode("utf-8", "surrogatepass")),
+    }
+    train, val, saved = data / "train.bin", data / "val.bin", folder / "tokenizer.bin"
+    try:
+        unchanged = json.loads(remembered.read_text()) == source and all(p.is_file() for p in (train, val, saved))
+    except (OSError, ValueError):
+        unchanged = False
+    if unchanged:
+        tokenizer = Tokenizer.load(saved)
+    else:
+        tokenizer = Tokenizer.from_spec(spec, text="\n\n".join(documents))
+        tokens = text_data.tokenize(documents, tokenizer)
+        if val_documents:
+            text_data.write_pair(tokens, text_data.tokenize(val_documents, tokenizer), data, tokenizer.vocab_size)
+        else:
+            text_data.write_splits(tokens, data, tokenizer.vocab_size)
+        tokenizer.save(saved)
+        remembered.write_text(json.dumps(source))
+    vocab_size = config.vocab_size or tokenizer.vocab_size
+    return Sources([train], [val], tokenizer, vocab_size, description)
