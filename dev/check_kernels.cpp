@@ -2,7 +2,8 @@
 // same formula in double, on odd shapes; on one thread and on three, which must agree bit for bit. Needs nothing
 // but the core: for machines without Python, and for emulators (CONTRIBUTING.md).
 //
-//   check_kernels [op...]      one line per set, dtype and op; exit status 1 if any is wrong
+//   check_kernels [op...]      one line per set, dtype and op: the error, relative to the largest value, and a hash of
+//                              all results; exit status 1 if any is wrong
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -485,6 +486,12 @@ void copies(Run& r) {
     }
 }
 
+unsigned hash(const std::vector<char>& bytes) {  // FNV-1a
+    std::uint32_t h = 2166136261u;
+    for (const char byte : bytes) h = (h ^ static_cast<unsigned char>(byte)) * 16777619u;
+    return h;
+}
+
 struct Check {
     const char* name;
     void (*run)(Run&);
@@ -520,8 +527,9 @@ int main(int argc, char** argv) {
                 const bool right = one.worst <= (dtype == DType::f32 ? check.f32 : check.bf16);
                 const bool same = one.bits == three.bits && one.worst == three.worst;
                 all_well = all_well && right && same;
-                std::printf("%-12s %-5s %-16s %.1e%s%s\n", isa.c_str(), name_of(dtype), check.name, one.worst,
-                            right ? "" : "  WRONG", same ? "" : "  DIFFERS ON THREE THREADS");
+                std::printf("%-12s %-5s %-16s %.1e  %08x%s%s\n", isa.c_str(), name_of(dtype), check.name,
+                            one.worst, hash(one.bits), right ? "" : "  WRONG",
+                            same ? "" : "  DIFFERS ON THREE THREADS");
                 std::fflush(stdout);
             }
         }
