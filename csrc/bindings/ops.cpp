@@ -52,6 +52,8 @@ void bind_ops(py::module_& m) {
         .def("synchronize", &Backend::synchronize, py::call_guard<py::gil_scoped_release>())
         .def("zero", op(&Backend::zero), "x"_a)
         .def("copy", op(&Backend::copy), "out"_a, "inp"_a)
+        .def("changed", op(&Backend::changed), "memory"_a,
+             "Says that memory holds parameters and has new values: weights so named may be kept packed.")
         .def("encoder_forward", op(&Backend::encoder_forward), "out"_a, "inp"_a, "wte"_a, "wpe"_a,
              "start"_a = none)
         .def("encoder_backward", op(&Backend::encoder_backward), "dwte"_a, "dwpe"_a, "dout"_a, "inp"_a)

@@ -57,7 +57,9 @@ class Backend {
     virtual void to_host(void* host, Tensor inp) = 0;          // waits
     virtual void synchronize() = 0;                            // waits
 
-    // A backend may keep packed copies of matmul weights: the parameters in `memory` have new values.
+    // `memory` holds parameters, which have new values. A backend may keep packed copies of such weights, and
+    // only of such. So whoever has named memory here names it again after writing to it, and before the next
+    // product: unless it was written by zero, copy, from_host or adamw, which see to that themselves.
     virtual void changed(Tensor memory) { (void)memory; }
 
     // ---- primitive ops ----

@@ -10,44 +10,16 @@
 
 #include "cpu/isa.h"
 #include "cpu/make_cpu.h"
+#include "cpu/memory.h"
 
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
 #else
-#include <sys/mman.h>
 #include <unistd.h>
 #endif
 
 namespace llmc {
-
-namespace {
-
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
-
-#if defined(_WIN32)
-void* map_zeroed(std::size_t bytes) {
-    return VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
-}
-void unmap(void* p, std::size_t) { VirtualFree(p, 0, MEM_RELEASE); }
-#else
-void* map_zeroed(std::size_t bytes) {
-    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return nullptr;
-#if defined(MADV_HUGEPAGE)
-    // Fewer TLB misses: 2 to 8 % on large products (doc/performance.md).
-    if (bytes >= 2 * kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-    return p;
-}
-void unmap(void* p, std::size_t bytes) { munmap(p, bytes); }
-#endif
-
-// Pages come zeroed from the system and cost nothing until they are touched. A header page in front remembers
-// the size.
-constexpr std::size_t kHeader = 4096;
-
-}  // namespace
 
 std::shared_ptr<Backend> make_cpu(int threads) { return std::make_shared<CpuBackend>(threads); }
 
@@ -55,11 +27,12 @@ CpuBackend::CpuBackend(int threads)
     : kernels_(choose_isa().kernels), threads_(threads > 0 ? threads : default_threads()),
       scratch_(static_cast<std::size_t>(threads_)) {
     LLMC_CHECK(threads_ <= 1024, "threads is {}, expected at most 1024", threads_);
+    if (kernels<bf16>().pack_weight) weights_ = std::make_unique<PackedWeights>();
 }
 
 CpuBackend::~CpuBackend() {
-    for (Scratch& s : scratch_) release(s.data);
-    release(shared_.data);
+    for (Scratch& s : scratch_) release_pages(s.data);
+    release_pages(shared_.data);
 }
 
 DeviceInfo CpuBackend::info() const {
@@ -89,27 +62,26 @@ DeviceInfo CpuBackend::info() const {
     return info;
 }
 
-void* CpuBackend::allocate(std::size_t bytes) {
-    const std::size_t mapped = bytes + kHeader;
-    char* p = mapped < bytes ? nullptr : static_cast<char*>(map_zeroed(mapped));
-    if (!p) throw Error(format("cpu: out of memory (allocating {} MB)", bytes >> 20));
-    std::memcpy(p, &mapped, sizeof mapped);
-    return p + kHeader;
-}
+void* CpuBackend::allocate(std::size_t bytes) { return allocate_pages(bytes); }
 
 void CpuBackend::release(void* memory) noexcept {
-    if (!memory) return;
-    char* p = static_cast<char*>(memory) - kHeader;
-    std::size_t mapped;
-    std::memcpy(&mapped, p, sizeof mapped);
-    unmap(p, mapped);
+    if (memory && weights_) weights_->forget(memory, allocated_bytes(memory));
+    release_pages(memory);
+}
+
+void CpuBackend::changed(Tensor memory) {
+    if (weights_) weights_->changed(memory);
+}
+
+void CpuBackend::written(Tensor memory) {
+    if (weights_) weights_->written(memory);
 }
 
 void CpuBackend::grow(Scratch& scratch, std::int64_t bytes) {
     if (scratch.bytes >= bytes) return;
-    release(scratch.data);
+    release_pages(scratch.data);
     scratch = {};
-    scratch.data = allocate(static_cast<std::size_t>(bytes));
+    scratch.data = allocate_pages(static_cast<std::size_t>(bytes));
     scratch.bytes = bytes;
 }
 
@@ -123,6 +95,7 @@ void* CpuBackend::shared_scratch(std::int64_t bytes) {
 }
 
 void CpuBackend::zero(Tensor x) {
+    written(x);
     for_ranges(x.bytes(), 1 << 20, [&](std::int64_t begin, std::int64_t count) {
         std::memset(x.as<char>() + begin, 0, static_cast<std::size_t>(count));
     });
@@ -132,6 +105,7 @@ void CpuBackend::copy(Tensor out, Tensor inp) {
     LLMC_CHECK(out.numel() == inp.numel(), "copy: out is {}, inp is {}", out, inp);
     LLMC_CHECK(out.dtype == inp.dtype || (is_float(out.dtype) && is_float(inp.dtype)),
                "copy: cannot convert {} to {}", inp.dtype, out.dtype);
+    written(out);
     for_ranges(out.numel(), kGrain, [&](std::int64_t i, std::int64_t n) {
         if (out.dtype == inp.dtype) {
             const std::int64_t size = size_of(out.dtype);
@@ -146,6 +120,7 @@ void CpuBackend::copy(Tensor out, Tensor inp) {
 }
 
 void CpuBackend::from_host(Tensor out, const void* host) {
+    written(out);
     std::memcpy(out.data, host, static_cast<std::size_t>(out.bytes()));
 }
 

@@ -1,11 +1,13 @@
 // The CPU as a Backend. Each op is defined in the file of its name; this header is their common room.
 #pragma once
 
+#include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "core/backend.h"
 #include "cpu/kernels.h"
+#include "cpu/packed_weights.h"
 #include "cpu/parallel.h"
 
 namespace llmc {
@@ -25,6 +27,7 @@ class CpuBackend final : public Backend {
     void from_host(Tensor out, const void* host) override;
     void to_host(void* host, Tensor inp) override;
     void synchronize() override {}
+    void changed(Tensor memory) override;
 
     void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) override;
     void encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor inp) override;
@@ -76,7 +79,10 @@ class CpuBackend final : public Backend {
     void reserve_thread_scratch(std::int64_t bytes);
     void* shared_scratch(std::int64_t bytes);
 
-    void product(const Gemm& g, DType dtype);
+    void written(Tensor memory);  // by an op that may be given a parameter
+
+    void product(Gemm g, DType dtype);
+    const void* packed_weight(const Gemm& g, DType dtype);
     void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
     void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
 
@@ -90,6 +96,7 @@ class CpuBackend final : public Backend {
     int threads_;
     std::vector<Scratch> scratch_;
     Scratch shared_;
+    std::unique_ptr<PackedWeights> weights_;  // null where the kernels pack nothing ahead
 };
 
 // Calls body with a value of the C++ type of a float dtype: visit_float(x.dtype, [&](auto tag) { using T =

@@ -33,7 +33,7 @@ void CpuBackend::encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe,
             LLMC_CHECK(s >= 0 && s + T <= maxT, "{}: positions {}..{}, but wpe has {}", op, s, s + T, maxT);
         }
     }
-    visit_float(wte.dtype, [&, T_ = T, C = C](auto tag) {
+    visit_float(wte.dtype, [&, B = B, T_ = T, C = C](auto tag) {
         using T = decltype(tag);
         for_ranges(B * T_, 16, [&](std::int64_t row, std::int64_t count) {
             for (std::int64_t r = row; r < row + count; ++r) {

@@ -111,16 +111,22 @@ IsaChoice choose_isa() {
         const char* name;
         const Kernels* kernels;
         bool supported;
+        bool emulated = false;  // slow: used only when asked for
     };
     // Worst first. On Intel the bf16 dot product runs at half the rate of f32 (measured on Sapphire Rapids),
     // so that set is behind plain AVX-512 there.
     const Row avx512_bf16{"avx512_bf16", kernels_avx512_bf16(), cpu.avx512_bf16};
     const Row avx512{"avx512", kernels_avx512(), cpu.avx512};
+#if defined(LLMC_AMX_EMULATION)
+    const Row amx{"amx", kernels_amx(), cpu.avx512, true};
+#else
+    const Row amx{"amx", kernels_amx(), cpu.amx};
+#endif
     const Row rows[] = {{"baseline", kernels_baseline(), true},
                         {"avx2", kernels_avx2(), cpu.avx2},
                         cpu.amd ? avx512 : avx512_bf16,
                         cpu.amd ? avx512_bf16 : avx512,
-                        {"amx", kernels_amx(), cpu.amx},
+                        amx,
                         {"neon", kernels_neon(), cpu.neon},
                         {"neon_bf16", kernels_neon_bf16(), cpu.neon_bf16}};
     IsaChoice choice{nullptr, {}, {}};
@@ -133,7 +139,7 @@ IsaChoice choose_isa() {
         choice.built.push_back(row.name);
         if (!row.supported) continue;
         choice.usable.push_back(row.name);
-        if (!wanted || row.name == std::string(wanted)) choice.kernels = row.kernels;
+        if (wanted ? row.name == std::string(wanted) : !row.emulated) choice.kernels = row.kernels;
     }
     if (!choice.kernels) {
         std::string list;

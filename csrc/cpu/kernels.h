@@ -25,11 +25,18 @@ struct Gemm {
     bool b_kmajor;  // false: B(k,n) = b[n*ldb + k];  true: b[k*ldb + n]
     void* c;
     i64 ldc;
-    bool c_f32;         // C is f32, else T
-    bool accumulate;    // C += instead of C =
-    const void* bias;   // (N) T, added to every row; or null
-    void* pre;          // T, laid out as C: pre = A B + bias and C = gelu(pre); or null
-    const void* dgelu;  // T, laid out as C: C = (A B) * gelu'(dgelu); or null
+    bool c_f32;          // C is f32, else T
+    bool accumulate;     // C += instead of C =
+    const void* bias;    // (N) T, added to every row; or null
+    void* pre;           // T, laid out as C: pre = A B + bias and C = gelu(pre); or null
+    const void* dgelu;   // T, laid out as C: C = (A B) * gelu'(dgelu); or null
+    const void* packed;  // B as pack_weight made it; or null
+};
+
+// How a set likes its products cut into tasks: blocks of about `rows` rows and of at most `columns` columns,
+// each a multiple of its unit.
+struct GemmTask {
+    i64 rows, columns, row_unit, column_unit;
 };
 
 // One head of one sequence. q, k, v, dq, dk, dv have row stride ldq, out and dout ldo.
@@ -73,9 +80,15 @@ struct TypedKernels {
     void (*classifier)(float* losses, T* logits, T* dlogits, const std::int32_t* targets, float dloss,
                        i64 rows, i64 V, i64 Vp);
     // ---- products ----
-    // The block [m0,m1) x [n0,n1) of g. scratch: gemm_scratch(...) bytes, 64-byte aligned.
+    // The block [m0,m1) x [n0,n1) of g, cut as gemm_task says. scratch: gemm_scratch(...) bytes, 64-byte
+    // aligned.
     void (*gemm)(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch);
     i64 (*gemm_scratch)(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1);
+    GemmTask (*gemm_task)(const Gemm& g);
+    // Null but in sets that are faster with B packed ahead: the bytes that takes, and the packing of the rows
+    // [begin,end) of B's memory (begin a multiple of 32). gemm uses it where g.packed is set.
+    i64 (*packed_bytes)(i64 K, i64 N);
+    void (*pack_weight)(void* packed, const Gemm& g, i64 begin, i64 end);
     // For a handful of rows, as in generation: streams B (not k-major) once, unpacked. Columns [n0,n1) of g,
     // M <= 8.
     void (*matvec)(const Gemm& g, i64 n0, i64 n1);

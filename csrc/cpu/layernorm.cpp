@@ -18,7 +18,7 @@ void CpuBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor 
                                    Tensor bias) {
     const auto [N, C] = layernorm_dims("layernorm_forward", out, mean, rstd, inp, weight);
     detail::check_like("layernorm_forward", "bias", bias, weight);
-    visit_float(inp.dtype, [&, C = C](auto tag) {
+    visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         for_ranges(N, kRows, [&](std::int64_t r, std::int64_t rows) {
             kernels<T>().layernorm_forward(out.as<T>() + r * C, mean.as<float>() + r, rstd.as<float>() + r,
@@ -33,7 +33,7 @@ void CpuBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, T
     const auto [N, C] = layernorm_dims(op, out, mean, rstd, residual, weight);
     detail::check_like(op, "bias", bias, weight);
     elementwise_numel(op, residual, a, b);
-    visit_float(a.dtype, [&, C = C](auto tag) {
+    visit_float(a.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         for_ranges(N, kRows, [&](std::int64_t r, std::int64_t rows) {
             kernels<T>().residual_layernorm_forward(
@@ -66,7 +66,7 @@ void CpuBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, T
     });
     for (std::int64_t block = 1; block < blocks; ++block)
         kernels<float>().accumulate(partial, partial + block * 2 * C, 2 * C);
-    visit_float(dweight.dtype, [&, C = C](auto tag) {
+    visit_float(dweight.dtype, [&, N = N, C = C](auto tag) {
         using G = decltype(tag);
         if (N > 0) {
             kernels<G>().add_into(dweight.as<G>(), partial, C);

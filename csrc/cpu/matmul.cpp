@@ -15,24 +15,27 @@ namespace {
 constexpr std::int64_t kFewRows =
     8;  // up to here the weight is streamed once, unpacked (simd/gemm.h: matvec)
 
-// A grid of tasks over C whose blocks are near 192 rows by as many columns as leave every thread several
+// A grid of tasks over C: blocks as the kernels like them, and as many columns as leave every thread several
 // tasks, cut evenly.
 struct Grid {
     std::int64_t rows, columns;  // of a task
-    Grid(std::int64_t M, std::int64_t N, int threads) {
-        const std::int64_t row_tasks = std::max<std::int64_t>(1, (M + 96) / 192);
+    Grid(const GemmTask& task, std::int64_t M, std::int64_t N, int threads) {
+        const std::int64_t row_tasks = std::max<std::int64_t>(1, (M + task.rows / 2) / task.rows);
         const std::int64_t wanted = threads == 1 ? 1 : 4 * threads;
-        std::int64_t column_tasks = ceil_div(wanted, row_tasks);
-        // Packing A is paid once per task: blocks stay wide.
-        column_tasks = std::clamp<std::int64_t>(column_tasks, 1, std::max<std::int64_t>(1, N / 192));
-        rows = ceil_div(ceil_div(M, row_tasks), 24) * 24;        // whole panels for every micro-kernel
-        columns = ceil_div(ceil_div(N, column_tasks), 48) * 48;  // whole strips
+        // What is packed or fetched of A is paid once per task: blocks stay wide.
+        const std::int64_t column_tasks =
+            std::max(ceil_div(N, task.columns), std::min(ceil_div(wanted, row_tasks), N / 192));
+        rows = even_share(M, row_tasks, task.row_unit);
+        columns = even_share(N, std::max<std::int64_t>(1, column_tasks), task.column_unit);
+    }
+    static std::int64_t even_share(std::int64_t n, std::int64_t parts, std::int64_t unit) {
+        return ceil_div(ceil_div(n, parts), unit) * unit;
     }
 };
 
 }  // namespace
 
-void CpuBackend::product(const Gemm& g, DType dtype) {
+void CpuBackend::product(Gemm g, DType dtype) {
     if (g.M == 0 || g.N == 0) return;
     visit_float(dtype, [&](auto tag) {
         using T = decltype(tag);
@@ -41,7 +44,8 @@ void CpuBackend::product(const Gemm& g, DType dtype) {
             for_ranges(g.N, 64, [&](std::int64_t n, std::int64_t count) { k.matvec(g, n, n + count); });
             return;
         }
-        const Grid grid(g.M, g.N, threads_);
+        g.packed = packed_weight(g, dtype);
+        const Grid grid(k.gemm_task(g), g.M, g.N, threads_);
         const std::int64_t row_tasks = ceil_div(g.M, grid.rows), column_tasks = ceil_div(g.N, grid.columns);
         reserve_thread_scratch(k.gemm_scratch(g, 0, grid.rows, 0, grid.columns));
         parallel_for(threads_, row_tasks * column_tasks, [&](std::int64_t task, int thread) {
@@ -50,6 +54,21 @@ void CpuBackend::product(const Gemm& g, DType dtype) {
                    thread_scratch(thread));
         });
     });
+}
+
+// The packed copy of B, made anew where changed() has named its memory since; null where B is not a parameter or
+// the kernels want none.
+const void* CpuBackend::packed_weight(const Gemm& g, DType dtype) {
+    if (dtype != DType::bf16 || !weights_) return nullptr;
+    const TypedKernels<bf16>& k = kernels<bf16>();
+    const PackedWeights::Copy copy = weights_->find(g, k.packed_bytes(g.K, g.N));
+    if (copy.stale) {
+        const std::int64_t rows = g.b_kmajor ? g.K : g.N;
+        for_ranges(rows, 64, [&](std::int64_t begin, std::int64_t count) {
+            k.pack_weight(copy.data, g, begin, begin + count);
+        });
+    }
+    return copy.data;
 }
 
 static Gemm forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight, Tensor bias) {

@@ -82,6 +82,9 @@ int cgroup_cpus() {
     return 0;
 }
 
+#endif
+
+#if defined(__linux__) && defined(_OPENMP)
 // Two threads on one CPU halve everything, and the scheduler does put them there. Where the process owns at
 // least as many CPUs as threads, each worker but the calling thread is bound to a CPU of its own, apart from
 // the one that the caller is on. The caller stays free: it is the user's thread, and what it starts later

@@ -157,11 +157,11 @@ inline void micro_strip(int nv, const typename P::Unit* a, i64 row, i64 step, co
 inline i64 round_up(i64 n, i64 unit) { return (n + unit - 1) / unit * unit; }
 inline i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 
-// One strip of C, rows x columns, from scratch to memory.
+// One strip of C, rows x columns, from scratch (row stride lds) to memory.
 template <class T, class G>
-void epilogue(const Gemm& g, const float* strip, i64 m0, i64 n0, i64 rows, i64 columns) {
+void epilogue(const Gemm& g, const float* strip, i64 lds, i64 m0, i64 n0, i64 rows, i64 columns) {
     for (i64 r = 0; r < rows; ++r) {
-        const float* s = strip + r * kNR;
+        const float* s = strip + r * lds;
         const i64 at = (m0 + r) * g.ldc + n0;
         G* c = static_cast<G*>(g.c) + at;
         const T* bias = g.bias ? static_cast<const T*>(g.bias) + n0 : nullptr;
@@ -202,6 +202,9 @@ i64 gemm_scratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
     return GemmScratch<P>(g, m0, m1, n0, n1).bytes();
 }
 
+// Whole panels, whole strips; as many columns as there are, because A is packed once per task.
+llmc::GemmTask gemm_task(const Gemm&) { return {192, i64{1} << 40, kMR, kNR}; }
+
 template <class P>
 void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
     using T = typename P::T;
@@ -228,7 +231,7 @@ void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
                 const i64 columns = smaller(kNR, n1 - n);
                 const int nv = static_cast<int>((columns + Vec::W - 1) / Vec::W);
                 float* strip = c_strips + (g.K <= kStretch ? 0 : (n - n0) / kNR * sizes.rows * kNR);
-                for (i64 kc = 0; kc < units; kc += kKC) {
+                for (i64 kc = 0; kc == 0 || kc < units; kc += kKC) {
                     const i64 k = ks + kc * P::kPerUnit;
                     const i64 count = smaller(kKC, units - kc);
                     const T* src = g.b_kmajor ? b + k * g.ldb + n : b + n * g.ldb + k;
@@ -240,9 +243,9 @@ void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
                 }
                 if (last) {
                     if (g.c_f32)
-                        epilogue<T, float>(g, strip, m, n, rows, columns);
+                        epilogue<T, float>(g, strip, kNR, m, n, rows, columns);
                     else
-                        epilogue<T, T>(g, strip, m, n, rows, columns);
+                        epilogue<T, T>(g, strip, kNR, m, n, rows, columns);
                 }
             }
         }
@@ -279,9 +282,9 @@ void matvec_rows(const Gemm& g, i64 m, i64 n0, i64 n1) {
             float strip[kNR > COLS ? kNR : COLS];
             for (int j = 0; j < COLS; ++j) strip[j] = sum(acc[i][j]);
             if (g.c_f32)
-                epilogue<T, float>(g, strip, m + i, n, 1, columns);
+                epilogue<T, float>(g, strip, 0, m + i, n, 1, columns);
             else
-                epilogue<T, T>(g, strip, m + i, n, 1, columns);
+                epilogue<T, T>(g, strip, 0, m + i, n, 1, columns);
         }
     }
 }

@@ -84,15 +84,12 @@ inline Vec exp(Vec x) {
 // none of the cancellation of 1 + tanh u at negative x.
 constexpr float kGelu1 = 1.5957691216f;  // 2 sqrt(2/pi)
 constexpr float kGelu3 = 1.5957691216f * 0.044715f;
-inline Vec gelu_sigmoid(Vec x) {
-    const Vec minus_2u = x * fma(x * x, set1(-kGelu3), set1(-kGelu1));
-    return set1(1.0f) / (set1(1.0f) + exp(minus_2u));
-}
-inline Vec gelu(Vec x) { return x * gelu_sigmoid(x); }
+inline Vec gelu_exponential(Vec x) { return exp(x * fma(x * x, set1(-kGelu3), set1(-kGelu1))); }  // e^-2u
+inline Vec gelu(Vec x) { return x * (set1(1.0f) / (set1(1.0f) + gelu_exponential(x))); }
 inline Vec gelu_gradient(Vec x) {
-    const Vec s = gelu_sigmoid(x);
+    const Vec e = gelu_exponential(x), s = set1(1.0f) / (set1(1.0f) + e);
     const Vec slope = fma(x * x, set1(3.0f * kGelu3), set1(kGelu1));
-    return fma(x * slope * s, set1(1.0f) - s, s);
+    return fma(x * slope * s, e * s, s);  // e s is 1 - s, without its cancellation
 }
 
 }  // namespace

@@ -26,6 +26,7 @@ constexpr llmc::TypedKernels<typename P::T> typed_kernels() {
     t.classifier = classifier<T>;
     t.gemm = gemm<P>;
     t.gemm_scratch = gemm_scratch<P>;
+    t.gemm_task = gemm_task;
     t.matvec = matvec<P>;
     t.attention_forward = attention_forward<P>;
     t.attention_forward_scratch = attention_forward_scratch<P>;

@@ -1,0 +1,48 @@
+// AMX-BF16 (Intel Sapphire Rapids and later): avx512_bf16's conversions, and tiles for the products and the
+// attention of bf16. Small products of bf16 (matvec) and everything of f32 are as in avx512. The bf16 dot
+// product is not used: it runs at half the rate of f32 there.
+#include <math.h>
+
+#if !defined(LLMC_AMX_EMULATION)
+#define LLMC_KERNEL_AVX512_BF16
+#endif
+#include "cpu/kernels.h"
+#include "cpu/simd/unroll.h"
+#include "cpu/simd/vec_avx512.h"
+#include "cpu/simd/math.h"
+#include "cpu/simd/rows.h"
+
+namespace {
+constexpr int kMR = 8, kNV = 3;
+constexpr i64 kKC = 128, kKS = 768, kMB = 192;
+}  // namespace
+
+#include "cpu/simd/gemm.h"
+#include "cpu/simd/attention.h"
+
+namespace {
+using Bf16Product = ProductWiden;
+}
+#include "cpu/simd/table.h"
+
+#include "cpu/simd/amx_tiles.h"
+#include "cpu/simd/amx_gemm.h"
+#include "cpu/simd/amx_attention.h"
+
+namespace {
+constexpr llmc::Kernels with_tiles(llmc::Kernels k) {
+    llmc::TypedKernels<bf16>& t = k.bf16_;
+    t.gemm = tile_gemm;
+    t.gemm_scratch = tile_gemm_scratch;
+    t.gemm_task = tile_gemm_task;
+    t.packed_bytes = packed_weight_bytes;
+    t.pack_weight = pack_weight;
+    t.attention_forward = tile_attention_forward;
+    t.attention_forward_scratch = tile_attention_forward_scratch;
+    t.attention_backward = tile_attention_backward;
+    t.attention_backward_scratch = tile_attention_backward_scratch;
+    return k;
+}
+constexpr llmc::Kernels table = with_tiles(make_kernels("amx"));
+}  // namespace
+const llmc::Kernels* llmc::kernels_amx() { return &table; }
