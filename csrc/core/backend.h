@@ -60,6 +60,10 @@ class Backend {
     // A backend may keep packed copies of matmul weights: the parameters in `memory` have new values.
     virtual void changed(Tensor memory) { (void)memory; }
 
+    // A choice that this backend offers, by name: doc/cuda.md lists those of "cuda". Throws ArgumentError where
+    // there is no such option or value.
+    virtual void set_option(const std::string& name, const std::string& value);
+
     // ---- primitive ops ----
 
     // out[b,t] = wte[inp[b,t]] + wpe[start[b] + t]
