@@ -34,5 +34,6 @@ void bind_ops(py::module_& m);
 void bind_model(py::module_& m);
 void bind_optim(py::module_& m);
 void bind_data(py::module_& m);
+void bind_comm(py::module_& m);
 
 }  // namespace llmc

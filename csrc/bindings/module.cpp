@@ -30,6 +30,7 @@ PYBIND11_MODULE(_llmc, m) {
     bind_model(m);
     bind_optim(m);
     bind_data(m);
+    bind_comm(m);
 
     m.def("default_threads", &default_threads,
           "CPU threads used by default: OMP_NUM_THREADS, else what the process may use.");
@@ -42,5 +43,7 @@ PYBIND11_MODULE(_llmc, m) {
         },
         "The kernel sets in this build, those that run here, and the one used (LLMC_ISA forces one).");
     m.def("cuda_built", &cuda_built, "Whether this build has the CUDA backend.");
+    m.def("set_library_directories", &set_library_directories, "directories"_a,
+          "Where NVIDIA's libraries are looked for, besides the system's places.");
     m.def("cuda_status", &cuda_status, "The CUDA libraries and devices found, or why there are none.");
 }

@@ -50,6 +50,8 @@ void bind_ops(py::module_& m) {
     backend.def(py::init(&make_backend), "device"_a = "cpu", "threads"_a = 0)
         .def("info", &Backend::info)
         .def("synchronize", &Backend::synchronize, py::call_guard<py::gil_scoped_release>())
+        .def("set_option", &Backend::set_option, "name"_a, "value"_a,
+             "A choice that the backend offers, as ('attention', 'flash') of 'cuda': doc/cuda.md.")
         .def("zero", op(&Backend::zero), "x"_a)
         .def("copy", op(&Backend::copy), "out"_a, "inp"_a)
         .def("changed", op(&Backend::changed), "memory"_a,

@@ -6,6 +6,10 @@
 
 namespace llmc {
 
+void Backend::set_option(const std::string& name, const std::string&) {
+    throw ArgumentError(format("{} has no option '{}'", info().name, name));
+}
+
 void Backend::fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd,
                                                Tensor a, Tensor b, Tensor weight, Tensor bias) {
     residual_forward(residual, a, b);

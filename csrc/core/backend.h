@@ -62,6 +62,10 @@ class Backend {
     // product: unless it was written by zero, copy, from_host or adamw, which see to that themselves.
     virtual void changed(Tensor memory) { (void)memory; }
 
+    // A choice that this backend offers, by name: doc/cuda.md lists those of "cuda". Throws ArgumentError where
+    // there is no such option or value.
+    virtual void set_option(const std::string& name, const std::string& value);
+
     // ---- primitive ops ----
 
     // out[b,t] = wte[inp[b,t]] + wpe[start[b] + t]

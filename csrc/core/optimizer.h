@@ -75,8 +75,8 @@ class AdamW {
     std::shared_ptr<Backend> backend_;
     std::vector<Parameter> parameters_;
     AdamWOptions options_;
-    Arena arena_;
     std::vector<Tensor> m_, v_, master_;
+    Arena arena_;  // after its slots: its destructor still writes to them
     Tensor norm_squared_, norm_, factor_;
 };
 

@@ -4,11 +4,19 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace llmc {
 class Backend;
+class Comm;
 std::shared_ptr<Backend> make_cuda(int device);
-// "CUDA 13.0, cuDNN, NCCL; devices: ..." or the reason why there is none.
+// "CUDA 13.0; devices: ...; cuBLASLt found (...); ...", with what is missing and the package that brings it.
 std::string cuda_status();
 bool cuda_built();
+// Directories of NVIDIA's wheels, searched for libraries at their first use.
+void set_library_directories(std::vector<std::string> directories);
+
+// NCCL: rank 0 makes an id, which reaches the other ranks by other means; then every rank makes its Comm.
+std::string make_nccl_id();
+std::shared_ptr<Comm> make_nccl(std::shared_ptr<Backend> backend, int rank, int size, const std::string& id);
 }  // namespace llmc

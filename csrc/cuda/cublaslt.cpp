@@ -1,0 +1,211 @@
+// cuBLASLt: each distinct product is described, and its algorithm asked for, once; afterwards a product is one
+// lookup and one call.
+#include "cuda/cublaslt.h"
+
+#include <cublasLt.h>
+
+#include <cstring>
+#include <unordered_map>
+
+#include "cuda/dynamic_library.h"
+#include "cuda/runtime.h"
+
+namespace llmc {
+
+namespace {
+
+// What NVIDIA recommends for Hopper, and enough for any split-k of older GPUs.
+constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+
+struct Library {
+    DynamicLibrary file{kCublasLt};
+#define LLMC_FUNCTION(name)                                                                                  \
+    decltype(cublasLt##name)* name = file.function<decltype(cublasLt##name)>("cublasLt" #name)
+    LLMC_FUNCTION(Create);
+    LLMC_FUNCTION(Destroy);
+    LLMC_FUNCTION(Matmul);
+    LLMC_FUNCTION(MatmulDescCreate);
+    LLMC_FUNCTION(MatmulDescDestroy);
+    LLMC_FUNCTION(MatmulDescSetAttribute);
+    LLMC_FUNCTION(MatrixLayoutCreate);
+    LLMC_FUNCTION(MatrixLayoutDestroy);
+    LLMC_FUNCTION(MatmulPreferenceCreate);
+    LLMC_FUNCTION(MatmulPreferenceDestroy);
+    LLMC_FUNCTION(MatmulPreferenceSetAttribute);
+    LLMC_FUNCTION(MatmulAlgoGetHeuristic);
+#undef LLMC_FUNCTION
+};
+
+void check(cublasStatus_t status, const char* call) {
+    if (status != CUBLAS_STATUS_SUCCESS)
+        throw Error(format("cuda: cuBLASLt returned status {} ({})", static_cast<int>(status), call));
+}
+#define LT_CHECK(call) check(call, #call)
+
+cudaDataType_t data_type(DType t) { return t == DType::f32 ? CUDA_R_32F : CUDA_R_16BF; }
+
+cublasLtEpilogue_t epilogue_of(Epilogue e) {
+    switch (e) {
+    case Epilogue::none: return CUBLASLT_EPILOGUE_DEFAULT;
+    case Epilogue::bias: return CUBLASLT_EPILOGUE_BIAS;
+    case Epilogue::gelu_bias: return CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+    case Epilogue::gelu: return CUBLASLT_EPILOGUE_GELU_AUX;
+    case Epilogue::dgelu: return CUBLASLT_EPILOGUE_DGELU;
+    }
+    return CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+// The largest power of two up to 256 that divides the address: algorithms differ in what they require.
+std::uint32_t alignment_of(const void* p) {
+    const auto address = reinterpret_cast<std::uintptr_t>(p) | 256;
+    return static_cast<std::uint32_t>(address & (~address + 1));
+}
+
+// Everything that the choice of an algorithm depends on, and nothing else.
+struct Key {
+    std::int64_t m, n, k, lda, ldb, ldd;
+    std::uint32_t align_a, align_b, align_d, align_aux, align_bias;
+    std::uint8_t transpose_a, transpose_b, inputs, output, accumulate, epilogue, padding[2];
+
+    bool operator==(const Key& other) const { return std::memcmp(this, &other, sizeof *this) == 0; }
+};
+static_assert(sizeof(Key) == 6 * 8 + 5 * 4 + 8 + 4, "padding would make equal keys differ");
+struct KeyHash {
+    std::size_t operator()(const Key& key) const {  // FNV-1a
+        const auto* const bytes = reinterpret_cast<const unsigned char*>(&key);
+        std::uint64_t hash = 14695981039346656037ull;
+        for (std::size_t i = 0; i < sizeof key; ++i) hash = (hash ^ bytes[i]) * 1099511628211ull;
+        return static_cast<std::size_t>(hash);
+    }
+};
+
+Key key_of(const Product& p) {
+    Key key;
+    std::memset(&key, 0, sizeof key);
+    key.m = p.m, key.n = p.n, key.k = p.k, key.lda = p.lda, key.ldb = p.ldb, key.ldd = p.ldd;
+    key.align_a = alignment_of(p.a), key.align_b = alignment_of(p.b), key.align_d = alignment_of(p.d);
+    key.align_aux = alignment_of(p.aux), key.align_bias = alignment_of(p.bias);
+    key.transpose_a = p.transpose_a, key.transpose_b = p.transpose_b;
+    key.inputs = static_cast<std::uint8_t>(p.inputs), key.output = static_cast<std::uint8_t>(p.output);
+    key.accumulate = p.accumulate, key.epilogue = static_cast<std::uint8_t>(p.epilogue);
+    return key;
+}
+
+// What the documentation demands of epilogues; the heuristic is asked only for the rest.
+bool allowed(const Product& p) {
+    if (p.epilogue == Epilogue::none) return true;
+    if (p.output != p.inputs) return false;  // bias and aux would be of another type than D
+    if (p.epilogue == Epilogue::bias) return true;
+    return p.ldd % 8 == 0 && alignment_of(p.aux) >= 16 && alignment_of(p.d) >= 16;
+}
+
+}  // namespace
+
+struct ProductEngine::State {
+    struct Plan {
+        cublasLtMatmulDesc_t operation = nullptr;
+        cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
+        cublasLtMatmulAlgo_t algorithm;
+        bool usable = false;
+    };
+
+    explicit State(bool tf32) : tf32(tf32) {
+        LT_CHECK(lib.Create(&handle));
+        CUDA_CHECK(cudaMalloc(&workspace, kWorkspaceBytes));
+    }
+    ~State() {
+        for (auto& [key, plan] : plans) destroy(plan);
+        cudaFree(workspace);
+        lib.Destroy(handle);
+    }
+    void destroy(Plan& plan) {
+        if (plan.operation) lib.MatmulDescDestroy(plan.operation);
+        for (cublasLtMatrixLayout_t layout : {plan.a, plan.b, plan.d})
+            if (layout) lib.MatrixLayoutDestroy(layout);
+        plan = {};
+    }
+
+    template <class T>
+    void set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute, const T& value) {
+        LT_CHECK(lib.MatmulDescSetAttribute(operation, attribute, &value, sizeof value));
+    }
+
+    void describe(Plan& plan, const Product& p) {
+        const cublasComputeType_t compute =
+            tf32 && p.inputs == DType::f32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+        LT_CHECK(lib.MatmulDescCreate(&plan.operation, compute, CUDA_R_32F));
+        const cublasOperation_t ta = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N,
+                                tb = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+        set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, ta);
+        set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, tb);
+        set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(p.epilogue));
+        if (p.epilogue == Epilogue::bias || p.epilogue == Epilogue::gelu_bias)
+            set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(p.inputs));
+        if (p.aux) set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p.ldd);
+        const auto layout = [&](cublasLtMatrixLayout_t* out, DType type, bool transposed, std::int64_t rows,
+                                std::int64_t columns, std::int64_t ld) {
+            if (transposed) std::swap(rows, columns);
+            LT_CHECK(lib.MatrixLayoutCreate(out, data_type(type), static_cast<std::uint64_t>(rows),
+                                            static_cast<std::uint64_t>(columns), ld));
+        };
+        layout(&plan.a, p.inputs, p.transpose_a, p.m, p.k, p.lda);
+        layout(&plan.b, p.inputs, p.transpose_b, p.k, p.n, p.ldb);
+        layout(&plan.d, p.output, false, p.m, p.n, p.ldd);
+    }
+
+    void choose(Plan& plan, const Key& key, const Product& p) {
+        cublasLtMatmulPreference_t preference;
+        LT_CHECK(lib.MatmulPreferenceCreate(&preference));
+        const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+            LT_CHECK(lib.MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
+        };
+        prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.align_a);
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.align_b);
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.align_d);
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.align_d);
+        point(plan, p);
+        cublasLtMatmulHeuristicResult_t best{};
+        int found = 0;
+        const cublasStatus_t status = lib.MatmulAlgoGetHeuristic(
+            handle, plan.operation, plan.a, plan.b, plan.d, plan.d, preference, 1, &best, &found);
+        lib.MatmulPreferenceDestroy(preference);
+        plan.usable = status == CUBLAS_STATUS_SUCCESS && found > 0;
+        if (plan.usable) plan.algorithm = best.algo;
+    }
+
+    // The two pointers that cuBLASLt wants in the description.
+    void point(Plan& plan, const Product& p) {
+        if (p.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
+        if (p.aux) set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
+    }
+
+    bool tf32;
+    Library lib;
+    cublasLtHandle_t handle = nullptr;
+    void* workspace = nullptr;
+    std::unordered_map<Key, Plan, KeyHash> plans;
+};
+
+ProductEngine::ProductEngine(bool tf32) : state_(std::make_unique<State>(tf32)) {}
+ProductEngine::~ProductEngine() = default;
+
+bool ProductEngine::run(const Product& p, cudaStream_t stream) {
+    if (!allowed(p)) return false;
+    State& s = *state_;
+    const Key key = key_of(p);
+    const auto [it, is_new] = s.plans.try_emplace(key);
+    State::Plan& plan = it->second;
+    if (is_new) {
+        s.describe(plan, p);
+        s.choose(plan, key, p);
+    }
+    if (!plan.usable) return false;
+    s.point(plan, p);
+    const float alpha = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
+    LT_CHECK(s.lib.Matmul(s.handle, plan.operation, &alpha, p.a, plan.a, p.b, plan.b, &beta, p.d, plan.d, p.d,
+                          plan.d, &plan.algorithm, s.workspace, kWorkspaceBytes, stream));
+    return true;
+}
+
+}  // namespace llmc

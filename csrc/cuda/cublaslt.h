@@ -1,0 +1,56 @@
+// Matrix products by cuBLASLt, which is opened at first use. The emulated build has another body for this
+// class: plain loops.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "core/tensor.h"
+
+namespace llmc {
+
+// What happens to a product on its way into memory.
+enum class Epilogue {
+    none,
+    bias,       // D = A B + bias
+    gelu_bias,  // aux = A B + bias;  D = gelu(aux)
+    gelu,       // aux = A B;  D = gelu(aux)
+    dgelu,      // D = (A B) gelu'(aux)
+};
+
+// D (m,n) = op(A) (m,k) op(B) (k,n), or += where accumulate; column-major, as BLAS has it: a row-major matrix
+// (rows, cols) is a column-major (cols, rows) with leading extent cols.
+struct Product {
+    std::int64_t m, n, k;
+    const void* a;
+    std::int64_t lda;
+    bool transpose_a;
+    const void* b;
+    std::int64_t ldb;
+    bool transpose_b;
+    void* d;
+    std::int64_t ldd;
+    DType inputs, output;  // of A, B, bias and aux; of D
+    bool accumulate = false;
+    Epilogue epilogue = Epilogue::none;
+    const void* bias = nullptr;  // (m)
+    void* aux = nullptr;         // as D
+};
+
+class ProductEngine {
+  public:
+    // tf32: products of f32 matrices in TF32. Throws Error where the library is not there.
+    explicit ProductEngine(bool tf32);
+    ~ProductEngine();
+
+    // Queues the product. False, and nothing queued, where the library has no algorithm for it.
+    bool run(const Product& p, cudaStream_t stream);
+
+  private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
+}  // namespace llmc

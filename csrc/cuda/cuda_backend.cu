@@ -1,0 +1,196 @@
+// Memory and order of the CUDA backend, its options, and its account of the device.
+#include "cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "cuda/device.cuh"
+
+namespace llmc {
+
+namespace {
+
+template <class Out, class In>
+struct Convert {
+    Out* out;
+    const In* inp;
+    template <int W>
+    __device__ void at(i64 i) const {
+        store(out + i, load<W>(inp + i));
+    }
+};
+
+double megabytes(std::size_t bytes) { return static_cast<double>(bytes >> 20); }
+
+}  // namespace
+
+void throw_cuda_error(cudaError_t error, const char* call) {
+    throw Error(format("cuda: {} ({})", cudaGetErrorString(error), call));
+}
+
+CudaBackend::CudaBackend(int device) : device_(device) {
+    CUDA_CHECK(cudaSetDevice(device_));
+    cudaDeviceProp p{};
+    CUDA_CHECK(cudaGetDeviceProperties(&p, device_));
+    if (p.major < 8)
+        throw Error(format("cuda:{} is a {} of compute capability {}.{}: llmc's kernels need 8.0 (Ampere) or "
+                           "newer",
+                           device_, p.name, p.major, p.minor));
+    // Below sm_90 cuBLASLt does not really fuse it, and is slower than the two steps.
+    fuse_gelu_by_default_ = p.major >= 9;
+    for (const char* name : {"attention", "tf32", "deterministic", "fused_gelu"}) {
+        std::string variable = "LLMC_CUDA_" + std::string(name);
+        std::transform(variable.begin(), variable.end(), variable.begin(),
+                       [](char c) { return static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c); });
+        const char* const value = std::getenv(variable.c_str());
+        if (value && *value) set_option(name, value);
+    }
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+}
+
+CudaBackend::~CudaBackend() {
+    // Errors have no one to go to any more.
+    cudaSetDevice(device_);
+    cudaStreamSynchronize(stream_);
+    engine_.reset();
+    cudnn_.reset();
+    for (const Staging& s : staging_) {
+        if (s.read) cudaEventDestroy(s.read);
+        if (s.memory) cudaFreeHost(s.memory);
+    }
+    if (scratch_) cudaFree(scratch_);
+    cudaStreamDestroy(stream_);
+}
+
+cudaStream_t CudaBackend::stream() {
+    CUDA_CHECK(cudaSetDevice(device_));
+    return stream_;
+}
+
+void CudaBackend::set_option(const std::string& name, const std::string& value) {
+    const auto choose = [&](std::initializer_list<const char*> values) {
+        int i = 0;
+        for (const char* v : values) {
+            if (value == v) return i;
+            ++i;
+        }
+        std::string known;
+        for (const char* v : values) known += (known.empty() ? "" : ", ") + std::string(v);
+        throw ArgumentError(format("option {} is '{}', expected one of: {}", name, value, known));
+    };
+    if (name == "attention") {
+        options_.attention = static_cast<CudaOptions::Attention>(choose({"simple", "flash", "cudnn"}));
+        if (options_.attention == CudaOptions::Attention::cudnn) cudnn();  // or say now why not
+    } else if (name == "tf32") {
+        options_.tf32 = choose({"off", "on"}) == 1;
+        engine_.reset();
+    } else if (name == "deterministic") {
+        options_.deterministic = choose({"off", "on"}) == 1;
+    } else if (name == "fused_gelu") {
+        options_.fused_gelu = static_cast<CudaOptions::Switch>(choose({"off", "on", "auto"}));
+    } else {
+        Backend::set_option(name, value);
+    }
+}
+
+DeviceInfo CudaBackend::info() const {
+    cudaDeviceProp p{};
+    CUDA_CHECK(cudaSetDevice(device_));
+    CUDA_CHECK(cudaGetDeviceProperties(&p, device_));
+    std::size_t free = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    DeviceInfo info;
+    info.name = format("cuda:{}", device_);
+    info.description = format("{}, {} multiprocessors", p.name, p.multiProcessorCount);
+    info.isa = format("sm_{}{}", p.major, p.minor);
+    info.total_bytes = static_cast<std::int64_t>(total);
+    info.free_bytes = static_cast<std::int64_t>(free);
+    return info;
+}
+
+// ---- memory ----
+
+void* CudaBackend::allocate(std::size_t bytes) {
+    const cudaStream_t s = stream();
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError();  // the error is dealt with: the next launch must not find it
+        std::size_t free = 0, total = 0;
+        CUDA_CHECK(cudaMemGetInfo(&free, &total));
+        throw Error(format("cuda:{}: out of memory (allocating {} MB with {} of {} MB free)", device_,
+                           megabytes(bytes), megabytes(free), megabytes(total)));
+    }
+    CUDA_CHECK(error);
+    if (bytes > 0) CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, s));
+    return memory;
+}
+
+void CudaBackend::release(void* memory) noexcept {
+    if (!memory) return;
+    cudaSetDevice(device_);
+    cudaFree(memory);  // waits for the work that uses it
+}
+
+void* CudaBackend::scratch(std::int64_t bytes) {
+    if (bytes > scratch_bytes_) {
+        release(scratch_);
+        scratch_ = nullptr, scratch_bytes_ = 0;
+        scratch_ = allocate(static_cast<std::size_t>(bytes));
+        scratch_bytes_ = bytes;
+    }
+    return scratch_;
+}
+
+void CudaBackend::zero(Tensor x) {
+    if (x.bytes() > 0) CUDA_CHECK(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.bytes()), stream()));
+}
+
+void CudaBackend::copy(Tensor out, Tensor inp) {
+    LLMC_CHECK(out.numel() == inp.numel(), "copy: out is {}, inp is {}", out, inp);
+    LLMC_CHECK(out.dtype == inp.dtype || (is_float(out.dtype) && is_float(inp.dtype)),
+               "copy: cannot convert {} to {}", inp.dtype, out.dtype);
+    const std::int64_t n = out.numel();
+    if (n == 0) return;
+    if (out.dtype == inp.dtype)
+        CUDA_CHECK(cudaMemcpyAsync(out.data, inp.data, static_cast<std::size_t>(out.bytes()),
+                                   cudaMemcpyDeviceToDevice, stream()));
+    else if (out.dtype == DType::f32)
+        launch_elementwise<bf16>(stream(), n, Convert<float, bf16>{out.as<float>(), inp.as<bf16>()}, out.data,
+                                 inp.data);
+    else
+        launch_elementwise<bf16>(stream(), n, Convert<bf16, float>{out.as<bf16>(), inp.as<float>()}, out.data,
+                                 inp.data);
+}
+
+void CudaBackend::from_host(Tensor out, const void* host) {
+    const cudaStream_t s = stream();
+    const std::size_t bytes = static_cast<std::size_t>(out.bytes());
+    for (std::size_t done = 0; done < bytes;) {
+        Staging& staging = staging_[next_staging_];
+        next_staging_ = (next_staging_ + 1) % kStagings;
+        if (!staging.memory) {
+            CUDA_CHECK(cudaMallocHost(&staging.memory, kStagingBytes));
+            CUDA_CHECK(cudaEventCreateWithFlags(&staging.read, cudaEventDisableTiming));
+        }
+        CUDA_CHECK(cudaEventSynchronize(staging.read));
+        const std::size_t count = std::min(kStagingBytes, bytes - done);
+        std::memcpy(staging.memory, static_cast<const char*>(host) + done, count);
+        CUDA_CHECK(cudaMemcpyAsync(out.as<char>() + done, staging.memory, count, cudaMemcpyHostToDevice, s));
+        CUDA_CHECK(cudaEventRecord(staging.read, s));
+        done += count;
+    }
+}
+
+void CudaBackend::to_host(void* host, Tensor inp) {
+    const cudaStream_t s = stream();
+    if (inp.bytes() > 0)
+        CUDA_CHECK(cudaMemcpyAsync(host, inp.data, static_cast<std::size_t>(inp.bytes()),
+                                   cudaMemcpyDeviceToHost, s));
+    CUDA_CHECK(cudaStreamSynchronize(s));
+}
+
+void CudaBackend::synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream())); }
+
+}  // namespace llmc

@@ -1,0 +1,110 @@
+// An NVIDIA GPU as a Backend. Each op is defined in the file of its name; this header is their common room.
+//
+// All work goes into one stream, in call order. The host waits in to_host and synchronize alone, and in
+// from_host when it is several copies ahead of the device.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "core/backend.h"
+#include "cuda/cublaslt.h"
+#include "cuda/cudnn_attention.h"
+#include "cuda/runtime.h"
+
+namespace llmc {
+
+// What a user may choose, by set_option or an environment variable (doc/cuda.md).
+struct CudaOptions {
+    enum class Attention { simple, flash, cudnn };
+    enum class Switch { off, on, automatic };
+
+    Attention attention = Attention::simple;
+    bool tf32 = false;                      // f32 products in TF32
+    bool deterministic = true;              // of cuDNN's attention backward
+    Switch fused_gelu = Switch::automatic;  // GELU inside of products: on from sm_90
+};
+
+class CudaBackend final : public Backend {
+  public:
+    explicit CudaBackend(int device);
+    ~CudaBackend() override;
+
+    DeviceInfo info() const override;
+    void* allocate(std::size_t bytes) override;
+    void release(void* memory) noexcept override;
+    void zero(Tensor x) override;
+    void copy(Tensor out, Tensor inp) override;
+    void from_host(Tensor out, const void* host) override;
+    void to_host(void* host, Tensor inp) override;
+    void synchronize() override;
+    void set_option(const std::string& name, const std::string& value) override;
+
+    void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) override;
+    void encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor inp) override;
+    void layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
+                           Tensor bias) override;
+    void layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, Tensor weight,
+                            Tensor mean, Tensor rstd) override;
+    void matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) override;
+    void matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, Tensor weight,
+                         bool accumulate) override;
+    void attention_forward(Tensor out, Tensor lse, Tensor qkv, std::int64_t NH) override;
+    void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                            std::int64_t NH) override;
+    void attention_decode(Tensor out, Tensor kcache, Tensor vcache, Tensor qkv, Tensor start,
+                          std::int64_t NH) override;
+    void gelu_forward(Tensor out, Tensor inp) override;
+    void gelu_backward(Tensor dinp, Tensor inp, Tensor dout) override;
+    void residual_forward(Tensor out, Tensor a, Tensor b) override;
+    void crossentropy_forward(Tensor losses, Tensor logits, Tensor targets, std::int64_t V) override;
+    void crossentropy_softmax_backward(Tensor logits, Tensor targets, float dloss, std::int64_t V) override;
+    void sum(Tensor out, Tensor inp, float scale) override;
+    void global_norm_squared(Tensor out, Tensor inp) override;
+    void clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) override;
+    void adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
+               const AdamWStep& step) override;
+
+    void fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd, Tensor a,
+                                          Tensor b, Tensor weight, Tensor bias) override;
+    void matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) override;
+    void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                              Tensor weight, Tensor pre, bool accumulate) override;
+    void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) override;
+
+    int device() const { return device_; }
+    // The stream of all ops; makes this backend's device the calling thread's current one.
+    cudaStream_t stream();
+
+  private:
+    // Memory for one op, valid until the next op asks.
+    void* scratch(std::int64_t bytes);
+
+    void product(const Product& p);
+    bool fused_product(const Product& p);
+    void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
+    void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
+    ProductEngine& engine();
+    CudnnAttention& cudnn();
+
+    // Pinned memory through which host data goes to the device, in turns.
+    struct Staging {
+        void* memory = nullptr;
+        cudaEvent_t read = nullptr;  // the device has read it
+    };
+    static constexpr int kStagings = 8;
+    static constexpr std::size_t kStagingBytes = std::size_t{1} << 20;
+
+    int device_;
+    cudaStream_t stream_ = nullptr;
+    CudaOptions options_;
+    bool fuse_gelu_by_default_ = false;
+    Staging staging_[kStagings];
+    int next_staging_ = 0;
+    void* scratch_ = nullptr;
+    std::int64_t scratch_bytes_ = 0;
+    std::unique_ptr<ProductEngine> engine_;
+    std::unique_ptr<CudnnAttention> cudnn_;
+};
+
+}  // namespace llmc

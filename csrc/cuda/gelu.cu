@@ -1,0 +1,66 @@
+// gelu, the tanh form, as x sigmoid(2u): one exponential, and none of the cancellation of 1 + tanh u at
+// negative x.
+#include "core/dims.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/device.cuh"
+
+namespace llmc {
+
+namespace {
+
+constexpr float kGelu1 = 1.5957691216f;  // 2 sqrt(2/pi)
+constexpr float kGelu3 = 1.5957691216f * 0.044715f;
+
+__device__ float gelu_sigmoid(float x) { return 1.0f / (1.0f + expf(-x * fmaf(x * x, kGelu3, kGelu1))); }
+
+template <class T>
+struct GeluForward {
+    T* out;
+    const T* inp;
+    template <int W>
+    __device__ void at(i64 i) const {
+        Floats<W> x = load<W>(inp + i);
+#pragma unroll
+        for (int k = 0; k < W; ++k) x[k] *= gelu_sigmoid(x[k]);
+        store(out + i, x);
+    }
+};
+
+template <class T>
+struct GeluBackward {
+    T* dinp;
+    const T *inp, *dout;
+    template <int W>
+    __device__ void at(i64 i) const {
+        const Floats<W> x = load<W>(inp + i);
+        Floats<W> d = load<W>(dout + i);
+#pragma unroll
+        for (int k = 0; k < W; ++k) {
+            const float s = gelu_sigmoid(x[k]);
+            const float slope = fmaf(x[k] * x[k], 3.0f * kGelu3, kGelu1);
+            d[k] *= fmaf(x[k] * slope * s, 1.0f - s, s);
+        }
+        store(dinp + i, d);
+    }
+};
+
+}  // namespace
+
+void CudaBackend::gelu_forward(Tensor out, Tensor inp) {
+    const i64 n = elementwise_numel("gelu_forward", out, inp, inp);
+    visit_float(out.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        launch_elementwise<T>(stream(), n, GeluForward<T>{out.as<T>(), inp.as<T>()}, out.data, inp.data);
+    });
+}
+
+void CudaBackend::gelu_backward(Tensor dinp, Tensor inp, Tensor dout) {
+    const i64 n = elementwise_numel("gelu_backward", dinp, inp, dout);
+    visit_float(dinp.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        launch_elementwise<T>(stream(), n, GeluBackward<T>{dinp.as<T>(), inp.as<T>(), dout.as<T>()},
+                              dinp.data, inp.data, dout.data);
+    });
+}
+
+}  // namespace llmc

@@ -1,0 +1,178 @@
+// The three products of a linear layer, in BLAS's column-major terms (D = op(A) op(B)):
+//   forward   out^T (OC,N)     = weight (OC,C)    inp^T (C,N)       bias or bias + GELU in the epilogue
+//   dinp      dinp^T (C,N)     = weight^T (C,OC)  dout^T (OC,N)     GELU's gradient in the epilogue
+//   dweight   dweight^T (C,OC) = inp^T (C,N)      dout (N,OC)       accumulation by beta
+// cuBLASLt does them (cublaslt.cpp). Shapes that it has no algorithm for, as odd ones with an epilogue, go
+// step by step, and at last to the plain kernel below, which takes any shape.
+#include <algorithm>
+
+#include "core/dims.h"
+#include "cuda/column_sum.cuh"
+#include "cuda/cuda_backend.h"
+
+namespace llmc {
+
+namespace {
+
+constexpr int kTile = 32;     // the plain kernel's block of D
+constexpr int kTileRows = 8;  // thread (x, y) computes rows y, y + 8, ..
+
+// Element (row, column) of op(X), 0 outside.
+template <class T>
+__device__ float element(const T* x, i64 ld, bool transposed, i64 row, i64 column, i64 rows, i64 columns) {
+    if (row >= rows || column >= columns) return 0.0f;
+    return widen(transposed ? x[row * ld + column] : x[column * ld + row]);
+}
+
+template <class In, class Out>
+__global__ void product_kernel(Product p) {
+    LLMC_SHARED(a, float[kTile][kTile + 1]);  // + 1: no two rows of a column in one bank
+    LLMC_SHARED(b, float[kTile][kTile + 1]);
+    const int x = threadIdx.x, y = threadIdx.y;
+    const i64 m0 = static_cast<i64>(blockIdx.x) * kTile, n0 = static_cast<i64>(blockIdx.y) * kTile;
+    const In *const A = static_cast<const In*>(p.a), *const B = static_cast<const In*>(p.b);
+    float sums[kTile / kTileRows] = {};
+    for (i64 k0 = 0; k0 < p.k; k0 += kTile) {
+        for (int r = y; r < kTile; r += kTileRows) {
+            a[r][x] = element(A, p.lda, p.transpose_a, m0 + x, k0 + r, p.m, p.k);
+            b[r][x] = element(B, p.ldb, p.transpose_b, k0 + x, n0 + r, p.k, p.n);
+        }
+        __syncthreads();
+        for (int k = 0; k < kTile; ++k)
+#pragma unroll
+            for (int i = 0; i < kTile / kTileRows; ++i)
+                sums[i] = fmaf(a[k][x], b[y + i * kTileRows][k], sums[i]);
+        __syncthreads();
+    }
+    const i64 m = m0 + x;
+    if (m >= p.m) return;
+    const float shift = p.bias ? widen(static_cast<const In*>(p.bias)[m]) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kTile / kTileRows; ++i) {
+        const i64 n = n0 + y + i * kTileRows;
+        if (n >= p.n) continue;
+        Out* const d = static_cast<Out*>(p.d) + n * p.ldd + m;
+        *d = narrow<Out>(sums[i] + shift + (p.accumulate ? widen(*d) : 0.0f));
+    }
+}
+
+template <class T>
+struct BiasTerms {
+    const T* dout;
+    i64 OC;
+    template <int W>
+    __device__ void add(Floats<W> (&sums)[1], i64 row, i64 column) const {
+        const Floats<W> d = load<W>(dout + row * OC + column);
+#pragma unroll
+        for (int k = 0; k < W; ++k) sums[0][k] += d[k];
+    }
+};
+
+Product forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight, Tensor bias) {
+    Product p{};
+    p.m = d.OC, p.n = d.N, p.k = d.C;
+    p.a = weight.data, p.lda = d.C, p.transpose_a = true;
+    p.b = inp.data, p.ldb = d.C, p.transpose_b = false;
+    p.d = out.data, p.ldd = d.OC;
+    p.inputs = inp.dtype, p.output = out.dtype;
+    p.bias = bias.data;
+    if (bias) p.epilogue = Epilogue::bias;
+    return p;
+}
+
+}  // namespace
+
+ProductEngine& CudaBackend::engine() {
+    if (!engine_) engine_ = std::make_unique<ProductEngine>(options_.tf32);
+    return *engine_;
+}
+
+// With an epilogue of GELU, which only the library has: false where it has not.
+bool CudaBackend::fused_product(const Product& p) {
+    const bool wanted = options_.fused_gelu == CudaOptions::Switch::automatic
+                            ? fuse_gelu_by_default_
+                            : options_.fused_gelu == CudaOptions::Switch::on;
+    return wanted && p.m > 0 && p.n > 0 && p.k > 0 && engine().run(p, stream());
+}
+
+void CudaBackend::product(const Product& p) {
+    if (p.m == 0 || p.n == 0) return;
+    if (p.k > 0 && engine().run(p, stream())) return;
+    LLMC_CHECK(ceil_div(p.n, kTile) <= 65535, "a product of {} columns is too large", p.n);
+    visit_float(p.inputs, [&](auto in) {
+        visit_float(p.output, [&](auto out) {
+            launch(product_kernel<decltype(in), decltype(out)>,
+                   dim3(blocks_for(p.m, kTile), blocks_for(p.n, kTile)), dim3(kTile, kTileRows), 0, stream(),
+                   p);
+        });
+    });
+}
+
+void CudaBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) {
+    const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
+    product(forward_product(d, out, inp, weight, bias));
+}
+
+void CudaBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
+    const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
+    detail::check_like("matmul_gelu_forward", "pre", pre, out);
+    detail::check_dtype("matmul_gelu_forward", "out", out, inp.dtype);
+    Product p = forward_product(d, out, inp, weight, bias);
+    p.epilogue = bias ? Epilogue::gelu_bias : Epilogue::gelu;
+    p.aux = pre.data;
+    if (fused_product(p)) return;
+    Backend::matmul_gelu_forward(out, pre, inp, weight, bias);
+}
+
+void CudaBackend::matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                                  Tensor weight, bool accumulate) {
+    matmul_gelu_backward(dinp, dweight, dbias, dout, inp, weight, Tensor(), accumulate);
+}
+
+// pre absent: without GELU.
+void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
+                                       Tensor weight, Tensor pre, bool accumulate) {
+    const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
+    if (dinp) {
+        if (pre) detail::check_matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
+        Product p{};
+        p.m = d.C, p.n = d.N, p.k = d.OC;
+        p.a = weight.data, p.lda = d.C, p.transpose_a = false;
+        p.b = dout.data, p.ldb = d.OC, p.transpose_b = false;
+        p.d = dinp.data, p.ldd = d.C;
+        p.inputs = p.output = weight.dtype;
+        Product fused = p;
+        fused.epilogue = Epilogue::dgelu;
+        fused.aux = pre.data;
+        if (!pre || !fused_product(fused)) {
+            product(p);
+            if (pre) gelu_backward(dinp, pre, dinp);
+        }
+    }
+    if (dweight) {
+        Product p{};
+        p.m = d.C, p.n = d.OC, p.k = d.N;
+        p.a = inp.data, p.lda = d.C, p.transpose_a = false;
+        p.b = dout.data, p.ldb = d.OC, p.transpose_b = true;
+        p.d = dweight.data, p.ldd = d.C;
+        p.inputs = weight.dtype, p.output = dweight.dtype;
+        p.accumulate = accumulate;
+        product(p);
+    }
+    if (dbias) bias_gradient(dbias, dout, accumulate);
+}
+
+void CudaBackend::bias_gradient(Tensor dbias, Tensor dout, bool accumulate) {
+    const i64 N = dout.rows(), OC = dout.cols();
+    float* const partial = static_cast<float*>(scratch(column_sum_scratch<1>(N, OC)));
+    visit_float(dout.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        visit_float(dbias.dtype, [&](auto grad_tag) {
+            using G = decltype(grad_tag);
+            launch_column_sum<T, 1>(stream(), dbias.as<G>(), static_cast<G*>(nullptr), partial, N, OC,
+                                    accumulate, BiasTerms<T>{dout.as<T>(), OC}, dout.data);
+        });
+    });
+}
+
+}  // namespace llmc

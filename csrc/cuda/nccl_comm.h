@@ -1,0 +1,11 @@
+// Comm over NCCL, which is opened at first use (nccl_comm.cpp; no_nccl.cpp where it is not built in).
+#pragma once
+
+#include <string>
+
+#include "cuda/make_cuda.h"
+
+namespace llmc {
+// "NCCL 2.28 (path)", or what is missing.
+std::string nccl_status();
+}  // namespace llmc

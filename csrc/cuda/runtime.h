@@ -1,0 +1,19 @@
+// The CUDA runtime as host code sees it: every call checked, every failure one llmc::Error.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/check.h"
+
+namespace llmc {
+
+[[noreturn]] void throw_cuda_error(cudaError_t error, const char* call);
+
+}  // namespace llmc
+
+#define CUDA_CHECK(call)                                                                                     \
+    do {                                                                                                     \
+        const cudaError_t cuda_error_ = (call);                                                              \
+        if (cuda_error_ != cudaSuccess) [[unlikely]]                                                         \
+            ::llmc::throw_cuda_error(cuda_error_, #call);                                                    \
+    } while (0)

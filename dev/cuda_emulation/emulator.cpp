@@ -1,0 +1,453 @@
+// The emulated device: blocks one after another in a random order, a block's threads as fibers.
+//
+// Checked as they happen, each an error that names the kernel launch: a barrier that some threads of the
+// block, or a collective that some lanes of the warp, never reach; a misaligned vector access; more shared
+// memory than the smallest supported GPU has; a write past the end of an allocation (seen when it is freed).
+//
+// A stream is a queue of closures. Nothing in it runs until the host waits for the stream, for an event behind
+// it, or frees memory; and then only as much as is needed. A missing wait between streams, or a host buffer
+// reused too early, is a wrong result.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <exception>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <sys/mman.h>
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+static constexpr std::size_t kUsedStack = 32 << 10;  // of a fiber that has ended: its frames never returned
+#endif
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+// ---- switching between fibers ----
+
+static constexpr std::size_t kStack = 256 << 10;  // address space: only touched pages are memory
+#if defined(__x86_64__)
+using Context = void*;
+// Saves the callee-saved registers and the stack pointer, and takes up the other's.
+asm(R"(
+.text
+.globl llmc_switch_context
+.hidden llmc_switch_context
+.type llmc_switch_context, @function
+llmc_switch_context:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq (%rsi), %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+extern "C" void llmc_switch_context(Context* from, Context* to);
+static void switch_context(Context& from, Context& to) { llmc_switch_context(&from, &to); }
+static void start_context(Context& c, char* stack, void (*entry)()) {
+    void** top = reinterpret_cast<void**>(stack + kStack) - 1;
+    *top-- = nullptr;  // where entry would return to
+    *top = reinterpret_cast<void*>(entry);
+    c = top - 6;  // the six registers
+}
+#else
+using Context = ucontext_t;
+static void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+static void start_context(Context& c, char* stack, void (*entry)()) {
+    getcontext(&c);
+    c.uc_stack.ss_sp = stack;
+    c.uc_stack.ss_size = kStack;
+    c.uc_link = nullptr;
+    makecontext(&c, entry, 0);
+}
+#endif
+
+namespace cuda_emulation {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr std::size_t kSharedLimit = 99 << 10;  // a block of sm_86 and sm_89
+constexpr unsigned char kPoison = 0xff;         // NaN as f32 and as bf16, -1 as an integer
+
+std::minstd_rand& random_bits() {
+    static std::minstd_rand engine([] {
+        const char* const seed = std::getenv("LLMC_EMULATION_SEED");
+        return seed ? static_cast<unsigned>(std::atoi(seed)) + 1u : 1u;
+    }());
+    return engine;
+}
+std::size_t random_below(std::size_t n) { return random_bits()() % n; }
+
+struct Fiber {
+    Context context;
+    uint3 thread;
+    int warp, lane;
+    unsigned parity;  // of the warp collectives it has been through
+    struct Copy {
+        void* to;
+        const void* from;
+        int bytes;
+    };
+    std::vector<Copy> uncommitted;
+    std::deque<std::vector<Copy>> committed;
+};
+
+// Where fibers wait until all of a group have come.
+struct Barrier {
+    int arrived = 0;
+    std::vector<Fiber*> waiting;
+};
+
+struct Warp {
+    Barrier barrier;
+    unsigned char slots[2][32 * kSlot];  // the next collective may begin while this one is still being read
+};
+
+struct Block {
+    std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
+    std::vector<Warp> warps = std::vector<Warp>(kMaxThreads / 32);
+    Barrier barrier;
+    std::vector<Fiber*> ready;
+    Fiber* current = nullptr;
+    int threads = 0, live = 0;
+    Context main;
+    char* stacks = nullptr;
+    const std::function<void()>* thread = nullptr;
+    std::exception_ptr error;
+    std::vector<unsigned char> dynamic;
+    std::vector<std::vector<unsigned char>> variables;
+};
+Block block;
+
+void run_next() {
+    Context& from = block.current ? block.current->context : block.main;
+    if (block.ready.empty()) {
+        block.current = nullptr;
+        switch_context(from, block.main);
+    } else {
+        std::swap(block.ready[random_below(block.ready.size())], block.ready.back());
+        Fiber* const next = block.ready.back();
+        block.ready.pop_back();
+        if (next != block.current) {
+            block.current = next;
+            threadIdx = next->thread;
+            switch_context(from, next->context);
+            return;
+        }
+    }
+}
+
+void fiber_main() {
+    try {
+        (*block.thread)();
+        Fiber& self = *block.current;
+        if (!self.uncommitted.empty() || !self.committed.empty())
+            fail("a thread ended without waiting for its cp.async");
+    } catch (...) {
+        block.error = std::current_exception();
+        block.ready.clear();
+    }
+    --block.live;
+    run_next();
+    std::abort();  // a finished fiber is never resumed
+}
+
+void wait_for(Barrier& barrier, int expected) {
+    if (++barrier.arrived == expected) {
+        block.ready.insert(block.ready.end(), barrier.waiting.begin(), barrier.waiting.end());
+        barrier.waiting.clear();
+        barrier.arrived = 0;
+        block.ready.push_back(block.current);  // the last to come has no right to go first
+    } else {
+        barrier.waiting.push_back(block.current);
+    }
+    Fiber* const self = block.current;
+    run_next();
+    block.current = self;
+    threadIdx = self->thread;
+}
+
+void run_block() {
+    block.barrier = {};
+    for (int w = 0; w < (block.threads + 31) / 32; ++w) block.warps[w].barrier = {};
+    std::fill(block.dynamic.begin(), block.dynamic.end(), kPoison);
+    for (auto& v : block.variables) std::fill(v.begin(), v.end(), kPoison);
+    block.ready.clear();
+    block.live = block.threads;
+    for (int i = 0; i < block.threads; ++i) {
+        Fiber& f = block.fibers[i];
+        const unsigned u = static_cast<unsigned>(i);
+        f.thread = {u % blockDim.x, u / blockDim.x % blockDim.y, u / blockDim.x / blockDim.y};
+        f.warp = i / 32, f.lane = i % 32, f.parity = 0;
+        f.uncommitted.clear();
+        f.committed.clear();
+#if defined(__SANITIZE_ADDRESS__)
+        __asan_unpoison_memory_region(block.stacks + (i + 1) * kStack - kUsedStack, kUsedStack);
+#endif
+        start_context(f.context, block.stacks + i * kStack, fiber_main);
+        block.ready.push_back(&f);
+    }
+    block.current = nullptr;
+    run_next();
+    if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
+    if (block.live > 0) fail("threads wait at a barrier that the others of their block or warp never reach");
+}
+
+void run_grid(dim3 grid, dim3 threads, std::size_t shared, const std::function<void()>& thread) {
+    if (!block.stacks)
+        block.stacks = static_cast<char*>(mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE,
+                                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    gridDim = grid;
+    blockDim = threads;
+    block.threads = static_cast<int>(threads.x * threads.y * threads.z);
+    block.dynamic.resize(shared);
+    block.thread = &thread;
+    const std::size_t count = std::size_t{grid.x} * grid.y * grid.z;
+    std::size_t step =
+        random_below(count) + 1;  // a random stride visits every block once where it is coprime
+    while (std::gcd(step, count) != 1) ++step;
+    std::size_t i = random_below(count);
+    for (std::size_t n = 0; n < count; ++n, i = (i + step) % count) {
+        blockIdx = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
+                    static_cast<unsigned>(i / grid.x / grid.y)};
+        run_block();
+    }
+}
+
+}  // namespace
+
+void fail(const char* what) { throw std::runtime_error(std::string("CUDA emulation: ") + what); }
+
+void sync_block() { wait_for(block.barrier, block.threads); }
+
+const unsigned char* exchange(const void* value, std::size_t bytes) {
+    Fiber& self = *block.current;
+    if (block.threads % 32 != 0) fail("a warp collective in a block that is not made of whole warps");
+    Warp& warp = block.warps[static_cast<std::size_t>(self.warp)];
+    unsigned char* const slots = warp.slots[self.parity ^= 1];
+    if (bytes > 0) std::memcpy(slots + self.lane * kSlot, value, bytes);
+    wait_for(warp.barrier, 32);
+    return slots;
+}
+int lane() { return block.current->lane; }
+
+int new_shared_variable() {
+    block.variables.emplace_back();
+    return static_cast<int>(block.variables.size()) - 1;
+}
+void* shared_variable(int id, std::size_t bytes) {
+    auto& v = block.variables[static_cast<std::size_t>(id)];
+    if (v.empty()) v.assign(bytes, kPoison);
+    return v.data();
+}
+unsigned char* dynamic_shared() { return block.dynamic.data(); }
+
+void async_copy(void* shared, const void* global, int bytes) {
+    check_aligned(shared, 16);
+    if (bytes > 0) check_aligned(global, 16);
+    block.current->uncommitted.push_back({shared, global, bytes});
+}
+void async_commit() {
+    block.current->committed.push_back(std::move(block.current->uncommitted));
+    block.current->uncommitted.clear();
+}
+void async_wait(int pending) {
+    auto& groups = block.current->committed;
+    for (; static_cast<int>(groups.size()) > pending; groups.pop_front())
+        for (const Fiber::Copy& c : groups.front()) {
+            std::memset(c.to, 0, 16);
+            if (c.bytes > 0) std::memcpy(c.to, c.from, static_cast<std::size_t>(c.bytes));
+        }
+}
+
+}  // namespace cuda_emulation
+
+// ---- streams and events ----
+
+struct EmulatedStream {
+    std::deque<std::function<void()>> queue;
+    void run_one() {
+        const auto work = std::move(queue.front());
+        queue.pop_front();
+        work();
+    }
+    void drain() {
+        while (!queue.empty()) run_one();
+    }
+};
+struct EmulatedEvent {
+    EmulatedStream* stream = nullptr;
+    std::uint64_t recorded = 0, reached = 0;
+    void wait(std::uint64_t until) {
+        while (reached < until) stream->run_one();
+    }
+};
+
+namespace {
+
+using namespace cuda_emulation;
+std::vector<EmulatedStream*> streams;
+std::map<std::uintptr_t, std::size_t> device_memory, pinned_memory;
+std::size_t allocated = 0;
+#if defined(__SANITIZE_ADDRESS__)
+constexpr std::size_t kGuard = 0;  // the sanitizer has its own, which sees reads too
+#else
+constexpr std::size_t kGuard = 256;
+#endif
+
+std::size_t total_memory() {
+    const char* const mb = std::getenv("LLMC_EMULATION_MEMORY_MB");
+    return std::size_t{mb ? static_cast<unsigned>(std::atoi(mb)) : 4096u} << 20;
+}
+bool inside(const std::map<std::uintptr_t, std::size_t>& ranges, const void* p) {
+    const auto address = reinterpret_cast<std::uintptr_t>(p);
+    auto it = ranges.upper_bound(address);
+    return it != ranges.begin() && (--it, address < it->first + it->second);
+}
+void drain_all() {
+    for (EmulatedStream* s : streams) s->drain();
+}
+
+}  // namespace
+
+namespace cuda_emulation {
+
+void enqueue(cudaStream_t stream, std::function<void()> work) { stream->queue.push_back(std::move(work)); }
+
+void launch(cudaStream_t stream, dim3 grid, dim3 threads, std::size_t shared, std::function<void()> thread) {
+    if (threads.x * threads.y * threads.z == 0 || threads.x * threads.y * threads.z > kMaxThreads ||
+        std::size_t{grid.x} * grid.y * grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 ||
+        grid.z > 65535)
+        fail("a launch with an impossible grid or block");
+    if (shared > kSharedLimit) fail("a launch with more shared memory than a block of sm_86 has");
+    enqueue(stream, [=] { run_grid(grid, threads, shared, thread); });
+}
+
+}  // namespace cuda_emulation
+
+// ---- the runtime API ----
+
+const char* cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorMemoryAllocation ? "out of memory" : error ? "invalid argument" : "no error";
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+    *p = {"CUDA emulated on the CPU", 8, 0, 3, kSharedLimit, total_memory()};
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 1000000, cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+    *total = total_memory();
+    *free = *total - std::min(*total, allocated);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** p, std::size_t bytes) {
+    if (allocated + bytes > total_memory()) return cudaErrorMemoryAllocation;
+    if (posix_memalign(p, 256, bytes + kGuard) != 0) return cudaErrorMemoryAllocation;
+    std::memset(*p, kPoison, bytes + kGuard);
+    device_memory[reinterpret_cast<std::uintptr_t>(*p)] = bytes;
+    allocated += bytes;
+    return cudaSuccess;
+}
+cudaError_t cudaFree(void* p) {
+    if (!p) return cudaSuccess;
+    drain_all();
+    const auto it = device_memory.find(reinterpret_cast<std::uintptr_t>(p));
+    if (it == device_memory.end()) return cudaErrorInvalidValue;
+    const std::size_t bytes = it->second;
+    for (std::size_t i = bytes; i < bytes + kGuard; ++i)
+        if (static_cast<unsigned char*>(p)[i] != kPoison) {
+            std::fprintf(stderr, "CUDA emulation: a write %zu bytes past the end of %zu\n", i - bytes, bytes);
+            std::abort();
+        }
+    allocated -= bytes;
+    device_memory.erase(it);
+    std::free(p);
+    return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
+    *p = std::malloc(bytes);
+    pinned_memory[reinterpret_cast<std::uintptr_t>(*p)] = bytes;
+    return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* p) {
+    drain_all();
+    pinned_memory.erase(reinterpret_cast<std::uintptr_t>(p));
+    std::free(p);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t s) {
+    if (kind != cudaMemcpyHostToDevice && !inside(device_memory, from)) return cudaErrorInvalidValue;
+    if (kind != cudaMemcpyDeviceToHost && !inside(device_memory, to)) return cudaErrorInvalidValue;
+    if (kind == cudaMemcpyHostToDevice && !inside(pinned_memory, from)) {  // pageable: read at once
+        const auto staged = std::make_shared<std::string>(static_cast<const char*>(from), bytes);
+        enqueue(s, [=] { std::memcpy(to, staged->data(), bytes); });
+        return cudaSuccess;
+    }
+    enqueue(s, [=] { std::memmove(to, from, bytes); });
+    if (kind == cudaMemcpyDeviceToHost && !inside(pinned_memory, to)) s->drain();
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t s) {
+    if (bytes > 0 && !inside(device_memory, p)) return cudaErrorInvalidValue;
+    enqueue(s, [=] { std::memset(p, value, bytes); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
+    streams.push_back(*s = new EmulatedStream);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    s->drain();
+    streams.erase(std::find(streams.begin(), streams.end(), s));
+    delete s;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t s) { return s->drain(), cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    if (e->stream) enqueue(s, [e, until = e->recorded] { e->wait(until); });
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = new EmulatedEvent, cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    if (e->stream) e->wait(e->recorded);
+    delete e;
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    e->stream = s;
+    enqueue(s, [e, now = ++e->recorded] { e->reached = now; });
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    if (e->stream) e->wait(e->recorded);
+    return cudaSuccess;
+}
