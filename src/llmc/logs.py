@@ -98,6 +98,7 @@ class MetricsLog(Log):
         self._row("message", text=message)
 
     def close(self) -> None:
+        self._row("end")
         self._file.close()
 
 

@@ -191,12 +191,17 @@ class TrainConfig:
                 raise ValueError(f"{where}: unknown setting '{name}'{hint}")
 
 
-def load_toml(path: str | Path) -> dict[str, Any]:
-    """Settings of a TOML file, by name. ValueError naming file and line, or the unknown setting."""
+def load_toml_file(path: str | Path) -> dict[str, Any]:
+    """A TOML file. ValueError naming file and line where it is not one."""
     with open(path, "rb") as file:
         try:
-            values = tomllib.load(file)
+            return tomllib.load(file)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise ValueError(f"{path}: not TOML: {e}") from e
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """Settings of a TOML file, by name. ValueError naming the file, and the line or the unknown setting."""
+    values = load_toml_file(path)
     TrainConfig.check_names(values, str(path))
     return values

@@ -50,10 +50,14 @@ def run(args: argparse.Namespace) -> int:
     total = config.get("max_steps", -1)
     with tqdm(total=total if total > 0 else None, unit="step", dynamic_ncols=True) as bar:
         losses: list[float] = []
+        ended = False
         for row in rows(path, args.once, args.interval):
             if row is None:
                 bar.refresh()
+                if ended:
+                    break
                 continue
+            ended = row.get("kind") == "end"
             if row.get("kind") == "train":
                 losses.append(float(row["loss"]))
                 recent = [x for x in losses[-20:] if math.isfinite(x)]
@@ -70,8 +74,5 @@ def run(args: argparse.Namespace) -> int:
                 bar.write(f"step {row['step']}: HellaSwag {row['correct']}/{row['total']}")
             elif row.get("kind") == "message":
                 bar.write(str(row["text"]))
-            elif row.get("kind") == "end":
-                bar.refresh()
-                return 0
         bar.refresh()
     return 0
