@@ -122,6 +122,10 @@ class ChoiceResult:
     def acc_norm(self) -> float:
         return self.correct_norm / self.total
 
+    def summary(self) -> dict[str, float]:
+        names = ("acc", "acc_norm", "correct", "correct_norm", "total", "truncated")
+        return {name: getattr(self, name) for name in names}
+
 
 def read_eval_file(path: StrPath) -> list[Example]:
     """The examples of a llm.c eval file. FileNotFoundError where it is not there, llmc.Error where it is damaged."""
@@ -181,7 +185,7 @@ def multiple_choice(
 ) -> ChoiceResult:
     """Scores every ending of every example, batch_size rows at a time; the longest first, so that rows of a batch are of a length.
 
-    ValueError where a token is outside of the model's vocabulary, or an ending longer than its context.
+    ValueError where a token is outside of the model's vocabulary, or an ending longer than the model's context.
     """
     if not examples:
         raise ValueError("there are no examples to evaluate")
