@@ -1,1 +1,1 @@
-"""The subcommands of `llmc`: one module each, with add_arguments(parser) and run(args)."""
+"""One file per `llmc` command: add_arguments(parser) and run(args) -> exit code. llmc.cli finds them by name."""
