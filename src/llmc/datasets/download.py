@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16  # bytes; what a broken connection leaves of one is lost
 _ATTEMPTS = 4  # in a row that bring nothing
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
 _PAUSE = 1.0  # seconds before another attempt, doubled each time
@@ -69,10 +69,14 @@ def fetch(remote: Remote, directory: Path | None = None) -> Path:
             )
         )
     except ValueError as e:
-        raise ConnectionError(
-            f"{remote.url}: what came is not the file expected (SHA-256 {remote.sha256[:12]}...): a proxy may have answered in "
-            f"its place, or the file has changed. Try again, or {_by_hand(path)}"
-        ) from e
+        raise ConnectionError(_another_file(remote.url, f"SHA-256 {remote.sha256[:12]}...", path)) from e
+
+
+def _another_file(url: str, expected: str, path: Path) -> str:
+    return (
+        f"{url}: what came is not the file expected ({expected}): something may have answered in its place, or the file has "
+        f"changed. Try again, or {_by_hand(path)}"
+    )
 
 
 def _by_hand(path: Path) -> str:
@@ -93,7 +97,7 @@ def _transfer(url: str, path: Path, size: int | None) -> Path:
             part.unlink()  # of another version of the file
             have = 0
         try:
-            if _receive(url, part, have, size):
+            if _receive(url, path, part, have, size):
                 return part
             problem = "the connection ended early"
         except requests.HTTPError as e:
@@ -117,7 +121,7 @@ def _transfer(url: str, path: Path, size: int | None) -> Path:
         time.sleep(_PAUSE * 2**attempts)
 
 
-def _receive(url: str, part: Path, have: int, size: int | None) -> bool:
+def _receive(url: str, path: Path, part: Path, have: int, size: int | None) -> bool:
     """One request; whether the file is complete after it."""
     import requests
 
@@ -133,7 +137,9 @@ def _receive(url: str, part: Path, have: int, size: int | None) -> bool:
         if not resumed:  # a server that knows no Range sends all of it again
             have = 0
         length = response.headers.get("Content-Length")
-        total = size if size is not None else have + int(length) if length else None
+        total = have + int(length) if length else size
+        if size is not None and total != size:  # seen before anything is written: what has come stays good
+            raise ConnectionError(_another_file(url, f"{size} bytes, not {total}", path))
         with (
             open(part, "ab" if resumed else "wb") as file,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.name.removesuffix(".part")) as bar,
