@@ -117,8 +117,10 @@ class FrontendAttention final : public CudnnAttention {
         const float scale = 1.0f / std::sqrt(static_cast<float>(d.HS));
         if (pass == Pass::forward) {
             fe::graph::SDPA_attributes attention;
-            attention.set_name("attention").set_generate_stats(true).set_attn_scale(scale).set_causal_mask(
-                true);
+            attention.set_name("attention")
+                .set_generate_stats(true)
+                .set_attn_scale(scale)
+                .set_causal_mask(true);
             const auto [out, stats] = g->sdpa(q, k, v, attention);
             output(out, kOut, d.C);
             stats->set_output(true);

@@ -22,6 +22,7 @@ from llmc.logs import BarConsole, LineConsole, Log, Logs, MainLog, MetricsLog, S
 from llmc.mfu import peak_flops
 from llmc.model import GPT2
 from llmc.optim import AdamW
+from llmc.report import short_report, startup_report
 from llmc.schedule import lr_schedule
 from llmc.settings import TrainConfig
 from llmc.signals import StopSignals
@@ -267,8 +268,10 @@ class Trainer:
         if path is not None:
             native, file_dtype, _ = _llmc.inspect_checkpoint(path)
             shape, default_dtype = GPT2Config.from_native(native), str(file_dtype)
+            self.weight_origin = "intermediate checkpoint" if resumed is not None else str(path)
         else:
             shape, default_dtype = self._model_config(), "f32" if config.device == "cpu" else "bf16"
+            self.weight_origin = config.model or "small model"
         if self.tokenizer is not None and self.tokenizer.vocab_size > shape.vocab_size:
             raise ValueError(
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens, but the model's vocabulary is {shape.vocab_size}"
@@ -284,7 +287,7 @@ class Trainer:
             "recompute": config.recompute,
             "threads": config.threads,
         }
-        check_memory(
+        self.memory = check_memory(
             _llmc.Backend(config.device, config.threads),
             shape,
             dtype=dtype,
@@ -351,6 +354,9 @@ class Trainer:
         logs = self._open_logs()
         self.log = logs
         stopped_by = 0
+        if self._resumed_at >= 0:
+            logs.text(f"continuing {self.run_dir} from step {self.step}")
+        logs.start(startup_report(self), short_report(self))
         try:
             with StopSignals() as signals:
                 while True:
@@ -476,10 +482,7 @@ class Trainer:
             raise ValueError("there are no validation data")
         config = self.config
         self.val_loader.reset()
-        count = self.val_loader.num_batches()
-        count = count if config.val_steps == -1 else min(count, config.val_steps)
-        if count == 0:
-            raise ValueError("the validation data hold no whole batch")
+        count = self.num_val_batches
         loss = math.fsum(self.model.evaluate(*self.val_loader.next_batch()) for _ in range(count)) / count
         self.log.validation(self.step, loss)
         self.history["val_step"].append(self.step)
@@ -491,6 +494,15 @@ class Trainer:
             if config.save_best and self.run_dir is not None and self.step > 0:
                 self._finish_saving(lambda: ckpt.save_model(self.model, self.run_dir / "best.bin", fs=self.fs))  # type: ignore[operator]
         return loss
+
+    @property
+    def num_val_batches(self) -> int:
+        """Batches of one validation. ValueError where the data hold none."""
+        assert self.val_loader is not None
+        count, limit = self.val_loader.num_batches(), self.config.val_steps
+        if count == 0:
+            raise ValueError("the validation data hold no whole batch")
+        return count if limit == -1 else min(count, limit)
 
     def evaluate_hellaswag(self) -> float:
         """acc_norm on llm.c's HellaSwag file."""
