@@ -331,6 +331,8 @@ class Trainer:
         )
         model = GPT2.from_checkpoint(path, **options) if path else GPT2(shape, seed=config.seed, **options)
         model.native.classifier_rows = config.classifier_rows
+        if config.device != "cpu":
+            model.native.backend.set_option("tf32", "on" if config.tf32 else "off")
         return model
 
     def _build_loaders(self, resumed: tuple[int, dict[str, Any] | None] | None) -> tuple[DataLoader, DataLoader | None]:
