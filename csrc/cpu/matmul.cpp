@@ -12,9 +12,6 @@ namespace llmc {
 
 namespace {
 
-constexpr std::int64_t kFewRows =
-    8;  // up to here the weight is streamed once, unpacked (simd/gemm.h: matvec)
-
 // A grid of tasks over C: blocks as the kernels like them, and as many columns as leave every thread several
 // tasks, cut evenly.
 struct Grid {
@@ -40,7 +37,7 @@ void CpuBackend::product(Gemm g, DType dtype) {
     visit_float(dtype, [&](auto tag) {
         using T = decltype(tag);
         const TypedKernels<T>& k = kernels<T>();
-        if (g.M <= kFewRows && !g.a_kmajor && !g.b_kmajor) {
+        if (g.M <= k.few_rows && !g.a_kmajor && !g.b_kmajor) {
             for_ranges(g.N, 64, [&](std::int64_t n, std::int64_t count) { k.matvec(g, n, n + count); });
             return;
         }

@@ -24,6 +24,7 @@ struct ProductF32 {
     using Unit = float;
     using Left = float;  // how attention stores a left operand that it computes
     static constexpr int kPerUnit = 1;
+    static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
     static Vec multiply_add(const Unit* a, Vec b, Vec c) { return fma(set1(*a), b, c); }
     static Vec load_k(const T* p, int n) { return n == Vec::W ? load(p) : load(p, n); }  // units along k
     static Vec load_n(const T* p, i64, int, int n) {
@@ -37,6 +38,7 @@ struct ProductWiden {
     using Unit = float;
     using Left = float;
     static constexpr int kPerUnit = 1;
+    static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
     static Vec multiply_add(const Unit* a, Vec b, Vec c) { return fma(set1(*a), b, c); }
     static Vec load_k(const T* p, int n) { return n == Vec::W ? load(p) : load(p, n); }
     static Vec load_n(const T* p, i64, int, int n) { return n == Vec::W ? load(p) : load(p, n); }
@@ -342,43 +344,70 @@ void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
     }
 }
 
-// ---- a handful of rows: dot products along the rows of B as they lie in memory, so that each weight is read once ----
+// ---- a handful of rows: dot products along the rows of B as they lie in memory, so that each weight is read from
+// memory once ----
+
+// The dot products of ROWS rows of A with 4 of B, to out[row * 64 + column]. Meanwhile the next 4 rows of B are
+// fetched: they are too short for the hardware to see a stream.
+template <class P, int ROWS>
+void dot_products(float* out, const typename P::T* x, i64 ldx, const typename P::T* w, i64 ldw, i64 columns,
+                  i64 K) {
+    constexpr int COLS = 4, kStep = Vec::W * P::kPerUnit;
+    constexpr i64 kLine = 64 / sizeof(typename P::T);
+    Vec acc[ROWS * COLS];
+    LLMC_UNROLL
+    for (int i = 0; i < ROWS * COLS; ++i) acc[i] = zero();
+    const typename P::T* row[COLS];
+    for (int j = 0; j < COLS; ++j) row[j] = w + smaller(j, columns - 1) * ldw;
+    const auto step = [&](i64 k, int n) {
+        Vec wv[COLS];
+        LLMC_UNROLL
+        for (int j = 0; j < COLS; ++j) wv[j] = P::load_k(row[j] + k, n);
+        LLMC_UNROLL
+        for (int i = 0; i < ROWS; ++i) {
+            const Vec xv = P::load_k(x + i * ldx + k, n);
+            LLMC_UNROLL
+            for (int j = 0; j < COLS; ++j) acc[i * COLS + j] = P::multiply_add(xv, wv[j], acc[i * COLS + j]);
+        }
+    };
+    i64 k = 0, fetched = 0;
+    for (; k + kStep <= K; k += kStep) {
+        for (; fetched < k + kStep; fetched += kLine) {
+            LLMC_UNROLL
+            for (int j = 0; j < COLS; ++j) prefetch(row[j] + COLS * ldw + fetched);
+        }
+        step(k, kStep);
+    }
+    if (k < K) step(k, static_cast<int>(K - k));
+    if constexpr (ROWS * COLS % Vec::W == 0) {
+        float sums[ROWS * COLS];
+        for (int i = 0; i < ROWS * COLS; i += Vec::W) store(sums + i, sums_of(acc + i));
+        for (int i = 0; i < ROWS; ++i)
+            for (int j = 0; j < COLS; ++j) out[i * 64 + j] = sums[i * COLS + j];
+    } else {
+        for (int i = 0; i < ROWS; ++i)
+            for (int j = 0; j < COLS; ++j) out[i * 64 + j] = sum(acc[i * COLS + j]);
+    }
+}
 
 template <class P, int ROWS>
 void matvec_rows(const Gemm& g, i64 m, i64 n0, i64 n1) {
     using T = typename P::T;
-    constexpr int COLS = 4;
-    const T* const x = static_cast<const T*>(g.a) + m * g.lda;
-    for (i64 n = n0; n < n1; n += COLS) {
-        const i64 columns = smaller(COLS, n1 - n);
-        const T* w[COLS];
-        for (int j = 0; j < COLS; ++j)
-            w[j] = static_cast<const T*>(g.b) + (n + smaller(j, columns - 1)) * g.ldb;
-        Vec acc[ROWS][COLS];
-        for (int i = 0; i < ROWS; ++i)
-            for (int j = 0; j < COLS; ++j) acc[i][j] = zero();
-        each(g.K, [&](i64 k, auto mask) {
-            Vec wv[COLS];
-            LLMC_UNROLL
-            for (int j = 0; j < COLS; ++j) wv[j] = load(w[j] + k, mask);
-            LLMC_UNROLL
-            for (int i = 0; i < ROWS; ++i) {
-                const Vec xv = load(x + i * g.lda + k, mask);
-                LLMC_UNROLL
-                for (int j = 0; j < COLS; ++j) acc[i][j] = fma(xv, wv[j], acc[i][j]);
-            }
-        });
-        for (int i = 0; i < ROWS; ++i) {
-            float strip[kNR > COLS ? kNR : COLS];
-            for (int j = 0; j < COLS; ++j) strip[j] = sum(acc[i][j]);
-            if (g.c_f32)
-                epilogue<T, float>(g, strip, 0, m + i, n, 1, columns);
-            else
-                epilogue<T, T>(g, strip, 0, m + i, n, 1, columns);
-        }
+    alignas(64) float strip[ROWS * 64];
+    for (i64 n = n0; n < n1; n += 64) {
+        const i64 columns = smaller(64, n1 - n);
+        for (i64 j = 0; j < columns; j += 4)
+            dot_products<P, ROWS>(strip + j, static_cast<const T*>(g.a) + m * g.lda, g.lda,
+                                  static_cast<const T*>(g.b) + (n + j) * g.ldb, g.ldb,
+                                  smaller(4, columns - j), g.K);
+        if (g.c_f32)
+            epilogue<T, float>(g, strip, 64, m, n, ROWS, columns);
+        else
+            epilogue<T, T>(g, strip, 64, m, n, ROWS, columns);
     }
 }
 
+// Rows of A by fours: the columns [n0,n1) of B come from memory for the first, from L2 for the others.
 template <class P>
 void matvec(const Gemm& g, i64 n0, i64 n1) {
     i64 m = 0;

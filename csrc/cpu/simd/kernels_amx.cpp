@@ -37,6 +37,7 @@ constexpr llmc::Kernels with_tiles(llmc::Kernels k) {
     t.gemm_task = tile_gemm_task;
     t.packed_bytes = packed_weight_bytes;
     t.pack_weight = pack_weight;
+    t.few_rows = 8;
     t.multiply_adds = tile_multiply_adds;
     t.attention_forward = tile_attention_forward;
     t.attention_forward_scratch = tile_attention_forward_scratch;

@@ -24,9 +24,11 @@ struct ProductDot {
     using Left = bf16;
     static constexpr int kPerUnit = 2;
 
+    static Vec multiply_add(Vec a, Vec b, Vec c) {
+        return {vbfdotq_f32(c.v, vreinterpretq_bf16_f32(a.v), vreinterpretq_bf16_f32(b.v))};
+    }
     static Vec multiply_add(const Unit* a, Vec b, Vec c) {
-        const bfloat16x8_t pair = vreinterpretq_bf16_u32(vdupq_n_u32(*a));
-        return {vbfdotq_f32(c.v, pair, vreinterpretq_bf16_f32(b.v))};
+        return multiply_add(Vec{vreinterpretq_f32_u32(vdupq_n_u32(*a))}, b, c);
     }
     static Vec load_k(const T* p, int n) {
         if (n == 8) return {vreinterpretq_f32_u16(vld1q_u16(&p->bits))};

@@ -31,6 +31,7 @@ constexpr llmc::TypedKernels<typename P::T> typed_kernels() {
     t.gemm_scratch = gemm_scratch<P>;
     t.gemm_task = gemm_task<P>;
     t.matvec = matvec<P>;
+    t.few_rows = 32;
     t.multiply_adds = multiply_adds<P>;
     t.attention_forward = attention_forward<P>;
     t.attention_forward_scratch = attention_forward_scratch<P>;
