@@ -6,6 +6,23 @@ from llmc.data import DataLoader
 from llmc.model import GPT2
 from llmc.optim import AdamW
 from llmc.schedule import lr_schedule
+from llmc.settings import TrainConfig
 from llmc.tokenizer import Tokenizer
+from llmc.train import Callback, Trainer, TrainResult, train
 
-__all__ = ["GPT2", "AdamW", "Backend", "DataLoader", "Error", "GPT2Config", "Tokenizer", "__version__", "lr_schedule"]
+__all__ = [
+    "GPT2",
+    "AdamW",
+    "Backend",
+    "Callback",
+    "DataLoader",
+    "Error",
+    "GPT2Config",
+    "Tokenizer",
+    "TrainConfig",
+    "TrainResult",
+    "Trainer",
+    "__version__",
+    "lr_schedule",
+    "train",
+]

@@ -226,7 +226,9 @@ class Checkpointer:
             checksums = _Checksums()
             size = write_atomically(self.directory / name, pieces, fs=self.fs, tap=checksums)
             written[name] = {"bytes": size, "crc32": checksums.finish()}
-        text = manifest_text({**manifest, "format": MANIFEST_FORMAT, "step": state.step, "files": written, "state": _small(state)})
+        text = manifest_text(
+            {**manifest, "format": MANIFEST_FORMAT, "step": state.step, "files": written, "state": _small(state)}
+        )
         write_atomically(self.directory / done_name, [text.encode()], fs=self.fs)
         self._remove_old(state.step)
         if done is not None:
@@ -362,7 +364,9 @@ def load_state(
         if magic != _STATE_MAGIC or version != 1:
             raise CheckpointDamaged(f"{path}: magic {magic} version {version}, expected {_STATE_MAGIC} version 1")
         if processes != 1:
-            raise _llmc.Error(f"{path}: written by {processes} processes of llm.c, each with a part; only 1 can be read")
+            raise _llmc.Error(
+                f"{path}: written by {processes} processes of llm.c, each with a part; only 1 can be read"
+            )
         rng, _ = struct.unpack_from("<QQ", header, 80)
         shard, sample = struct.unpack_from("<QQ", header, 120)
         rows = optimizer.native.state(model.native.backend)
@@ -373,7 +377,12 @@ def load_state(
             _load_masters(reader, model, rows)
         elif model.dtype == "bf16" and (Path(directory) / checkpoint_names(step)[0]).is_file():
             _masters_from_f32_model(Path(directory) / checkpoint_names(step)[0], model, rows)
-        loader: dict[str, Any] = {"shard": shard, "sample": sample, "shard_indices": [], "sample_indices": np.empty(0, np.int32)}
+        loader: dict[str, Any] = {
+            "shard": shard,
+            "sample": sample,
+            "shard_indices": [],
+            "sample_indices": np.empty(0, np.int32),
+        }
         if shuffle:
             loader["shard_indices"] = reader.integers().tolist()
             loader["sample_indices"] = reader.integers()
