@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmc import _llmc
 
@@ -73,8 +73,13 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
         parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
     module.add_arguments(parser)
     args = parser.parse_args(argv)
+    return report_errors(prog, lambda: int(module.run(args)), debug=args.debug)
+
+
+def report_errors(prog: str, action: Callable[[], int], debug: bool = False) -> int:
+    """The exit code of action; what went wrong in one line, or with debug as a traceback."""
     try:
-        return int(module.run(args))
+        return action()
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         return 130
@@ -82,7 +87,7 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
         sys.stderr.close()
         return 1
     except _EXPECTED_ERRORS as e:
-        if args.debug:
+        if debug:
             raise
         print(f"{prog}: error: {_message(e)}", file=sys.stderr)
         return 2 if isinstance(e, _USAGE_ERRORS) else 1
