@@ -33,6 +33,9 @@ struct DeviceInfo {
     std::string pinning;           // how those threads are bound to CPUs, in words
     std::int64_t total_bytes = 0;  // memory of the device; 0 where it is not known
     std::int64_t free_bytes = 0;
+    int multiprocessors = 0;  // of a GPU
+    double clock_hz = 0.0;    // of its multiprocessors, at most
+    std::string options;      // what set_option has chosen: "attention simple, tf32 off, ..."
 };
 
 // One step of AdamW (Loshchilov & Hutter 2019), everything that the host knows.

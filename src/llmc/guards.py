@@ -101,10 +101,6 @@ def check_memory(
     )
 
 
-def largest_batch(
-    backend: _llmc.Backend, config: GPT2Config, plan: _llmc.MemoryPlan, B: int, dtype: str, T: int, recompute: int, rows: int
-) -> int:
-    """The largest B that fits beside everything else of the plan: llm.c's estimate, without its guess about fragmentation."""
-    per_row = plan.activations / B
-    free = available_memory(backend) - plan.total
-    return max(B, B + int(free / per_row)) if free > 0 else B
+def largest_batch(backend: _llmc.Backend, plan: _llmc.MemoryPlan, B: int) -> int:
+    """The largest B that fits in what is free now, beside a model whose plan (for B) is allocated already."""
+    return B + int(available_memory(backend) / (plan.activations / B))

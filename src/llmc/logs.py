@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -33,15 +33,24 @@ class StepInfo:
     skipped: str = ""  # why the update was not made
 
 
-class Log(Protocol):
+class Log:
+    """What a run tells; a log overrides what it keeps."""
+
+    def start(self, table: str, short: str) -> None:
+        """What the run is: llm.c's table, or a few lines."""
+
     def step(self, info: StepInfo) -> None: ...
+
     def validation(self, step: int, loss: float) -> None: ...
+
     def hellaswag(self, step: int, correct: int, total: int) -> None: ...
+
     def text(self, message: str) -> None: ...
+
     def close(self) -> None: ...
 
 
-class MainLog:
+class MainLog(Log):
     """llm.c's main.log: `s:<step> trl:<loss> lr:<lr> norm:<norm>`, `tel:` for validation loss, `eval:` for HellaSwag."""
 
     def __init__(self, path: Path, append: bool) -> None:
@@ -60,14 +69,11 @@ class MainLog:
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._line(f"s:{step} eval:{correct / total:.4f}")
 
-    def text(self, message: str) -> None:
-        pass
-
     def close(self) -> None:
         self._file.close()
 
 
-class MetricsLog:
+class MetricsLog(Log):
     """metrics.jsonl: everything, one JSON object a line. NaN and infinities are strings, for JSON has neither."""
 
     def __init__(self, path: Path, append: bool) -> None:
@@ -92,6 +98,7 @@ class MetricsLog:
         self._row("message", text=message)
 
     def close(self) -> None:
+        self._row("end")
         self._file.close()
 
 
@@ -110,7 +117,7 @@ def _z(z: float) -> str:
     return "+nan" if math.isnan(z) else f"{z:+.2f}"
 
 
-class LineConsole:
+class LineConsole(Log):
     """llm.c's lines."""
 
     def __init__(self, out: TextIO | None = None) -> None:
@@ -121,6 +128,9 @@ class LineConsole:
         # A console that lacks a character must not end the run.
         self._out.write((line + end).encode(encoding, errors="replace").decode(encoding))
         self._out.flush()
+
+    def start(self, table: str, short: str) -> None:
+        self._print(table)
 
     def step(self, info: StepInfo) -> None:
         self._print(step_line(info))
@@ -133,9 +143,6 @@ class LineConsole:
 
     def text(self, message: str) -> None:
         self._print(message)
-
-    def close(self) -> None:
-        pass
 
 
 class BarConsole(LineConsole):
@@ -157,10 +164,17 @@ class BarConsole(LineConsole):
         with self._bar.external_write_mode(file=self._out):
             super()._print(line, end)
 
+    def start(self, table: str, short: str) -> None:
+        self._print(short)
+
     def step(self, info: StepInfo) -> None:
         if info.skipped:
             self._print(f"step {info.step + 1}: update skipped: {info.skipped}")
-        speed = f"{info.flops_per_second / 1e9:.0f} GFLOP/s" if info.flops_per_second < 1e13 else f"{info.mfu or 0:.1f}% MFU"
+        speed = (
+            f"{info.flops_per_second / 1e9:.0f} GFLOP/s"
+            if info.flops_per_second < 1e13
+            else f"{info.mfu or 0:.1f}% MFU"
+        )
         if info.mfu is not None and info.flops_per_second < 1e13:
             speed += f" ({info.mfu:.0f}% of peak)"
         postfix = f"loss {info.loss:.4f}, {info.tokens_per_second:,.0f} tok/s, {speed}"
@@ -177,7 +191,7 @@ class BarConsole(LineConsole):
         self._bar.close()
 
 
-class TensorBoardLog:
+class TensorBoardLog(Log):
     """TensorBoard events; needs `pip install llmc[tensorboard]`."""
 
     def __init__(self, directory: Path) -> None:
@@ -197,14 +211,11 @@ class TensorBoardLog:
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._writer.add_scalar("hellaswag/acc_norm", correct / total, step)
 
-    def text(self, message: str) -> None:
-        pass
-
     def close(self) -> None:
         self._writer.close()
 
 
-class WandbLog:
+class WandbLog(Log):
     """Weights & Biases; needs `pip install llmc[wandb]`."""
 
     def __init__(self, project: str, directory: Path | None, settings: dict[str, Any]) -> None:
@@ -224,18 +235,19 @@ class WandbLog:
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._run.log({"hellaswag/acc_norm": correct / total}, step=step)
 
-    def text(self, message: str) -> None:
-        pass
-
     def close(self) -> None:
         self._run.finish()
 
 
-class Logs:
+class Logs(Log):
     """Several logs as one."""
 
     def __init__(self, logs: Iterable[Log]) -> None:
         self._logs = list(logs)
+
+    def start(self, table: str, short: str) -> None:
+        for log in self._logs:
+            log.start(table, short)
 
     def step(self, info: StepInfo) -> None:
         for log in self._logs:

@@ -23,7 +23,9 @@ else:
     import tomli as tomllib
 
 
-def _setting(default: Any, group: str, help: str, short: str = "", kind: type = str, choices: tuple[str, ...] = ()) -> Any:
+def _setting(
+    default: Any, group: str, help: str, short: str = "", kind: type = str, choices: tuple[str, ...] = ()
+) -> Any:
     """kind: the type of one value on the command line. A tuple default means a list of them."""
     metadata = {"group": group, "help": help, "short": short, "kind": kind, "choices": choices}
     if isinstance(default, tuple):
@@ -38,7 +40,7 @@ class TrainConfig:
     # fmt: off
     data: tuple[str, ...] = _setting((), "data", "text files, folders, or globs of .bin token files; none: the language reference that every Python carries", "-i")
     val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text, or no validation for .bin", "-j")
-    tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files", "-tk")
+    tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files")
     shuffle: bool = _setting(True, "data", "draw samples in random order", "", bool)
     data_seed: int = _setting(42, "data", "seed of that order", "", int)
 
@@ -86,11 +88,11 @@ class TrainConfig:
     sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never [small model 200, else 20]", "-s", int)
     sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included [small model 256, else 64]", "-g", int)
     prompt: str = _setting("", "evaluation", "text that samples begin with; default: end-of-text")
-    temperature: float = _setting(1.0, "evaluation", "of samples; 0: the most likely token", "", float)
+    temperature: float | None = _setting(None, "evaluation", "of samples; 0: the most likely token [small model 0.8, else 1]", "", float)
     top_k: int = _setting(0, "evaluation", "sample among this many most likely tokens; 0: all", "", int)
     top_p: float = _setting(1.0, "evaluation", "sample among the most likely tokens of this total probability", "", float)
 
-    device: str = _setting("auto", "machine", "cpu, cuda, cuda:N, or auto: cuda where there is one", "")
+    device: str = _setting("auto", "machine", "cpu, cuda, cuda:N, or auto: cuda where there is one")
     dtype: str | None = _setting(None, "machine", "f32 or bf16 [bf16 on cuda, else f32; a checkpoint's own]", "-p")
     grad_dtype: str | None = _setting(None, "machine", "dtype of gradients: f32 with bf16 adds micro-batches up exactly; default: dtype")
     threads: int = _setting(0, "machine", "CPU threads; 0: as many as the process may use", "", int)
@@ -140,7 +142,16 @@ class TrainConfig:
         self._check()
 
     def _check(self) -> None:
-        for name in ("batch_size", "seq_len", "layers", "heads", "channels", "max_seq_len", "vocab_size", "classifier_rows"):
+        for name in (
+            "batch_size",
+            "seq_len",
+            "layers",
+            "heads",
+            "channels",
+            "max_seq_len",
+            "vocab_size",
+            "classifier_rows",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}, expected a positive number")
@@ -191,12 +202,17 @@ class TrainConfig:
                 raise ValueError(f"{where}: unknown setting '{name}'{hint}")
 
 
-def load_toml(path: str | Path) -> dict[str, Any]:
-    """Settings of a TOML file, by name. ValueError naming file and line, or the unknown setting."""
+def load_toml_file(path: str | Path) -> dict[str, Any]:
+    """A TOML file. ValueError naming file and line where it is not one."""
     with open(path, "rb") as file:
         try:
-            values = tomllib.load(file)
+            return tomllib.load(file)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise ValueError(f"{path}: not TOML: {e}") from e
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """Settings of a TOML file, by name. ValueError naming the file, and the line or the unknown setting."""
+    values = load_toml_file(path)
     TrainConfig.check_names(values, str(path))
     return values

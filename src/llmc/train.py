@@ -17,11 +17,13 @@ from llmc import checkpoint as ckpt
 from llmc.config import GPT2Config
 from llmc.data import DataLoader
 from llmc.fs import SYSTEM, Fs, remove_temporaries
+from llmc.gpuinfo import GpuInfo
 from llmc.guards import OutlierDetector, check_memory
 from llmc.logs import BarConsole, LineConsole, Log, Logs, MainLog, MetricsLog, StepInfo, TensorBoardLog, WandbLog
 from llmc.mfu import peak_flops
 from llmc.model import GPT2
 from llmc.optim import AdamW
+from llmc.report import short_report, startup_report
 from llmc.schedule import lr_schedule
 from llmc.settings import TrainConfig
 from llmc.signals import StopSignals
@@ -40,6 +42,7 @@ _SMALL = {
     "val_every": 50,
     "sample_every": 200,
     "sample_tokens": 256,
+    "temperature": 0.8,
 }
 # llm.c's defaults.
 _LLMC = {
@@ -52,16 +55,36 @@ _LLMC = {
     "val_every": 20,
     "sample_every": 20,
     "sample_tokens": 64,
+    "temperature": 1.0,
 }
 
-# Settings that may differ between a checkpoint and the run that resumes it: they change how a run is computed, watched or kept, not
-# what is computed. (batch_size is free because total_batch_size is not.)
-_FREE = frozenset(
-    "data val_data tokenizer model layers heads channels max_seq_len vocab_size batch_size output_dir checkpoint_every "
-    "keep_checkpoints major_every save_best async_save on_save_error resume allow_changes val_every val_steps hellaswag "
-    "hellaswag_data sample_every sample_tokens prompt temperature top_k top_p device dtype grad_dtype threads recompute "
-    "master_weights classifier_rows gelu_fusion tf32 zero_stage processes rank gpus_per_node dist_init dist_dir dist_host "
-    "gpu_info_every progress tensorboard wandb plot max_bad_steps".split()
+# Settings that a resumed run must share with its checkpoint. The others change how it is computed, watched or kept.
+# (batch_size is free because total_batch_size is not; the data are compared by their content.)
+_FIXED = (
+    *(
+        "tokenizer",
+        "model",
+        "layers",
+        "heads",
+        "channels",
+        "max_seq_len",
+        "vocab_size",
+        "seed",
+        "shuffle",
+        "data_seed",
+        "seq_len",
+    ),
+    *(
+        "total_batch_size",
+        "max_steps",
+        "overfit",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "final_lr_frac",
+        "weight_decay",
+    ),
+    *("beta1", "beta2", "eps", "grad_clip", "skip_loss_z", "skip_grad_z"),
 )
 
 
@@ -77,7 +100,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.total_batch_size == -1:
         config = config.replace(total_batch_size=B * T)
     if config.total_batch_size <= 0 or config.total_batch_size % (B * T):
-        raise ValueError(f"total_batch_size is {config.total_batch_size}, expected a multiple of batch_size * seq_len = {B} * {T} = {B * T}")
+        raise ValueError(
+            f"total_batch_size is {config.total_batch_size}, expected a multiple of batch_size * seq_len = {B} * {T} = {B * T}"
+        )
     if config.processes != 1 or config.rank != 0:
         raise ValueError(f"processes is {config.processes} and rank is {config.rank}: this build trains in one process")
     return config
@@ -199,6 +224,12 @@ class Trainer:
             )
             self._prepare_run_dir(resumed is not None)
         self.peak_flops = peak_flops(self.model.native.backend, self.model.dtype)
+        self.runs_hellaswag = config.hellaswag and Path(config.hellaswag_data).is_file()
+        self._gpu_info = None
+        if config.gpu_info_every > 0:
+            if not config.device.startswith("cuda"):
+                raise ValueError(f"gpu_info_every is {config.gpu_info_every}, but the device is {config.device}")
+            self._gpu_info = GpuInfo(int(config.device.partition(":")[2] or 0))
 
     # ---- construction ----
 
@@ -214,7 +245,9 @@ class Trainer:
             )
         found = ckpt.newest_good(self.run_dir, warn=self.log.text)
         if found is None:
-            raise ckpt.CheckpointDamaged(f"{self.run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
+            raise ckpt.CheckpointDamaged(
+                f"{self.run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew"
+            )
         step, manifest = found
         if manifest is not None:
             differences = self._differences(manifest)
@@ -228,8 +261,7 @@ class Trainer:
 
     def _differences(self, manifest: dict[str, Any]) -> list[str]:
         then, now = manifest["config"], self.config.to_dict()
-        names = sorted(name for name in set(then) | set(now) if name not in _FREE)
-        out = [f"{n} was {then.get(n)}, is {now.get(n)}" for n in names if then.get(n) != now.get(n)]
+        out = [f"{n} was {then.get(n)}, is {now.get(n)}" for n in _FIXED if then.get(n) != now.get(n)]
         if manifest["data"] != self.sources.fingerprint():
             old = {row["name"]: (row["bytes"], row["crc32"]) for row in manifest["data"]}
             new = {str(row["name"]): (row["bytes"], row["crc32"]) for row in self.sources.fingerprint()}
@@ -267,8 +299,10 @@ class Trainer:
         if path is not None:
             native, file_dtype, _ = _llmc.inspect_checkpoint(path)
             shape, default_dtype = GPT2Config.from_native(native), str(file_dtype)
+            self.weight_origin = "intermediate checkpoint" if resumed is not None else str(path)
         else:
             shape, default_dtype = self._model_config(), "f32" if config.device == "cpu" else "bf16"
+            self.weight_origin = config.model or "small model"
         if self.tokenizer is not None and self.tokenizer.vocab_size > shape.vocab_size:
             raise ValueError(
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens, but the model's vocabulary is {shape.vocab_size}"
@@ -284,7 +318,7 @@ class Trainer:
             "recompute": config.recompute,
             "threads": config.threads,
         }
-        check_memory(
+        self.memory = check_memory(
             _llmc.Backend(config.device, config.threads),
             shape,
             dtype=dtype,
@@ -297,6 +331,8 @@ class Trainer:
         )
         model = GPT2.from_checkpoint(path, **options) if path else GPT2(shape, seed=config.seed, **options)
         model.native.classifier_rows = config.classifier_rows
+        if config.device != "cpu":
+            model.native.backend.set_option("tf32", "on" if config.tf32 else "off")
         return model
 
     def _build_loaders(self, resumed: tuple[int, dict[str, Any] | None] | None) -> tuple[DataLoader, DataLoader | None]:
@@ -333,10 +369,17 @@ class Trainer:
         self.optimizer.native.rng_state = state.optimizer_rng
         loader, ours = state.loader, self.train_loader.state()
         if "row" not in loader:  # llm.c's own checkpoint: whole samples
-            loader.update(rows_per_sample=ours["rows_per_sample"], row=loader["sample"] * ours["rows_per_sample"], epoch=0)
-        if not state.shuffle:
+            loader.update(
+                rows_per_sample=ours["rows_per_sample"], row=loader["sample"] * ours["rows_per_sample"], epoch=0
+            )
+        if not state.shuffle or not self._shuffle:
             loader.update(shard_indices=ours["shard_indices"], sample_indices=ours["sample_indices"], rng=ours["rng"])
-        self.train_loader.set_state(loader)
+        try:
+            self.train_loader.set_state(loader)
+        except ValueError as e:
+            if not self.config.allow_changes:
+                raise
+            self.log.text(f"the data are read from their beginning: {e}")
         extra = state.extra
         self.loss_outliers.set_state(extra.get("loss_window", []))
         self.grad_outliers.set_state(extra.get("grad_window", []))
@@ -348,9 +391,15 @@ class Trainer:
 
     def fit(self) -> TrainResult:
         """Trains to the last step; may be called again. A signal (Ctrl-C, SIGTERM) ends it after the step, saved."""
+        config = self.config
         logs = self._open_logs()
         self.log = logs
         stopped_by = 0
+        if self._resumed_at >= 0:
+            logs.text(f"continuing {self.run_dir} from step {self.step}")
+        logs.start(startup_report(self), short_report(self))
+        if config.hellaswag and not self.runs_hellaswag:
+            logs.text(f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it")
         try:
             with StopSignals() as signals:
                 while True:
@@ -360,6 +409,8 @@ class Trainer:
                         break
                     info = self.train_step()
                     logs.step(info)
+                    if self._gpu_info is not None and self.step % config.gpu_info_every == 0:
+                        logs.text(self._gpu_info.line())
                     for callback in self.callbacks:
                         callback.on_step(self, info)
                     if signals.received:
@@ -373,9 +424,13 @@ class Trainer:
                 saved = "saved" if self.run_dir else "not saved (no run directory)"
                 logs.text(f"stopped by signal {stopped_by} after step {self.step}, {saved}{again}")
             elif self._timing.count > 1:
-                logs.text(f"total average iteration time: {1000 * self._timing.total_seconds / (self._timing.count - 1):f} ms")
+                logs.text(
+                    f"total average iteration time: {1000 * self._timing.total_seconds / (self._timing.count - 1):f} ms"
+                )
             self._write_plot()
         finally:
+            if self._checkpointer is not None:
+                self._checkpointer.join()  # whatever ends the run, a save that has begun is finished
             logs.close()
             self.log = LineConsole()
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by)
@@ -389,12 +444,14 @@ class Trainer:
 
         if self.val_loader is not None and config.val_every and (due(config.val_every) or last):
             self.validate()
-        if config.hellaswag and config.val_every and ((step > 0 and due(config.val_every)) or last):
+        if self.runs_hellaswag and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
         if config.sample_every and config.sample_every > 0 and ((step > 0 and due(config.sample_every)) or last):
             self.log.text(f"generating:\n---\n{self.sample()}\n---")
         wanted = config.checkpoint_every > 0 and ((step > 0 and due(config.checkpoint_every)) or last)
-        if (wanted or (last and self._saves_at_end)) and step != self._resumed_at:
+        if wanted and self.bad_steps and not last:
+            self.log.text(f"no checkpoint at step {step}: the last loss or gradient was not finite")
+        elif (wanted or (last and self._saves_at_end)) and step != self._resumed_at:
             self._save(background=config.async_save and not last)
 
     @property
@@ -476,10 +533,7 @@ class Trainer:
             raise ValueError("there are no validation data")
         config = self.config
         self.val_loader.reset()
-        count = self.val_loader.num_batches()
-        count = count if config.val_steps == -1 else min(count, config.val_steps)
-        if count == 0:
-            raise ValueError("the validation data hold no whole batch")
+        count = self.num_val_batches
         loss = math.fsum(self.model.evaluate(*self.val_loader.next_batch()) for _ in range(count)) / count
         self.log.validation(self.step, loss)
         self.history["val_step"].append(self.step)
@@ -489,8 +543,17 @@ class Trainer:
         if loss < self.best_val_loss:
             self.best_val_loss = loss
             if config.save_best and self.run_dir is not None and self.step > 0:
-                self._finish_saving(lambda: ckpt.save_model(self.model, self.run_dir / "best.bin", fs=self.fs))  # type: ignore[operator]
+                self._finish_saving(lambda: ckpt.save_model(self.model, self.run_dir / "best.bin", fs=self.fs))
         return loss
+
+    @property
+    def num_val_batches(self) -> int:
+        """Batches of one validation. ValueError where the data hold none."""
+        assert self.val_loader is not None
+        count, limit = self.val_loader.num_batches(), self.config.val_steps
+        if count == 0:
+            raise ValueError("the validation data hold no whole batch")
+        return count if limit == -1 else min(count, limit)
 
     def evaluate_hellaswag(self) -> float:
         """acc_norm on llm.c's HellaSwag file."""
@@ -513,7 +576,7 @@ class Trainer:
 
     def _generate(self, prompt: list[int], max_tokens: int | None) -> list[int]:
         config = self.config
-        assert config.sample_tokens is not None
+        assert config.sample_tokens is not None and config.temperature is not None
         count = config.sample_tokens - 1 if max_tokens is None else max_tokens
         tokens = self.model.generate(
             prompt, max(0, count), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
@@ -530,6 +593,7 @@ class Trainer:
 
     def _save(self, background: bool) -> None:
         if self._checkpointer is not None:
+            self._finish_saving(self._checkpointer.wait)  # the one before may have failed: that is another matter
             self._finish_saving(lambda: self._write_checkpoint(background))
 
     def _write_checkpoint(self, background: bool) -> None:

@@ -1,0 +1,7 @@
+"""`python -m llmc` is `llmc`."""
+
+import sys
+
+from llmc.cli import main
+
+sys.exit(main())

@@ -1,0 +1,94 @@
+"""`llmc` and `llmc-train`: finds the command, and turns what goes wrong into one line and an exit code.
+
+Exit codes: 0 done; 2 the command line, a setting or a file name is wrong; 1 anything else; 128 + n stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from llmc import _llmc
+
+COMMANDS = {
+    "train": "train a model (the same as llmc-train)",
+    "generate": "continue a text",
+    "info": "version, compiler, instruction sets, threads, GPU",
+    "data": "download or tokenise a data set",
+    "import": "a Hugging Face model into a llm.c checkpoint",
+    "export": "a checkpoint into a Hugging Face folder",
+    "eval": "validation loss, HellaSwag or MMLU of a checkpoint",
+    "plot": "curves of one run or several",
+    "watch": "follow a run in another terminal",
+    "sweep": "many runs over lists of settings",
+}
+
+# What a caller can mend, by other arguments or other files.
+_USAGE_ERRORS = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_EXPECTED_ERRORS = (*_USAGE_ERRORS, _llmc.Error, OSError, MemoryError, ImportError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `llmc` command."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="llmc",
+        description="GPT-2 and GPT-3 pretraining with hand-written kernels.",
+        epilog=f"commands:\n{listing}\n\n`llmc COMMAND --help` shows a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="llmc [--version] COMMAND ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    head, rest = argv[:1], argv[1:]
+    name: str = parser.parse_args(head).command
+    return run_command(name, rest, prog=f"llmc {name}")
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """The `llmc-train` command."""
+    return run_command("train", list(sys.argv[1:] if argv is None else argv), prog="llmc-train")
+
+
+def run_command(name: str, argv: Sequence[str], prog: str) -> int:
+    """Parses argv, runs the command, and reports what went wrong in one line; with --debug, with the traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a character must not end the run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    module = importlib.import_module(f"llmc.commands.{name}_" if name == "import" else f"llmc.commands.{name}")
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=(module.__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--help", action="help", help="show this and exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if name == "train":
+        parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
+    module.add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        return int(module.run(args))
+    except KeyboardInterrupt:
+        print(f"\n{prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone: `llmc ... | head`
+        sys.stderr.close()
+        return 1
+    except _EXPECTED_ERRORS as e:
+        if args.debug:
+            raise
+        print(f"{prog}: error: {_message(e)}", file=sys.stderr)
+        return 2 if isinstance(e, _USAGE_ERRORS) else 1
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__

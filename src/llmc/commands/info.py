@@ -1,0 +1,31 @@
+"""What this llmc is and what it found on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+
+from llmc import _llmc
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(args: argparse.Namespace) -> int:
+    info = _llmc.Backend("cpu").info()
+    isa = _llmc.isa()
+    rows = {
+        "llmc": _llmc.__version__,
+        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "compiler": _llmc.compiler,
+        "CPU": info.description,
+        "memory": f"{info.total_bytes / 1e9:.1f} GB, {info.free_bytes / 1e9:.1f} GB free",
+        "kernel sets": f"built {', '.join(isa['built'])}; usable here {', '.join(isa['usable'])}; used {isa['used']}",
+        "threads": f"{info.threads}, {info.pinning}",
+        "CUDA": _llmc.cuda_status(),
+    }
+    for name, value in rows.items():
+        sys.stdout.write(f"{name + ':':13} {value}\n")
+    return 0

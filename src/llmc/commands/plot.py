@@ -1,0 +1,56 @@
+"""Plot training runs: loss, HellaSwag, learning rate, gradient norm, speed.
+
+Reads run directories of llmc and main.log files of llm.c, and draws several runs over each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from llmc.plot import BASELINES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a log file (main.log, metrics.jsonl)")
+    parser.add_argument("-o", "--output", default="runs.png", help="figure to write: .png, .svg or .pdf [runs.png]")
+    parser.add_argument("--x", choices=("steps", "tokens"), default="steps", help="horizontal axis [steps]")
+    parser.add_argument("--tokens-per-step", type=int, help="for --x tokens, where a run does not say (llm.c's logs)")
+    parser.add_argument(
+        "--smooth", type=int, default=1, metavar="N", help="average training loss and norm over N steps [1]"
+    )
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        choices=tuple(BASELINES),
+        help="draw what llm.c published of this GPT-2; repeatable",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmc.plot import plot_runs, read_run
+
+    plot_runs(
+        args.runs,
+        args.output,
+        x=args.x,
+        tokens_per_step=args.tokens_per_step,
+        window=args.smooth,
+        baselines=args.baseline,
+    )
+    for path in args.runs:
+        found = read_run(path)
+        best = [
+            f"{what} {point[1]:.4f} at step {point[0]}"
+            for what, name in (
+                ("training loss", "train_loss"),
+                ("validation loss", "val_loss"),
+                ("HellaSwag", "hellaswag"),
+            )
+            if (point := found.best(name)) is not None
+        ]
+        print(
+            f"{path}: best {', '.join(best)}" + (f"; {found.unreadable} lines unreadable" if found.unreadable else "")
+        )
+    print(args.output)
+    return 0

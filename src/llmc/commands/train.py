@@ -1,0 +1,148 @@
+"""Train GPT-2.
+
+With no argument: a small model on the language reference that every Python carries, in about two minutes on two cores.
+llm.c's short flags mean what they mean there. Settings come from the defaults, then --config FILE, then the flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from llmc.settings import TrainConfig, load_toml
+
+
+class _HelpOrHellaSwag(argparse.Action):
+    """-h alone is help, as everywhere; -h 1 is llm.c's HellaSwag."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if values is None:
+            parser.print_help()
+            parser.exit()
+        setattr(namespace, self.dest, values)
+
+
+def zero_or_one(text: str) -> bool:
+    """llm.c's booleans."""
+    if text not in ("0", "1"):
+        raise argparse.ArgumentTypeError(f"'{text}', expected 0 or 1")
+    return text == "1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [SETTING ...]"
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings by name in a TOML file, as config.toml in a run directory"
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for f in fields(TrainConfig):
+        meta = f.metadata
+        if meta["group"] not in groups:
+            groups[meta["group"]] = parser.add_argument_group(meta["group"])
+        group = groups[meta["group"]]
+        flag = "--" + f.name.replace("_", "-")
+        options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": _help(f.default, meta["help"])}
+        if f.name == "resume":
+            group.add_argument(flag, nargs="?", const=True, metavar="RUN", **options)
+            group.add_argument(
+                meta["short"],
+                type=zero_or_one,
+                metavar="0|1",
+                dest=f.name,
+                default=argparse.SUPPRESS,
+                help="the same, by llm.c's name",
+            )
+        elif meta["kind"] is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            if meta["short"] == "-h":
+                group.add_argument(
+                    "-h",
+                    nargs="?",
+                    type=zero_or_one,
+                    metavar="1",
+                    action=_HelpOrHellaSwag,
+                    dest=f.name,
+                    default=argparse.SUPPRESS,
+                    help="alone: this help; with 1: HellaSwag",
+                )
+            elif meta["short"]:
+                group.add_argument(
+                    meta["short"],
+                    type=zero_or_one,
+                    metavar="0|1",
+                    dest=f.name,
+                    default=argparse.SUPPRESS,
+                    help="the same, by llm.c's name",
+                )
+        else:
+            if isinstance(f.default, tuple) or f.name in ("data", "val_data"):
+                options["nargs"] = "+"
+            if meta["choices"]:
+                options["choices"] = meta["choices"]
+            else:
+                options["metavar"] = {int: "N", float: "X", str: "TEXT"}[meta["kind"]]
+            names = [flag, meta["short"]] if meta["short"] else [flag]
+            group.add_argument(*names, type=meta["kind"], **options)
+
+
+def _help(default: Any, text: str) -> str:
+    text = text.replace("%", "%%")
+    if isinstance(default, (bool, int, float, str)) and default != "" and "[" not in text:
+        shown = ("on" if default else "off") if isinstance(default, bool) else default
+        return f"{text} [{shown}]"
+    return text
+
+
+def settings_from(args: argparse.Namespace) -> TrainConfig:
+    """Defaults, then the run's own config.toml where one is resumed, then --config, then flags."""
+    names = {f.name for f in fields(TrainConfig)}
+    flags = {k: v for k, v in vars(args).items() if k in names}
+    values: dict[str, Any] = {}
+    if isinstance(run := flags.get("resume"), str):
+        path = Path(run) / "config.toml"
+        if not path.is_file():
+            raise FileNotFoundError(f"'{run}' is not a run directory: it has no config.toml")
+        values.update(load_toml(path))
+        flags.update(resume=True, output_dir=run)
+    if args.config is not None:
+        values.update(load_toml(args.config))
+    values.update(flags)
+    config = TrainConfig(**values)
+    if config.resume and config.output_dir is None:
+        raise ValueError("--resume needs the run directory: --resume RUN, or --output-dir RUN --resume")
+    if config.output_dir is None and config.model is None:
+        config = config.replace(output_dir=_new_run_directory())
+    return config
+
+
+def _new_run_directory() -> str:
+    name = time.strftime("runs/%Y%m%d-%H%M%S")
+    path, n = Path(name), 1
+    while path.exists():
+        n += 1
+        path = Path(f"{name}-{n}")
+    return path.as_posix()
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmc.train import Trainer
+
+    result = Trainer(settings_from(args)).fit()
+    return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def parse(argv: Sequence[str]) -> TrainConfig:
+    """The settings that a command line means."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_arguments(parser)
+    return settings_from(parser.parse_args(list(argv)))
