@@ -11,12 +11,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, randomize
+from oracle import DTYPES, ULP, error
 
 import llmc
-from conftest import TINY, randomize
 from llmc import _llmc
 from llmc.reference import GPT
-from oracle import DTYPES, ULP, error
 
 NAMES = "wte wpe ln1w ln1b qkvw qkvb attprojw attprojb ln2w ln2b fcw fcb fcprojw fcprojb lnfw lnfb".split()
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -59,7 +59,9 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name,B,T", [("tiny", 3, 19), ("tiny", 1, 1), ("one of everything", 2, 5), ("heads of 64", 2, 50)])
+@pytest.mark.parametrize(
+    "name,B,T", [("tiny", 3, 19), ("tiny", 1, 1), ("one of everything", 2, 5), ("heads of 64", 2, 50)]
+)
 def test_parity_with_pytorch(tiny, rng, dtype, name, B, T):
     """Loss, logits and all 16 gradients."""
     config = CONFIGS[name]
@@ -71,7 +73,9 @@ def test_parity_with_pytorch(tiny, rng, dtype, name, B, T):
     loss, gradients = train(model, x, y)
     # One number may be right by luck: an ulp of the dtype besides, through a loss of a few nats.
     assert abs(loss - exact_loss) <= 2 * abs(peer_loss - exact_loss) + ULP[dtype] * max(1.0, exact_loss)
-    np.testing.assert_array_less(error(model.logits(x), exact_logits), 2 * error(peer_logits, exact_logits) + ULP[dtype])
+    np.testing.assert_array_less(
+        error(model.logits(x), exact_logits), 2 * error(peer_logits, exact_logits) + ULP[dtype]
+    )
     assert list(gradients) == NAMES
     for n in NAMES:
         if not exact[n].any():  # one token, one position: nothing to learn, in no dtype
@@ -345,7 +349,9 @@ def reforward(model, prompt, count, **options):
     return new
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "seed": 5}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "seed": 5}]
+)
 @pytest.mark.parametrize("length", [1, 7, 18, 19, 20, 45])
 def test_generation_is_reforward(tiny, rng, options, length):
     """From short prompts, ones that fill the context and longer ones; on for several times max_seq_len."""
@@ -484,7 +490,9 @@ def test_impossible_configs():
             llmc.GPT2Config(**changes)
 
 
-@pytest.mark.parametrize("dtype,grad_dtype,master", [("f32", "f32", True), ("bf16", "bf16", True), ("bf16", "f32", False)])
+@pytest.mark.parametrize(
+    "dtype,grad_dtype,master", [("f32", "f32", True), ("bf16", "bf16", True), ("bf16", "f32", False)]
+)
 @pytest.mark.parametrize("recompute", [0, 1, 2])
 def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute):
     """By the sizes of the tensors themselves, and of the activations by an account of their own."""

@@ -7,14 +7,14 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import TINY, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import DTYPES
 
 import llmc
-from conftest import TINY, randomize
 from llmc import _llmc
 from llmc.data import write_shard
-from oracle import DTYPES
 
 FILE_DTYPE = {"f32": np.float32, "bf16": ml_dtypes.bfloat16}
 VERSION = {"f32": 3, "bf16": 5}
@@ -157,7 +157,9 @@ def test_other_errors(tiny, tmp_path):
 # What may be done to a file: bytes overwritten (half of them in its header), a cut, an appendix.
 EDITS = st.lists(
     st.one_of(
-        st.tuples(st.just("set"), st.one_of(st.integers(0, 31), st.integers(0, 1 << 20)), st.binary(min_size=1, max_size=8)),
+        st.tuples(
+            st.just("set"), st.one_of(st.integers(0, 31), st.integers(0, 1 << 20)), st.binary(min_size=1, max_size=8)
+        ),
         st.tuples(st.just("cut"), st.integers(0, 1 << 20), st.just(b"")),
         st.tuples(st.just("add"), st.just(0), st.binary(max_size=9)),
     ),

@@ -5,17 +5,25 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import oracle
 import pytest
 import torch
-
-import llmc
-import oracle
 from conftest import TINY
-from llmc import _llmc
-from llmc.checkpoint import join_master, split_master
 from oracle import ULP, check, error, get, put, rounded
 
-STEP = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "correction1": 0.19, "correction2": 0.0975}
+import llmc
+from llmc import _llmc
+from llmc.checkpoint import join_master, split_master
+
+STEP = {
+    "lr": 1e-2,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "correction1": 0.19,
+    "correction2": 0.0975,
+}
 STEP = {name: float(np.float32(value)) for name, value in STEP.items()}  # as the op takes them
 
 
@@ -56,7 +64,9 @@ def test_adamw_with_master_weights_is_adamw_in_f32(backend, rng, grad_dtype, n):
 def test_split_weights_are_nearest_and_join_again(rng):
     """All exponents, ties, zeros, infinities: every bit comes back, and the bf16 is a nearest one."""
     bits = rng.integers(0, 2**32, 100_000, dtype=np.uint32)
-    bits = np.concatenate([bits, np.arange(256, dtype=np.uint32) << 24 | 0x8000, [0, 0x80000000, 0x7F800000, 0xFF800000]])
+    bits = np.concatenate(
+        [bits, np.arange(256, dtype=np.uint32) << 24 | 0x8000, [0, 0x80000000, 0x7F800000, 0xFF800000]]
+    )
     weights = bits.astype(np.uint32).view(np.float32)
     weights = weights[~np.isnan(weights)]
     high, low = split_master(weights)
@@ -92,7 +102,9 @@ def test_stochastic_rounding_leaves_bf16_weights_alone(backend, rng):
     """A weight that bf16 holds exactly is not moved by its rounding."""
     x = rounded(rng.standard_normal(1000), "bf16")
     param, zeros = put(backend, x, "bf16"), [put(backend, np.zeros(1000)) for _ in range(2)]
-    backend.adamw(param, None, *zeros, put(backend, np.zeros(1000)), put(backend, [1.0]), native_step(3, weight_decay=0.0))
+    backend.adamw(
+        param, None, *zeros, put(backend, np.zeros(1000)), put(backend, [1.0]), native_step(3, weight_decay=0.0)
+    )
     np.testing.assert_array_equal(rounded(get(param), "f32"), x)
 
 
@@ -164,7 +176,10 @@ def test_bf16_weights_follow_f32_ones(tiny, rng, master_weights, grad_dtype):
     wide, narrow = tiny(), tiny(dtype="bf16", grad_dtype=grad_dtype)
     for name in wide.parameters:
         wide.parameters[name] = np.asarray(narrow.parameters[name], np.float32)
-    optimizers = [llmc.AdamW(wide, weight_decay=0.1), llmc.AdamW(narrow, weight_decay=0.1, master_weights=master_weights)]
+    optimizers = [
+        llmc.AdamW(wide, weight_decay=0.1),
+        llmc.AdamW(narrow, weight_decay=0.1, master_weights=master_weights),
+    ]
     for _ in range(20):
         gradients = {n: rounded(rng.standard_normal(g.shape), "bf16") for n, g in wide.gradients.items()}
         for model, optimizer in zip((wide, narrow), optimizers):

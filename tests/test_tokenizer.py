@@ -21,8 +21,8 @@ ODD = "naïve café — “quotes”, 北京 🙂👩‍👩‍👧 \u202e\x00\x
 def gpt2() -> Tokenizer:
     try:
         return Tokenizer.gpt2()
-    except ConnectionError as e:
-        pytest.skip(f"GPT-2's vocabulary is not cached and cannot be downloaded: {e}")
+    except ConnectionError:
+        pytest.skip("GPT-2's vocabulary is neither cached (TIKTOKEN_CACHE_DIR) nor to be downloaded")
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +184,14 @@ def test_damaged_files(tmp_path, message):
 def test_files_that_are_no_byte_level_vocabulary(tmp_path):
     """Well formed, but a byte has no token, or two have the same."""
     tokens = [bytes([b]) for b in range(256)]
-    for odd, message in [(tokens[:65] + tokens[66:], "byte 65 has no token"), ([*tokens, b"a"], "two ids have the same bytes")]:
+    for odd, message in [
+        (tokens[:65] + tokens[66:], "byte 65 has no token"),
+        ([*tokens, b"a"], "two ids have the same bytes"),
+    ]:
         path = tmp_path / "odd.bin"
-        path.write_bytes(header(20240328, 2, len(odd) + 1, len(odd)) + b"".join(bytes([len(t)]) + t for t in [*odd, b"<eot>"]))
+        path.write_bytes(
+            header(20240328, 2, len(odd) + 1, len(odd)) + b"".join(bytes([len(t)]) + t for t in [*odd, b"<eot>"])
+        )
         with pytest.raises(ValueError, match=f"odd is not a byte-level vocabulary: {message}"):
             Tokenizer.load(path)
 
