@@ -327,7 +327,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     """ValueError where a value is not of the kind that load_state() and the Trainer count on."""
 
     def check(place: str, value: Any, kind: type, low: int = 0) -> None:
-        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not low <= value < 2**64)):
+        whole = isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**64
+        if not (whole if kind is int else isinstance(value, kind)):
             raise ValueError(f"its {place} is {value!r:.60}")
 
     check("config", manifest["config"], dict)
