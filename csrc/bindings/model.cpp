@@ -88,7 +88,11 @@ void bind_model(py::module_& m) {
         "config"_a, "dtype"_a, "grad_dtype"_a, "B"_a, "T"_a, "recompute"_a = 1, "classifier_rows"_a = 1024,
         "training"_a = true, "master_weights"_a = true);
 
-    py::class_<KVCache>(m, "KVCache", "Keys and values of the positions seen so far.")
+    // Both before their methods, which name each other in signatures.
+    py::class_<Model> model(m, "GPT2", "The schedule of csrc/model/gpt2.cpp. llmc.GPT2 stands over it.");
+    py::class_<KVCache> cache(m, "KVCache", "Keys and values of the positions seen so far.");
+
+    cache
         .def(py::init([](const Model& model, std::int64_t B, std::int64_t max_len) {
                  return std::make_unique<KVCache>(*model.gpt2, B, max_len);
              }),
@@ -99,7 +103,7 @@ void bind_model(py::module_& m) {
         .def("length", &KVCache::length, "b"_a)
         .def("clear", &KVCache::clear, "b"_a);
 
-    py::class_<Model>(m, "GPT2")
+    model
         .def(py::init([](std::shared_ptr<Backend> backend, const GPT2Config& config, const std::string& dtype,
                          const std::string& grad_dtype) {
                  return Model{std::make_shared<GPT2>(std::move(backend), config, dtype_from_name(dtype),

@@ -150,7 +150,8 @@ class Backend {
                                                   Tensor a, Tensor b, Tensor weight, Tensor bias);
     // pre = inp weight^T + bias;   out = gelu(pre)
     virtual void matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias);
-    // dinp = (dout weight) * gelu'(pre), where inp = gelu(pre);   dweight, dbias as in matmul_backward
+    // dinp = (dout weight) * gelu'(pre), where inp = gelu(pre);   dweight, dbias as in matmul_backward.
+    // pre absent: matmul_backward.
     virtual void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                       Tensor weight, Tensor pre, bool accumulate);
     // Both halves of the classifier in one visit: losses, and dlogits in place of logits.

@@ -170,7 +170,11 @@ class BarConsole(LineConsole):
     def step(self, info: StepInfo) -> None:
         if info.skipped:
             self._print(f"step {info.step + 1}: update skipped: {info.skipped}")
-        speed = f"{info.flops_per_second / 1e9:.0f} GFLOP/s" if info.flops_per_second < 1e13 else f"{info.mfu or 0:.1f}% MFU"
+        speed = (
+            f"{info.flops_per_second / 1e9:.0f} GFLOP/s"
+            if info.flops_per_second < 1e13
+            else f"{info.mfu or 0:.1f}% MFU"
+        )
         if info.mfu is not None and info.flops_per_second < 1e13:
             speed += f" ({info.mfu:.0f}% of peak)"
         postfix = f"loss {info.loss:.4f}, {info.tokens_per_second:,.0f} tok/s, {speed}"

@@ -10,9 +10,7 @@ Schedule = Callable[[int], float]
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
-def lr_schedule(
-    name: str, learning_rate: float, warmup_steps: int, total_steps: int, final_lr_frac: float
-) -> Schedule:
+def lr_schedule(name: str, learning_rate: float, warmup_steps: int, total_steps: int, final_lr_frac: float) -> Schedule:
     """The learning rate by step, counted from 0.
 
     name: 'cosine' (Loshchilov & Hutter 2017), 'linear', 'constant' (ignores warm-up and final_lr_frac, as in llm.c) or 'wsd'

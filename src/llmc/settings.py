@@ -23,7 +23,9 @@ else:
     import tomli as tomllib
 
 
-def _setting(default: Any, group: str, help: str, short: str = "", kind: type = str, choices: tuple[str, ...] = ()) -> Any:
+def _setting(
+    default: Any, group: str, help: str, short: str = "", kind: type = str, choices: tuple[str, ...] = ()
+) -> Any:
     """kind: the type of one value on the command line. A tuple default means a list of them."""
     metadata = {"group": group, "help": help, "short": short, "kind": kind, "choices": choices}
     if isinstance(default, tuple):
@@ -86,7 +88,7 @@ class TrainConfig:
     sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never [small model 200, else 20]", "-s", int)
     sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included [small model 256, else 64]", "-g", int)
     prompt: str = _setting("", "evaluation", "text that samples begin with; default: end-of-text")
-    temperature: float = _setting(1.0, "evaluation", "of samples; 0: the most likely token", "", float)
+    temperature: float | None = _setting(None, "evaluation", "of samples; 0: the most likely token [small model 0.8, else 1]", "", float)
     top_k: int = _setting(0, "evaluation", "sample among this many most likely tokens; 0: all", "", int)
     top_p: float = _setting(1.0, "evaluation", "sample among the most likely tokens of this total probability", "", float)
 
@@ -140,7 +142,16 @@ class TrainConfig:
         self._check()
 
     def _check(self) -> None:
-        for name in ("batch_size", "seq_len", "layers", "heads", "channels", "max_seq_len", "vocab_size", "classifier_rows"):
+        for name in (
+            "batch_size",
+            "seq_len",
+            "layers",
+            "heads",
+            "channels",
+            "max_seq_len",
+            "vocab_size",
+            "classifier_rows",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}, expected a positive number")

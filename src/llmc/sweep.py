@@ -95,8 +95,9 @@ class Sweep:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._recall()
         slots: queue.Queue[int | None] = queue.Queue()
-        for device in self.devices or [None] * self.jobs:
-            slots.put(device)
+        places: Sequence[int | None] = self.devices or [None] * self.jobs
+        for place in places:
+            slots.put(place)
         lock = threading.Lock()
         children: dict[str, subprocess.Popen[bytes]] = {}
         stopping = threading.Event()
@@ -149,7 +150,9 @@ class Sweep:
             environment["OMP_NUM_THREADS"] = str(max(1, _llmc.default_threads() // self.jobs))
         with open(folder / "output.txt", "ab") as output:
             command = [sys.executable, "-m", "llmc", "train", "--config", str(settings)]
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
             children[run.name] = child
             code = child.wait()
             del children[run.name]
@@ -171,14 +174,20 @@ class Sweep:
             row = rows.get(run.name)
             if row and row["status"] == "done":
                 if row["settings"] != json.loads(json.dumps(run.settings, default=str)):
-                    raise ValueError(f"{path}: run '{run.name}' was done with other settings; choose another output_dir")
+                    raise ValueError(
+                        f"{path}: run '{run.name}' was done with other settings; choose another output_dir"
+                    )
                 run.status, run.results = "done", row["results"]
 
     def _summarise(self, report: Any) -> None:
         varied = list(dict.fromkeys(name for run in self.runs for name in run.varied))
         columns = [*varied, "train_loss", "val_loss", "best_val_loss", "tokens_per_second", "status"]
         rows = [
-            [*(run.varied.get(n, "") for n in varied), *(f"{run.results[c]:.5g}" if c in run.results else "" for c in columns[len(varied) : -1]), run.status]
+            [
+                *(run.varied.get(n, "") for n in varied),
+                *(f"{run.results[c]:.5g}" if c in run.results else "" for c in columns[len(varied) : -1]),
+                run.status,
+            ]
             for run in self.runs
         ]
         text = io.StringIO(newline="")
@@ -187,7 +196,9 @@ class Sweep:
         writer.writerows(rows)
         write_atomically(self.output_dir / "summary.csv", [text.getvalue().encode()])
         report(_table(columns, rows))
-        folders = [self.output_dir / run.name for run in self.runs if (self.output_dir / run.name / "main.log").is_file()]
+        folders = [
+            self.output_dir / run.name for run in self.runs if (self.output_dir / run.name / "main.log").is_file()
+        ]
         if folders:
             from llmc.plot import plot_runs
 

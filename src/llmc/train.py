@@ -17,6 +17,7 @@ from llmc import checkpoint as ckpt
 from llmc.config import GPT2Config
 from llmc.data import DataLoader
 from llmc.fs import SYSTEM, Fs, remove_temporaries
+from llmc.gpuinfo import GpuInfo
 from llmc.guards import OutlierDetector, check_memory
 from llmc.logs import BarConsole, LineConsole, Log, Logs, MainLog, MetricsLog, StepInfo, TensorBoardLog, WandbLog
 from llmc.mfu import peak_flops
@@ -41,6 +42,7 @@ _SMALL = {
     "val_every": 50,
     "sample_every": 200,
     "sample_tokens": 256,
+    "temperature": 0.8,
 }
 # llm.c's defaults.
 _LLMC = {
@@ -53,16 +55,36 @@ _LLMC = {
     "val_every": 20,
     "sample_every": 20,
     "sample_tokens": 64,
+    "temperature": 1.0,
 }
 
-# Settings that may differ between a checkpoint and the run that resumes it: they change how a run is computed, watched or kept, not
-# what is computed. (batch_size is free because total_batch_size is not.)
-_FREE = frozenset(
-    "data val_data tokenizer model layers heads channels max_seq_len vocab_size batch_size output_dir checkpoint_every "
-    "keep_checkpoints major_every save_best async_save on_save_error resume allow_changes val_every val_steps hellaswag "
-    "hellaswag_data sample_every sample_tokens prompt temperature top_k top_p device dtype grad_dtype threads recompute "
-    "master_weights classifier_rows gelu_fusion tf32 zero_stage processes rank gpus_per_node dist_init dist_dir dist_host "
-    "gpu_info_every progress tensorboard wandb plot max_bad_steps".split()
+# Settings that a resumed run must share with its checkpoint. The others change how it is computed, watched or kept.
+# (batch_size is free because total_batch_size is not; the data are compared by their content.)
+_FIXED = (
+    *(
+        "tokenizer",
+        "model",
+        "layers",
+        "heads",
+        "channels",
+        "max_seq_len",
+        "vocab_size",
+        "seed",
+        "shuffle",
+        "data_seed",
+        "seq_len",
+    ),
+    *(
+        "total_batch_size",
+        "max_steps",
+        "overfit",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "final_lr_frac",
+        "weight_decay",
+    ),
+    *("beta1", "beta2", "eps", "grad_clip", "skip_loss_z", "skip_grad_z"),
 )
 
 
@@ -78,7 +100,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.total_batch_size == -1:
         config = config.replace(total_batch_size=B * T)
     if config.total_batch_size <= 0 or config.total_batch_size % (B * T):
-        raise ValueError(f"total_batch_size is {config.total_batch_size}, expected a multiple of batch_size * seq_len = {B} * {T} = {B * T}")
+        raise ValueError(
+            f"total_batch_size is {config.total_batch_size}, expected a multiple of batch_size * seq_len = {B} * {T} = {B * T}"
+        )
     if config.processes != 1 or config.rank != 0:
         raise ValueError(f"processes is {config.processes} and rank is {config.rank}: this build trains in one process")
     return config
@@ -200,6 +224,12 @@ class Trainer:
             )
             self._prepare_run_dir(resumed is not None)
         self.peak_flops = peak_flops(self.model.native.backend, self.model.dtype)
+        self.runs_hellaswag = config.hellaswag and Path(config.hellaswag_data).is_file()
+        self._gpu_info = None
+        if config.gpu_info_every > 0:
+            if not config.device.startswith("cuda"):
+                raise ValueError(f"gpu_info_every is {config.gpu_info_every}, but the device is {config.device}")
+            self._gpu_info = GpuInfo(int(config.device.partition(":")[2] or 0))
 
     # ---- construction ----
 
@@ -215,7 +245,9 @@ class Trainer:
             )
         found = ckpt.newest_good(self.run_dir, warn=self.log.text)
         if found is None:
-            raise ckpt.CheckpointDamaged(f"{self.run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
+            raise ckpt.CheckpointDamaged(
+                f"{self.run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew"
+            )
         step, manifest = found
         if manifest is not None:
             differences = self._differences(manifest)
@@ -229,8 +261,7 @@ class Trainer:
 
     def _differences(self, manifest: dict[str, Any]) -> list[str]:
         then, now = manifest["config"], self.config.to_dict()
-        names = sorted(name for name in set(then) | set(now) if name not in _FREE)
-        out = [f"{n} was {then.get(n)}, is {now.get(n)}" for n in names if then.get(n) != now.get(n)]
+        out = [f"{n} was {then.get(n)}, is {now.get(n)}" for n in _FIXED if then.get(n) != now.get(n)]
         if manifest["data"] != self.sources.fingerprint():
             old = {row["name"]: (row["bytes"], row["crc32"]) for row in manifest["data"]}
             new = {str(row["name"]): (row["bytes"], row["crc32"]) for row in self.sources.fingerprint()}
@@ -327,8 +358,8 @@ class Trainer:
     def _prepare_run_dir(self, resumed: bool) -> None:
         assert self.run_dir is not None
         (self.run_dir / "config.toml").write_text(self.config.to_toml(), encoding="utf-8")
-        if self.tokenizer is not None and not (self.run_dir / "tokenizer.bin").exists():
-            self.tokenizer.save(self.run_dir / "tokenizer.bin")
+        if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
+            self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
 
     def _restore(self, step: int, manifest: dict[str, Any] | None) -> None:
         assert self.run_dir is not None
@@ -338,10 +369,17 @@ class Trainer:
         self.optimizer.native.rng_state = state.optimizer_rng
         loader, ours = state.loader, self.train_loader.state()
         if "row" not in loader:  # llm.c's own checkpoint: whole samples
-            loader.update(rows_per_sample=ours["rows_per_sample"], row=loader["sample"] * ours["rows_per_sample"], epoch=0)
-        if not state.shuffle:
+            loader.update(
+                rows_per_sample=ours["rows_per_sample"], row=loader["sample"] * ours["rows_per_sample"], epoch=0
+            )
+        if not state.shuffle or not self._shuffle:
             loader.update(shard_indices=ours["shard_indices"], sample_indices=ours["sample_indices"], rng=ours["rng"])
-        self.train_loader.set_state(loader)
+        try:
+            self.train_loader.set_state(loader)
+        except ValueError as e:
+            if not self.config.allow_changes:
+                raise
+            self.log.text(f"the data are read from their beginning: {e}")
         extra = state.extra
         self.loss_outliers.set_state(extra.get("loss_window", []))
         self.grad_outliers.set_state(extra.get("grad_window", []))
@@ -353,12 +391,15 @@ class Trainer:
 
     def fit(self) -> TrainResult:
         """Trains to the last step; may be called again. A signal (Ctrl-C, SIGTERM) ends it after the step, saved."""
+        config = self.config
         logs = self._open_logs()
         self.log = logs
         stopped_by = 0
         if self._resumed_at >= 0:
             logs.text(f"continuing {self.run_dir} from step {self.step}")
         logs.start(startup_report(self), short_report(self))
+        if config.hellaswag and not self.runs_hellaswag:
+            logs.text(f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it")
         try:
             with StopSignals() as signals:
                 while True:
@@ -368,6 +409,8 @@ class Trainer:
                         break
                     info = self.train_step()
                     logs.step(info)
+                    if self._gpu_info is not None and self.step % config.gpu_info_every == 0:
+                        logs.text(self._gpu_info.line())
                     for callback in self.callbacks:
                         callback.on_step(self, info)
                     if signals.received:
@@ -381,9 +424,13 @@ class Trainer:
                 saved = "saved" if self.run_dir else "not saved (no run directory)"
                 logs.text(f"stopped by signal {stopped_by} after step {self.step}, {saved}{again}")
             elif self._timing.count > 1:
-                logs.text(f"total average iteration time: {1000 * self._timing.total_seconds / (self._timing.count - 1):f} ms")
+                logs.text(
+                    f"total average iteration time: {1000 * self._timing.total_seconds / (self._timing.count - 1):f} ms"
+                )
             self._write_plot()
         finally:
+            if self._checkpointer is not None:
+                self._checkpointer.join()  # whatever ends the run, a save that has begun is finished
             logs.close()
             self.log = LineConsole()
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by)
@@ -397,12 +444,14 @@ class Trainer:
 
         if self.val_loader is not None and config.val_every and (due(config.val_every) or last):
             self.validate()
-        if config.hellaswag and config.val_every and ((step > 0 and due(config.val_every)) or last):
+        if self.runs_hellaswag and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
         if config.sample_every and config.sample_every > 0 and ((step > 0 and due(config.sample_every)) or last):
             self.log.text(f"generating:\n---\n{self.sample()}\n---")
         wanted = config.checkpoint_every > 0 and ((step > 0 and due(config.checkpoint_every)) or last)
-        if (wanted or (last and self._saves_at_end)) and step != self._resumed_at:
+        if wanted and self.bad_steps and not last:
+            self.log.text(f"no checkpoint at step {step}: the last loss or gradient was not finite")
+        elif (wanted or (last and self._saves_at_end)) and step != self._resumed_at:
             self._save(background=config.async_save and not last)
 
     @property
@@ -494,7 +543,7 @@ class Trainer:
         if loss < self.best_val_loss:
             self.best_val_loss = loss
             if config.save_best and self.run_dir is not None and self.step > 0:
-                self._finish_saving(lambda: ckpt.save_model(self.model, self.run_dir / "best.bin", fs=self.fs))  # type: ignore[operator]
+                self._finish_saving(lambda: ckpt.save_model(self.model, self.run_dir / "best.bin", fs=self.fs))
         return loss
 
     @property
@@ -527,7 +576,7 @@ class Trainer:
 
     def _generate(self, prompt: list[int], max_tokens: int | None) -> list[int]:
         config = self.config
-        assert config.sample_tokens is not None
+        assert config.sample_tokens is not None and config.temperature is not None
         count = config.sample_tokens - 1 if max_tokens is None else max_tokens
         tokens = self.model.generate(
             prompt, max(0, count), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
@@ -544,6 +593,7 @@ class Trainer:
 
     def _save(self, background: bool) -> None:
         if self._checkpointer is not None:
+            self._finish_saving(self._checkpointer.wait)  # the one before may have failed: that is another matter
             self._finish_saving(lambda: self._write_checkpoint(background))
 
     def _write_checkpoint(self, background: bool) -> None:

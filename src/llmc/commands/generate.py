@@ -13,15 +13,29 @@ from llmc.tokenizer import Tokenizer
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, or a llm.c checkpoint (.bin)")
-    parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="text to continue; none: from end-of-text")
+    parser.add_argument(
+        "prompt", nargs="?", default="", metavar="PROMPT", help="text to continue; none: from end-of-text"
+    )
     parser.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="[%(default)s]")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0: the most likely token [%(default)s]")
-    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="among the N most likely; 0: all [%(default)s]")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="among the most likely of total probability X [%(default)s]")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="X", help="0: the most likely token [%(default)s]"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="N", help="among the N most likely; 0: all [%(default)s]"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="among the most likely of total probability X [%(default)s]",
+    )
     parser.add_argument("--seed", type=int, default=1337, metavar="N", help="[%(default)s]")
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="how many, in one batch [%(default)s]")
     parser.add_argument("--past-eot", action="store_true", help="go on after end-of-text")
-    parser.add_argument("--tokenizer", metavar="SPEC", help="gpt2, bytes or a tokenizer file; default: the one beside the model")
+    parser.add_argument(
+        "--tokenizer", metavar="SPEC", help="gpt2, bytes or a tokenizer file; default: the one beside the model"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N [%(default)s]")
     parser.add_argument("--dtype", help="f32 or bf16; default: the checkpoint's")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: as many as the process may use")
@@ -49,16 +63,16 @@ def find_tokenizer(model_path: Path, vocab_size: int, spec: str | None) -> Token
     """The one asked for, the one beside the model, or GPT-2's where the vocabulary is GPT-2's."""
     if spec is not None:
         tokenizer = Tokenizer.from_spec(spec)
-    elif (beside := model_path.with_name("tokenizer.bin")).is_file():
-        tokenizer = Tokenizer.load(beside)
-    elif (beside := model_path.with_name("gpt2_tokenizer.bin")).is_file():
-        tokenizer = Tokenizer.load(beside)
+    elif (beside := Tokenizer.beside(model_path.parent)) is not None:
+        tokenizer = beside
     elif vocab_size == 50257:
         tokenizer = Tokenizer.gpt2()
     else:
         raise FileNotFoundError(f"there is no tokenizer.bin beside {model_path}: give --tokenizer")
     if tokenizer.vocab_size > vocab_size:
-        raise ValueError(f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model's vocabulary {vocab_size}")
+        raise ValueError(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model's vocabulary {vocab_size}"
+        )
     return tokenizer
 
 

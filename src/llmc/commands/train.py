@@ -20,7 +20,11 @@ class _HelpOrHellaSwag(argparse.Action):
     """-h alone is help, as everywhere; -h 1 is llm.c's HellaSwag."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
     ) -> None:
         if values is None:
             parser.print_help()
@@ -37,7 +41,9 @@ def zero_or_one(text: str) -> bool:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [SETTING ...]"
-    parser.add_argument("--config", metavar="FILE", help="settings by name in a TOML file, as config.toml in a run directory")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings by name in a TOML file, as config.toml in a run directory"
+    )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for f in fields(TrainConfig):
         meta = f.metadata
@@ -48,13 +54,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": _help(f.default, meta["help"])}
         if f.name == "resume":
             group.add_argument(flag, nargs="?", const=True, metavar="RUN", **options)
-            group.add_argument(meta["short"], type=zero_or_one, metavar="0|1", dest=f.name, default=argparse.SUPPRESS, help="the same, by llm.c's name")
+            group.add_argument(
+                meta["short"],
+                type=zero_or_one,
+                metavar="0|1",
+                dest=f.name,
+                default=argparse.SUPPRESS,
+                help="the same, by llm.c's name",
+            )
         elif meta["kind"] is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
             if meta["short"] == "-h":
-                group.add_argument("-h", nargs="?", type=zero_or_one, metavar="1", action=_HelpOrHellaSwag, dest=f.name, default=argparse.SUPPRESS, help="alone: this help; with 1: HellaSwag")
+                group.add_argument(
+                    "-h",
+                    nargs="?",
+                    type=zero_or_one,
+                    metavar="1",
+                    action=_HelpOrHellaSwag,
+                    dest=f.name,
+                    default=argparse.SUPPRESS,
+                    help="alone: this help; with 1: HellaSwag",
+                )
             elif meta["short"]:
-                group.add_argument(meta["short"], type=zero_or_one, metavar="0|1", dest=f.name, default=argparse.SUPPRESS, help="the same, by llm.c's name")
+                group.add_argument(
+                    meta["short"],
+                    type=zero_or_one,
+                    metavar="0|1",
+                    dest=f.name,
+                    default=argparse.SUPPRESS,
+                    help="the same, by llm.c's name",
+                )
         else:
             if isinstance(f.default, tuple) or f.name in ("data", "val_data"):
                 options["nargs"] = "+"
