@@ -3,6 +3,8 @@
 # GPU: that it imports, says what is missing, trains on the CPU, needs none of NVIDIA's libraries to be loaded, and that no
 # kernel spills registers. For machines with nvcc; headers that they lack come as wheels, into build/ci_cuda_wheels.
 #
+# (.ci/run runs it.)
+#
 #   PYTHON=.venv/bin/python dev/ci_cuda.sh [ARCHITECTURE]        # default 90
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,6 +12,13 @@ python=${PYTHON:-python3}
 arch=${1:-90}
 build=build/ci_cuda
 wheels=build/ci_cuda_wheels
+
+if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+  echo "left out: there is no nvcc"
+  exit 0
+fi
+"$python" -c "import pybind11, scikit_build_core" 2>/dev/null || "$python" -m pip install --quiet pybind11 "scikit-build-core>=0.11"
+command -v ninja >/dev/null || "$python" -m pip install --quiet ninja
 
 missing=$("$python" - <<'PY'
 import importlib.metadata, re, sys

@@ -46,7 +46,9 @@ class Check:
 
     # ---- running ----
 
-    def run(self, command: list[str], limit: float, log: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: list[str], limit: float, log: str, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Output goes to a file too. TimeoutError past the limit, or when the 8 minutes are over."""
         limit = min(limit, self.deadline - time.monotonic())
         if limit <= 0:
@@ -90,7 +92,9 @@ class Check:
 
     def build(self) -> str:
         self.build_dir.mkdir(parents=True, exist_ok=True)
-        pybind11 = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True)
+        pybind11 = subprocess.run(
+            [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
+        )
         command = ["cmake", "-S", ".", "-B", str(self.build_dir), f"-DPython_EXECUTABLE={sys.executable}",
                    f"-Dpybind11_DIR={pybind11.stdout.strip()}"]  # fmt: skip
         if shutil.which("ninja"):
@@ -103,7 +107,10 @@ class Check:
             flags = self.flags(notes)
             command += [*(f"-D{flag}=ON" for flag in flags), f"-DCMAKE_CUDA_ARCHITECTURES={arch}-real"]
             notes.insert(0, f"sm_{arch}, {' '.join(flags)}")
-        for step, limit, log in ((command, 60, "configure"), (["cmake", "--build", str(self.build_dir), "--parallel"], 240 * (1 + 3 * self.dry_run), "build")):
+        for step, limit, log in (
+            (command, 60, "configure"),
+            (["cmake", "--build", str(self.build_dir), "--parallel"], 240 * (1 + 3 * self.dry_run), "build"),
+        ):
             done = self.run(step, limit, log)
             if done.returncode:
                 raise RuntimeError(error_line(done.stdout))
@@ -142,7 +149,8 @@ class Check:
         return flags
 
     def status(self) -> str:
-        code = "from llmc import _llmc; i = _llmc.Backend('cuda').info(); print(_llmc.cuda_status()); print(i.description, i.options)"
+        code = "from llmc import _llmc; i = _llmc.Backend('cuda').info(); print(_llmc.cuda_status()); "
+        code += "print(i.description, i.options)"
         done = self.run([sys.executable, "-c", code], 30, "status")
         if done.returncode:
             raise RuntimeError(error_line(done.stdout))
@@ -150,11 +158,17 @@ class Check:
         return done.stdout.splitlines()[-1]
 
     def tests(self) -> str:
-        files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_cuda_*.py")) if self.dry_run else ["tests"]
+        files = (
+            sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_cuda_*.py"))
+            if self.dry_run
+            else ["tests"]
+        )
         return self.pytest([sys.executable], files, "tests", 400 if self.dry_run else 120, ["-m", "cuda"])
 
     def pytest(self, prefix: list[str], files: list[str], log: str, limit: float, more: list[str]) -> str:
-        done = self.run([*prefix, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *files, *more], limit, log)
+        done = self.run(
+            [*prefix, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *files, *more], limit, log
+        )
         summary = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", (done.stdout.strip().splitlines() or [""])[-1])
         sanitizer = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", done.stdout)
         detail = ", ".join([*summary, *sanitizer])
@@ -165,10 +179,14 @@ class Check:
 
     def sanitizer(self, tool: str) -> str:
         if self.dry_run:
-            raise NotRun("needs a GPU; the emulated device checks barriers, collectives, alignment and bounds by itself")
+            raise NotRun(
+                "needs a GPU; the emulated device checks barriers, collectives, alignment and bounds by itself"
+            )
         spec = importlib.util.find_spec("nvidia")
         wheels = [f"{p}/cu13/bin" for p in (spec.submodule_search_locations or [])] if spec else []
-        sanitizer = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin", *wheels]))
+        sanitizer = shutil.which(
+            "compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin", *wheels])
+        )
         if not sanitizer:
             raise NotRun("compute-sanitizer was not found: pip install 'nvidia-cuda-sanitizer-api==13.0.*'")
         prefix = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", sys.executable]
@@ -182,7 +200,13 @@ class Check:
 
     def bench(self) -> str:
         out = self.build_dir / "bench.json"
-        command = [sys.executable, "dev/bench/bench_gpu.py", "--json", str(out), "--dry-run" if self.dry_run else "--short"]
+        command = [
+            sys.executable,
+            "dev/bench/bench_gpu.py",
+            "--json",
+            str(out),
+            "--dry-run" if self.dry_run else "--short",
+        ]
         done = self.run(command, 200, "bench")
         print(done.stdout[done.stdout.find("\n\n") :] if "\n\n" in done.stdout else done.stdout)
         if done.returncode:
@@ -227,7 +251,9 @@ def installed(package: str) -> bool:
 
 def error_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1] if lines else "no output")[:300]
+    return next(
+        (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1] if lines else "no output"
+    )[:300]
 
 
 def verdict(rows: dict[str, Any]) -> str:
@@ -287,7 +313,11 @@ def parity(dry_run: bool) -> dict[str, Any]:
         model.zero_grad()
         model.forward(inputs)
         model.backward(targets)
-        return logits, model.mean_loss, {n: widen(model.native.gradient(n).to_host()) for n in model.native.parameter_names()}
+        return (
+            logits,
+            model.mean_loss,
+            {n: widen(model.native.gradient(n).to_host()) for n in model.native.parameter_names()},
+        )
 
     def worst(a: dict[str, Any], b: dict[str, Any]) -> float:
         return max(float(np.linalg.norm(a[n] - b[n]) / np.linalg.norm(b[n])) for n in b)

@@ -100,7 +100,9 @@ def run_torch(args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     before = 0 if args.dry_run else torch.cuda.mem_get_info()[0]
     model = GPT(padded, attention="flash").to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=not args.dry_run)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=not args.dry_run
+    )
     run = model if args.dry_run else torch.compile(model)
     data = torch.from_numpy(tokens(config, B, T)).to(device, torch.int64)
     inputs, targets = data[:, :-1].contiguous(), data[:, 1:].contiguous()
@@ -172,7 +174,6 @@ def run_ceilings(args: argparse.Namespace) -> dict[str, Any]:
         "copy_bytes_per_second": 2 * x.numel() * 2 / seconds(lambda: y.copy_(x)),
         "bf16_flops": 2 * n**3 / seconds(lambda: a @ b),
     }
-    del x, y
     try:
         a8, b8 = a.to(torch.float8_e4m3fn), b.t().contiguous().to(torch.float8_e4m3fn).t()
         one = torch.ones((), device=device)
@@ -269,7 +270,9 @@ def run_ops(args: argparse.Namespace) -> dict[str, Any]:
     p, g, low = random(part), random(part), be.empty([part], "i16")
     m, v, factor, norm = be.empty([part]), be.empty([part]), be.empty([1]), be.empty([1])
     factor.from_host(np.ones(1, np.float32))
-    adamw = _llmc.AdamWStep(lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, correction1=0.1, correction2=0.05)
+    adamw = _llmc.AdamWStep(
+        lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, correction1=0.1, correction2=0.05
+    )
     micro_steps = args.total_batch // (B * T)
     once = P / part / micro_steps  # calls per micro-batch of what is done once a step
     for name, run, size in (
@@ -288,7 +291,18 @@ WORKERS = {"llmc": run_llmc, "torch": run_torch, "llm.c": run_llm_c, "ceilings":
 
 def in_a_process(args: argparse.Namespace, what: str, model: str, batch: int, attention: str) -> dict[str, Any]:
     """The worker's result, or {"failed": why}."""
-    command = [sys.executable, __file__, "--worker", what, "--model", model, "--batch", str(batch), "--attention", attention]
+    command = [
+        sys.executable,
+        __file__,
+        "--worker",
+        what,
+        "--model",
+        model,
+        "--batch",
+        str(batch),
+        "--attention",
+        attention,
+    ]
     command += ["--seq-len", str(args.seq_len), "--total-batch", str(args.total_batch), "--seconds", str(args.seconds)]
     command += ["--recompute", str(args.recompute)]
     command += ["--dry-run"] * args.dry_run + (["--llm-c", str(args.llm_c)] if args.llm_c else [])
@@ -343,18 +357,26 @@ def op_rows(ops: list[dict[str, Any]], ceilings: dict[str, Any]) -> list[list[st
         floor = o["calls"] * max(o["flop"] / ceilings["bf16_flops"], o["bytes"] / ceilings["copy_bytes_per_second"])
         o["floor_seconds"] = floor
         total, total_floor = total + took, total_floor + floor
-        rows.append([o["op"], f"{o['calls']:.3g}", f"{1e3 * took:.3f}", f"{1e3 * floor:.3f}", f"{100 * floor / took:.0f}%"])
-    rows.append(["a micro-batch", "", f"{1e3 * total:.2f}", f"{1e3 * total_floor:.2f}", f"{100 * total_floor / total:.0f}%"])
+        rows.append(
+            [o["op"], f"{o['calls']:.3g}", f"{1e3 * took:.3f}", f"{1e3 * floor:.3f}", f"{100 * floor / took:.0f}%"]
+        )
+    rows.append(
+        ["a micro-batch", "", f"{1e3 * total:.2f}", f"{1e3 * total_floor:.2f}", f"{100 * total_floor / total:.0f}%"]
+    )
     return rows
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", metavar="MODEL[:B]", help=f"default: {' '.join(f'{m}:{b}' for m, b in MODELS.items())}")
+    parser.add_argument(
+        "--models", nargs="+", metavar="MODEL[:B]", help=f"default: {' '.join(f'{m}:{b}' for m, b in MODELS.items())}"
+    )
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--total-batch", type=int, default=524288, help="tokens per update")
     parser.add_argument("--attention", default="all", help="simple, flash, cudnn, or all that are fast and here")
-    parser.add_argument("--recompute", type=int, default=0, choices=(0, 1, 2), help="as of llmc.GPT2, for llmc and llm.c")
+    parser.add_argument(
+        "--recompute", type=int, default=0, choices=(0, 1, 2), help="as of llmc.GPT2, for llmc and llm.c"
+    )
     parser.add_argument("--seconds", type=float, default=15, help="per contender and model")
     parser.add_argument("--limit", type=float, default=420, help="seconds after which a contender is given up")
     parser.add_argument("--llm-c", type=Path, metavar="FILE", help="llm.c's train_gpt2cu")
@@ -400,7 +422,9 @@ def main() -> int:
                 rate = args.total_batch / run["step_seconds"]
                 config = llmc.GPT2Config(**TINY) if args.dry_run else llmc.GPT2Config.from_descriptor(model)
                 run |= {"tokens_per_second": rate, "flops": rate * config.flops_per_token(args.seq_len)}
-            results["runs"].append({"model": model, "batch": batch, "who": f"{who} {attention}" if who == "llmc" else who, **run})
+            results["runs"].append(
+                {"model": model, "batch": batch, "who": f"{who} {attention}" if who == "llmc" else who, **run}
+            )
         fastest = attentions(args)[-1]
         results["ops"][model] = in_a_process(args, "ops", model, batch, fastest)
     mark = "REHEARSAL ON THE CPU, tiny sizes: no figure here says anything of a GPU. " if args.dry_run else ""
