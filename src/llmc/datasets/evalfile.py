@@ -42,9 +42,9 @@ def write_evalfile(path: str | os.PathLike[str], examples: Sequence[Example]) ->
         if not 0 <= example.label < len(example.completions):
             raise ValueError(f"example {i}: label {example.label} of {len(example.completions)} completions")
         body = [len(example.context), *example.context]
+        if not all((example.context, *example.completions)):
+            raise ValueError(f"example {i}: an empty context or completion")
         for completion in example.completions:
-            if not completion:
-                raise ValueError(f"example {i}: an empty completion")
             body += [len(completion), *completion]
         size = 2 * (5 + len(body))
         if size > _MAX_BYTES:
@@ -85,7 +85,7 @@ def read_evalfile(path: str | os.PathLike[str]) -> list[Example]:
                 raise _llmc.Error(f"{place}: {completions} completions do not fit its {size} bytes")
             lists.append(stream[cursor + 1 : cursor + 1 + stream[cursor]])
             cursor += 1 + stream[cursor]
-        if cursor != end or label >= completions or not all(lists[1:]):
+        if cursor != end or label >= completions or not all(lists):
             raise _llmc.Error(
                 f"{place}: label {label} of {completions} completions, {2 * (end - cursor)} bytes left over"
             )
