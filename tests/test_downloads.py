@@ -162,7 +162,9 @@ def test_a_part_of_another_version_does_not_stay(server: Server, left: bytes) ->
 
 def test_offline(server: Server) -> None:
     nowhere = Remote("http://127.0.0.1:9/x", "x.bin", SHA256)  # port 9: nothing listens
-    with pytest.raises(ConnectionError, match=r"could not be downloaded .*Connect and try again, or .*x\.bin.*--source"):
+    with pytest.raises(
+        ConnectionError, match=r"could not be downloaded .*Connect and try again, or .*x\.bin.*--source"
+    ):
         fetch(nowhere)
 
 

@@ -56,7 +56,10 @@ void bind_tensor(py::module_& m) {
         .def_readonly("threads", &DeviceInfo::threads)
         .def_readonly("pinning", &DeviceInfo::pinning)
         .def_readonly("total_bytes", &DeviceInfo::total_bytes)
-        .def_readonly("free_bytes", &DeviceInfo::free_bytes);
+        .def_readonly("free_bytes", &DeviceInfo::free_bytes)
+        .def_readonly("multiprocessors", &DeviceInfo::multiprocessors)
+        .def_readonly("clock_hz", &DeviceInfo::clock_hz)
+        .def_readonly("options", &DeviceInfo::options);
 
     py::class_<OwnedTensor>(m, "Tensor",
                             "A contiguous array in a backend's memory. dtype: 'f32', 'bf16', 'i32' or 'i16'.")

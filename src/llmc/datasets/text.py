@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llmc.data import ShardWriter, read_shard, write_shard
-from llmc.datasets.read import TABLE_SUFFIXES, TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
+from llmc import _llmc
+from llmc.data import ShardWriter, write_shard
+from llmc.datasets.read import TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
 from llmc.datasets.tokenize import token_stream
 from llmc.tokenizer import Tokenizer
 
 __all__ = ["language_reference", "prepare", "read_documents", "text_files", "tokenize", "write_pair", "write_splits"]
 
 _BPE_SAMPLE = 64 << 20  # characters that a BPE is trained on
+_COPY = 1 << 20  # tokens
 
 
 def text_files(path: Path) -> list[Path]:
@@ -198,11 +200,8 @@ def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_siz
             train.paths.pop()
             train.counts.pop()
         else:
-            data = read_shard(path)
-            write_shard(target, data[tokens - left :], vocab_size=vocab_size)
-            kept = np.array(data[: tokens - left])
-            del data  # Windows replaces no file that is mapped
-            write_shard(path, kept, vocab_size=vocab_size)
+            _copy(path, tokens - left, tokens, target, vocab_size)
+            _copy(path, 0, tokens - left, path, vocab_size)
             train.counts[-1] -= left
         pieces.append(target)
         left -= min(left, tokens)
@@ -210,3 +209,13 @@ def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_siz
     for old, new in zip(reversed(pieces), renamed):
         old.replace(new)  # to a lower number or its own, in ascending order: nothing is overwritten
     return renamed
+
+
+def _copy(source: Path, begin: int, end: int, target: Path, vocab_size: int) -> None:
+    """Tokens begin .. end of a shard into another, or into its own place, a few at a time."""
+    size = _llmc.inspect_shard(source).token_bytes
+    with ShardWriter(lambda i: target, vocab_size) as writer, open(source, "rb") as file:
+        file.seek(1024 + begin * size)
+        for at in range(begin, end, _COPY):
+            raw = file.read(size * min(_COPY, end - at))
+            writer.write(np.frombuffer(raw, dtype=f"<u{size}").astype(np.uint32))

@@ -22,7 +22,7 @@ REPOSITORY, ARCHIVE = "roneneldan/TinyStories", "TinyStories_all_data.tar.gz"
 def prepare(
     output: str | Path, *, source: str | Path | None = None, tokenizer: str = "gpt2", workers: int = 0
 ) -> Written:
-    """Writes TinyStories_train.bin and TinyStories_val.bin: the first JSON file is for validation, the others in order for training.
+    """Writes TinyStories_train.bin and TinyStories_val.bin: the first JSON file for validation, the others in order.
 
     Stories are shuffled within a file as llm.c does it. (llm.c joins the files in the order in which its processes finish.)
     source: the archive, or a folder of its JSON files, where you have it already.

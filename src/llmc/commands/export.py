@@ -1,0 +1,44 @@
+"""Turn a model into a folder that Hugging Face's transformers loads.
+
+CHECKPOINT is a llm.c model file or a run directory. The folder gets safetensors, config.json and the tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="model file (.bin), or run directory")
+    parser.add_argument("folder", metavar="FOLDER", help="folder to write")
+    parser.add_argument("--dtype", help="f32 or bf16 [the model's]")
+    parser.add_argument(
+        "--tokenizer", help="gpt2, bytes, or a tokenizer file [tokenizer.bin or gpt2_tokenizer.bin beside the model]"
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        type=float,
+        default=5.0,
+        metavar="GB",
+        help="split larger models into files of this size [5]",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmc.hub import export_model
+    from llmc.tokenizer import Tokenizer
+
+    path = Path(args.checkpoint)
+    beside = path if path.is_dir() else path.parent
+    tokenizer = None
+    if args.tokenizer is not None:
+        tokenizer = Tokenizer.from_spec(args.tokenizer)
+    else:
+        found = [beside / name for name in ("tokenizer.bin", "gpt2_tokenizer.bin") if (beside / name).is_file()]
+        tokenizer = Tokenizer.load(found[0]) if found else None
+    export_model(
+        path, args.folder, dtype=args.dtype, tokenizer=tokenizer, max_shard_bytes=int(args.max_shard_size * 1e9)
+    )
+    print(f"{args.folder}: {'with its tokenizer' if tokenizer else 'without a tokenizer: give --tokenizer to add one'}")
+    return 0

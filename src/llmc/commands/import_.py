@@ -1,0 +1,24 @@
+"""Turn a Hugging Face GPT-2 into a llm.c model file.
+
+SOURCE is a folder with config.json and safetensors or PyTorch weights, or a name on the Hub: gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="folder, weight file, or name on the Hub")
+    parser.add_argument("output", metavar="OUT.bin", help="model file to write; its tokenizer goes beside it")
+    parser.add_argument("--dtype", default="f32", help="f32 or bf16 [f32]")
+
+
+def run(args: argparse.Namespace) -> int:
+    from llmc.hub import import_model
+
+    model = import_model(args.source, args.output, dtype=args.dtype)
+    print(
+        f"{args.output}: {model.config.num_parameters:,} parameters, {model.config.num_layers} layers of {model.config.channels}"
+    )
+    return 0
