@@ -176,9 +176,7 @@ def test_elastic_batch_size(shards, shuffle, B, ranks):
     take(began, 2)
     state = began.state()
     rows = np.concatenate([x for x, _ in take(began, 16)])
-    loaders = [
-        DataLoader(files, B, T, shuffle=shuffle, rank=r, ranks=ranks, rows_per_sample=6) for r in range(ranks)
-    ]
+    loaders = [DataLoader(files, B, T, shuffle=shuffle, rank=r, ranks=ranks, rows_per_sample=6) for r in range(ranks)]
     for loader in loaders:
         loader.set_state(state)
     got = np.concatenate([x for _ in range(96 // (B * ranks)) for loader in loaders for x, _ in take(loader, 1)])

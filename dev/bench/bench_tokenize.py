@@ -113,7 +113,8 @@ def large(text: str, megabytes: int, workers: list[int]) -> None:
             peak_bytes = peak * (1 if sys.platform == "darwin" else 1024)
             size = path.stat().st_size
             print(
-                f"{size / 1e6:.0f} MB, {count} workers: {seconds:.0f} s ({cpu:.0f} s of a core), {tokens / seconds / 1e6:.2f} M tokens/s, "
+                f"{size / 1e6:.0f} MB, {count} workers: {seconds:.0f} s ({cpu:.0f} s of a core), "
+                f"{tokens / seconds / 1e6:.2f} M tokens/s, "
                 f"{size / seconds / 1e6:.1f} MB/s, peak memory {peak_bytes / 1e6:.0f} MB"
             )
             digest = hashlib.sha256()

@@ -61,7 +61,10 @@ def _documents(paths: list[Path], bar: tqdm[None]) -> Iterator[Piece]:
 def _stories(source: Path | None) -> list[Path]:
     """The JSON files in order."""
     if source is None:
-        source = fetch(next(f for f in hub_files(REPOSITORY) if f.url.endswith(ARCHIVE)))
+        found = [f for f in hub_files(REPOSITORY) if f.url.endswith(ARCHIVE)]
+        if not found:
+            raise ConnectionError(f"{REPOSITORY} has no {ARCHIVE} any more: name one with --source")
+        source = fetch(found[0])
     if source.is_file():
         source = unpacked(source, "tinystories", ".json")
     elif not source.is_dir():
