@@ -15,6 +15,7 @@ from llmc import _llmc
 from llmc.data import ShardWriter, write_shard
 from llmc.datasets.read import TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
 from llmc.datasets.tokenize import token_stream
+from llmc.fs import remove_temporaries
 from llmc.tokenizer import Tokenizer
 
 __all__ = ["language_reference", "prepare", "read_documents", "text_files", "tokenize", "write_pair", "write_splits"]
@@ -88,6 +89,7 @@ def refuse_or_remove(directory: Path, name: str, overwrite: bool) -> None:
         raise FileExistsError(f"{directory} already has {len(earlier)} shards of '{name}': --overwrite replaces them")
     for path in earlier:
         path.unlink()
+    remove_temporaries(directory)
 
 
 def prepare(
@@ -117,9 +119,9 @@ def prepare(
     files, val_files = expand(inputs), expand(val_inputs)
     if not files:
         raise ValueError("no input files")
+    encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, column) if tokenizer.startswith("bpe:") else None)
     output.mkdir(parents=True, exist_ok=True)
     refuse_or_remove(output, name, overwrite)
-    encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, column) if tokenizer.startswith("bpe:") else None)
 
     def write(paths: list[Path], split: str) -> ShardWriter:
         size = sum(p.stat().st_size for p in paths)
