@@ -160,7 +160,7 @@ def test_resume_from_any_point(shards, shuffle):
     for _ in range(45):  # more than two epochs
         states.append(copy.deepcopy(loader.state()))
         batches.append(loader.next_batch())
-    for at in range(0, 40):
+    for at in range(40):
         other = DataLoader(files, 2, 5, shuffle=shuffle, seed=7)
         take(other, 3)
         other.set_state(states[at])
