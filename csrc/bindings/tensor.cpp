@@ -56,7 +56,10 @@ void bind_tensor(py::module_& m) {
         .def_readonly("threads", &DeviceInfo::threads)
         .def_readonly("pinning", &DeviceInfo::pinning)
         .def_readonly("total_bytes", &DeviceInfo::total_bytes)
-        .def_readonly("free_bytes", &DeviceInfo::free_bytes);
+        .def_readonly("free_bytes", &DeviceInfo::free_bytes)
+        .def_readonly("multiprocessors", &DeviceInfo::multiprocessors)
+        .def_readonly("clock_hz", &DeviceInfo::clock_hz)
+        .def_readonly("options", &DeviceInfo::options);
 
     py::class_<OwnedTensor>(m, "Tensor",
                             "A contiguous array in a backend's memory. dtype: 'f32', 'bf16', 'i32' or 'i16'.")
@@ -102,6 +105,13 @@ void bind_tensor(py::module_& m) {
                                      a.data());
             },
             "begin"_a, "host"_a, "Copies elements in, from `begin` on in row-major order.")
+        .def(
+            "__getitem__",
+            [](const OwnedTensor& t, std::int64_t i) {
+                if (t.tensor.rank < 1 || i < 0 || i >= t.tensor.shape[0]) throw py::index_error();
+                return OwnedTensor{t.backend, t.tensor[i], t.owner};
+            },
+            "i"_a, "Row i, of one extent less: the same memory.")
         .def("__repr__", [](const OwnedTensor& t) { return format("Tensor({})", t.tensor); });
 }
 

@@ -24,7 +24,7 @@ void Backend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor wei
 void Backend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                    Tensor weight, Tensor pre, bool accumulate) {
     matmul_backward(dinp, dweight, dbias, dout, inp, weight, accumulate);
-    gelu_backward(dinp, pre, dinp);
+    if (dinp && pre) gelu_backward(dinp, pre, dinp);
 }
 
 void Backend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) {

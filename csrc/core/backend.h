@@ -33,6 +33,9 @@ struct DeviceInfo {
     std::string pinning;           // how those threads are bound to CPUs, in words
     std::int64_t total_bytes = 0;  // memory of the device; 0 where it is not known
     std::int64_t free_bytes = 0;
+    int multiprocessors = 0;  // of a GPU
+    double clock_hz = 0.0;    // of its multiprocessors, at most
+    std::string options;      // what set_option has chosen: "attention simple, tf32 off, ..."
 };
 
 // One step of AdamW (Loshchilov & Hutter 2019), everything that the host knows.
@@ -147,7 +150,8 @@ class Backend {
                                                   Tensor a, Tensor b, Tensor weight, Tensor bias);
     // pre = inp weight^T + bias;   out = gelu(pre)
     virtual void matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias);
-    // dinp = (dout weight) * gelu'(pre), where inp = gelu(pre);   dweight, dbias as in matmul_backward
+    // dinp = (dout weight) * gelu'(pre), where inp = gelu(pre);   dweight, dbias as in matmul_backward.
+    // pre absent: matmul_backward.
     virtual void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                       Tensor weight, Tensor pre, bool accumulate);
     // Both halves of the classifier in one visit: losses, and dlogits in place of logits.

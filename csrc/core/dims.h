@@ -13,6 +13,7 @@ inline void check_present(const char* op, const char* name, const Tensor& t) {
     LLMC_CHECK(t || t.numel() == 0, "{}: {} is missing", op, name);
 }
 inline void check_float(const char* op, const char* name, const Tensor& t) {
+    check_present(op, name, t);
     LLMC_CHECK(is_float(t.dtype), "{}: {} is {}, expected f32 or bf16", op, name, t);
 }
 inline void check_dtype(const char* op, const char* name, const Tensor& t, DType dtype) {
@@ -40,6 +41,14 @@ inline void check_matrix(const char* op, const char* name, const Tensor& t, DTyp
     LLMC_CHECK(t.rows() == N && t.cols() == C, "{}: {} is {}, expected ({}, {})", op, name, t, N, C);
 }
 }  // namespace detail
+
+inline void copy_dims(const Tensor& out, const Tensor& inp) {
+    detail::check_present("copy", "out", out);
+    detail::check_present("copy", "inp", inp);
+    LLMC_CHECK(out.numel() == inp.numel(), "copy: out is {}, inp is {}", out, inp);
+    LLMC_CHECK(out.dtype == inp.dtype || (is_float(out.dtype) && is_float(inp.dtype)),
+               "copy: cannot convert {} to {}", inp, out);
+}
 
 struct EncoderDims {
     std::int64_t B, T, C, Vp, maxT;

@@ -8,6 +8,7 @@
 #include <new>
 #include <thread>
 
+#include "core/dims.h"
 #include "cpu/isa.h"
 #include "cpu/make_cpu.h"
 #include "cpu/memory.h"
@@ -95,6 +96,7 @@ void* CpuBackend::shared_scratch(std::int64_t bytes) {
 }
 
 void CpuBackend::zero(Tensor x) {
+    detail::check_present("zero", "x", x);
     written(x);
     for_ranges(x.bytes(), 1 << 20, [&](std::int64_t begin, std::int64_t count) {
         std::memset(x.as<char>() + begin, 0, static_cast<std::size_t>(count));
@@ -102,9 +104,7 @@ void CpuBackend::zero(Tensor x) {
 }
 
 void CpuBackend::copy(Tensor out, Tensor inp) {
-    LLMC_CHECK(out.numel() == inp.numel(), "copy: out is {}, inp is {}", out, inp);
-    LLMC_CHECK(out.dtype == inp.dtype || (is_float(out.dtype) && is_float(inp.dtype)),
-               "copy: cannot convert {} to {}", inp.dtype, out.dtype);
+    copy_dims(out, inp);
     written(out);
     for_ranges(out.numel(), kGrain, [&](std::int64_t i, std::int64_t n) {
         if (out.dtype == inp.dtype) {

@@ -3,7 +3,8 @@
 // ...) own shapes, work splitting and threads, and call these on ranges of rows, of elements, or on blocks of
 // a product.
 //
-// T is the storage type, float or bf16. All sums are f32 unless the type says double.
+// T is the storage type, float or bf16. All sums are f32 unless the type says double. Declarations alone: the files
+// of an instruction set may include no function that the linker could merge with another file's.
 #pragma once
 
 #include <cstdint>
@@ -33,10 +34,10 @@ struct Gemm {
     const void* packed;  // B as pack_weight made it; or null
 };
 
-// How a set likes its products cut into tasks: blocks of about `rows` rows and of at most `columns` columns,
-// each a multiple of its unit.
+// How a set likes its products cut into tasks: blocks of at most `rows` rows and `columns` columns, each a
+// multiple of its unit, and not below `least_columns` for the sake of having more tasks.
 struct GemmTask {
-    i64 rows, columns, row_unit, column_unit;
+    i64 rows, columns, row_unit, column_unit, least_columns;
 };
 
 // One head of one sequence. q, k, v, dq, dk, dv have row stride ldq, out and dout ldo.
@@ -89,9 +90,12 @@ struct TypedKernels {
     // [begin,end) of B's memory (begin a multiple of 32). gemm uses it where g.packed is set.
     i64 (*packed_bytes)(i64 K, i64 N);
     void (*pack_weight)(void* packed, const Gemm& g, i64 begin, i64 end);
-    // For a handful of rows, as in generation: streams B (not k-major) once, unpacked. Columns [n0,n1) of g,
-    // M <= 8.
+    // For a handful of rows, as in generation: streams B (not k-major) once, unpacked. Columns [n0,n1) of g.
     void (*matvec)(const Gemm& g, i64 n0, i64 n1);
+    i64 few_rows;  // up to so many rows it is faster than gemm
+    // The ceiling: `rounds` of multiply-adds on registers alone. operands: 64 zeros, written to. Gives the
+    // floating-point operations done.
+    double (*multiply_adds)(i64 rounds, float* operands);
     // ---- attention ----
     void (*attention_forward)(const AttentionHead<T>& head, i64 begin, i64 end,
                               void* scratch);  // queries [begin,end)
@@ -114,18 +118,7 @@ struct Kernels {
                        const AdamWKernelStep& s);
     void (*adamw_bf16_grad_f32)(bf16* p, std::int16_t* master, float* m, float* v, const float* g, i64 begin,
                                 i64 n, const AdamWKernelStep& s);
-
-    template <class T>
-    const TypedKernels<T>& of() const;
 };
-template <>
-inline const TypedKernels<float>& Kernels::of<float>() const {
-    return f32;
-}
-template <>
-inline const TypedKernels<bf16>& Kernels::of<bf16>() const {
-    return bf16_;
-}
 
 // Each is null where the compiler could not build the set (cpu/simd/absent.cpp).
 const Kernels* kernels_baseline();

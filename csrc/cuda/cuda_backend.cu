@@ -21,6 +21,11 @@ struct Convert {
     }
 };
 
+// The values of the options, in the order of their enums.
+constexpr const char* kAttentions[] = {"simple", "flash", "cudnn"};
+constexpr const char* kSwitches[] = {"off", "on", "auto"};
+constexpr const char* kOffOn[] = {"off", "on"};
+
 double megabytes(std::size_t bytes) { return static_cast<double>(bytes >> 20); }
 
 }  // namespace
@@ -69,7 +74,7 @@ cudaStream_t CudaBackend::stream() {
 }
 
 void CudaBackend::set_option(const std::string& name, const std::string& value) {
-    const auto choose = [&](std::initializer_list<const char*> values) {
+    const auto choose = [&](const auto& values) {
         int i = 0;
         for (const char* v : values) {
             if (value == v) return i;
@@ -80,15 +85,16 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
         throw ArgumentError(format("option {} is '{}', expected one of: {}", name, value, known));
     };
     if (name == "attention") {
-        options_.attention = static_cast<CudaOptions::Attention>(choose({"simple", "flash", "cudnn"}));
-        if (options_.attention == CudaOptions::Attention::cudnn) cudnn();  // or say now why not
+        const auto attention = static_cast<CudaOptions::Attention>(choose(kAttentions));
+        if (attention == CudaOptions::Attention::cudnn) cudnn();  // or say now why not
+        options_.attention = attention;
     } else if (name == "tf32") {
-        options_.tf32 = choose({"off", "on"}) == 1;
+        options_.tf32 = choose(kOffOn) == 1;
         engine_.reset();
     } else if (name == "deterministic") {
-        options_.deterministic = choose({"off", "on"}) == 1;
+        options_.deterministic = choose(kOffOn) == 1;
     } else if (name == "fused_gelu") {
-        options_.fused_gelu = static_cast<CudaOptions::Switch>(choose({"off", "on", "auto"}));
+        options_.fused_gelu = static_cast<CudaOptions::Switch>(choose(kSwitches));
     } else {
         Backend::set_option(name, value);
     }
@@ -102,10 +108,17 @@ DeviceInfo CudaBackend::info() const {
     CUDA_CHECK(cudaMemGetInfo(&free, &total));
     DeviceInfo info;
     info.name = format("cuda:{}", device_);
-    info.description = format("{}, {} multiprocessors", p.name, p.multiProcessorCount);
+    info.description = p.name;
     info.isa = format("sm_{}{}", p.major, p.minor);
     info.total_bytes = static_cast<std::int64_t>(total);
     info.free_bytes = static_cast<std::int64_t>(free);
+    info.multiprocessors = p.multiProcessorCount;
+    int kilohertz = 0;
+    CUDA_CHECK(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device_));
+    info.clock_hz = 1e3 * kilohertz;
+    info.options = format("attention {}, tf32 {}, deterministic {}, fused_gelu {}",
+                          kAttentions[static_cast<int>(options_.attention)], kOffOn[options_.tf32],
+                          kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)]);
     return info;
 }
 

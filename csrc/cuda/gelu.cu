@@ -1,5 +1,7 @@
 // gelu, the tanh form, as x sigmoid(2u): one exponential, and none of the cancellation of 1 + tanh u at
 // negative x.
+#include <limits>
+
 #include "core/dims.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
@@ -11,7 +13,7 @@ namespace {
 constexpr float kGelu1 = 1.5957691216f;  // 2 sqrt(2/pi)
 constexpr float kGelu3 = 1.5957691216f * 0.044715f;
 
-__device__ float gelu_sigmoid(float x) { return 1.0f / (1.0f + expf(-x * fmaf(x * x, kGelu3, kGelu1))); }
+__device__ float gelu_exponential(float x) { return expf(-x * fmaf(x * x, kGelu3, kGelu1)); }  // e^-2u
 
 template <class T>
 struct GeluForward {
@@ -21,7 +23,7 @@ struct GeluForward {
     __device__ void at(i64 i) const {
         Floats<W> x = load<W>(inp + i);
 #pragma unroll
-        for (int k = 0; k < W; ++k) x[k] *= gelu_sigmoid(x[k]);
+        for (int k = 0; k < W; ++k) x[k] *= 1.0f / (1.0f + gelu_exponential(x[k]));
         store(out + i, x);
     }
 };
@@ -36,9 +38,10 @@ struct GeluBackward {
         Floats<W> d = load<W>(dout + i);
 #pragma unroll
         for (int k = 0; k < W; ++k) {
-            const float s = gelu_sigmoid(x[k]);
+            const float e = gelu_exponential(x[k]), s = 1.0f / (1.0f + e);
             const float slope = fmaf(x[k] * x[k], 3.0f * kGelu3, kGelu1);
-            d[k] *= fmaf(x[k] * slope * s, 1.0f - s, s);
+            // e s is 1 - s without its cancellation; where e is infinite, s is 0, and the product must be 0.
+            d[k] *= fmaf(x[k] * slope * s, fminf(e, std::numeric_limits<float>::max()) * s, s);
         }
         store(dinp + i, d);
     }

@@ -228,6 +228,7 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
     LLMC_CHECK(T <= config_.max_seq_len, "T is {}, but the model's max_seq_len is {}", T,
                config_.max_seq_len);
     check_tokens(inputs, B * T, 0);
+    forward_done_ = false;  // an allocation that fails leaves nothing to go back through
     act_arena_.clear();
     declare_activations(act_arena_, acts_, config_, dtype_, B, T, recompute, classifier_rows, training);
     act_arena_.allocate(backend_);

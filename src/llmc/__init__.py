@@ -1,5 +1,6 @@
 """llmc: GPT-2 and GPT-3 pretraining with hand-written kernels."""
 
+from llmc import _cuda_libs, _llmc
 from llmc._llmc import Backend, Error, __version__
 from llmc.config import GPT2Config
 from llmc.data import DataLoader
@@ -26,3 +27,6 @@ __all__ = [
     "lr_schedule",
     "train",
 ]
+
+if _llmc.cuda_built():
+    _llmc.set_library_directories(_cuda_libs.library_directories())

@@ -8,6 +8,7 @@ DONE_<s> that exists speaks of files that were on the disk in full. llm.c reads 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -185,6 +186,7 @@ class Checkpointer:
         background: returns once everything is copied in memory; an error comes out of the next save() or wait().
         """
         self.wait()
+        self._check_space(model, optimizer)
         model_name, state_name, _ = checkpoint_names(state.step)
         model_pieces: Any = _model_pieces(model)
         state_pieces: Any = _state_pieces(model, optimizer, state)
@@ -201,18 +203,29 @@ class Checkpointer:
         self._thread = threading.Thread(target=write, name="llmc-checkpoint")
         self._thread.start()
 
+    def _check_space(self, model: GPT2, optimizer: AdamW) -> None:
+        """Says that the disk is too small before it is full."""
+        rows = optimizer.native.state(model.native.backend).values()
+        master = 4 if all(low is not None for _, _, low in rows) else 0
+        needed = model.num_parameters * ((2 if model.dtype == "bf16" else 4) + 8 + master)
+        free = self.fs.free_bytes(self.directory)
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC, f"a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free", str(self.directory)
+            )
+
     def wait(self) -> None:
         """Until a save in the background has ended; its OSError if it failed."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
-    @property
-    def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+    def join(self) -> None:
+        """As wait(), and keeps the error for the next of it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _write(
         self, state: TrainState, manifest: dict[str, Any], files: dict[str, Any], done: Callable[[int], None] | None
@@ -304,9 +317,44 @@ def read_manifest(directory: StrPath, step: int) -> dict[str, Any] | None:
             raise ValueError(f"its format is {manifest['format']}, this llmc reads {MANIFEST_FORMAT}")
         if manifest["step"] != step:
             raise ValueError(f"it is of step {manifest['step']}")
+        _check_manifest(manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise CheckpointDamaged(f"{path}: damaged manifest: {e}") from e
     return dict(manifest)
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """ValueError where a value is not of the kind that load_state() and the Trainer count on."""
+
+    def check(place: str, value: Any, kind: type, low: int = 0) -> None:
+        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not low <= value < 2**64)):
+            raise ValueError(f"its {place} is {value!r:.60}")
+
+    check("config", manifest["config"], dict)
+    check("data", manifest["data"], list)
+    for row in manifest["data"]:
+        check("data", row, dict)
+        check("data", row["name"], str)
+        check("data", row["bytes"], int)
+        check("data", row["crc32"], int)
+    check("files", manifest["files"], dict)
+    for name, row in manifest["files"].items():
+        check(name, row, dict)
+        check(name, row["bytes"], int)
+        check(name, row["crc32"], list)
+        if len(row["crc32"]) != -(-row["bytes"] // _CHECKSUM_PIECE):
+            raise ValueError(f"it has {len(row['crc32'])} checksums for the {row['bytes']} bytes of {name}")
+    state = manifest["state"]
+    check("state", state, dict)
+    check("optimizer_step", state["optimizer_step"], int)
+    check("optimizer_rng", state["optimizer_rng"], int)
+    check("shuffle", state["shuffle"], bool)
+    check("extra", state["extra"], dict)
+    check("loader", state["loader"], dict)
+    for name in ("rows_per_sample", "epoch", "shard", "row"):
+        check(name, state["loader"][name], int, low=1 if name == "rows_per_sample" else 0)
+        if state["loader"][name] >= 2**63:
+            raise ValueError(f"its {name} is {state['loader'][name]}")
 
 
 def verify(directory: StrPath, step: int) -> dict[str, Any] | None:
@@ -369,6 +417,8 @@ def load_state(
             )
         rng, _ = struct.unpack_from("<QQ", header, 80)
         shard, sample = struct.unpack_from("<QQ", header, 120)
+        if max(shard, sample) >= 2**31:  # both count in int32 elsewhere in the file
+            raise CheckpointDamaged(f"{path}: stands at sample {sample} of shard {shard}")
         rows = optimizer.native.state(model.native.backend)
         for which in (0, 1):
             for row in rows.values():

@@ -55,7 +55,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, argv: Sequence[str], prog: str) -> int:
-    """Parses argv, runs the command, and reports what went wrong in one line; with --debug, with the traceback."""
+    """Parses argv and runs the command."""
     for stream in (sys.stdout, sys.stderr):  # a console that lacks a character must not end the run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -73,13 +73,13 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
         parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
     module.add_arguments(parser)
     args = parser.parse_args(argv)
-    return report_errors(prog, lambda: int(module.run(args)), debug=args.debug)
+    return report_errors(prog, lambda: module.run(args), debug=args.debug)
 
 
-def report_errors(prog: str, action: Callable[[], int], debug: bool = False) -> int:
-    """The exit code of action; what went wrong in one line, or with debug as a traceback."""
+def report_errors(prog: str, action: Callable[[], int | None], debug: bool = False) -> int:
+    """Does it; the exit code, and one line to stderr where it went wrong as things go wrong. debug: with the traceback."""
     try:
-        return action()
+        return action() or 0
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         return 130

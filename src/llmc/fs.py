@@ -71,6 +71,11 @@ class Fs:
 SYSTEM = Fs()
 
 
+def temporary_name(path: Path) -> Path:
+    """Where this process writes what will become path."""
+    return path.with_name(f"{_PREFIX}{os.getpid()}-{path.name}")
+
+
 def write_atomically(
     path: StrPath, pieces: Iterable[Any], *, fs: Fs = SYSTEM, tap: Callable[[memoryview], None] | None = None
 ) -> int:
@@ -80,7 +85,7 @@ def write_atomically(
     at path is as it was.
     """
     target = Path(path)
-    temporary = target.with_name(f"{_PREFIX}{os.getpid()}-{target.name}")
+    temporary = temporary_name(target)
     total = 0
     try:
         fd = fs.open_new(temporary)

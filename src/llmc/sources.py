@@ -15,7 +15,6 @@ from llmc.settings import TrainConfig
 from llmc.tokenizer import Tokenizer
 
 DEFAULT_TOKENIZER = "bpe:1024"
-_BESIDE = ("tokenizer.bin", "gpt2_tokenizer.bin")  # where a tokenizer is looked for when the data are token files
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,7 @@ def _from_bins(config: TrainConfig, train: list[Path], val: list[Path]) -> Sourc
     if config.tokenizer is not None:
         tokenizer = Tokenizer.from_spec(config.tokenizer)
     else:
-        folders = [train[0].parent, Path.cwd()]
-        for candidate in (folder / name for folder in folders for name in _BESIDE):
-            if candidate.is_file():
-                tokenizer = Tokenizer.load(candidate)
-                break
+        tokenizer = Tokenizer.beside(train[0].parent) or Tokenizer.beside(Path.cwd())
     vocab_size = config.vocab_size or (tokenizer.vocab_size if tokenizer else 50257)
     description = ", ".join(config.data)
     return Sources(train, val, tokenizer, vocab_size, description)
@@ -109,7 +104,8 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
         "documents": [len(documents), len(val_documents)],
         "crc32": zlib.crc32("\0".join([*documents, *val_documents]).encode("utf-8", "surrogatepass")),
     }
-    train, val, saved = data / "train.bin", data / "val.bin", folder / "tokenizer.bin"
+    train, val = data / "train.bin", data / "val.bin"
+    saved = folder / ("tokenizer.json" if spec.endswith(".json") else "tokenizer.bin")
     try:
         unchanged = json.loads(remembered.read_text()) == source and all(p.is_file() for p in (train, val, saved))
     except (OSError, ValueError):

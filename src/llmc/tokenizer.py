@@ -9,10 +9,12 @@ from __future__ import annotations
 import codecs
 import collections
 import heapq
+import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
@@ -20,6 +22,7 @@ import tiktoken
 from numpy.typing import NDArray
 
 from llmc import _llmc
+from llmc.fs import write_atomically
 
 StrPath = str | os.PathLike[str]
 
@@ -36,6 +39,11 @@ class Tokenizer:
     tokens: the bytes of each id. Ids below the end-of-text token (which is the last) are merge ranks; every single byte must be
     among them.
     """
+
+    # What its file is called beside a run or data set.
+    file_name = "tokenizer.bin"
+    # Whether text cut before a blank that follows a word has the same tokens (llmc.datasets.read).
+    cuts_at_blanks = True
 
     def __init__(self, tokens: Sequence[bytes], eot_token: int, name: str) -> None:
         if not 0 <= eot_token < len(tokens):
@@ -61,7 +69,27 @@ class Tokenizer:
 
     def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
         """As encode(), without a Python integer per token."""
-        return np.asarray(self._encoding.encode_to_numpy(text, disallowed_special=()), dtype=np.uint32)
+        return self._to_numpy(text, special=False)
+
+    def encode_documents(self, pieces: Sequence[tuple[str, bool]]) -> NDArray[np.uint32]:
+        """Tokens of (text, whether a document begins here) in a row, end-of-text before each document."""
+        if any(EOT in text for text, _ in pieces):  # there it is text, not the end of one
+            eot = np.asarray([self.eot_token], dtype=np.uint32)
+            parts = [
+                part for text, first in pieces for part in ((eot,) if first else ()) + (self.encode_to_numpy(text),)
+            ]
+            return np.concatenate(parts)
+        # One call for many documents: the interpreter is free meanwhile for the other threads.
+        return self._to_numpy("".join(EOT + text if first else text for text, first in pieces), special=True)
+
+    def _to_numpy(self, text: str, special: bool) -> NDArray[np.uint32]:
+        allowed = {EOT} if special else set()
+        try:
+            tokens = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+        except UnicodeEncodeError:  # halves of surrogate pairs, out of JSON; encode() takes them so as well
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            tokens = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+        return np.asarray(tokens, dtype=np.uint32)
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
         return b"".join(self.tokens[t] for t in tokens)
@@ -81,8 +109,6 @@ class Tokenizer:
 
     def save(self, path: StrPath) -> None:
         """Writes llm.c's tokenizer file, version 2."""
-        from llmc.fs import write_atomically
-
         too_long = [i for i, t in enumerate(self.tokens) if not 1 <= len(t) <= 255]
         if too_long:
             raise ValueError(
@@ -95,10 +121,23 @@ class Tokenizer:
 
     @staticmethod
     def load(path: StrPath) -> Tokenizer:
-        """From llm.c's tokenizer file, which is enough to encode with. llmc.Error where it is damaged."""
+        """From llm.c's tokenizer file, which is enough to encode with, or Hugging Face's tokenizer.json.
+
+        llmc.Error or ValueError where it is damaged.
+        """
+        if Path(path).suffix == ".json":
+            return JsonTokenizer(path)
         native = _llmc.Tokenizer(Path(path))
         tokens = [native.decode(i) for i in range(native.vocab_size)]
         return Tokenizer(tokens, native.eot_token, Path(path).stem)
+
+    @staticmethod
+    def beside(folder: StrPath) -> Tokenizer | None:
+        """The one saved in a run directory or beside token files; None where there is none."""
+        for name in ("tokenizer.bin", "gpt2_tokenizer.bin", "tokenizer.json"):
+            if (path := Path(folder) / name).is_file():
+                return Tokenizer.load(path)
+        return None
 
     @staticmethod
     def gpt2() -> Tokenizer:
@@ -185,7 +224,7 @@ class Tokenizer:
 
     @staticmethod
     def from_spec(spec: str, text: str | None = None) -> Tokenizer:
-        """'gpt2', 'bytes', 'bpe:N' (trained on text), or the path of a llm.c tokenizer file.
+        """'gpt2', 'bytes', 'bpe:N' (trained on text), or the path of a llm.c tokenizer file or a tokenizer.json.
 
         ValueError for another spec, FileNotFoundError where it looks like a file that is not there.
         """
@@ -204,6 +243,70 @@ class Tokenizer:
         if os.path.splitext(spec)[1] or os.sep in spec:
             raise FileNotFoundError(f"tokenizer file '{spec}' does not exist")
         raise ValueError(f"unknown tokenizer '{spec}': expected gpt2, bytes, bpe:N, or a tokenizer file")
+
+
+class JsonTokenizer(Tokenizer):
+    """Hugging Face's tokenizer.json, where it is byte-level (GPT-2, Llama 3, Qwen, ...). Needs `pip install 'llmc[data]'`.
+
+    end-of-text is the first of <|endoftext|>, <|begin_of_text|> (Llama 3's, as llm.c has it), <|end_of_text|>, </s>, <eos>.
+    """
+
+    file_name = "tokenizer.json"
+    cuts_at_blanks = False  # it has a split of its own
+
+    def __init__(self, path: StrPath) -> None:
+        try:
+            import tokenizers
+        except ImportError as e:
+            raise ImportError(f"{path}: reading this needs the package tokenizers: pip install 'llmc[data]'") from e
+        self._text = Path(path).read_text(encoding="utf-8")
+        try:
+            self._encoding: Any = tokenizers.Tokenizer.from_str(self._text)
+            added = {row["id"]: row["content"] for row in json.loads(self._text).get("added_tokens", [])}
+        except Exception as e:  # the package raises plain Exceptions
+            raise ValueError(f"{path}: not a Hugging Face tokenizer: {e}") from e
+        if "ByteLevel" not in json.dumps(json.loads(self._text).get("decoder")):
+            raise ValueError(f"{path}: not a byte-level tokenizer, as GPT-2's or Llama 3's; others are not supported")
+        self._encoding.encode_special_tokens = True  # '<|endoftext|>' in a text is text like any other
+        vocabulary: dict[str, int] = self._encoding.get_vocab(with_added_tokens=True)
+        for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", "</s>", "<eos>"):
+            if name in vocabulary:
+                self.eot_token = vocabulary[name]
+                break
+        else:
+            raise ValueError(f"{path}: has no end-of-text token among {', '.join(map(repr, added.values())) or 'none'}")
+        self.name = Path(path).stem
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.tokens = [b""] * self.vocab_size
+        byte_of = _byte_of_character()
+        for token, i in vocabulary.items():
+            known = i in added or any(c not in byte_of for c in token)
+            self.tokens[i] = token.encode() if known else bytes(byte_of[c] for c in token)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._encoding.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
+        return np.asarray(self.encode(text), dtype=np.uint32)
+
+    def encode_documents(self, pieces: Sequence[tuple[str, bool]]) -> NDArray[np.uint32]:
+        encoded = self._encoding.encode_batch_fast([text for text, _ in pieces], add_special_tokens=False)
+        parts: list[int] = []
+        for (_, first), one in zip(pieces, encoded):
+            parts += [self.eot_token, *one.ids] if first else one.ids
+        return np.asarray(parts, dtype=np.uint32)
+
+    def save(self, path: StrPath) -> None:
+        """Writes the tokenizer.json that it came from."""
+        write_atomically(path, [self._text.encode()])
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the other bytes for 256, 257, ..."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[int]:

@@ -331,6 +331,8 @@ class Trainer:
         )
         model = GPT2.from_checkpoint(path, **options) if path else GPT2(shape, seed=config.seed, **options)
         model.native.classifier_rows = config.classifier_rows
+        if config.device != "cpu":
+            model.native.backend.set_option("tf32", "on" if config.tf32 else "off")
         return model
 
     def _build_loaders(self, resumed: tuple[int, dict[str, Any] | None] | None) -> tuple[DataLoader, DataLoader | None]:
@@ -356,8 +358,8 @@ class Trainer:
     def _prepare_run_dir(self, resumed: bool) -> None:
         assert self.run_dir is not None
         (self.run_dir / "config.toml").write_text(self.config.to_toml(), encoding="utf-8")
-        if self.tokenizer is not None and not (self.run_dir / "tokenizer.bin").exists():
-            self.tokenizer.save(self.run_dir / "tokenizer.bin")
+        if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
+            self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
 
     def _restore(self, step: int, manifest: dict[str, Any] | None) -> None:
         assert self.run_dir is not None
@@ -370,9 +372,14 @@ class Trainer:
             loader.update(
                 rows_per_sample=ours["rows_per_sample"], row=loader["sample"] * ours["rows_per_sample"], epoch=0
             )
-        if not state.shuffle:
+        if not state.shuffle or not self._shuffle:
             loader.update(shard_indices=ours["shard_indices"], sample_indices=ours["sample_indices"], rng=ours["rng"])
-        self.train_loader.set_state(loader)
+        try:
+            self.train_loader.set_state(loader)
+        except ValueError as e:
+            if not self.config.allow_changes:
+                raise
+            self.log.text(f"the data are read from their beginning: {e}")
         extra = state.extra
         self.loss_outliers.set_state(extra.get("loss_window", []))
         self.grad_outliers.set_state(extra.get("grad_window", []))
@@ -422,6 +429,8 @@ class Trainer:
                 )
             self._write_plot()
         finally:
+            if self._checkpointer is not None:
+                self._checkpointer.join()  # whatever ends the run, a save that has begun is finished
             logs.close()
             self.log = LineConsole()
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by)
@@ -440,7 +449,9 @@ class Trainer:
         if config.sample_every and config.sample_every > 0 and ((step > 0 and due(config.sample_every)) or last):
             self.log.text(f"generating:\n---\n{self.sample()}\n---")
         wanted = config.checkpoint_every > 0 and ((step > 0 and due(config.checkpoint_every)) or last)
-        if (wanted or (last and self._saves_at_end)) and step != self._resumed_at:
+        if wanted and self.bad_steps and not last:
+            self.log.text(f"no checkpoint at step {step}: the last loss or gradient was not finite")
+        elif (wanted or (last and self._saves_at_end)) and step != self._resumed_at:
             self._save(background=config.async_save and not last)
 
     @property
@@ -582,6 +593,7 @@ class Trainer:
 
     def _save(self, background: bool) -> None:
         if self._checkpointer is not None:
+            self._finish_saving(self._checkpointer.wait)  # the one before may have failed: that is another matter
             self._finish_saving(lambda: self._write_checkpoint(background))
 
     def _write_checkpoint(self, background: bool) -> None:

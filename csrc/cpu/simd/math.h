@@ -43,6 +43,17 @@ inline Vec reduce(i64 n, Term term) {
     return (s0 + s1) + (s2 + s3);
 }
 
+// The sums of W vectors, in the order of sum().
+inline Vec sums_of(Vec* r) {
+    transpose(r);
+    LLMC_UNROLL
+    for (int half = Vec::W / 2; half > 0; half /= 2) {
+        LLMC_UNROLL
+        for (int i = 0; i < half; ++i) r[i] = r[i] + r[i + half];
+    }
+    return r[0];
+}
+
 // What a later reader of the stored value will see.
 template <class T>
 inline Vec as_stored(Vec a);

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from llmc.data import write_shard
+from llmc.data import ShardWriter, read_shard, write_shard
+from llmc.datasets.read import TABLE_SUFFIXES, TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
+from llmc.datasets.tokenize import token_stream
 from llmc.tokenizer import Tokenizer
 
-_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text")
+__all__ = ["language_reference", "prepare", "read_documents", "text_files", "tokenize", "write_pair", "write_splits"]
+
+_BPE_SAMPLE = 64 << 20  # characters that a BPE is trained on
 
 
 def text_files(path: Path) -> list[Path]:
     """A file, or the text files of a folder and its subfolders in sorted order."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"'{path}' does not exist")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _TEXT_SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"folder '{path}' has no text files ({', '.join(_TEXT_SUFFIXES)})")
-    return files
-
-
-def read_documents(paths: Iterable[Path]) -> Iterator[str]:
-    """One document per file. ValueError, naming file and byte, where one is not UTF-8."""
-    for path in paths:
-        try:
-            yield path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise ValueError(f"{path}: not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}") from e
+    return data_files(path, TEXT_SUFFIXES)
 
 
 def language_reference() -> list[str]:
@@ -44,11 +35,7 @@ def language_reference() -> list[str]:
 
 def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.uint32]:
     """Token ids of all documents, end-of-text before each."""
-    parts: list[NDArray[np.uint32]] = []
-    for document in documents:
-        parts.append(np.asarray([tokenizer.eot_token], dtype=np.uint32))
-        parts.append(tokenizer.encode_to_numpy(document))
-    return np.concatenate(parts)
+    return np.concatenate(list(token_stream((Piece(d, True) for d in documents), tokenizer)))
 
 
 def write_splits(
@@ -70,3 +57,156 @@ def write_pair(
     write_shard(train, train_tokens, vocab_size=vocab_size)
     write_shard(val, val_tokens, vocab_size=vocab_size)
     return train, val
+
+
+# ---- streams of any length ----
+
+
+@dataclass(frozen=True)
+class Written:
+    """Token files of a data set, and how many tokens they have."""
+
+    train: list[Path]
+    val: list[Path]
+    train_tokens: int
+    val_tokens: int
+
+
+def shard_name(name: str, split: str, index: int) -> str:
+    """llm.c's: fineweb_train_000001.bin."""
+    return f"{name}_{split}_{index:06d}.bin"
+
+
+def refuse_or_remove(directory: Path, name: str, overwrite: bool) -> None:
+    """Shards of an earlier run must not mix with the new ones: there may be fewer of these."""
+    earlier = [
+        p for split in ("train", "val") for p in directory.glob(f"{glob.escape(name)}_{split}_" + "[0-9]" * 6 + ".bin")
+    ]
+    if earlier and not overwrite:
+        raise FileExistsError(f"{directory} already has {len(earlier)} shards of '{name}': --overwrite replaces them")
+    for path in earlier:
+        path.unlink()
+
+
+def prepare(
+    inputs: Iterable[str | Path],
+    output: str | Path,
+    *,
+    tokenizer: str = "gpt2",
+    column: str = "text",
+    val: float = 0.1,
+    val_inputs: Iterable[str | Path] = (),
+    shard_size: int = 10**8,
+    name: str = "text",
+    workers: int = 0,
+    overwrite: bool = False,
+) -> Written:
+    """Tokenises files and folders into name_train_%06d.bin and name_val_%06d.bin in output, with the tokenizer beside them.
+
+    Text files are a document each; JSON lines, JSON, CSV, TSV and Parquet have one in each record, under column. Folders and globs
+    are taken in sorted order. The input is streamed: memory does not grow with it.
+
+    tokenizer: as Tokenizer.from_spec. bpe:N is trained on the first 64 million characters.
+    val: the last part of the tokens, for validation; 0 for none. val_inputs: other files for it instead.
+    """
+    output = Path(output)
+    if not 0 <= val < 1:
+        raise ValueError(f"val is {val}, expected a fraction from 0 to below 1")
+    files, val_files = expand(inputs), expand(val_inputs)
+    if not files:
+        raise ValueError("no input files")
+    output.mkdir(parents=True, exist_ok=True)
+    refuse_or_remove(output, name, overwrite)
+    encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, column) if tokenizer.startswith("bpe:") else None)
+
+    def write(paths: list[Path], split: str) -> ShardWriter:
+        size = sum(p.stat().st_size for p in paths)
+        with (
+            tqdm(total=size, unit="B", unit_scale=True, desc=f"tokenize {split}") as bar,
+            ShardWriter(lambda i: output / shard_name(name, split, i), encoder.vocab_size, shard_size) as writer,
+        ):
+            pieces = (piece for path in paths for piece in read_pieces(path, column, bar.update))
+            for tokens in token_stream(_whole(pieces, encoder), encoder, workers):
+                writer.write(tokens)
+        return writer
+
+    train = write(files, "train")
+    val_paths, val_tokens = [], 0
+    if val_files:
+        written = write(val_files, "val")
+        val_paths, val_tokens = written.paths, written.total
+    elif val > 0:
+        val_tokens = int(train.total * val)
+        if val_tokens == 0:
+            raise ValueError(f"{train.total} tokens are too few to hold out {val:g} of them: give --val 0")
+        val_paths = _hold_out(train, val_tokens, output, name, encoder.vocab_size)
+    encoder.save(output / encoder.file_name)
+    return Written(train.paths, val_paths, train.total, val_tokens)
+
+
+def expand(inputs: Iterable[str | Path]) -> list[Path]:
+    """Files, folders and globs as files. FileNotFoundError for what matches nothing."""
+    files: list[Path] = []
+    for item in inputs:
+        path = Path(item)
+        if path.exists():
+            files += data_files(path)
+            continue
+        matches = sorted(Path(p) for p in glob.glob(str(item)))
+        if not matches:
+            raise FileNotFoundError(f"no files match '{item}'")
+        files += [f for match in matches for f in data_files(match)]
+    return files
+
+
+def _whole(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Pieces as they come, or documents joined again for a tokenizer with another split into words."""
+    if tokenizer.cuts_at_blanks:
+        yield from pieces
+        return
+    parts: list[str] = []
+    for piece in pieces:
+        if piece.first and parts:
+            yield Piece("".join(parts), True)
+            parts = []
+        parts.append(piece.text)
+    if parts:
+        yield Piece("".join(parts), True)
+
+
+def _sample(files: list[Path], column: str) -> str:
+    parts: list[str] = []
+    size = 0
+    for path in files:
+        for piece in read_pieces(path, column):
+            parts.append("\n\n" + piece.text if piece.first and parts else piece.text)
+            size += len(piece.text)
+            if size >= _BPE_SAMPLE:
+                return "".join(parts)
+    return "".join(parts)
+
+
+def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_size: int) -> list[Path]:
+    """Moves the last count tokens out of the training shards into validation shards, and those are in order too."""
+    pieces: list[Path] = []  # the last first
+    left = count
+    while left > 0:
+        path, tokens = train.paths[-1], train.counts[-1]
+        target = output / shard_name(name, "val", len(train.paths) - 1)
+        if tokens <= left:
+            path.replace(target)
+            train.paths.pop()
+            train.counts.pop()
+        else:
+            data = read_shard(path)
+            write_shard(target, data[tokens - left :], vocab_size=vocab_size)
+            kept = np.array(data[: tokens - left])
+            del data  # Windows replaces no file that is mapped
+            write_shard(path, kept, vocab_size=vocab_size)
+            train.counts[-1] -= left
+        pieces.append(target)
+        left -= min(left, tokens)
+    renamed = [output / shard_name(name, "val", i) for i in range(len(pieces))]
+    for old, new in zip(reversed(pieces), renamed):
+        old.replace(new)  # to a lower number or its own, in ascending order: nothing is overwritten
+    return renamed

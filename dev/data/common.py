@@ -1,0 +1,27 @@
+"""What the scripts of this folder share: llm.c's options and places."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def parser(doc: str | None, tokenizer: bool = True) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--source", help="the downloaded files, where you have them already")
+    if tokenizer:
+        options.add_argument("-m", "--model_desc", default="gpt-2", choices=("gpt-2", "llama-3"), help="whose tokens")
+        options.add_argument("--tokenizer", help="for llama-3: the path of its tokenizer.json")
+    return options
+
+
+def tokenizer(args: argparse.Namespace) -> str:
+    if args.tokenizer is None and args.model_desc == "llama-3":
+        raise SystemExit(
+            "Llama 3's tokenizer needs Meta's permission to download: give --tokenizer path/to/tokenizer.json"
+        )
+    return str(args.tokenizer or "gpt2")
+
+
+def output_folder(name: str) -> Path:
+    return Path(__file__).parent / name

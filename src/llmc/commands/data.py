@@ -1,0 +1,154 @@
+"""Download or tokenise a data set into llm.c's files.
+
+Named data sets are downloaded once into a cache (LLMC_CACHE, or the system's place for caches), resumed where a download broke off,
+and checked. `llmc data text` takes your own text, JSON lines, JSON, CSV or Parquet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llmc.datasets.text import Written
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+
+    def add(
+        name: str, help: str, tokenizer: bool = True, workers: bool = True, source: str = ""
+    ) -> argparse.ArgumentParser:
+        sub = names.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        sub.add_argument("-o", "--output", metavar="DIR", help=f"output folder [{_default_output(name, '10B')}]")
+        if source:
+            sub.add_argument(
+                "--source", metavar="PATH", help=f"{source}, where you have it already: nothing is downloaded"
+            )
+        if tokenizer:
+            sub.add_argument(
+                "-tk",
+                "--tokenizer",
+                default="gpt2",
+                metavar="SPEC",
+                help="gpt2, bytes, a llm.c tokenizer file, or a tokenizer.json [gpt2]",
+            )
+        if workers:
+            sub.add_argument(
+                "--workers", type=int, default=0, metavar="N", help="threads that tokenise; 0: all cores [0]"
+            )
+        return sub
+
+    add("tinyshakespeare", "1 MB of plays", source="input.txt")
+    add("tinystories", "2 GB of short stories", source="the archive, or the folder of its JSON files")
+    for name, text in (
+        ("fineweb", "10 or 100 billion tokens of the web"),
+        ("fineweb-edu", "the same, its educational part"),
+    ):
+        sub = add(name, text, source="Parquet files or their folder")
+        sub.add_argument(
+            "-v", "--version", default="10B", choices=("10B", "100B"), help="size of the sample, in tokens [10B]"
+        )
+        sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
+        sub.add_argument(
+            "-n", "--shards", type=int, metavar="N", help="only the first N files (with --tokenized: N for training)"
+        )
+        sub.add_argument(
+            "--tokenized", action="store_true", help="download files of the 100B sample that are tokenised already"
+        )
+        sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+    add("hellaswag", "10,042 scenes to continue, for evaluation", workers=False, source="hellaswag_val.jsonl")
+    add("mmlu", "14,042 questions, for evaluation", workers=False, source="data.tar, or the folder of the CSV files")
+
+    sub = add("text", "your own text, JSON lines, JSON, CSV, TSV or Parquet")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="files, folders or globs; a text file is one document")
+    sub.add_argument(
+        "--column", default="text", metavar="NAME", help="field that has the text, in files of records [text]"
+    )
+    sub.add_argument(
+        "--val", type=float, default=0.1, metavar="X", help="last part of the tokens, for validation; 0: none [0.1]"
+    )
+    sub.add_argument("--val-files", nargs="+", default=(), metavar="FILE", help="files for validation instead")
+    sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
+    sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
+    sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+
+
+def _default_output(name: str, version: str) -> str:
+    """llm.c's places, from which its command lines take their data; others in data/."""
+    if name.startswith("fineweb"):
+        return f"dev/data/{'edu_' if name == 'fineweb-edu' else ''}fineweb{version}"
+    return "data/text" if name == "text" else f"dev/data/{name}"
+
+
+def run(args: argparse.Namespace) -> int:
+    name: str = args.name
+    version = "100B" if getattr(args, "tokenized", False) else getattr(args, "version", "")
+    output = Path(args.output or _default_output(name, version))
+    if name in ("hellaswag", "mmlu"):
+        from llmc.datasets import hellaswag, mmlu
+
+        write = hellaswag.prepare if name == "hellaswag" else mmlu.prepare
+        sys.stdout.write(f"wrote {write(output, source=args.source, tokenizer=args.tokenizer)}\n")
+        return 0
+    written = _write_tokens(name, output, args)
+    print_written(written)
+    return 0
+
+
+def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> Written:
+    if name == "text":
+        from llmc.datasets import text
+
+        return text.prepare(
+            args.files,
+            output,
+            tokenizer=args.tokenizer,
+            column=args.column,
+            val=args.val,
+            val_inputs=args.val_files,
+            shard_size=args.shard_size,
+            name=args.prefix,
+            workers=args.workers,
+            overwrite=args.overwrite,
+        )
+    if name in ("tinyshakespeare", "tinystories"):
+        from llmc.datasets import tinyshakespeare, tinystories
+
+        write = tinyshakespeare.prepare if name == "tinyshakespeare" else tinystories.prepare
+        return write(output, source=args.source, tokenizer=args.tokenizer, workers=args.workers)
+    from llmc.datasets import fineweb
+
+    kind = "edu" if name == "fineweb-edu" else "classic"
+    if args.tokenized:
+        return fineweb.prepare_mirror(output, kind=kind, shards=args.shards)
+    return fineweb.prepare(
+        output,
+        kind=kind,
+        version=args.version,
+        shard_size=args.shard_size,
+        shards=args.shards,
+        source=args.source,
+        tokenizer=args.tokenizer,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+
+
+def print_written(written: Written) -> None:
+    """What was written, and the options of llmc-train that take it."""
+    for split, paths, tokens in (
+        ("train", written.train, written.train_tokens),
+        ("val", written.val, written.val_tokens),
+    ):
+        if paths:
+            files = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files, {paths[0]} to {paths[-1].name}"
+            sys.stdout.write(f"{split}: {tokens:,} tokens in {files}\n")
+    options = [f'{flag} "{_pattern(paths)}"' for flag, paths in (("-i", written.train), ("-j", written.val)) if paths]
+    sys.stdout.write(f"train on them: llmc-train {' '.join(options)}\n")
+
+
+def _pattern(paths: list[Path]) -> str:
+    if len(paths) == 1:
+        return str(paths[0])
+    return str(paths[0].with_name(paths[0].stem[:-6] + "*.bin"))

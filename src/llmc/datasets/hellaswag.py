@@ -1,0 +1,41 @@
+"""HellaSwag (Zellers et al. 2019): which of four endings continues a scene."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llmc.datasets.download import Remote, fetch
+from llmc.datasets.evalfile import Example, write_evalfile
+from llmc.tokenizer import Tokenizer
+
+REMOTE = Remote(
+    "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
+    "hellaswag/hellaswag_val.jsonl",
+    "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
+    12246618,
+)
+
+
+def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: str = "gpt2") -> Path:
+    """Writes hellaswag_val.bin, llm.c's eval file. (llm.c runs a model over all of it to do so; nothing here needs one.)
+
+    source: hellaswag_val.jsonl where you have it already.
+    """
+    encoder = Tokenizer.from_spec(tokenizer)
+    path = Path(source) if source is not None else fetch(REMOTE)
+    examples = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                context, label, endings = row["ctx"], row["label"], row["endings"]
+                # " " before an ending: GPT-2's words carry the blank before them.
+                completions = [encoder.encode(" " + ending) for ending in endings]
+                examples.append(Example(encoder.encode(context), completions, int(label)))
+            except (ValueError, KeyError, TypeError, RecursionError) as e:
+                raise ValueError(f"{path}:{number}: not an example of HellaSwag: {type(e).__name__}: {e}") from e
+    target = Path(output) / "hellaswag_val.bin"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_evalfile(target, examples)
+    return target

@@ -1,0 +1,49 @@
+"""Tiny Shakespeare: 1.1 MB of plays, llm.c's first data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from llmc.data import write_shard
+from llmc.datasets.download import Remote, fetch
+from llmc.datasets.read import Piece
+from llmc.datasets.text import Written
+from llmc.datasets.tokenize import token_stream
+from llmc.tokenizer import Tokenizer
+
+REMOTE = Remote(
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "tinyshakespeare/input.txt",
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    1115394,
+)
+VAL_TOKENS = 32768
+
+
+def prepare(
+    output: str | Path, *, source: str | Path | None = None, tokenizer: str = "gpt2", workers: int = 0
+) -> Written:
+    """Writes tiny_shakespeare_train.bin and tiny_shakespeare_val.bin, byte for byte llm.c's with GPT-2's tokenizer.
+
+    Every speech is a document and keeps the blank line after it; the first 32,768 tokens are for validation.
+    source: input.txt where you have it already.
+    """
+    encoder = Tokenizer.from_spec(tokenizer)
+    path = Path(source) if source is not None else fetch(REMOTE)
+    text = path.read_text(encoding="utf-8")
+    *sections, last = text.split("\n\n")
+    pieces = [Piece(s + "\n\n", True) for s in sections] + [Piece(last, True)]
+    tokens = np.concatenate(list(token_stream(pieces, encoder, workers)))
+    if len(tokens) <= VAL_TOKENS:
+        raise ValueError(
+            f"{path}: {len(tokens)} tokens, but the first {VAL_TOKENS} are for validation: is it the whole file?"
+        )
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    train, val = folder / "tiny_shakespeare_train.bin", folder / "tiny_shakespeare_val.bin"
+    write_shard(val, tokens[:VAL_TOKENS], vocab_size=encoder.vocab_size)
+    write_shard(train, tokens[VAL_TOKENS:], vocab_size=encoder.vocab_size)
+    encoder.save(folder / encoder.file_name)
+    return Written([train], [val], len(tokens) - VAL_TOKENS, VAL_TOKENS)

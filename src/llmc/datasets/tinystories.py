@@ -1,0 +1,74 @@
+"""TinyStories (Eldan and Li 2023): short stories that a small model can learn to write."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from llmc.data import ShardWriter
+from llmc.datasets.archive import unpacked
+from llmc.datasets.download import fetch, hub_files
+from llmc.datasets.read import Piece, load_json
+from llmc.datasets.text import Written
+from llmc.datasets.tokenize import token_stream
+from llmc.tokenizer import Tokenizer
+
+REPOSITORY, ARCHIVE = "roneneldan/TinyStories", "TinyStories_all_data.tar.gz"
+
+
+def prepare(
+    output: str | Path, *, source: str | Path | None = None, tokenizer: str = "gpt2", workers: int = 0
+) -> Written:
+    """Writes TinyStories_train.bin and TinyStories_val.bin: the first JSON file is for validation, the others in order for training.
+
+    Stories are shuffled within a file as llm.c does it. (llm.c joins the files in the order in which its processes finish.)
+    source: the archive, or a folder of its JSON files, where you have it already.
+    """
+    encoder = Tokenizer.from_spec(tokenizer)
+    files = _stories(Path(source) if source is not None else None)
+    folder = Path(output)
+    totals = {}
+    for split, paths in (("val", files[:1]), ("train", files[1:])):
+        target = folder / f"TinyStories_{split}.bin"
+        with (
+            tqdm(total=len(paths), unit="file", desc=f"tokenize {split}") as bar,
+            ShardWriter(lambda i, target=target: target, encoder.vocab_size) as writer,  # type: ignore[misc]
+        ):
+            for tokens in token_stream(_documents(paths, bar), encoder, workers):
+                writer.write(tokens)
+        totals[split] = writer
+    encoder.save(folder / encoder.file_name)
+    train, val = totals["train"], totals["val"]
+    return Written(train.paths, val.paths, train.total, val.total)
+
+
+def _documents(paths: list[Path], bar: tqdm[None]) -> Iterator[Piece]:
+    for index, path in enumerate(paths):
+        stories = load_json(path)
+        if not isinstance(stories, list) or not all(
+            isinstance(s, dict) and isinstance(s.get("story"), str) for s in stories
+        ):
+            raise ValueError(f"{path}: expected an array of records with a 'story'")
+        random.Random(1337 + index).shuffle(stories)
+        for story in stories:
+            yield Piece(story["story"].strip(), True)
+        bar.update()
+
+
+def _stories(source: Path | None) -> list[Path]:
+    """The JSON files in order."""
+    if source is None:
+        source = fetch(next(f for f in hub_files(REPOSITORY) if f.url.endswith(ARCHIVE)))
+    if source.is_file():
+        source = unpacked(source, "tinystories", ".json")
+    elif not source.is_dir():
+        raise FileNotFoundError(f"'{source}' does not exist: expected {ARCHIVE}, or a folder of its JSON files")
+    files = sorted(source.glob("*.json"))
+    if len(files) < 2:
+        raise FileNotFoundError(
+            f"folder '{source}' has {len(files)} JSON files; the first is for validation, so expected 2 or more"
+        )
+    return files

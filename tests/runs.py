@@ -1,0 +1,48 @@
+"""Tiny training runs for tests: settings, data, and what a run left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import llmc
+from llmc.data import write_shard
+
+VOCAB = 61
+
+
+def tiny_data(folder: Path) -> tuple[str, str]:
+    """Two token files with something to learn in them: paths of train and validation data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(5)
+    for name, count in (("train", 4000), ("val", 400)):
+        tokens = (np.arange(count) * 7 + rng.integers(0, 3, count)) % VOCAB
+        write_shard(folder / f"{name}.bin", tokens.astype(np.uint32), vocab_size=VOCAB)
+    return str(folder / "train.bin"), str(folder / "val.bin")
+
+
+def tiny_settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A run of 8 steps in folder/run on a model of 1 layer and 16 channels, that says nothing."""
+    train, val = tiny_data(folder / "data")
+    settings: dict[str, Any] = {
+        **{"data": (train,), "val_data": (val,), "output_dir": str(folder / "run"), "vocab_size": VOCAB},
+        **{"layers": 1, "heads": 2, "channels": 16, "max_seq_len": 16, "seq_len": 16, "batch_size": 2, "max_steps": 8},
+        **{"learning_rate": 1e-2, "warmup_steps": 2, "val_every": 4, "val_steps": 2, "sample_every": 0, "device": "cpu"},
+        **{"threads": 1, "progress": "none", "plot": False, "async_save": False},
+    }
+    return {**settings, **changes}
+
+
+def tiny_run(folder: Path, **changes: Any) -> llmc.TrainResult:
+    return llmc.train(**tiny_settings(folder, **changes))
+
+
+def weights(result: llmc.TrainResult) -> dict[str, Any]:
+    """Copies of all parameters."""
+    return {name: np.array(array) for name, array in result.model.parameters.items()}
+
+
+def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(np.array_equal(a[name], b[name]) for name in a)

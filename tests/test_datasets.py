@@ -1,0 +1,443 @@
+"""Data sets: what is written is what llm.c's scripts write, whatever the number of workers and however the text arrives.
+
+The oracle is the definition: end-of-text and the plain encoding of each document, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import random
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llmc
+from llmc.commands import data as data_command
+from llmc.data import ShardWriter, read_shard, write_shard
+from llmc.datasets import evalfile, fineweb, hellaswag, mmlu, read, text, tinyshakespeare, tinystories
+from llmc.datasets.download import cache_directory
+from llmc.datasets.read import Piece
+from llmc.datasets.tokenize import token_stream
+from llmc.tokenizer import EOT, Tokenizer
+
+REFERENCE = "\n".join(text.language_reference())[:200_000]
+
+
+@pytest.fixture(scope="session")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of a small BPE: GPT-2's split into words, without GPT-2's download."""
+    path = tmp_path_factory.mktemp("tokenizer") / "bpe.bin"
+    Tokenizer.train_bpe(REFERENCE, 512).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> Tokenizer:
+    try:
+        return Tokenizer.gpt2()
+    except ConnectionError as e:
+        pytest.skip(f"GPT-2's vocabulary is not cached: {e}")
+
+
+def by_definition(documents: list[str], tokenizer: Tokenizer) -> list[int]:
+    return [token for document in documents for token in [tokenizer.eot_token, *tokenizer.encode(document)]]
+
+
+def stories(count: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    words = REFERENCE.split(" ")
+    ends = ["", "  ", "\n", " é 漢字 😀", EOT, " it's 1,234 \t\t x ", "\r\n"]
+    picked = [(rng.randrange(len(words) - 300), rng.randrange(1, 300)) for _ in range(count)]
+    return [rng.choice(ends) + " ".join(words[i : i + n]) + rng.choice(ends) for i, n in picked]
+
+
+# ---- tokenising ----
+
+tricky = st.text(alphabet="ab'é漢1.,\n\t\r \u00a0\u2028\x1c<|endoftext|>", max_size=80)
+
+
+@given(st.lists(tricky, max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_documents_in_one_call(documents: list[str]) -> None:
+    tokenizer = _small()
+    tokens = tokenizer.encode_documents([Piece(d, True) for d in documents])
+    assert tokens.tolist() == by_definition(documents, tokenizer)
+
+
+@given(tricky, st.integers(1, 9))
+@settings(max_examples=300, deadline=None)
+def test_a_text_cut_into_pieces_has_the_same_tokens(whole: str, size: int) -> None:
+    tokenizer = _small()
+    tokens: list[int] = []
+    rest = ""
+    for at in range(0, len(whole), size):
+        rest += whole[at : at + size]
+        cut = read._boundary(rest)
+        tokens += tokenizer.encode(rest[:cut])
+        rest = rest[cut:]
+    assert tokens + tokenizer.encode(rest) == tokenizer.encode(whole)
+
+
+_cached: list[Tokenizer] = []
+
+
+def _small() -> Tokenizer:
+    if not _cached:
+        _cached.append(Tokenizer.train_bpe(REFERENCE[:50_000] + " \n \n\n  \t " * 50, 400))
+    return _cached[0]
+
+
+def test_order_does_not_depend_on_workers(bpe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.datasets.tokenize._BATCH", 1000)
+    tokenizer = Tokenizer.load(bpe)
+    documents = stories(300)
+    for workers in (1, 2, 5):
+        tokens = np.concatenate(list(token_stream((Piece(d, True) for d in documents), tokenizer, workers)))
+        assert tokens.tolist() == by_definition(documents, tokenizer)
+
+
+def test_input_is_read_as_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.datasets.tokenize._BATCH", 1)
+    taken = 0
+
+    def endless() -> object:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield Piece("word", True)
+
+    stream = token_stream(endless(), Tokenizer.byte_level(), workers=2)  # type: ignore[arg-type]
+    for _ in range(10):
+        next(stream)
+    stream.close()
+    assert taken < 20
+
+
+def test_half_a_surrogate_pair_is_replaced() -> None:
+    tokenizer = Tokenizer.byte_level()
+    assert tokenizer.decode(tokenizer.encode_to_numpy("a\ud83db")) == "a\ufffdb"
+
+
+# ---- shards ----
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype", "magic"), [(65536, "<u2", 20240520), (65537, "<u4", 20240801)])
+def test_shards_of_a_stream(tmp_path: Path, vocab_size: int, dtype: str, magic: int) -> None:
+    tokens = np.random.default_rng(0).integers(0, vocab_size, 1000, dtype=np.uint32)
+    with ShardWriter(lambda i: tmp_path / f"{i}.bin", vocab_size, shard_size=300) as writer:
+        for part in np.array_split(tokens, [5, 5, 700]):
+            writer.write(part)
+    assert writer.counts == [300, 300, 300, 100]
+    assert np.array_equal(np.concatenate([read_shard(p) for p in writer.paths]), tokens)
+    for path, begin in zip(writer.paths, range(0, 1000, 300)):
+        write_shard(tmp_path / "whole", tokens[begin : begin + 300], vocab_size=vocab_size)
+        assert path.read_bytes() == (tmp_path / "whole").read_bytes()
+    header = np.fromfile(writer.paths[0], "<i4", 256)
+    assert header[:3].tolist() == [magic, 1 if dtype == "<u2" else 7, 300] and not header[3:].any()
+
+
+def test_a_shard_that_is_not_finished_has_no_name(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), ShardWriter(lambda i: tmp_path / f"{i}.bin", 100, shard_size=3) as writer:
+        writer.write(np.arange(5, dtype=np.uint32))
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["0.bin"]
+
+
+def test_a_token_outside_of_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="outside of the vocabulary of 10"), ShardWriter(lambda i: tmp_path / "x", 10) as w:
+        w.write(np.array([10], dtype=np.uint32))
+
+
+# ---- any text ----
+
+
+def write_json_lines(path: Path, documents: list[str]) -> None:
+    path.write_text("".join(json.dumps({"id": i, "text": d}) + "\n" for i, d in enumerate(documents)) + "\n")
+
+
+def write_json(path: Path, documents: list[str]) -> None:
+    path.write_text(json.dumps(documents))
+
+
+def write_csv(path: Path, documents: list[str]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        rows.writerows([["id", "text"], *([i, d] for i, d in enumerate(documents))])
+
+
+def write_parquet(path: Path, documents: list[str]) -> None:
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(documents)), "text": documents}), path, row_group_size=50)
+
+
+FORMATS: dict[str, Callable[[Path, list[str]], None]] = {
+    "jsonl": write_json_lines,
+    "json": write_json,
+    "csv": write_csv,
+    "tsv": write_csv,
+    "parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_files_of_records(tmp_path: Path, bpe: str, suffix: str) -> None:
+    documents = stories(120)
+    FORMATS[suffix](tmp_path / f"in.{suffix}", documents)
+    consumed: list[int] = []
+    pieces = list(read.read_pieces(tmp_path / f"in.{suffix}", progress=consumed.append))
+    assert [p.text for p in pieces] == documents and all(p.first for p in pieces)
+    assert sum(consumed) == (tmp_path / f"in.{suffix}").stat().st_size
+    written = text.prepare([tmp_path / f"in.{suffix}"], tmp_path / "out", tokenizer=bpe, val=0, shard_size=10**9)
+    assert read_shard(written.train[0]).tolist() == by_definition(documents, Tokenizer.load(bpe)) and not written.val
+    assert Tokenizer.beside(tmp_path / "out") is not None
+
+
+def test_a_long_text_comes_in_pieces(tmp_path: Path, bpe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.datasets.read._PIECE", 1000)
+    whole = "".join(stories(100))
+    (tmp_path / "a.txt").write_bytes(whole.encode())
+    (tmp_path / "b.txt").write_bytes(b"")
+    pieces = list(read.read_pieces(tmp_path / "a.txt"))
+    assert len(pieces) > 50 and "".join(p.text for p in pieces) == whole and [p.first for p in pieces].count(True) == 1
+    assert list(read.read_documents([tmp_path / "a.txt", tmp_path / "b.txt"])) == [whole, ""]
+    written = text.prepare([tmp_path], tmp_path / "out", tokenizer=bpe, val=0)
+    assert read_shard(written.train[0]).tolist() == by_definition([whole, ""], Tokenizer.load(bpe))
+
+
+@pytest.mark.parametrize("val", [0.1, 0.3, 0.9])
+def test_validation_is_the_last_part(tmp_path: Path, bpe: str, val: float) -> None:
+    documents = stories(60)
+    write_json_lines(tmp_path / "in.jsonl", documents)
+    written = text.prepare([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer=bpe, val=val, shard_size=1000)
+    tokens = by_definition(documents, Tokenizer.load(bpe))
+    cut = len(tokens) - int(len(tokens) * val)
+    assert np.concatenate([read_shard(p) for p in written.train]).tolist() == tokens[:cut]
+    assert np.concatenate([read_shard(p) for p in written.val]).tolist() == tokens[cut:]
+    assert (written.train_tokens, written.val_tokens) == (cut, len(tokens) - cut)
+    assert [p.name for p in written.val] == [f"text_val_{i:06d}.bin" for i in range(len(written.val))]
+    assert sorted((tmp_path / "out").glob("text_*.bin")) == sorted(written.train + written.val)
+
+
+def test_an_earlier_run_is_not_mixed_in(tmp_path: Path, bpe: str) -> None:
+    write_json_lines(tmp_path / "in.jsonl", stories(60))
+    before = text.prepare([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer=bpe, shard_size=1000)
+    with pytest.raises(FileExistsError, match="overwrite"):
+        text.prepare([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer=bpe, shard_size=5000)
+    after = text.prepare([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer=bpe, shard_size=5000, overwrite=True)
+    assert len(after.train) < len(before.train)
+    assert sorted((tmp_path / "out").glob("text_*.bin")) == sorted(after.train + after.val)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"good \xff bad", "byte 5 is 0xff"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 1}\n', r"a.jsonl:2: 'text' is int"),
+        ("a.jsonl", b'{"body": "a"}\n', r"a.jsonl:1: no 'text'; its fields are 'body'"),
+        ("a.jsonl", b"<html>\n", "a.jsonl:1: not JSON"),
+        ("a.json", b'{"text": "a"}', "expected an array"),
+        ("a.json", b'[{"text": "a"}', "not JSON"),
+        ("a.csv", b"id,body\n1,a\n", "no column 'text'; it has 'id', 'body'"),
+        ("a.csv", b"id,text\n1\n", "ends before column"),
+        ("a.csv", b"id,text\n1,\xff\n", "not CSV in UTF-8"),
+        ("a.parquet", b"PAR1 and no more", "not a whole Parquet file"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        text.prepare([tmp_path / name], tmp_path / "out", tokenizer="bytes")
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.txt").write_text(REFERENCE)
+    parser = argparse.ArgumentParser()
+    data_command.add_arguments(parser)
+    out = str(tmp_path / "out")
+    args = parser.parse_args(["text", str(tmp_path / "in.txt"), "-o", out, "-tk", "bpe:300", "--prefix", "mine", "-s", "9999"])
+    assert data_command.run(args) == 0
+    printed = capsys.readouterr().out
+    assert "train on them: llmc-train -i" in printed and "mine_train_*.bin" in printed
+    batches = llmc.DataLoader(f"{out}/mine_train_*.bin", 4, 8, vocab_size=300)
+    assert batches.next_batch()[0].shape == (4, 8)
+
+
+# ---- named data sets ----
+
+
+def test_tinyshakespeare(tmp_path: Path) -> None:
+    source = tmp_path / "input.txt"
+    source.write_text(REFERENCE)
+    written = tinyshakespeare.prepare(tmp_path, source=source, tokenizer="bytes")
+    tokenizer = Tokenizer.byte_level()
+    sections = REFERENCE.split("\n\n")
+    tokens = by_definition([s + "\n\n" for s in sections[:-1]] + sections[-1:], tokenizer)
+    assert read_shard(written.val[0]).tolist() == tokens[:32768]
+    assert read_shard(written.train[0]).tolist() == tokens[32768:]
+
+
+def test_tinyshakespeare_is_llmcs(tmp_path: Path, gpt2: Tokenizer) -> None:
+    source = cache_directory() / tinyshakespeare.REMOTE.name
+    if not source.is_file():
+        pytest.skip(f"{source} is not there: `llmc data tinyshakespeare` downloads it")
+    gpt2.save(tmp_path / "gpt2_tokenizer.bin")  # llm.c's file is enough to encode with
+    for spec in ("gpt2", str(tmp_path / "gpt2_tokenizer.bin")):
+        written = tinyshakespeare.prepare(tmp_path, source=source, tokenizer=spec)
+        assert (written.train_tokens, written.val_tokens) == (305_260, 32_768)
+        sums = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (*written.train, *written.val)]
+        assert sums == [
+            "8a70606be574040c26d225694f5f9759973b419852d22f7fe5c118e1b359dcc8",
+            "fe99db720dc7c83e694806d4e047a952909411da1daccde4ccc2e55f40882a62",
+        ]
+
+
+def test_tinystories(tmp_path: Path, bpe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_CACHE", str(tmp_path / "cache"))
+    files = [stories(50, seed) for seed in range(3)]
+    folder = tmp_path / "json"
+    folder.mkdir()
+    for i, documents in enumerate(files):
+        (folder / f"data{i:02d}.json").write_text(json.dumps([{"story": d, "source": "x"} for d in documents]))
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as tar:
+        for path in sorted(folder.iterdir(), reverse=True):
+            tar.add(path, f"./{path.name}")
+    tokenizer = Tokenizer.load(bpe)
+
+    def expected(some: list[list[str]]) -> list[int]:
+        shuffled = []
+        for index, documents in enumerate(some):
+            order = list(documents)
+            random.Random(1337 + index).shuffle(order)
+            shuffled += [d.strip() for d in order]
+        return by_definition(shuffled, tokenizer)
+
+    for source in (folder, tmp_path / "all.tar.gz"):
+        written = tinystories.prepare(tmp_path / "out", source=source, tokenizer=bpe)
+        assert [p.name for p in (*written.train, *written.val)] == ["TinyStories_train.bin", "TinyStories_val.bin"]
+        assert read_shard(written.val[0]).tolist() == expected(files[:1])
+        assert read_shard(written.train[0]).tolist() == expected(files[1:])
+    damaged = tmp_path / "damaged.tar.gz"
+    damaged.write_bytes((tmp_path / "all.tar.gz").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a whole archive"):
+        tinystories.prepare(tmp_path / "out", source=damaged, tokenizer=bpe)
+
+
+@pytest.mark.parametrize("shard_size", [1, 777, 10_000, 10**8])
+def test_fineweb(tmp_path: Path, shard_size: int) -> None:
+    documents = ["ab", "", "c" * 2000, *stories(5)] if shard_size > 1 else ["ab", "c"]
+    for i, part in enumerate((documents[:2], documents[2:])):
+        write_parquet(tmp_path / f"{i}.parquet", part)
+    written = fineweb.prepare(tmp_path, kind="edu", source=tmp_path, shard_size=shard_size, tokenizer="bytes")
+    tokens = by_definition(documents, Tokenizer.byte_level())
+    paths = written.val + written.train
+    assert [p.name for p in paths] == [f"edu_fineweb_{'train' if i else 'val'}_{i:06d}.bin" for i in range(len(paths))]
+    parts = [read_shard(p) for p in paths]
+    assert all(len(p) == shard_size for p in parts[:-1]) and np.concatenate(parts).tolist() == tokens
+    some = fineweb.prepare(tmp_path, kind="edu", source=tmp_path, shard_size=shard_size, shards=2, tokenizer="bytes", overwrite=True)
+    assert some.train_tokens + some.val_tokens == min(len(tokens), 2 * shard_size)
+
+
+def test_hellaswag(tmp_path: Path, bpe: str) -> None:
+    rows = [{"ctx": f"A man {i}", "label": i % 4, "endings": ["runs.", "sits é.", "is 1.", "sleeps"]} for i in range(9)]
+    source = tmp_path / "val.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = hellaswag.prepare(tmp_path / "out", source=source, tokenizer=bpe)
+    tokenizer = Tokenizer.load(bpe)
+    examples = evalfile.read_evalfile(path)
+    for row, example in zip(rows, examples, strict=True):
+        assert example.label == row["label"] and tokenizer.decode(example.context) == row["ctx"]
+        assert [tokenizer.decode(c) for c in example.completions] == [f" {e}" for e in row["endings"]]
+    # The layout, by hand, of the first example.
+    raw = np.fromfile(path, "<u2", offset=1024)
+    first = examples[0]
+    body = [t for tokens in (first.context, *first.completions) for t in (len(tokens), *tokens)]
+    assert raw[: 5 + len(body)].tolist() == [65535, 2 * (5 + len(body)), 0, first.label, 4, *body]
+    assert np.fromfile(path, "<i4", 4).tolist()[:3] == [20240522, 1, 9]
+    source.write_text('{"ctx": "a", "label": 4, "endings": ["b"]}\n')
+    with pytest.raises(ValueError, match="label 4"):
+        hellaswag.prepare(tmp_path / "out", source=source, tokenizer=bpe)
+    source.write_text('{"ctx": "a"}\n')
+    with pytest.raises(ValueError, match="val.jsonl:1"):
+        hellaswag.prepare(tmp_path / "out", source=source, tokenizer=bpe)
+
+
+def test_mmlu(tmp_path: Path, bpe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "data" / "test"
+    folder.mkdir(parents=True)
+    for name, letter in (("b_test.csv", "D"), ("a_test.csv", "A")):
+        with open(folder / name, "w", newline="") as file:
+            csv.writer(file).writerow(["What, then?", "1", "None", "3.50", 'a "b"', letter])
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(tmp_path / "data", "data")
+    tokenizer = Tokenizer.load(bpe)
+    for source in (tmp_path / "data", tmp_path / "data.tar"):
+        first, second = evalfile.read_evalfile(mmlu.prepare(tmp_path, source=source, tokenizer=bpe))
+        assert (first.label, second.label) == (0, 3)
+        assert tokenizer.decode(first.context) == "Question: What, then?\n\nAnswer:"
+        assert [tokenizer.decode(c) for c in first.completions] == [" 1", " None", " 3.50", ' a "b"']
+
+
+def test_an_eval_file_that_cannot_be(tmp_path: Path) -> None:
+    for example, message in (
+        (evalfile.Example([65535], [[1]], 0), "token 65535"),
+        (evalfile.Example([1] * 33000, [[1]], 0), "bytes"),
+        (evalfile.Example([1], [[]], 0), "empty"),
+        (evalfile.Example([1], [[1]], 1), "label"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evalfile.write_evalfile(tmp_path / "x.bin", [example])
+
+
+# ---- tokenizers ----
+
+
+def test_tokenizer_json(tmp_path: Path, bpe: str) -> None:
+    """Hugging Face's package with the same merges gives the same tokens, special ones in the text included."""
+    pytest.importorskip("tokenizers", reason="needs the package tokenizers")
+    import tokenizers
+
+    ours = Tokenizer.load(bpe)
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600, special_tokens=[EOT], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    trained.train_from_iterator([REFERENCE], trainer)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    theirs = Tokenizer.from_spec(str(tmp_path / "tokenizer.json"))
+    assert (theirs.vocab_size, theirs.eot_token, theirs.file_name) == (600, 0, "tokenizer.json")
+    for document in stories(30):
+        ids = theirs.encode(document)
+        assert theirs.decode(ids) == document == "".join(theirs.stream(ids)) == ours.decode(ours.encode(document))
+        assert 0 not in ids and theirs.encode_to_numpy(document).tolist() == ids
+    source = tmp_path / "a.txt"
+    source.write_bytes("".join(stories(30)).encode())
+    written = text.prepare([source], tmp_path / "out", tokenizer=str(tmp_path / "tokenizer.json"), val=0)
+    assert read_shard(written.train[0]).tolist() == by_definition([source.read_bytes().decode()], theirs)
+    again = Tokenizer.beside(tmp_path / "out")
+    assert again is not None and again.tokens == theirs.tokens
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a Hugging Face tokenizer"):
+        Tokenizer.load(tmp_path / "bad.json")
+
+
+def test_gpt2_from_its_file_encodes_as_tiktoken_does(tmp_path: Path, gpt2: Tokenizer) -> None:
+    gpt2.save(tmp_path / "gpt2_tokenizer.bin")
+    ours = Tokenizer.load(tmp_path / "gpt2_tokenizer.bin")
+    for document in stories(50):
+        assert ours.encode(document) == gpt2.encode(document)
+        assert ours.decode(ours.encode(document)) == document

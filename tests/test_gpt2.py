@@ -1,0 +1,621 @@
+"""The whole model: against the PyTorch one of llmc.reference, and against itself in every other way of saying the same.
+
+Parity is judged as the ops are (tests/oracle.py): the truth is the reference in float64, the peer is the reference in
+the model's dtype, and llmc may be twice as far from the truth as PyTorch is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, randomize
+from oracle import DTYPES, ULP, error
+
+import llmc
+from llmc import _llmc
+from llmc.reference import GPT
+
+NAMES = "wte wpe ln1w ln1b qkvw qkvb attprojw attprojb ln2w ln2b fcw fcb fcprojw fcprojb lnfw lnfb".split()
+TORCH = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def reference(model, dtype):
+    """The PyTorch model of the same weights. Weights and arithmetic are of dtype, weights never finer than the model's."""
+    gpt = GPT(model.config)
+    gpt.load_llmc(model.parameters)
+    return gpt.to(dtype)
+
+
+def run_reference(model, dtype, x, y):
+    gpt = reference(model, dtype)
+    logits, loss = gpt(torch.from_numpy(x), torch.from_numpy(y))
+    loss.backward()
+    return logits.detach().double().numpy(), loss.item(), gpt.gradients()
+
+
+def train(model, x, y, scale=1.0):
+    model.zero_grad()
+    model.forward(x)
+    model.backward(y, scale)
+    return model.mean_loss, {name: np.array(g, np.float64) for name, g in model.gradients.items()}
+
+
+def assert_same(a, b):
+    assert a[0] == b[0]
+    for name in NAMES:
+        np.testing.assert_array_equal(a[1][name], b[1][name], err_msg=name)
+
+
+# ---- parity ----
+
+CONFIGS = {
+    "tiny": TINY,
+    "one of everything": llmc.GPT2Config(max_seq_len=8, vocab_size=1, num_layers=1, num_heads=1, channels=2),
+    "heads of 64": llmc.GPT2Config(max_seq_len=64, vocab_size=300, num_layers=3, num_heads=2, channels=128),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name,B,T", [("tiny", 3, 19), ("tiny", 1, 1), ("one of everything", 2, 5), ("heads of 64", 2, 50)]
+)
+def test_parity_with_pytorch(tiny, rng, dtype, name, B, T):
+    """Loss, logits and all 16 gradients."""
+    config = CONFIGS[name]
+    model = tiny(config, dtype=dtype)
+    x, y = rng.integers(0, config.vocab_size, (2, B, T), dtype=np.int32)
+    y[0, T // 2] = -1  # an ignored target
+    exact_logits, exact_loss, exact = run_reference(model, torch.float64, x, y)
+    peer_logits, peer_loss, peer = run_reference(model, TORCH[dtype], x, y)
+    loss, gradients = train(model, x, y)
+    # One number may be right by luck: an ulp of the dtype besides, through a loss of a few nats.
+    assert abs(loss - exact_loss) <= 2 * abs(peer_loss - exact_loss) + ULP[dtype] * max(1.0, exact_loss)
+    np.testing.assert_array_less(
+        error(model.logits(x), exact_logits), 2 * error(peer_logits, exact_logits) + ULP[dtype]
+    )
+    assert list(gradients) == NAMES
+    for n in NAMES:
+        if not exact[n].any():  # one token, one position: nothing to learn, in no dtype
+            assert np.abs(gradients[n]).max() <= ULP[dtype], n
+            continue
+        # Rounding is relative to what a gradient is summed from, the largest of which are wte's.
+        floor = ULP[dtype] * max(1.0, np.abs(exact["wte"]).max() / np.abs(exact[n]).max())
+        assert (error(gradients[n], exact[n]) <= 2 * error(peer[n], exact[n]) + floor).all(), n
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("clip,decay", [(0.0, 0.0), (0.5, 0.1)])
+def test_ten_steps_of_adamw(tiny, tokens, dtype, clip, decay):
+    """Losses of ten updates on three batches in turn. bf16 is trained beside f32 weights, as its master weights are."""
+    batches = [tokens(2, 20) for _ in range(3)]
+    lr, betas, eps = 3e-3, (0.9, 0.95), 1e-8
+
+    def ours(dtype):
+        model = tiny(dtype=dtype)
+        optimizer = llmc.AdamW(model, betas=betas, eps=eps, weight_decay=decay, grad_clip=clip)
+        losses = []
+        for step in range(10):
+            b = batches[step % 3]
+            model.zero_grad()
+            model.forward(b[:, :-1])
+            model.backward(b[:, 1:])
+            optimizer.step(lr)
+            losses.append(model.mean_loss)
+        return model, np.array(losses)
+
+    def theirs(dtype, start):
+        gpt = reference(start, dtype)
+        optimizer = gpt.configure_optimizer(lr, betas, eps, decay)
+        losses = []
+        for step in range(10):
+            b = torch.from_numpy(batches[step % 3])
+            _, loss = gpt(b[:, :-1], b[:, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(gpt.parameters(), clip)
+            optimizer.step()
+            losses.append(loss.item())
+        return gpt, np.array(losses)
+
+    model, losses = ours(dtype)
+    exact, truth = theirs(torch.float64, tiny(dtype=dtype))
+    assert truth[-3:].mean() < truth[:3].mean() - 0.5  # it learns
+    if dtype == "f32":
+        peer, others = theirs(torch.float32, tiny(dtype=dtype))
+        assert np.abs(losses - truth).max() <= 2 * np.abs(others - truth).max() + 10 * ULP["f32"] * truth.max()
+        for name, value in exact.parameters_llmc().items():
+            other = error(peer.parameters_llmc()[name], value)
+            assert (error(model.parameters[name], value) <= 2 * other + 10 * ULP["f32"]).all(), name
+    else:
+        # Activations are rounded at every op, so the comparison is with PyTorch's bf16 at the first step, and
+        # afterwards with staying near the truth: no more than that first distance, ten times over.
+        with torch.no_grad():
+            b = torch.from_numpy(batches[0])
+            _, first = reference(tiny(dtype=dtype), torch.bfloat16)(b[:, :-1], b[:, 1:])
+        unit = 2 * abs(first.item() - truth[0]) + ULP["bf16"] * truth[0]
+        assert abs(losses[0] - truth[0]) <= unit and np.abs(losses - truth).max() <= 10 * unit
+
+
+# ---- one result, however it is computed ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_recompute_levels_are_identical(tiny, tokens, dtype):
+    x, y = tokens(2, 19), tokens(2, 19)
+    results = [train(tiny(dtype=dtype, recompute=level), x, y) for level in (0, 1, 2)]
+    assert_same(results[0], results[1])
+    assert_same(results[0], results[2])
+
+
+def test_recompute_may_change_between_forward_and_backward(tiny, tokens):
+    """backward goes by what forward has laid out."""
+    x, y = tokens(2, 19), tokens(2, 19)
+    model = tiny(recompute=0)
+    expected = train(model, x, y)
+    for before, after in [(0, 2), (2, 0), (1, 2)]:
+        model.native.recompute = before
+        model.zero_grad()
+        model.forward(x)
+        model.native.recompute = after
+        model.backward(y)
+        assert_same((model.mean_loss, model.gradients), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [12, 20, 29, 1, 7, 56])
+def test_chunks_of_the_classifier(tiny, tokens, dtype, rows):
+    """Logits by chunks of rows give the same bits; but dwte is added up chunk by chunk, in another order.
+
+    The last three leave chunks of 8 rows or fewer, whose products take another kernel, and round otherwise.
+    """
+    x, y = tokens(3, 19), tokens(3, 19)
+    whole, chunks = tiny(dtype=dtype, grad_dtype="f32"), tiny(dtype=dtype, grad_dtype="f32")
+    chunks.native.classifier_rows = rows
+    results = [(train(m, x, y), m.logits(x), m.evaluate(x, y)) for m in (chunks, whole)]
+    ((loss, gradients), logits, mean), ((loss1, gradients1), logits1, mean1) = results
+    if rows in (12, 20, 29):
+        assert (loss, mean) == (loss1, mean1)
+        np.testing.assert_array_equal(logits, logits1)
+        for name in NAMES:
+            if name != "wte":
+                np.testing.assert_array_equal(gradients[name], gradients1[name], err_msg=name)
+    assert (loss, mean) == pytest.approx((loss1, mean1), rel=2 * ULP["f32"])
+    assert (error(logits, logits1) <= 4 * ULP[dtype]).all()
+    for name in NAMES:
+        assert (error(gradients[name], gradients1[name]) <= 8 * ULP[dtype]).all(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_change_nothing(tokens, dtype):
+    """Not a bit of losses, gradients and weights, over three updates."""
+    config = llmc.GPT2Config(max_seq_len=70, vocab_size=300, num_layers=2, num_heads=3, channels=66)
+    batches = [tokens(3, 71, 300) for _ in range(3)]
+    results = []
+    for threads in (1, 2, 3, 5):
+        model = llmc.GPT2(config, dtype=dtype, threads=threads)
+        optimizer = llmc.AdamW(model)
+        losses = []
+        for b in batches:
+            model.zero_grad()
+            model.forward(b[:, :-1])
+            model.backward(b[:, 1:])
+            optimizer.step(1e-2)
+            losses += [model.mean_loss, optimizer.norm]
+        results.append((losses, model.native.all_parameters().to_host(), dict(model.gradients)))
+    for other in results[1:]:
+        assert other[0] == results[0][0]
+        np.testing.assert_array_equal(other[1], results[0][1])
+        for name in NAMES:
+            np.testing.assert_array_equal(other[2][name], results[0][2][name])
+
+
+@pytest.mark.parametrize("dtype,grad_dtype", [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16")])
+def test_accumulation_equals_the_large_batch(tiny, tokens, dtype, grad_dtype):
+    """Four micro-batches of one row against one of four: the same sum in another order, rounded once per micro-batch."""
+    x, y = tokens(4, 19), tokens(4, 19)
+    model = tiny(dtype=dtype, grad_dtype=grad_dtype)
+    loss, large = train(model, x, y)
+    model.zero_grad()
+    for row in range(4):
+        model.forward(x[row : row + 1])
+        model.backward(y[row : row + 1], 0.25)
+    assert model.mean_loss == pytest.approx(loss, rel=4 * ULP["f32"])
+    for name in NAMES:
+        # The gradients of bf16 activations are rounded at another scale, and by the way those of parameters.
+        allowed = 8 * ULP["f32"] if dtype == "f32" else 4 * ULP["bf16"]
+        assert (error(model.gradients[name], large[name]) <= allowed).all(), name
+
+
+def test_accumulation_in_f32_is_finer(tiny, tokens):
+    """bf16 with grad_dtype f32: the sum of many micro-batches is nearer to the truth than with bf16 gradients."""
+    x, y = tokens(40, 19), tokens(40, 19)
+
+    def accumulate(**dtypes):
+        model = tiny(**dtypes)
+        model.zero_grad()
+        for row in range(40):
+            model.forward(x[row : row + 1])
+            model.backward(y[row : row + 1], 1 / 40)
+        return np.array(model.gradients["fcw"], np.float64)
+
+    truth = run_reference(tiny(dtype="bf16"), torch.float64, x, y)[2]["fcw"]
+    fine, coarse = accumulate(dtype="bf16", grad_dtype="f32"), accumulate(dtype="bf16", grad_dtype="bf16")
+    assert error(fine, truth)[0] < error(coarse, truth)[0]
+
+
+def test_gradients_add_until_zero_grad(tiny, tokens):
+    x, y = tokens(2, 19), tokens(2, 19)
+    model = tiny()
+    once = train(model, x, y)
+    model.forward(x)
+    model.backward(y)
+    assert model.mean_loss == pytest.approx(2 * once[0])
+    for name in NAMES:
+        np.testing.assert_allclose(model.gradients[name], 2 * once[1][name], rtol=1e-5, atol=1e-6)
+    assert_same(train(model, x, y), once)
+
+
+def test_zero_grad_shows_zeros(tiny, tokens):
+    """Whether a view was taken before zero_grad() or after."""
+    model = tiny()
+    train(model, tokens(2, 19), tokens(2, 19))
+    before = model.gradients["fcw"]
+    assert before.any()
+    model.zero_grad()
+    if model.device == "cpu":
+        assert not before.any()
+    assert not any(g.any() for g in model.gradients.values())
+    assert model.mean_loss == 0
+
+
+# ---- evaluation ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_evaluation_is_forward(tiny, tokens, dtype):
+    """The loss of training, from the memory of one layer; by token, too; and the logits' own cross-entropy."""
+    x, y = tokens(3, 19), tokens(3, 19)
+    y[1, 3:9] = -1
+    model = tiny(dtype=dtype)
+    loss, gradients = train(model, x, y)
+    assert model.evaluate(x, y) == pytest.approx(loss, rel=2 * ULP["f32"])
+    by_token = model.token_losses(x, y)
+    assert not by_token[1, 3:9].any() and by_token.mean(dtype=np.float64) == pytest.approx(loss, rel=2 * ULP["f32"])
+    logits = model.logits(x).astype(np.float64)
+    assert logits.shape == (3, 19, TINY.vocab_size)
+    lse = np.log(np.exp(logits).sum(axis=-1))
+    expected = np.where(y < 0, 0, lse - np.take_along_axis(logits, np.maximum(y, 0)[..., None], axis=-1)[..., 0])
+    np.testing.assert_allclose(by_token, expected, atol=2 * ULP["f32"] * np.abs(logits).max())
+    assert_same((loss, model.gradients), (loss, gradients))  # and gradients are as they were
+
+
+def test_backward_needs_its_forward(tiny, tokens):
+    model, x = tiny(), tokens(2, 19)
+    for prepare in (lambda: None, lambda: model.evaluate(x, x), lambda: model.logits(x), lambda: train(model, x, x)):
+        prepare()
+        with pytest.raises(ValueError, match=r"without a forward\(\)|but forward\(\) had"):
+            model.backward(x)
+    model.forward(x)
+    with pytest.raises(ValueError, match=r"targets have shape \(1, 38\), but forward\(\) had .*\(2, 19\)"):
+        model.backward(x.reshape(1, 38))
+    model.backward(x)  # and the forward is still good
+
+
+# ---- the padding of the vocabulary ----
+
+
+def test_padding_is_neither_learned_nor_sampled(tiny, tokens):
+    model = tiny()
+    padding = np.arange(TINY.vocab_size, TINY.padded_vocab_size)
+    assert len(padding) == 67
+    x = tokens(3, 19)
+    loss, logits = model.evaluate(x, x), model.logits(x)
+    _, gradients = train(model, x, x)
+    assert not gradients["wte"][padding].any()
+    optimizer = llmc.AdamW(model, weight_decay=0.1)
+    optimizer.step(1e-2)
+    assert not np.asarray(model.parameters["wte"])[padding].any()
+    # Whatever stands in those rows, nothing else sees it: no loss, no logit, no gradient, no sample.
+    fresh, wte = tiny(), np.array(tiny().parameters["wte"])
+    wte[padding] = 100.0
+    fresh.parameters["wte"] = wte
+    assert fresh.evaluate(x, x) == loss
+    np.testing.assert_array_equal(fresh.logits(x), logits)
+    assert_same(train(fresh, x, x)[:1] + (gradients,), (train(tiny(), x, x)[0], gradients))
+    assert max(fresh.generate([1, 2], 200, temperature=5.0)) < TINY.vocab_size
+
+
+# ---- generation ----
+
+
+def reforward(model, prompt, count, **options):
+    """Generation without a cache: every token from the whole context again. The rule of a full context is the documented one."""
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **options}
+    coin = _llmc.XorShift(options.pop("seed", 1337))
+    limit, tokens, new = model.config.max_seq_len, list(prompt), []
+    context = list(prompt) if len(prompt) <= limit else tokens[-(limit // 2) :]
+    for _ in range(count):
+        if len(context) > limit:
+            context = tokens[-(limit // 2) :]
+        logits = model.logits(np.array([context], np.int32))[0, -1]
+        token = _llmc.sample(logits, coin.randfloat32(), *options.values())
+        tokens.append(token)
+        new.append(token)
+        context = [*context, token]
+    return new
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "seed": 5}]
+)
+@pytest.mark.parametrize("length", [1, 7, 18, 19, 20, 45])
+def test_generation_is_reforward(tiny, rng, options, length):
+    """From short prompts, ones that fill the context and longer ones; on for several times max_seq_len."""
+    model = tiny()
+    prompt = rng.integers(0, TINY.vocab_size, length).tolist()
+    assert model.generate(prompt, 50, **options) == reforward(model, prompt, 50, **options)
+
+
+def test_generation_in_bf16_is_near_reforward(tiny, rng):
+    """Logits, not tokens: decoding reads rounded keys of the cache, forward the same rounded keys of qkv."""
+    model = tiny(dtype="bf16")
+    x = rng.integers(0, TINY.vocab_size, 19, dtype=np.int32)
+    cache = _llmc.KVCache(model.native, 1, 19)
+    rows = [model.native.prefill(cache, 0, x[:5])] + [model.native.decode(cache, x[i : i + 1])[0] for i in range(5, 19)]
+    full = model.logits(x[None])[0, 4:].astype(np.float64)
+    truth = reference(model, torch.float64)(torch.from_numpy(x[None]))[0][0, 4:].detach().numpy()
+    assert (error(rows, truth) <= 2 * error(full, truth)).all()
+
+
+def test_a_batch_of_prompts_is_each_alone(tiny, rng):
+    """Prompts of different lengths, one of them stopping early; prompt i draws from seed + i."""
+    model = tiny()
+    prompts = [rng.integers(0, TINY.vocab_size, n).tolist() for n in (3, 1, 25, 19)]
+    alone = [model.generate(p, 40, seed=7 + i) for i, p in enumerate(prompts)]
+    assert model.generate(prompts, 40, seed=7) == alone
+    stop = alone[0][5]
+    cut = [a[: a.index(stop)] if stop in a else a for a in alone]
+    assert len(cut[0]) <= 5 and model.generate(prompts, 40, seed=7, stop_token=stop) == cut
+
+
+def test_streaming(tiny):
+    model = tiny()
+    assert list(model.stream([1, 2, 3], 30)) == model.generate([1, 2, 3], 30)
+    first = model.generate([1, 2, 3], 30)
+    assert list(model.stream([1, 2, 3], 30, stop_token=first[4])) == first[: first.index(first[4])]
+    assert list(model.stream([1], 0)) == [] and model.generate([1], 0) == []
+
+
+def test_generation_errors(tiny):
+    model = tiny()
+    for call, message in [
+        (lambda: model.generate([[1], []], 5), "prompt is empty"),
+        (lambda: model.generate([], 5), "prompt is empty"),
+        (lambda: model.generate([1, 61], 5), "token 61 at position .* vocabulary of 61"),
+        (lambda: model.generate([-1], 5), "token -1"),
+        (lambda: model.generate([1], 5, top_p=0.0), "top_p is 0"),
+        (lambda: model.generate([1], 5, seed=0), "seed is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_cache_errors(tiny):
+    model = tiny()
+    with pytest.raises(ValueError, match="max_len is 20, but the model's max_seq_len is 19"):
+        _llmc.KVCache(model.native, 1, 20)
+    with pytest.raises(ValueError, match="B is 0"):
+        _llmc.KVCache(model.native, 0, 5)
+    cache = _llmc.KVCache(model.native, 2, 5)
+    for call, message in [
+        (lambda: model.native.prefill(cache, 2, [1]), "sequence 2 of 2"),
+        (lambda: model.native.prefill(cache, 0, []), "no tokens"),
+        (lambda: model.native.prefill(cache, 0, [1] * 6), "gets 6, but the cache holds 5"),
+        (lambda: model.native.decode(cache, [1]), "1 tokens for a cache of 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert cache.length(0) == 0
+
+
+# ---- configurations and memory ----
+
+DESCRIPTORS = {
+    "d6": (6, 384, 6, 30_357_504),
+    "d12": (12, 768, 12, 124_475_904),
+    "gpt2:d12": (12, 768, 12, 124_475_904),
+    "d24": (24, 1024, 16, 354_871_296),
+    "d36": (36, 1280, 20, 774_090_240),
+    "d48": (48, 1600, 25, 1_557_686_400),
+    "d60": (60, 1920, 30, 2_754_259_200),
+    "d72": (72, 2880, 30, 7_316_887_680),
+    "d84": (84, 3456, 36, 12_220_657_920),
+    "gpt3:c384": (6, 384, 6, 30_750_720),
+    "gpt3:c768": (12, 768, 12, 125_262_336),
+    "gpt3:c1024": (24, 1024, 16, 355_919_872),
+    "gpt3:c1536": (24, 1536, 16, 760_372_224),
+    "gpt3:c2048": (24, 2048, 16, 1_315_819_520),
+    "gpt3:c2560": (32, 2560, 32, 2_651_673_600),
+    "gpt3:c4096": (32, 4096, 32, 6_658_596_864),
+    "gpt3:c12288": (96, 12288, 96, 174_604_836_864),
+}
+
+
+@pytest.mark.parametrize("descriptor", DESCRIPTORS)
+def test_descriptors(descriptor):
+    L, C, NH, parameters = DESCRIPTORS[descriptor]
+    config = llmc.GPT2Config.from_descriptor(descriptor)
+    length = 2048 if descriptor.startswith("gpt3") else 1024
+    assert config == llmc.GPT2Config(length, 50257, L, NH, C, 50304)
+    assert config.num_parameters == parameters
+    plan = _llmc.memory_plan(config.native(), "f32", "f32", 1, 1)
+    assert (plan.parameters, plan.gradients, plan.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
+
+
+def test_descriptor_changes():
+    config = llmc.GPT2Config.from_descriptor("d6", vocab_size=257, max_seq_len=64)
+    assert (config.vocab_size, config.padded_vocab_size, config.max_seq_len, config.num_layers) == (257, 384, 64, 6)
+
+
+@pytest.mark.parametrize(
+    "descriptor,message",
+    [
+        ("gpt3:c5140", "GPT-3 13B.* 5140 channels are not divisible"),
+        ("d13", "'13' is not one of 6, 12, 24"),
+        ("d12foo", "'12foo' is not one of"),
+        ("gpt3:c999", "'999' is not one of 384"),
+        ("gpt4", "expected d12 or gpt2:d12"),
+        ("", "expected d12"),
+    ],
+)
+def test_unknown_descriptors(descriptor, message):
+    with pytest.raises(ValueError, match=message):
+        llmc.GPT2Config.from_descriptor(descriptor)
+
+
+def test_impossible_configs():
+    for changes, message in [
+        ({"channels": 770}, "channels 770 is not divisible by num_heads 12"),
+        ({"num_layers": 0}, "must be positive"),
+        ({"vocab_size": 0}, "must be positive"),
+        ({"num_heads": -12}, "must be positive"),
+        ({"padded_vocab_size": 50000}, "padded_vocab_size 50000 is smaller than vocab_size 50257"),
+        ({"channels": 12 << 40}, "out of range"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            llmc.GPT2Config(**changes)
+
+
+@pytest.mark.parametrize(
+    "dtype,grad_dtype,master", [("f32", "f32", True), ("bf16", "bf16", True), ("bf16", "f32", False)]
+)
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute):
+    """By the sizes of the tensors themselves, and of the activations by an account of their own."""
+    B, T, rows = 3, 19, 7
+    model = tiny(dtype=dtype, grad_dtype=grad_dtype)
+    plan = _llmc.memory_plan(TINY.native(), dtype, grad_dtype, B, T, recompute, rows, True, master)
+    size = {"f32": 4, "bf16": 2}
+    assert plan.parameters == model.num_parameters * size[dtype]
+    assert plan.gradients == sum(model.native.gradient(n).numel for n in NAMES) * size[grad_dtype]
+    optimizer = llmc.AdamW(model, master_weights=master)
+    assert 0 <= optimizer.native.bytes - plan.optimizer < 256 * 60  # each tensor is aligned to 256 bytes
+    L, C, NH, Vp, N = TINY.num_layers, TINY.channels, TINY.num_heads, TINY.padded_vocab_size, B * T
+    kept = L * (3 + 1 + 1 + 4 + 1)  # qkv, atty, residual2, fch, residual3
+    kept += (1 if recompute == 2 else L) * 2 + (1 if recompute else L) * 4  # ln1, ln2; fch_gelu
+    kept += 1 + 1 + 1 + 1 + 1 + 4  # encoded, lnf, branch, dresidual, dbranch, dhidden
+    statistics = L * (4 + NH) + 2 + 1  # mean and rstd of ln1 and ln2, lse; of lnf; losses
+    account = (kept * N * C + rows * Vp) * size[dtype] + statistics * N * 4 + 2 * N * 4
+    assert 0 <= plan.activations - account < 256 * 30
+    assert plan.total == plan.parameters + plan.gradients + plan.optimizer + plan.activations
+    evaluation = _llmc.memory_plan(TINY.native(), dtype, grad_dtype, B, T, recompute, rows, False, master)
+    assert evaluation.gradients == evaluation.optimizer == 0 and evaluation.activations < plan.activations
+
+
+def test_no_buffer_is_quadratic_in_time():
+    """Twice the context is twice the memory, and the logits are a chunk of rows: (B, T, Vp) is nowhere."""
+    config = llmc.GPT2Config(max_seq_len=1 << 16).native()
+    plans = [_llmc.memory_plan(config, "f32", "f32", 1, T).activations for T in (1 << 15, 1 << 16)]
+    assert plans[1] < 2.01 * plans[0]
+    assert plans[0] - _llmc.memory_plan(config, "f32", "f32", 1, 1 << 15, 1, 1).activations == pytest.approx(
+        1023 * 50304 * 4, abs=512
+    )
+
+
+def test_shapes_may_change_from_batch_to_batch(tiny, tokens):
+    """Larger, smaller and larger again, in the same model; each as in a new one."""
+    model = tiny()
+    for B, T in [(1, 4), (3, 19), (2, 7), (4, 19), (1, 1)]:
+        x = tokens(B, T)
+        assert_same(train(model, x, x), train(tiny(), x, x))
+
+
+# ---- parameters as arrays ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parameters_are_views(tokens, dtype):
+    """On the CPU writing into an item writes into the model, now and while it is kept."""
+    model, x = llmc.GPT2(TINY, dtype=dtype), tokens(2, 19)
+    assert list(model.parameters) == list(model.gradients) == NAMES
+    losses = [model.evaluate(x, x)]
+    view = model.parameters["fcw"]
+    assert view.shape == (2, 132, 33) and not view.flags.owndata
+    for factor in (3, 2):
+        view *= factor
+        losses.append(model.evaluate(x, x))
+        other = llmc.GPT2(TINY, dtype=dtype)
+        other.parameters["fcw"] = view
+        assert other.evaluate(x, x) == losses[-1]
+    assert len(set(losses)) == 3
+    del model  # the view keeps the memory
+    assert view.any()
+
+
+def test_parameters_refuse_nonsense(tiny):
+    model = tiny()
+    with pytest.raises(KeyError, match="nothing"):
+        model.parameters["nothing"]
+    with pytest.raises(KeyError, match="nothing"):
+        model.parameters["nothing"] = 0
+    with pytest.raises(ValueError, match=r"lnfw has shape \(33,\), got \(34,\)"):
+        model.parameters["lnfw"] = np.zeros(34)
+    with pytest.raises(ValueError, match="no parameter is named 'nothing'"):
+        model.native.parameter("nothing")
+
+
+# ---- arguments ----
+
+
+def test_inputs_that_cannot_be(tiny, tokens):
+    model, good = tiny(), tokens(2, 5)
+    for inputs, message in [
+        ([[0, 61]], "token 61 at position 1 is outside of the vocabulary of 61"),
+        ([[-1, 0]], "token -1 at position 0"),
+        (np.zeros((1, 20), int), "T is 20, but the model's max_seq_len is 19"),
+        (np.zeros((0, 4), int), "B is 0 and T is 4"),
+        (np.zeros((4, 0), int), "B is 4 and T is 0"),
+        ([1, 2, 3], r"inputs has 1 dimensions, expected \(B, T\)"),
+        ([[0.5]], "must be integers, got float64"),
+        ([[2**40]], "does not fit 32 bits"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.forward(inputs)
+        with pytest.raises(ValueError, match=message):
+            model.logits(inputs)
+    model.forward(good)
+    with pytest.raises(ValueError, match="token 61 at position 9"):
+        model.backward(np.where(np.arange(10).reshape(2, 5) == 9, 61, good))
+    with pytest.raises(ValueError, match=r"targets have shape \(2, 4\), inputs \(2, 5\)"):
+        model.evaluate(good, good[:, :4])
+    for options, message in [
+        ({"dtype": "f16"}, "unknown dtype 'f16'"),
+        ({"recompute": 3}, "recompute is 3, expected 0, 1 or 2"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"dtype": "f32", "grad_dtype": "bf16"}, "an f32 model has f32 gradients"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            llmc.GPT2(TINY, **options)
+    with pytest.raises(ValueError, match="classifier_rows is 0"):
+        model.native.classifier_rows = 0
+
+
+def test_seeds(tokens):
+    x = tokens(2, 19)
+    losses = [llmc.GPT2(TINY, seed=s).evaluate(x, x) for s in (42, 42, 43, None)]
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[3] == pytest.approx(math.log(TINY.vocab_size))  # all weights 0: every token alike
+
+
+def test_randomize_makes_attention_matter(tiny, tokens):
+    """The premise of the tests above: with these weights, the order of the context changes the result."""
+    x = tokens(1, 19)
+    model = tiny()
+    randomize(model)
+    swapped = x.copy()
+    swapped[0, :18] = x[0, :18][::-1]
+    assert abs(model.logits(x)[0, -1] - model.logits(swapped)[0, -1]).max() > 0.1

@@ -1,0 +1,652 @@
+"""Every op of a backend against its formula in float64 (tests/oracle.py), on every kernel set that runs here.
+
+Outputs are filled with NaN first. Sizes are odd first: one row, one column, 33, and sizes around the kernels' blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+from conftest import make_backend
+from oracle import DTYPES, check, get, nans, put, rounded
+
+from llmc import _llmc
+
+# The dtypes of activations and of the parameters' gradients.
+MIXED = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32")]
+
+
+# ---- memory ----
+
+
+@pytest.mark.parametrize("n", [0, 1, 33, 100_003])
+def test_copy_converts_to_nearest_even(backend, rng, n):
+    x = rng.standard_normal(n).astype(np.float32)
+    for source, target in itertools.product(DTYPES, DTYPES):
+        out = nans(backend, n, target)
+        backend.copy(out, put(backend, x, source))
+        np.testing.assert_array_equal(rounded(get(out), "f32"), rounded(rounded(x, source), target))
+
+
+def test_rounding_of_special_values(backend):
+    x = np.array([1.00390625, 1.01171875, -1.00390625, 3.3895314e38, np.inf, -np.inf, np.nan, 0.0, -0.0], np.float32)
+    out = nans(backend, x.shape, "bf16")
+    backend.copy(out, put(backend, x))  # the first three lie half-way: to the even neighbour
+    np.testing.assert_array_equal(rounded(get(out), "f32"), rounded(x, "bf16"))
+    assert rounded(get(out), "f32")[:3].tolist() == [1.0, 1.015625, -1.0]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "i32", "i16"])
+def test_zero_and_new_memory_is_zero(backend, dtype):
+    assert not rounded(get(backend.empty([3, 1, 11], dtype)), "f32").any()
+    t = put(backend, np.full(33, 7), dtype)
+    backend.zero(t)
+    assert not rounded(get(t), "f32").any()
+
+
+def test_read_and_write_a_part(backend):
+    t = put(backend, np.arange(12.0).reshape(3, 4))
+    t.write(5, np.array([50.0, 60.0], np.float32))
+    assert t.read(4, 4).tolist() == [4.0, 50.0, 60.0, 7.0]
+    for begin, count in [(-1, 2), (11, 2), (0, 13)]:
+        with pytest.raises(ValueError, match="outside"):
+            t.read(begin, count)
+    with pytest.raises(ValueError, match="outside"):
+        t.write(11, np.zeros(2, np.float32))
+
+
+def test_host_arrays_that_do_not_fit(backend):
+    t = backend.empty([3], "f32")
+    for wrong in (np.zeros(2, np.float32), np.zeros(3, np.float64), np.zeros(6, np.uint16)):
+        with pytest.raises(ValueError, match="does not fit"):
+            t.from_host(wrong)
+    with pytest.raises(ValueError, match="negative"):
+        backend.empty([3, -1])
+    with pytest.raises(ValueError, match="unknown dtype 'f64'"):
+        backend.empty([3], "f64")
+
+
+def test_unknown_devices_and_options(backend):
+    for name in ("tpu", "cuda:", "cuda:x", "cpu:1"):
+        with pytest.raises(ValueError, match=f"unknown device '{name}'"):
+            _llmc.Backend(name)
+    with pytest.raises(ValueError, match="no option 'speed'"):
+        backend.set_option("speed", "11")
+
+
+# ---- encoder ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_start", [False, True])
+@pytest.mark.parametrize("B,T,C,V", [(1, 1, 1, 1), (2, 7, 33, 50), (3, 16, 64, 11)])
+def test_encoder_forward(backend, rng, dtype, with_start, B, T, C, V):
+    wte, wpe = rounded(rng.standard_normal((V, C)), dtype), rounded(rng.standard_normal((T + 5, C)), dtype)
+    tokens, start = rng.integers(0, V, (B, T)), rng.integers(1, 6, B) if with_start else np.zeros(B, dtype=int)
+    out = nans(backend, (B, T, C), dtype)
+    t = [put(backend, tokens, "i32"), put(backend, wte, dtype), put(backend, wpe, dtype)]
+    backend.encoder_forward(out, *t, put(backend, start, "i32") if with_start else None)
+    check({"out": out}, oracle.encoder, tokens, wte, wpe, start)
+
+
+@pytest.mark.parametrize("dtype,grad", MIXED)
+@pytest.mark.parametrize("B,T,C,V", [(1, 1, 1, 1), (2, 7, 33, 50), (4, 65, 40, 3)])
+def test_encoder_backward_adds(backend, rng, dtype, grad, B, T, C, V):
+    dout, tokens = rounded(rng.standard_normal((B, T, C)), dtype), rng.integers(0, V, (B, T))
+    before = rounded(rng.standard_normal((V, C)), grad), rounded(rng.standard_normal((T + 2, C)), grad)
+    dwte, dwpe = (put(backend, x, grad) for x in before)
+    backend.encoder_backward(dwte, dwpe, put(backend, dout, dtype), put(backend, tokens, "i32"))
+    check({"dwte": dwte, "dwpe": dwpe}, oracle.encoder_gradient, *before, dout, tokens)
+
+
+@pytest.mark.parametrize("token", [-1, 5])
+def test_encoder_refuses_other_tokens(token):
+    cpu = _llmc.Backend("cpu")
+    tokens, table, wpe = put(cpu, [[0, token]], "i32"), cpu.empty([5, 4]), cpu.empty([2, 4])
+    with pytest.raises(ValueError, match=f"token {token} at position 1 .* vocabulary of 5"):
+        cpu.encoder_forward(cpu.empty([1, 2, 4]), tokens, table, wpe)
+    with pytest.raises(ValueError, match=f"token {token} at position 1 .* vocabulary of 5"):
+        cpu.encoder_backward(table, wpe, cpu.empty([1, 2, 4]), tokens)
+    with pytest.raises(ValueError, match="positions 1..3, but wpe has 2"):
+        cpu.encoder_forward(cpu.empty([1, 2, 4]), put(cpu, [[0, 0]], "i32"), table, wpe, put(cpu, [1], "i32"))
+
+
+# ---- layernorm ----
+
+ROWS = [(1, 1), (1, 33), (5, 33), (7, 8), (19, 65), (130, 40), (3, 1600)]  # N, C
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N,C", ROWS)
+def test_layernorm_forward(backend, rng, dtype, N, C):
+    x, weight, bias = (rounded(rng.standard_normal(s) + 0.5, dtype) for s in [(N, C), C, C])
+    out, mean, rstd = nans(backend, (N, C), dtype), nans(backend, N), nans(backend, N)
+    backend.layernorm_forward(out, mean, rstd, *(put(backend, t, dtype) for t in (x, weight, bias)))
+    check({"out": out, "mean": mean, "rstd": rstd}, oracle.layernorm, x, weight, bias)
+
+
+def test_layernorm_of_a_large_mean(backend, rng):
+    """Two passes: a variance of 1 survives a mean of 1000."""
+    x = rounded(rng.standard_normal((4, 257)) + 1000, "f32")
+    weight, bias = np.ones(257), np.zeros(257)
+    out, mean, rstd = nans(backend, x.shape), nans(backend, 4), nans(backend, 4)
+    backend.layernorm_forward(out, mean, rstd, *(put(backend, t) for t in (x, weight, bias)))
+    check({"out": out, "mean": mean, "rstd": rstd}, oracle.layernorm, x, weight, bias)
+
+
+@pytest.mark.parametrize("dtype,grad", MIXED)
+@pytest.mark.parametrize("N,C", ROWS[1:])
+def test_layernorm_backward_adds(backend, rng, dtype, grad, N, C):
+    x, dout, weight = (rounded(rng.standard_normal(s), dtype) for s in [(N, C), (N, C), C])
+    before = [rounded(rng.standard_normal(s), d) for s, d in [((N, C), dtype), (C, grad), (C, grad)]]
+    _, mean, rstd = oracle.layernorm(x, weight, weight)
+    results = dict(zip(("dinp", "dweight", "dbias"), (put(backend, b, d) for b, d in zip(before, (dtype, grad, grad)))))
+    t = [put(backend, a, dtype) for a in (dout, x, weight)]
+    backend.layernorm_backward(*results.values(), *t, put(backend, mean), put(backend, rstd))
+
+    def formula(a, b, c, *operands):
+        return tuple(p + q for p, q in zip((a, b, c), oracle.layernorm_gradient(*operands)))
+
+    check(results, formula, *before, dout, x, weight)
+
+
+def test_layernorm_backward_of_one_channel(backend):
+    """Its output is the bias whatever comes in: the gradient is 0, but for rounding, which rstd = 1/sqrt(eps) magnifies."""
+    t = [put(backend, [x]) for x in (0.7, 1.3, 0.9, 1.3, 1e-5**-0.5)]  # dout, inp, weight, mean, rstd
+    dinp, dweight, dbias = put(backend, [0.0]), put(backend, [0.0]), put(backend, [0.0])
+    backend.layernorm_backward(dinp, dweight, dbias, *t)
+    assert abs(get(dinp)[0]) <= 2**-23 * 0.7 * 0.9 * 1e-5**-0.5
+    assert get(dweight)[0] == 0 and get(dbias)[0] == np.float32(0.7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N,C", ROWS)
+def test_fused_residual_layernorm_is_its_parts(backend, rng, dtype, N, C):
+    a, b, weight, bias = (put(backend, rng.standard_normal(s), dtype) for s in [(N, C), (N, C), C, C])
+    fused = [nans(backend, (N, C), dtype), nans(backend, (N, C), dtype), nans(backend, N), nans(backend, N)]
+    parts = [nans(backend, (N, C), dtype), nans(backend, (N, C), dtype), nans(backend, N), nans(backend, N)]
+    backend.fused_residual_layernorm_forward(*fused, a, b, weight, bias)
+    backend.residual_forward(parts[0], a, b)
+    backend.layernorm_forward(*parts[1:], parts[0], weight, bias)
+    for x, y in zip(fused, parts):
+        np.testing.assert_array_equal(x.to_host(), y.to_host())
+
+
+# ---- matmul ----
+
+# N, C, OC: up to 8 rows go through another kernel than more; the last is larger than every block.
+MATMULS = [(1, 1, 1), (1, 64, 50), (5, 33, 17), (8, 40, 33), (9, 7, 3), (33, 65, 40), (130, 257, 129), (300, 96, 600)]
+
+
+@pytest.mark.parametrize("dtype,out_dtype", MIXED)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("N,C,OC", MATMULS)
+def test_matmul_forward(backend, rng, dtype, out_dtype, with_bias, N, C, OC):
+    x, weight, bias = (rounded(rng.standard_normal(s), dtype) for s in [(N, C), (OC, C), OC])
+    out = nans(backend, (N, OC), out_dtype)
+    operands = [x, weight, bias] if with_bias else [x, weight]
+    backend.matmul_forward(out, *(put(backend, t, dtype) for t in operands))
+    check({"out": out}, oracle.matmul, *operands)
+
+
+@pytest.mark.parametrize("dtype,grad", MIXED)
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("N,C,OC", MATMULS)
+def test_matmul_backward(backend, rng, dtype, grad, accumulate, N, C, OC):
+    dout, x, weight = (rounded(rng.standard_normal(s), dtype) for s in [(N, OC), (N, C), (OC, C)])
+    before = [rounded(rng.standard_normal(s), grad) for s in [(OC, C), OC]]
+    dinp = nans(backend, (N, C), dtype)
+    dweight, dbias = (put(backend, b, grad) if accumulate else nans(backend, b.shape, grad) for b in before)
+    backend.matmul_backward(dinp, dweight, dbias, *(put(backend, t, dtype) for t in (dout, x, weight)), accumulate)
+
+    def formula(a, b, *operands):
+        dx, dw, db = oracle.matmul_gradient(*operands)
+        return (dx, a + dw, b + db) if accumulate else (dx, dw, db)
+
+    check({"dinp": dinp, "dweight": dweight, "dbias": dbias}, formula, *before, dout, x, weight)
+
+
+def test_matmul_backward_of_a_part(backend, rng):
+    """An absent gradient is not computed, and the others are the same without it."""
+    shapes = [(9, 5), (3, 5), (3,)]
+    dout, x, weight = (put(backend, rng.standard_normal(s)) for s in [(9, 3), (9, 5), (3, 5)])
+    full = [nans(backend, s) for s in shapes]
+    backend.matmul_backward(*full, dout, x, weight, False)
+    for keep in range(3):
+        part = [nans(backend, s) if i == keep else None for i, s in enumerate(shapes)]
+        backend.matmul_backward(*part, dout, x, weight, False)
+        np.testing.assert_array_equal(get(part[keep]), get(full[keep]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N,C,OC", MATMULS)
+def test_matmul_gelu_forward(backend, rng, dtype, N, C, OC):
+    x, weight, bias = (rounded(rng.standard_normal(s), dtype) for s in [(N, C), (OC, C), OC])
+    out, pre = nans(backend, (N, OC), dtype), nans(backend, (N, OC), dtype)
+    t = [put(backend, a, dtype) for a in (x, weight, bias)]
+    backend.matmul_gelu_forward(out, pre, *t)
+
+    def formula(*operands):
+        p = oracle.matmul(*operands)
+        return oracle.gelu(p), p
+
+    check({"out": out, "pre": pre}, formula, x, weight, bias)
+    parts = nans(backend, (N, OC), dtype)
+    backend.matmul_forward(parts, *t)
+    np.testing.assert_array_equal(pre.to_host(), parts.to_host())
+
+
+@pytest.mark.parametrize("dtype,grad", MIXED)
+@pytest.mark.parametrize("N,C,OC", MATMULS)
+def test_matmul_gelu_backward(backend, rng, dtype, grad, N, C, OC):
+    dout, x, weight, pre = (rounded(rng.standard_normal(s), dtype) for s in [(N, OC), (N, C), (OC, C), (N, C)])
+    shapes = [((N, C), dtype), ((OC, C), grad), (OC, grad)]
+    fused, parts = [nans(backend, *s) for s in shapes], [nans(backend, *s) for s in shapes]
+    t = [put(backend, a, dtype) for a in (dout, x, weight, pre)]
+    backend.matmul_gelu_backward(*fused, *t, False)
+
+    def formula(dout, x, weight, pre):
+        dx, dw, db = oracle.matmul_gradient(dout, x, weight)
+        return oracle.gelu_gradient(pre, dx), dw, db
+
+    check(dict(zip(("dinp", "dweight", "dbias"), fused)), formula, dout, x, weight, pre)
+    backend.matmul_backward(*parts, *t[:3], False)
+    for x, y in zip(fused[1:], parts[1:]):
+        np.testing.assert_array_equal(x.to_host(), y.to_host())
+
+
+# ---- weights that are kept packed ----
+
+
+def test_packed_weights_follow_their_memory(backend, rng):
+    """A weight that changed() named may be kept in another layout; whatever writes to it, products see the new values."""
+    x, first, second = (rng.standard_normal(s) for s in [(20, 64), (96, 64), (96, 64)])
+    inp, weight = put(backend, x, "bf16"), put(backend, first, "bf16")
+
+    def product():
+        out, dinp = nans(backend, (20, 96), "bf16"), nans(backend, (20, 64), "bf16")
+        backend.matmul_forward(out, inp, weight)
+        backend.matmul_backward(dinp, None, None, out, None, weight, False)
+        return np.concatenate([out.to_host(), dinp.to_host()], axis=1)
+
+    def fresh():
+        """The same from memory that was never named, and so is never packed."""
+        unnamed = put(backend, get(weight), "bf16")
+        out, dinp = nans(backend, (20, 96), "bf16"), nans(backend, (20, 64), "bf16")
+        backend.matmul_forward(out, inp, unnamed)
+        backend.matmul_backward(dinp, None, None, out, None, unnamed, False)
+        return np.concatenate([out.to_host(), dinp.to_host()], axis=1)
+
+    backend.changed(weight)
+    seen = [product()]
+    np.testing.assert_array_equal(seen[-1], fresh())
+    np.testing.assert_array_equal(product(), seen[-1])
+    zeros = [backend.empty([96 * 64]) for _ in range(2)]
+    step = _llmc.AdamWStep(1e-1, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05)
+    writers = [
+        lambda: weight.from_host(put(backend, second, "bf16").to_host()),
+        lambda: weight.write(64 * 95, put(backend, first[0], "bf16").to_host()),
+        lambda: backend.copy(weight, put(backend, first)),
+        lambda: backend.adamw(weight, None, *zeros, put(backend, second, "bf16"), put(backend, [1.0]), step),
+        lambda: backend.zero(weight),
+    ]
+    for write in writers:
+        write()
+        seen.append(product())
+        np.testing.assert_array_equal(seen[-1], fresh())
+        assert (seen[-1] != seen[-2]).any()
+
+
+# ---- attention ----
+
+# B, T, NH, HS: every head size of the descriptors, odd ones, and times around the kernels' blocks.
+ATTENTIONS = [
+    (1, 1, 1, 1),
+    (2, 1, 2, 64),
+    (2, 7, 3, 11),
+    (1, 33, 2, 16),
+    (1, 70, 1, 33),
+    (2, 48, 1, 64),
+    (1, 49, 2, 80),
+    (1, 97, 1, 96),
+    (1, 130, 2, 128),
+    (1, 65, 1, 127),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("B,T,NH,HS", ATTENTIONS)
+def test_attention_forward(backend, rng, dtype, B, T, NH, HS):
+    qkv = rounded(rng.standard_normal((B, T, 3 * NH * HS)), dtype)
+    out, lse = nans(backend, (B, T, NH * HS), dtype), nans(backend, (B, NH, T))
+    backend.attention_forward(out, lse, put(backend, qkv, dtype), NH)
+    check({"out": out, "lse": lse}, oracle.attention, qkv, NH, ulps=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("B,T,NH,HS", ATTENTIONS)
+def test_attention_backward(backend, rng, dtype, B, T, NH, HS):
+    """On exact inputs, so that an error of forward does not hide one of backward."""
+    qkv, dout = (rounded(rng.standard_normal((B, T, c * NH * HS)), dtype) for c in (3, 1))
+    out, lse = oracle.attention(qkv, NH)
+    out, lse = rounded(out, dtype), rounded(lse, "f32")
+    dqkv = nans(backend, (B, T, 3 * NH * HS), dtype)
+    t = [put(backend, x, dtype) for x in (dout, qkv, out)]
+    backend.attention_backward(dqkv, *t, put(backend, lse), NH)
+    if T == 1:  # dq and dk are 0, but for the rounding of their terms: judged together with dv
+        together = lambda *a: np.concatenate(oracle.attention_gradient(*a), axis=-1)  # noqa: E731
+        check({"dqkv": dqkv}, together, dout, qkv, out, lse, NH, ulps=4)
+    else:
+        parts = [put(backend, x, dtype) for x in np.split(get(dqkv), 3, axis=-1)]
+        check(dict(zip(("dq", "dk", "dv"), parts)), oracle.attention_gradient, dout, qkv, out, lse, NH, ulps=2)
+
+
+def test_attention_of_large_scores(backend, rng):
+    """Scores of several hundred: the softmax neither overflows nor loses its sum."""
+    qkv = rounded(rng.standard_normal((1, 40, 3 * 16)) * 25, "f32")
+    out, lse = nans(backend, (1, 40, 16)), nans(backend, (1, 1, 40))
+    backend.attention_forward(out, lse, put(backend, qkv), 1)
+    check({"out": out, "lse": lse}, oracle.attention, qkv, 1, ulps=2)
+
+
+def test_attention_is_causal(backend, rng):
+    """What comes later does not reach an earlier output, not by a bit: forward, nor an earlier gradient backward's v."""
+    qkv = rng.standard_normal((1, 60, 3 * 32))
+    changed = qkv.copy()
+    changed[:, 37:] = 1e4
+    outs = []
+    for x in (qkv, changed):
+        out, lse = nans(backend, (1, 60, 32)), nans(backend, (1, 1, 60))
+        backend.attention_forward(out, lse, put(backend, x), 1)
+        outs.append(np.concatenate([get(out)[0, :37], get(lse)[0, 0, :37, None]], axis=1))
+    np.testing.assert_array_equal(*outs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("NH,HS", [(1, 1), (3, 11), (2, 64), (1, 80), (1, 128)])
+def test_attention_decode(backend, rng, dtype, T, NH, HS):
+    B, maxT = 3, 50
+    start = np.array([0, 3, maxT - T])
+    caches = rounded(rng.standard_normal((2, B, NH, maxT, HS)), dtype)
+    qkv = rounded(rng.standard_normal((B, T, 3 * NH * HS)), dtype)
+    t = [put(backend, x, dtype) for x in caches]
+    out = nans(backend, (B, T, NH * HS), dtype)
+    backend.attention_decode(out, *t, put(backend, qkv, dtype), put(backend, start, "i32"), NH)
+
+    q, k, v = (oracle.heads(x, NH) for x in np.split(qkv, 3, axis=-1))
+    for b, s in enumerate(start):
+        caches[0, b, :, s : s + T], caches[1, b, :, s : s + T] = k[b], v[b]
+    for tensor, cache in zip(t, caches):
+        np.testing.assert_array_equal(rounded(get(tensor), "f32"), cache)
+
+    def formula(q, keys, values):
+        rows = []
+        for b, s in enumerate(start):
+            p, _ = oracle._probabilities(q[b], keys[b, :, : s + T])
+            rows.append(p @ values[b, :, : s + T])
+        return oracle.merge(np.stack(rows))
+
+    check({"out": out}, formula, q, *caches, ulps=2)
+
+
+def test_attention_decode_refuses_positions_beyond_the_cache():
+    cpu = _llmc.Backend("cpu")
+    cache = [cpu.empty([1, 1, 4, 8]) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"positions 3\.\.5, but the cache holds 4"):
+        cpu.attention_decode(cpu.empty([1, 2, 8]), *cache, cpu.empty([1, 2, 24]), put(cpu, [3], "i32"), 1)
+
+
+# ---- elementwise ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (33,), (5, 64), (3, 7, 1001)])
+def test_gelu_and_residual(backend, rng, dtype, shape):
+    x, d = rounded(rng.standard_normal(shape) * 3, dtype), rounded(rng.standard_normal(shape), dtype)
+    tx, td = put(backend, x, dtype), put(backend, d, dtype)
+    y, dx, r = (nans(backend, shape, dtype) for _ in range(3))
+    backend.gelu_forward(y, tx)
+    backend.gelu_backward(dx, tx, td)
+    backend.residual_forward(r, tx, td)
+    check({"gelu": y}, oracle.gelu, x)
+    check({"dinp": dx}, oracle.gelu_gradient, x, d)
+    check({"sum": r}, np.add, x, d)
+    in_place = put(backend, d, dtype)
+    backend.gelu_backward(in_place, tx, in_place)
+    np.testing.assert_array_equal(in_place.to_host(), dx.to_host())
+    backend.residual_forward(tx, tx, td)
+    np.testing.assert_array_equal(tx.to_host(), r.to_host())
+
+
+def test_gelu_far_out(backend):
+    x = np.float32([-1e8, -50.0, -9.0, 0.0, 9.0, 50.0, 1e8])
+    y, dx = nans(backend, 7), nans(backend, 7)
+    backend.gelu_forward(y, put(backend, x))
+    backend.gelu_backward(dx, put(backend, x), put(backend, np.ones(7)))
+    # From 9 on, tanh is 1 to more digits than f32 has.
+    np.testing.assert_allclose(get(y), [0, 0, 0, 0, 9, 50, 1e8], rtol=2**-23, atol=1e-15)
+    np.testing.assert_allclose(get(dx), [0, 0, 0, 0.5, 1, 1, 1], rtol=2**-23, atol=1e-12)
+
+
+def test_gelu_is_exact_near_zero(backend):
+    """Small inputs keep their relative precision."""
+    x = np.float32([1e-3, -1e-4, 1e-6, 3e-9])
+    y = nans(backend, 4)
+    backend.gelu_forward(y, put(backend, x))
+    np.testing.assert_allclose(get(y), oracle.gelu(x.astype(np.float64)), rtol=2**-22)
+
+
+# ---- classifier ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N,V,Vp", [(1, 1, 1), (1, 1, 128), (3, 5, 5), (5, 50, 128), (7, 4999, 5120), (2, 77, 79)])
+def test_classifier(backend, rng, dtype, N, V, Vp):
+    x = rng.standard_normal((N, Vp)) * 4
+    x[:, V:] = 1e4  # the padding must not count
+    x = rounded(x, dtype)
+    targets, dloss = rng.integers(0, V, N), 0.37
+    targets[N // 2] = -1
+    tt = put(backend, targets, "i32")
+    logits, losses = put(backend, x, dtype), nans(backend, N)
+    backend.crossentropy_forward(losses, logits, tt, V)
+    np.testing.assert_array_equal(rounded(get(logits), "f32"), x)
+    backend.crossentropy_softmax_backward(logits, tt, dloss, V)
+
+    check({"losses": losses}, oracle.crossentropy, x, targets, V, ulps=2)
+    check({"dlogits": logits}, oracle.crossentropy_gradient, x, targets, dloss, V, ulps=2)
+    assert not rounded(get(logits), "f32")[:, V:].any()
+    assert get(losses)[N // 2] == 0 and not rounded(get(logits), "f32")[N // 2].any()
+
+    fused_losses, fused_logits = nans(backend, N), put(backend, x, dtype)
+    backend.fused_classifier(fused_losses, fused_logits, tt, dloss, V)
+    np.testing.assert_array_equal(fused_losses.to_host(), losses.to_host())
+    np.testing.assert_array_equal(fused_logits.to_host(), logits.to_host())
+
+
+def test_classifier_of_a_hopeless_target(backend):
+    """A loss of 300 is finite, though the probability is not a float any more."""
+    x = np.zeros((2, 16))
+    x[:, 3] = 300.0
+    losses, logits = nans(backend, 2), put(backend, x)
+    backend.fused_classifier(losses, logits, put(backend, [0, 3], "i32"), 1.0, 10)
+    assert get(losses).tolist() == [300.0, 0.0]
+    # e^-300 is no float: what stands for it is about the smallest normal one.
+    np.testing.assert_allclose(get(logits)[0, :4], [-1.0, 0.0, 0.0, 1.0], atol=2.0**-125)
+
+
+def test_classifier_refuses_other_targets():
+    cpu = _llmc.Backend("cpu")
+    with pytest.raises(ValueError, match="target 10 at 1 is outside of the vocabulary of 10"):
+        cpu.fused_classifier(cpu.empty([2]), cpu.empty([2, 16]), put(cpu, [0, 10], "i32"), 1.0, 10)
+
+
+# ---- sums ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [0, 1, 33, 16384, 600_001])
+def test_sums_add(backend, rng, dtype, n):
+    x = rounded(rng.standard_normal(n), dtype)
+    squares, total = put(backend, [0.5]), put(backend, [0.25])
+    backend.global_norm_squared(squares, put(backend, x, dtype))
+    backend.sum(total, put(backend, x), 3.0)
+    # Blocks of a few thousand are summed in f32, their totals in double: a few roundings, whatever the size.
+    assert abs(get(squares)[0] - (0.5 + (x * x).sum())) <= 2**-21 * (0.5 + (x * x).sum())
+    assert abs(get(total)[0] - (0.25 + 3 * x.sum())) <= 2**-23 * (0.25 + 3 * np.abs(x).sum())
+
+
+@pytest.mark.parametrize(
+    "squared,max_norm,norm,factor",
+    [(4.0, 1.0, 2.0, 0.5), (0.25, 1.0, 0.5, 1.0), (1.0, 1.0, 1.0, 1.0), (0.0, 1.0, 0.0, 1.0), (9.0, 0.0, 3.0, 1.0)]
+    + [(9.0, -1.0, 3.0, 1.0), (np.inf, 1.0, np.inf, np.nan), (np.nan, 1.0, np.nan, np.nan)]
+    + [(np.nan, 0.0, np.nan, np.nan)],
+)
+def test_clip_factor(backend, squared, max_norm, norm, factor):
+    n, f = nans(backend, 1), put(backend, [7.0])
+    backend.clip_factor(n, f, put(backend, [squared]), max_norm)
+    np.testing.assert_array_equal([get(n)[0], get(f)[0]], [norm, factor])
+
+
+# ---- shapes ----
+
+F, I = "f32", "i32"
+# op -> operands as (shape, dtype), in order, and scalars. B 2, T 3, C 8, NH 2, OC 6, V 5, Vp 7, maxT 4.
+OPERANDS = {
+    "encoder_forward": ([((2, 3, 8), F), ((2, 3), I), ((7, 8), F), ((4, 8), F), ((2,), I)], []),
+    "encoder_backward": ([((7, 8), F), ((4, 8), F), ((2, 3, 8), F), ((2, 3), I)], []),
+    "layernorm_forward": ([((6, 8), F), ((6,), F), ((6,), F), ((6, 8), F), ((8,), F), ((8,), F)], []),
+    "layernorm_backward": (
+        [((6, 8), F), ((8,), F), ((8,), F), ((6, 8), F), ((6, 8), F), ((8,), F), ((6,), F), ((6,), F)],
+        [],
+    ),
+    "matmul_forward": ([((6, 6), F), ((6, 8), F), ((6, 8), F), ((6,), F)], []),
+    "matmul_backward": ([((5, 8), F), ((6, 8), F), ((6,), F), ((5, 6), F), ((5, 8), F), ((6, 8), F)], [True]),
+    "attention_forward": ([((2, 3, 8), F), ((2, 2, 3), F), ((2, 3, 24), F)], [2]),
+    "attention_backward": ([((2, 3, 24), F), ((2, 3, 8), F), ((2, 3, 24), F), ((2, 3, 8), F), ((2, 2, 3), F)], [2]),
+    "attention_decode": ([((2, 1, 8), F), ((2, 2, 4, 4), F), ((2, 2, 4, 4), F), ((2, 1, 24), F), ((2,), I)], [2]),
+    "gelu_forward": ([((6, 8), F), ((6, 8), F)], []),
+    "gelu_backward": ([((6, 8), F), ((6, 8), F), ((6, 8), F)], []),
+    "residual_forward": ([((6, 8), F), ((6, 8), F), ((6, 8), F)], []),
+    "crossentropy_forward": ([((6,), F), ((6, 7), F), ((6,), I)], [5]),
+    "crossentropy_softmax_backward": ([((6, 7), F), ((6,), I)], [0.5, 5]),
+    "fused_classifier": ([((6,), F), ((6, 7), F), ((6,), I)], [0.5, 5]),
+    "fused_residual_layernorm_forward": (
+        [((6, 8), F), ((6, 8), F), ((6,), F), ((6,), F), ((6, 8), F), ((6, 8), F), ((8,), F), ((8,), F)],
+        [],
+    ),
+    "matmul_gelu_forward": ([((5, 6), F), ((5, 6), F), ((5, 8), F), ((6, 8), F), ((6,), F)], []),
+    "matmul_gelu_backward": (
+        [((5, 8), F), ((6, 8), F), ((6,), F), ((5, 6), F), ((5, 8), F), ((6, 8), F), ((5, 8), F)],
+        [True],
+    ),
+    "sum": ([((1,), F), ((6, 8), F)], [1.0]),
+    "global_norm_squared": ([((1,), F), ((6, 8), F)], []),
+    "clip_factor": ([((1,), F), ((1,), F), ((1,), F)], [1.0]),
+    "adamw": (
+        [((6, 8), "bf16"), ((6, 8), "i16"), ((6, 8), F), ((6, 8), F), ((6, 8), F), ((1,), F)],
+        [_llmc.AdamWStep(1e-3, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05)],
+    ),
+    "copy": ([((6, 8), F), ((6, 8), "bf16")], []),
+}
+# Operands whose last extent an op takes as it comes: a reduction's input, and the padded vocabulary.
+FREE = {("sum", 1), ("global_norm_squared", 1)}
+FREE |= {("crossentropy_forward", 1), ("crossentropy_softmax_backward", 0), ("fused_classifier", 1)}
+
+
+def tensors_of(backend, operands):
+    return [
+        put(backend, np.ones(shape), dtype) if dtype != I else backend.empty(list(shape), I)
+        for shape, dtype in operands
+    ]
+
+
+@pytest.mark.parametrize("op", OPERANDS)
+def test_shapes_are_checked(op):
+    """Each operand in turn with one more in an extent, or of another dtype: ValueError says what came and what would fit."""
+    cpu = _llmc.Backend("cpu")
+    operands, scalars = OPERANDS[op]
+    getattr(cpu, op)(*tensors_of(cpu, operands), *scalars)
+    for i, (shape, dtype) in enumerate(operands):
+        wrong = [] if (op, i) in FREE else [((*shape[:-1], shape[-1] + 1), dtype)]
+        if not (op == "copy" and dtype in DTYPES):
+            wrong.append((shape, "i16" if dtype != "i16" else "i32"))
+        for bad in wrong:
+            t = tensors_of(cpu, [*operands[:i], bad, *operands[i + 1 :]])
+            # Which of two shapes that contradict each other is called wrong is the op's choice.
+            with pytest.raises(ValueError) as caught:
+                getattr(cpu, op)(*t, *scalars)
+            message = str(caught.value)
+            odd = {str(t[i]).removeprefix("Tensor(").removesuffix(")"), *map(str, bad[0]), str(np.prod(bad[0]))}
+            assert any(x in message for x in odd), f"operand {i}: {message}"
+
+
+def test_message_has_both_shapes():
+    cpu = _llmc.Backend("cpu")
+    t = tensors_of(cpu, OPERANDS["layernorm_forward"][0])
+    with pytest.raises(ValueError, match=r"layernorm_forward: weight is f32 \(5\), expected f32 \(8\)"):
+        cpu.layernorm_forward(*t[:4], cpu.empty([5]), t[5])
+
+
+OPTIONAL = {
+    "encoder_forward": {4},
+    "matmul_forward": {3},
+    "matmul_backward": {0, 1, 2},
+    "matmul_gelu_forward": {4},
+    "matmul_gelu_backward": {0, 1, 2, 6},
+    "adamw": {1},
+}
+
+
+@pytest.mark.parametrize("op", OPERANDS)
+def test_missing_operands_are_refused(op):
+    """None where an op needs a tensor is a ValueError, with extents of 1 too, where no shape can give it away."""
+    cpu = _llmc.Backend("cpu")
+    operands, scalars = OPERANDS[op]
+    ones = [((*[1] * (len(shape) - 1), 3 if shape[-1] == 24 else 1), dtype) for shape, dtype in operands]  # 3C stays 3C
+    for shapes, numbers in [(operands, scalars), (ones, [1 if isinstance(x, int) else x for x in scalars])]:
+        for i in range(len(shapes)):
+            t = tensors_of(cpu, shapes)
+            getattr(cpu, op)(*t, *numbers)
+            t[i] = None
+            if i in OPTIONAL.get(op, ()):
+                getattr(cpu, op)(*t, *numbers)
+            else:
+                with pytest.raises(ValueError):
+                    getattr(cpu, op)(*t, *numbers)
+    with pytest.raises(ValueError, match="missing"):
+        cpu.zero(None)
+
+
+def test_tensors_of_another_backend_are_refused():
+    one, other = _llmc.Backend("cpu"), _llmc.Backend("cpu")
+    with pytest.raises(ValueError, match="belongs to another backend"):
+        one.zero(other.empty([3]))
+
+
+# ---- threads ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_do_not_depend_on_threads(rng, dtype):
+    qkv, dout = rng.standard_normal((2, 150, 3 * 66)), rng.standard_normal((2, 150, 66))
+    weight = rng.standard_normal((198, 66))
+    results = []
+    for threads in (1, 2, 3, 5):
+        cpu = make_backend("cpu", threads)
+        tq, td, tw = put(cpu, qkv, dtype), put(cpu, dout, dtype), put(cpu, weight, dtype)
+        out, lse, dqkv = nans(cpu, (2, 150, 66), dtype), nans(cpu, (2, 2, 150)), nans(cpu, qkv.shape, dtype)
+        cpu.attention_forward(out, lse, tq, 2)
+        cpu.attention_backward(dqkv, td, tq, out, lse, 2)
+        dinp, dw, db = nans(cpu, (2, 150, 66), dtype), nans(cpu, (198, 66)), nans(cpu, 198)
+        cpu.matmul_backward(dinp, dw, db, dqkv, out, tw, False)
+        norm = put(cpu, [0.0])
+        cpu.global_norm_squared(norm, dw)
+        results.append([t.to_host() for t in (out, lse, dqkv, dinp, dw, db, norm)])
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            np.testing.assert_array_equal(a, b)
