@@ -543,7 +543,8 @@ class Trainer:
         if loss < self.best_val_loss:
             self.best_val_loss = loss
             if config.save_best and self.run_dir is not None and self.step > 0:
-                self._finish_saving(lambda: ckpt.save_model(self.model, self.run_dir / "best.bin", fs=self.fs))
+                path = self.run_dir / "best.bin"
+                self._finish_saving(lambda: ckpt.save_model(self.model, path, fs=self.fs))
         return loss
 
     @property
