@@ -35,7 +35,8 @@ from llmc import _llmc
 from llmc.checkpoint import Checkpointer, TrainState, checkpoint_names, load_state, manifest_text, newest_good
 from llmc.config import GPT2Config
 from llmc.data import DataLoader, write_shard
-from llmc.datasets.evalfile import Example, read_evalfile, write_evalfile
+from llmc.datasets.evalfile import write_evalfile
+from llmc.evals import Example, read_eval_file
 from llmc.model import GPT2
 from llmc.optim import AdamW
 from llmc.tokenizer import Tokenizer
@@ -63,7 +64,26 @@ class Target:
 
 # ---- mutations ----
 
-_ODD = (0, 1, -1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, -(2**31))
+_ODD = (
+    0,
+    1,
+    -1,
+    2,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    32768,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63 - 1,
+    -(2**31),
+)
 
 
 def _place(data: bytearray, rng: random.Random) -> int:
@@ -123,7 +143,9 @@ def _digits(data: bytearray, rng: random.Random) -> None:
     places = [i for i, b in enumerate(data) if 0x30 <= b <= 0x39]
     if places:
         at = rng.choice(places)
-        data[at : at + 1] = rng.choice((b"-1", b"9" * 20, b"1e400", b"null", b"NaN", b"[]", b"0")) if rng.random() < 0.7 else b""
+        data[at : at + 1] = (
+            rng.choice((b"-1", b"9" * 20, b"1e400", b"null", b"NaN", b"[]", b"0")) if rng.random() < 0.7 else b""
+        )
 
 
 _MUTATIONS = (_number, _number, _number, _bytes, _bit, _truncate, _extend, _remove, _insert, _copy, _fill, _digits)
@@ -170,15 +192,14 @@ def read_tokenizer(folder: Path) -> None:
 
 
 def write_eval(folder: Path, number: int) -> None:
-    rng = random.Random(number)
-    tokens = [[rng.randrange(40) for _ in range(rng.randrange(1, 9))] for _ in range(50)]
-    write_evalfile(folder / "e.bin", [Example(tokens[5 * i], tokens[5 * i + 1 : 5 * i + 5], i % 4) for i in range(10)])
+    rng = np.random.default_rng(number)
+    tokens = [rng.integers(0, 40, rng.integers(1, 9), dtype=np.uint16) for _ in range(50)]
+    write_evalfile(folder / "e.bin", [Example(i % 4, tokens[5 * i], tokens[5 * i + 1 : 5 * i + 5]) for i in range(10)])
 
 
 def read_eval(folder: Path) -> None:
-    for example in read_evalfile(folder / "e.bin"):
-        assert 0 <= example.label < len(example.completions)
-        assert all(0 <= t < 1 << 16 for tokens in (example.context, *example.completions) for t in tokens)
+    for example in read_eval_file(folder / "e.bin"):
+        assert 0 <= example.label < len(example.endings) and all(map(len, (example.context, *example.endings)))
 
 
 def write_model(folder: Path, number: int) -> None:
@@ -205,7 +226,9 @@ def write_run(folder: Path, number: int) -> None:
         model.forward(inputs)
         model.backward(targets)
         optimizer.step(1e-3)
-        state = TrainState(step, step, optimizer.native.rng_state, loader.state(), number % 3 > 0, {"loss_window": [1.5, 2.5]})
+        state = TrainState(
+            step, step, optimizer.native.rng_state, loader.state(), number % 3 > 0, {"loss_window": [1.5, 2.5]}
+        )
         saver.save(model, optimizer, state, {"config": {}, "data": [data]})
         if number % 2:
             (folder / checkpoint_names(step)[2]).write_bytes(b"")
@@ -262,7 +285,9 @@ def _other_value(tree: dict[str, Any], rng: random.Random) -> None:
         if rng.random() < 0.2:
             del node[key]
         else:
-            node[key] = rng.choice((None, -1, 0, 1, 2**31, 2**63, 2**70, 1.5, 1e308, "x", True, [], {}, [[1]], {"a": None}))
+            node[key] = rng.choice(
+                (None, -1, 0, 1, 2**31, 2**63, 2**70, 1.5, 1e308, "x", True, [], {}, [[1]], {"a": None})
+            )
         return
 
 
@@ -329,7 +354,11 @@ def _limit_memory() -> None:
         import resource
     except ImportError:  # Windows: crashes and hangs are still seen
         return
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if os.path.exists("/proc/self/statm") else 4 << 30
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        if os.path.exists("/proc/self/statm")
+        else 4 << 30
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
 
 
@@ -415,7 +444,9 @@ def main() -> int:
         start = time.perf_counter()
         outcomes, wrong = fuzz(name, args.count, args.seed)
         listing = ", ".join(f"{k} {v}" for k, v in outcomes.most_common())
-        print(f"{name}: {sum(outcomes.values())} mutations in {time.perf_counter() - start:.1f} s: {listing}", flush=True)
+        print(
+            f"{name}: {sum(outcomes.values())} mutations in {time.perf_counter() - start:.1f} s: {listing}", flush=True
+        )
         for line in wrong[:20]:
             print(f"  WRONG: {line}")
         failed |= bool(wrong)

@@ -16,10 +16,6 @@ from llmc import _llmc
 from llmc.data import write_shard
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cuda: needs a CUDA device")
-
-
 def _has_cuda() -> bool:
     try:
         _llmc.Backend("cuda")

@@ -176,7 +176,7 @@ def _probabilities(q: Array, k: Array) -> tuple[Array, Array]:
     T, S = scores.shape[-2:]
     hidden = np.arange(S)[None] > np.arange(S - T, S)[:, None]
     largest = np.where(hidden, -np.inf, scores.real).max(axis=-1, keepdims=True)
-    e = np.where(hidden, 0, np.exp(scores - largest))
+    e = np.where(hidden, 0, np.exp(np.where(hidden, 0, scores - largest)))
     total = e.sum(axis=-1, keepdims=True)
     return e / total, (np.log(total) + largest)[..., 0]
 
@@ -217,7 +217,7 @@ def adamw(
     param: Array, m: Array, v: Array, grad: Array, factor: float, step: dict[str, float]
 ) -> tuple[Array, Array, Array]:
     g = grad * factor
-    m = step["beta1"] * m + (1 - step["beta1"]) * g
-    v = step["beta2"] * v + (1 - step["beta2"]) * g * g
+    m = step["beta1"] * m + (g - step["beta1"] * g)  # lerp(g, m, beta1) as llm.c computes it
+    v = step["beta2"] * v + (g * g - step["beta2"] * (g * g))
     update = (m / step["correction1"]) / (np.sqrt(v / step["correction2"]) + step["eps"])
     return param - step["lr"] * (update + step["weight_decay"] * param), m, v

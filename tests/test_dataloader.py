@@ -160,7 +160,7 @@ def test_resume_from_any_point(shards, shuffle):
     for _ in range(45):  # more than two epochs
         states.append(copy.deepcopy(loader.state()))
         batches.append(loader.next_batch())
-    for at in range(0, 40):
+    for at in range(40):
         other = DataLoader(files, 2, 5, shuffle=shuffle, seed=7)
         take(other, 3)
         other.set_state(states[at])
@@ -176,9 +176,7 @@ def test_elastic_batch_size(shards, shuffle, B, ranks):
     take(began, 2)
     state = began.state()
     rows = np.concatenate([x for x, _ in take(began, 16)])
-    loaders = [
-        DataLoader(files, B, T, shuffle=shuffle, rank=r, ranks=ranks, rows_per_sample=6) for r in range(ranks)
-    ]
+    loaders = [DataLoader(files, B, T, shuffle=shuffle, rank=r, ranks=ranks, rows_per_sample=6) for r in range(ranks)]
     for loader in loaders:
         loader.set_state(state)
     got = np.concatenate([x for _ in range(96 // (B * ranks)) for loader in loaders for x, _ in take(loader, 1)])

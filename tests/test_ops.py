@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import pytest
-
 import oracle
+import pytest
 from conftest import make_backend
-from llmc import _llmc
 from oracle import DTYPES, check, get, nans, put, rounded
+
+from llmc import _llmc
 
 # The dtypes of activations and of the parameters' gradients.
 MIXED = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32")]
@@ -559,8 +559,10 @@ FREE |= {("crossentropy_forward", 1), ("crossentropy_softmax_backward", 0), ("fu
 
 
 def tensors_of(backend, operands):
-    return [put(backend, np.ones(shape), dtype) if dtype != I else backend.empty(list(shape), I)
-        for shape, dtype in operands]
+    return [
+        put(backend, np.ones(shape), dtype) if dtype != I else backend.empty(list(shape), I)
+        for shape, dtype in operands
+    ]
 
 
 @pytest.mark.parametrize("op", OPERANDS)

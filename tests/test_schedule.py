@@ -27,7 +27,9 @@ def formula(name, lr, W, N, q, step):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("W,N,q", [(0, 1, 0.0), (0, 10, 1.0), (7, 100, 0.1), (95, 100, 0.0), (100, 100, 0.0), (150, 100, 0.1)])
+@pytest.mark.parametrize(
+    "W,N,q", [(0, 1, 0.0), (0, 10, 1.0), (7, 100, 0.1), (95, 100, 0.0), (100, 100, 0.0), (150, 100, 0.1)]
+)
 def test_every_step_is_llmcs(name, W, N, q):
     schedule = lr_schedule(name, 6e-4, W, N, q)
     for step in range(N):
@@ -52,7 +54,9 @@ def test_past_the_end_the_last_value_holds(name):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="unknown learning rate schedule 'cos': expected one of cosine, linear, constant, wsd"):
+    with pytest.raises(
+        ValueError, match="unknown learning rate schedule 'cos': expected one of cosine, linear, constant, wsd"
+    ):
         lr_schedule("cos", 1e-3, 0, 10, 0.0)
     with pytest.raises(ValueError, match="warmup_steps is -1"):
         lr_schedule("cosine", 1e-3, -1, 10, 0.0)

@@ -72,7 +72,10 @@ class CpuBackend final : public Backend {
     }
     template <class T>
     const TypedKernels<T>& kernels() const {
-        return kernels_->of<T>();
+        if constexpr (std::is_same_v<T, float>)
+            return kernels_->f32;
+        else
+            return kernels_->bf16_;
     }
     // One 64-byte aligned buffer per thread of at least `bytes`; and one that all share.
     void* thread_scratch(int thread) { return scratch_[static_cast<std::size_t>(thread)].data; }

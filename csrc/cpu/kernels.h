@@ -3,7 +3,8 @@
 // ...) own shapes, work splitting and threads, and call these on ranges of rows, of elements, or on blocks of
 // a product.
 //
-// T is the storage type, float or bf16. All sums are f32 unless the type says double.
+// T is the storage type, float or bf16. All sums are f32 unless the type says double. Declarations alone: the files
+// of an instruction set may include no function that the linker could merge with another file's.
 #pragma once
 
 #include <cstdint>
@@ -117,18 +118,7 @@ struct Kernels {
                        const AdamWKernelStep& s);
     void (*adamw_bf16_grad_f32)(bf16* p, std::int16_t* master, float* m, float* v, const float* g, i64 begin,
                                 i64 n, const AdamWKernelStep& s);
-
-    template <class T>
-    const TypedKernels<T>& of() const;
 };
-template <>
-inline const TypedKernels<float>& Kernels::of<float>() const {
-    return f32;
-}
-template <>
-inline const TypedKernels<bf16>& Kernels::of<bf16>() const {
-    return bf16_;
-}
 
 // Each is null where the compiler could not build the set (cpu/simd/absent.cpp).
 const Kernels* kernels_baseline();

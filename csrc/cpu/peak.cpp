@@ -23,7 +23,8 @@ double cpu_peak_flops(DType dtype, int threads) {
     // Short bursts, the best of which no other process disturbed.
     double best = 0;
     const Clock::time_point start = Clock::now();
-    for (i64 rounds = 1000; seconds(Clock::now() - start) < 0.06;) {
+    int bursts = 0;
+    for (i64 rounds = 1000; bursts < 8 || seconds(Clock::now() - start) < 0.06;) {
         const Clock::time_point begin = Clock::now();
         parallel_for(threads, threads, [&](std::int64_t task, int) {
             done[static_cast<std::size_t>(task)] = multiply_adds(rounds, zeros.data() + task * kLine);
@@ -31,10 +32,12 @@ double cpu_peak_flops(DType dtype, int threads) {
         const double elapsed = seconds(Clock::now() - begin);
         double flops = 0;
         for (const double d : done) flops += d;
-        if (elapsed < 1e-3)
+        if (elapsed < 1e-3) {
             rounds *= 2;
-        else
-            best = std::max(best, flops / elapsed);
+            continue;
+        }
+        best = std::max(best, flops / elapsed);
+        ++bursts;
     }
     return best;
 }

@@ -1,0 +1,247 @@
+"""AdamW: the op against its formula, the optimizer against PyTorch's, master weights to the bit, rounding without bias."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from conftest import TINY
+from oracle import ULP, check, error, get, put, rounded
+
+import llmc
+from llmc import _llmc
+from llmc.checkpoint import join_master, split_master
+
+STEP = {
+    "lr": 1e-2,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "correction1": 0.19,
+    "correction2": 0.0975,
+}
+STEP = {name: float(np.float32(value)) for name, value in STEP.items()}  # as the op takes them
+
+
+def native_step(seed=0, **changes):
+    return _llmc.AdamWStep(**{**STEP, **changes}, seed=seed)
+
+
+# ---- the op ----
+
+
+@pytest.mark.parametrize("n", [1, 33, 70_001])
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_adamw_f32(backend, rng, n, factor):
+    param, m, grad = (rounded(x, "f32") for x in rng.standard_normal((3, n)))
+    m, v = np.copysign(m, grad), rounded(rng.standard_normal(n) ** 2, "f32")  # nothing cancels: rounding stays relative
+    t = {"param": put(backend, param), "m": put(backend, m), "v": put(backend, v)}
+    backend.adamw(t["param"], None, t["m"], t["v"], put(backend, grad), put(backend, [factor]), native_step())
+    check(t, oracle.adamw, param, m, v, grad, factor, STEP, ulps=2)
+
+
+@pytest.mark.parametrize("grad_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("n", [1, 33, 70_001])
+def test_adamw_with_master_weights_is_adamw_in_f32(backend, rng, grad_dtype, n):
+    """The bf16 weight and the 16 bits below it are an f32 weight, which moves as in an f32 model, to the bit."""
+    weights, m = (x.astype(np.float32) for x in rng.standard_normal((2, n)))
+    v, grad = (rng.standard_normal(n) ** 2).astype(np.float32), rounded(rng.standard_normal(n), grad_dtype)
+    high, low = split_master(weights)
+    param, master = backend.empty([n], "bf16"), backend.empty([n], "i16")
+    param.from_host(high)
+    master.from_host(low)
+    wide = put(backend, weights)
+    for tensors, g in [((param, master), put(backend, grad, grad_dtype)), ((wide, None), put(backend, grad))]:
+        backend.adamw(*tensors, put(backend, m), put(backend, v), g, put(backend, [0.5]), native_step())
+    np.testing.assert_array_equal(join_master(param.to_host(), master.to_host()), get(wide))
+    assert (get(wide) != weights).all()
+
+
+def test_split_weights_are_nearest_and_join_again(rng):
+    """All exponents, ties, zeros, infinities: every bit comes back, and the bf16 is a nearest one."""
+    bits = rng.integers(0, 2**32, 100_000, dtype=np.uint32)
+    bits = np.concatenate(
+        [bits, np.arange(256, dtype=np.uint32) << 24 | 0x8000, [0, 0x80000000, 0x7F800000, 0xFF800000]]
+    )
+    weights = bits.astype(np.uint32).view(np.float32)
+    weights = weights[~np.isnan(weights)]
+    high, low = split_master(weights)
+    np.testing.assert_array_equal(join_master(high, low).view(np.uint32), weights.view(np.uint32))
+    as_f32 = (high.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    finite = np.isfinite(as_f32) & np.isfinite(weights)
+    exact = weights[finite].astype(np.float64)
+    np.testing.assert_array_equal(np.abs(as_f32[finite] - exact), np.abs(rounded(weights[finite], "bf16") - exact))
+
+
+def test_stochastic_rounding_is_unbiased(backend):
+    """Weights a quarter, half and three quarters of the way between two bf16 go up as often; each seed draws anew."""
+    n = 1 << 16
+    for part in (0.25, 0.5, 0.75):
+        target = 1 - part * 2.0**-8  # bf16 below 1 lie 2^-8 apart
+        means = []
+        for seed in (1, 2):
+            param, zeros = put(backend, np.ones(n), "bf16"), [put(backend, np.zeros(n)) for _ in range(2)]
+            step = native_step(seed, lr=1.0, weight_decay=1 - target, eps=1.0)
+            backend.adamw(param, None, *zeros, put(backend, np.zeros(n), "bf16"), put(backend, [1.0]), step)
+            x = get(param).astype(np.float64)
+            assert set(np.unique(x)) == {1 - 2.0**-8, 1.0}
+            means.append(x)
+            # Five deviations of a fair coin.
+            assert abs(x.mean() - target) < 5 * 2.0**-8 * math.sqrt(part * (1 - part) / n)
+        assert 0.2 < (means[0] != means[1]).mean() < 0.8
+        # Neighbours draw independently.
+        a = means[0] - means[0].mean()
+        assert abs((a[1:] * a[:-1]).mean() / a.var()) < 5 / math.sqrt(n)
+
+
+def test_stochastic_rounding_leaves_bf16_weights_alone(backend, rng):
+    """A weight that bf16 holds exactly is not moved by its rounding."""
+    x = rounded(rng.standard_normal(1000), "bf16")
+    param, zeros = put(backend, x, "bf16"), [put(backend, np.zeros(1000)) for _ in range(2)]
+    backend.adamw(
+        param, None, *zeros, put(backend, np.zeros(1000)), put(backend, [1.0]), native_step(3, weight_decay=0.0)
+    )
+    np.testing.assert_array_equal(rounded(get(param), "f32"), x)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_a_factor_that_is_not_finite_changes_nothing(backend, rng, factor, dtype):
+    values = rng.standard_normal((4, 40))
+    t = [put(backend, values[0], dtype), *(put(backend, v) for v in values[1:])]
+    before = [x.to_host() for x in t]
+    backend.adamw(t[0], None, *t[1:], put(backend, [factor]), native_step())
+    for tensor, old in zip(t, before):
+        np.testing.assert_array_equal(tensor.to_host(), old)
+
+
+# ---- the optimizer ----
+
+
+def set_gradients(model, values):
+    model.zero_grad()
+    for name, value in values.items():
+        model.gradients[name] = value
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0, 1e6])
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_optimizer_is_pytorchs(tiny, rng, clip, decay_all):
+    """Weights and norms over five updates of given gradients, against torch.optim.AdamW in float64 and float32."""
+    from llmc.reference import GPT
+
+    model, options = tiny(), {"betas": (0.8, 0.97), "eps": 1e-6, "weight_decay": 0.3}
+    steps = [{n: rng.standard_normal(g.shape).astype(np.float32) for n, g in model.gradients.items()} for _ in range(5)]
+    for s in steps:
+        s["wte"][TINY.vocab_size :] = 0  # padding has no gradient
+
+    def theirs(dtype):
+        gpt = GPT(TINY)
+        gpt.load_llmc(model.parameters)
+        gpt.to(dtype)
+        optimizer = gpt.configure_optimizer(1e-2, **options)
+        if decay_all:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = options["weight_decay"]
+        norms = []
+        for gradients in steps:
+            for name, tensors in gpt._llmc_parameters().items():
+                g = torch.from_numpy(gradients[name])
+                g = g[: TINY.vocab_size] if name == "wte" else g
+                for p, value in zip(tensors, g if len(tensors) == TINY.num_layers else [g]):
+                    p.grad = value.to(dtype).clone()
+            norms.append(torch.nn.utils.clip_grad_norm_(gpt.parameters(), clip or math.inf).item())
+            optimizer.step()
+        return gpt.parameters_llmc(), norms
+
+    (exact, exact_norms), (peer, _) = theirs(torch.float64), theirs(torch.float32)
+    optimizer = llmc.AdamW(model, grad_clip=clip, decay_all=decay_all, **options)
+    for gradients, norm in zip(steps, exact_norms):
+        set_gradients(model, gradients)
+        optimizer.step(1e-2)
+        assert optimizer.norm == pytest.approx(norm, rel=4 * ULP["f32"])
+    for name, value in exact.items():
+        allowed = 2 * error(peer[name], value) + 5 * ULP["f32"]
+        assert (error(model.parameters[name], value) <= allowed).all(), name
+
+
+@pytest.mark.parametrize("master_weights", [True, False])
+@pytest.mark.parametrize("grad_dtype", ["f32", "bf16"])
+def test_bf16_weights_follow_f32_ones(tiny, rng, master_weights, grad_dtype):
+    """The same gradients to an f32 model and a bf16 one. With masters its weights are the f32 ones, rounded."""
+    wide, narrow = tiny(), tiny(dtype="bf16", grad_dtype=grad_dtype)
+    for name in wide.parameters:
+        wide.parameters[name] = np.asarray(narrow.parameters[name], np.float32)
+    optimizers = [
+        llmc.AdamW(wide, weight_decay=0.1),
+        llmc.AdamW(narrow, weight_decay=0.1, master_weights=master_weights),
+    ]
+    for _ in range(20):
+        gradients = {n: rounded(rng.standard_normal(g.shape), "bf16") for n, g in wide.gradients.items()}
+        for model, optimizer in zip((wide, narrow), optimizers):
+            set_gradients(model, gradients)
+            optimizer.step(1e-3)
+    for name in wide.parameters:
+        truth = np.asarray(wide.parameters[name], np.float64)
+        if master_weights:
+            high, _ = split_master(np.asarray(wide.parameters[name]))
+            np.testing.assert_array_equal(narrow.native.parameter(name).to_host(), high, err_msg=name)
+        else:
+            assert (error(narrow.parameters[name], truth)[0] <= math.sqrt(20) * ULP["bf16"]).all(), name
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_gradient_leaves_weights_and_moments(tiny, rng, bad):
+    model = tiny(dtype="bf16")
+    optimizer = llmc.AdamW(model)
+    gradients = {n: rng.standard_normal(g.shape) for n, g in model.gradients.items()}
+    set_gradients(model, gradients)
+    optimizer.step(1e-2)
+
+    def everything():
+        state = optimizer.native.state(model.native.backend)
+        return [model.native.all_parameters().to_host(), *(t.to_host() for row in state.values() for t in row)]
+
+    before = everything()
+    gradients["ln2b"][1, 7] = bad
+    set_gradients(model, gradients)
+    optimizer.step(1e-2)
+    assert not math.isfinite(optimizer.norm)
+    for a, b in zip(everything(), before):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_measure_then_apply_is_step(tiny, rng):
+    models = [tiny(), tiny()]
+    gradients = {n: rng.standard_normal(g.shape) for n, g in models[0].gradients.items()}
+    optimizers = [llmc.AdamW(m) for m in models]
+    for m in models:
+        set_gradients(m, gradients)
+    optimizers[0].step(1e-2)
+    optimizers[1].native.measure()
+    norm = optimizers[1].norm
+    np.testing.assert_array_equal(*(np.array(tiny().parameters["fcw"]), np.array(models[1].parameters["fcw"])))
+    optimizers[1].native.apply(1e-2, 0)
+    assert optimizers[0].norm == norm
+    np.testing.assert_array_equal(*(m.native.all_parameters().to_host() for m in models))
+
+
+def test_optimizer_errors(tiny):
+    model = tiny()
+    for options, message in [
+        ({"betas": (1.0, 0.9)}, "betas are 1 and 0.9"),
+        ({"betas": (0.9, -0.1)}, "betas are 0.9 and -0.1"),
+        ({"eps": 0.0}, "eps is 0"),
+        ({"seed": 0}, "seed is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            llmc.AdamW(model, **options)
+    optimizer = llmc.AdamW(model)
+    with pytest.raises(ValueError, match="step is -1"):
+        optimizer.native.step(1e-3, -1)
+    with pytest.raises(ValueError, match="cannot be 0"):
+        optimizer.native.rng_state = 0
