@@ -507,6 +507,18 @@ def read_tokenizer(folder: StrPath) -> Tokenizer | None:
         raise _llmc.Error(f"{path}: {e}") from e
 
 
+def find_tokenizer(source: StrPath) -> Tokenizer | None:
+    """The tokenizer beside a model: llm.c's file, or Hugging Face's; None where there is neither. source: as of load_model."""
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        folder = _download(os.fspath(source))
+    for name in ("tokenizer.bin", "gpt2_tokenizer.bin"):
+        if (folder / name).is_file():
+            return Tokenizer.load(folder / name)
+    return read_tokenizer(folder)
+
+
 def write_tokenizer(tokenizer: Tokenizer, folder: StrPath, max_seq_len: int) -> None:
     """vocab.json, merges.txt and tokenizer_config.json, as `transformers` reads them."""
     folder = Path(folder)

@@ -127,14 +127,10 @@ def make_model(name: str, flash: bool) -> tuple[GPT, str, Path | None]:
     return GPT(config, attention=attention), name.replace(":", "_"), None
 
 
-def find_tokenizer(folder: Path | None, model: GPT) -> llmc.Tokenizer | None:
+def tokenizer_for(folder: Path | None, model: GPT) -> llmc.Tokenizer | None:
     """The model folder's, else GPT-2's where the vocabulary is of that size."""
-    if folder is not None:
-        for file in (folder / "tokenizer.bin", folder / "gpt2_tokenizer.bin"):
-            if file.is_file():
-                return llmc.Tokenizer.load(file)
-        if (tokenizer := hub.read_tokenizer(folder)) is not None:
-            return tokenizer
+    if folder is not None and (tokenizer := hub.find_tokenizer(folder)) is not None:
+        return tokenizer
     return llmc.Tokenizer.gpt2() if model.config.vocab_size == 50257 else None
 
 
@@ -236,7 +232,7 @@ def _train(args: argparse.Namespace, processes: Processes, device: torch.device,
         raise ValueError(f"--sequence_length is {T}, the model's context {raw_model.config.max_seq_len}")
     raw_model.to(device)
     try:
-        tokenizer = find_tokenizer(folder, raw_model) if processes.rank == 0 else None
+        tokenizer = tokenizer_for(folder, raw_model) if processes.rank == 0 else None
     except ConnectionError as e:
         tokenizer = None
         print(f"no tokenizer is written, and samples are token ids: {e}", file=sys.stderr)
