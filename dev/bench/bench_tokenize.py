@@ -28,13 +28,18 @@ from llmc.datasets.tinyshakespeare import REMOTE
 from llmc.datasets.tokenize import token_stream
 from llmc.tokenizer import Tokenizer
 
+# The peak is the process's own (VmHWM); Linux's ru_maxrss also counts the parent that started it.
 _CHILD = """
-import resource, sys, time
+import os, re, resource, sys, time
 from llmc.datasets import text
 start = time.perf_counter()
 written = text.prepare([sys.argv[1]], sys.argv[2], workers=int(sys.argv[3]))
+seconds = time.perf_counter() - start
 usage = resource.getrusage(resource.RUSAGE_SELF)
-print(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, written.train_tokens + written.val_tokens, usage.ru_maxrss)
+peak = usage.ru_maxrss
+if os.path.exists("/proc/self/status"):
+    peak = re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read()).group(1)
+print(seconds, usage.ru_utime + usage.ru_stime, written.train_tokens + written.val_tokens, peak)
 """
 
 
