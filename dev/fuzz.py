@@ -31,11 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from llmc import _llmc
+from llmc import _llmc, hub
 from llmc.checkpoint import Checkpointer, TrainState, checkpoint_names, load_state, manifest_text, newest_good
 from llmc.config import GPT2Config
 from llmc.data import DataLoader, write_shard
 from llmc.datasets.evalfile import Example, read_evalfile, write_evalfile
+from llmc.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
 from llmc.model import GPT2
 from llmc.optim import AdamW
 from llmc.tokenizer import Tokenizer
@@ -63,7 +64,26 @@ class Target:
 
 # ---- mutations ----
 
-_ODD = (0, 1, -1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, -(2**31))
+_ODD = (
+    0,
+    1,
+    -1,
+    2,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    32768,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63 - 1,
+    -(2**31),
+)
 
 
 def _place(data: bytearray, rng: random.Random) -> int:
@@ -123,7 +143,9 @@ def _digits(data: bytearray, rng: random.Random) -> None:
     places = [i for i, b in enumerate(data) if 0x30 <= b <= 0x39]
     if places:
         at = rng.choice(places)
-        data[at : at + 1] = rng.choice((b"-1", b"9" * 20, b"1e400", b"null", b"NaN", b"[]", b"0")) if rng.random() < 0.7 else b""
+        data[at : at + 1] = (
+            rng.choice((b"-1", b"9" * 20, b"1e400", b"null", b"NaN", b"[]", b"0")) if rng.random() < 0.7 else b""
+        )
 
 
 _MUTATIONS = (_number, _number, _number, _bytes, _bit, _truncate, _extend, _remove, _insert, _copy, _fill, _digits)
@@ -205,7 +227,9 @@ def write_run(folder: Path, number: int) -> None:
         model.forward(inputs)
         model.backward(targets)
         optimizer.step(1e-3)
-        state = TrainState(step, step, optimizer.native.rng_state, loader.state(), number % 3 > 0, {"loss_window": [1.5, 2.5]})
+        state = TrainState(
+            step, step, optimizer.native.rng_state, loader.state(), number % 3 > 0, {"loss_window": [1.5, 2.5]}
+        )
         saver.save(model, optimizer, state, {"config": {}, "data": [data]})
         if number % 2:
             (folder / checkpoint_names(step)[2]).write_bytes(b"")
@@ -262,8 +286,45 @@ def _other_value(tree: dict[str, Any], rng: random.Random) -> None:
         if rng.random() < 0.2:
             del node[key]
         else:
-            node[key] = rng.choice((None, -1, 0, 1, 2**31, 2**63, 2**70, 1.5, 1e308, "x", True, [], {}, [[1]], {"a": None}))
+            node[key] = rng.choice(
+                (None, -1, 0, 1, 2**31, 2**63, 2**70, 1.5, 1e308, "x", True, [], {}, [[1]], {"a": None})
+            )
         return
+
+
+def write_safetensors(folder: Path, number: int) -> None:
+    """A Hugging Face folder; of every third number in shards, with an index."""
+    model = GPT2(SMALL, dtype="bf16" if number % 2 else "f32", threads=1)
+    hub.export_model(model, folder, max_shard_bytes=2000 if number % 3 == 0 else 1 << 30)
+
+
+def read_safetensors(folder: Path) -> None:
+    model = hub.load_model(folder, threads=1)
+    model.logits(np.arange(8).reshape(1, 8) % model.config.vocab_size)
+
+
+def write_vocabulary(folder: Path, number: int) -> None:
+    hub.write_tokenizer(Tokenizer.train_bpe("low lower lowest newer wider " * 9, 257 + number % 30), folder, 8)
+
+
+def read_vocabulary(folder: Path) -> None:
+    tokenizer = hub.read_tokenizer(folder)
+    if tokenizer is not None:
+        text = "newest <|endoftext|> widest é"
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def write_state(folder: Path, number: int) -> None:
+    rng = np.random.default_rng(number)
+    inputs, targets = rng.integers(0, 40, (2, 2, 4)).astype(np.int32)
+    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in parameter_shapes(SMALL).items()}
+    logits = rng.normal(size=(2, 4, 40)).astype(np.float32)
+    write_debug_state(folder / "s.bin", DebugState(inputs, targets, logits, 1.5, gradients, [1.0] * (number % 3)))
+
+
+def read_state(folder: Path) -> None:
+    state = read_debug_state(folder / "s.bin", SMALL)
+    assert state.logits.shape == (*state.inputs.shape, SMALL.vocab_size)
 
 
 TARGETS = {
@@ -272,6 +333,9 @@ TARGETS = {
     "eval": Target(write_eval, read_eval),
     "model": Target(write_model, read_model),
     "run": Target(write_run, read_run, _sign),
+    "safetensors": Target(write_safetensors, read_safetensors),
+    "vocabulary": Target(write_vocabulary, read_vocabulary),
+    "debug_state": Target(write_state, read_state),
 }
 
 # ---- the child ----
@@ -329,7 +393,11 @@ def _limit_memory() -> None:
         import resource
     except ImportError:  # Windows: crashes and hangs are still seen
         return
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if os.path.exists("/proc/self/statm") else 4 << 30
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        if os.path.exists("/proc/self/statm")
+        else 4 << 30
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
 
 
@@ -415,7 +483,9 @@ def main() -> int:
         start = time.perf_counter()
         outcomes, wrong = fuzz(name, args.count, args.seed)
         listing = ", ".join(f"{k} {v}" for k, v in outcomes.most_common())
-        print(f"{name}: {sum(outcomes.values())} mutations in {time.perf_counter() - start:.1f} s: {listing}", flush=True)
+        print(
+            f"{name}: {sum(outcomes.values())} mutations in {time.perf_counter() - start:.1f} s: {listing}", flush=True
+        )
         for line in wrong[:20]:
             print(f"  WRONG: {line}")
         failed |= bool(wrong)
