@@ -21,7 +21,16 @@ from pathlib import Path
 
 # Kernels bound by memory. The first number among the template's arguments is how many elements a thread takes at once; where
 # that is more than 1, 16 bytes at a time must be loaded, and stored by those that write what they have read.
-LOADS = ("elementwise", "layernorm", "classifier", "encoder_forward", "block_sum", "column_sum", "wte_chunk", "wpe_backward")
+LOADS = (
+    "elementwise",
+    "layernorm",
+    "classifier",
+    "encoder_forward",
+    "block_sum",
+    "column_sum",
+    "wte_chunk",
+    "wpe_backward",
+)
 STORES = ("elementwise", "layernorm", "encoder_forward")
 
 
@@ -51,7 +60,9 @@ def find_tool(name: str) -> str:
 
 
 def demangle(names: list[str]) -> list[str]:
-    out = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout.splitlines()
+    out = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     short = [re.sub(r"\(anonymous namespace\)::|llmc::|^void ", "", n) for n in out]
     return [re.sub(r"\((float|__nv_bfloat16|bf16|[^<>]*\*).*$", "", n) for n in short]
 
@@ -99,7 +110,11 @@ def fault(k: Kernel) -> str:
         return f"{k.spills} accesses of local memory"
     if k.is_wide and not k.loads.get(16):
         return "no loads of 16 bytes"
-    if k.is_wide and not k.stores.get(16) and (k.name.startswith(STORES) or k.name.startswith("classifier") and "true" in k.name):
+    if (
+        k.is_wide
+        and not k.stores.get(16)
+        and (k.name.startswith(STORES) or (k.name.startswith("classifier") and "true" in k.name))
+    ):
         return "no stores of 16 bytes"
     return ""
 

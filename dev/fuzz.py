@@ -35,8 +35,9 @@ from llmc import _llmc, hub
 from llmc.checkpoint import Checkpointer, TrainState, checkpoint_names, load_state, manifest_text, newest_good
 from llmc.config import GPT2Config
 from llmc.data import DataLoader, write_shard
-from llmc.datasets.evalfile import Example, read_evalfile, write_evalfile
+from llmc.datasets.evalfile import write_evalfile
 from llmc.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
+from llmc.evals import Example, read_eval_file
 from llmc.model import GPT2
 from llmc.optim import AdamW
 from llmc.tokenizer import Tokenizer
@@ -192,15 +193,14 @@ def read_tokenizer(folder: Path) -> None:
 
 
 def write_eval(folder: Path, number: int) -> None:
-    rng = random.Random(number)
-    tokens = [[rng.randrange(40) for _ in range(rng.randrange(1, 9))] for _ in range(50)]
-    write_evalfile(folder / "e.bin", [Example(tokens[5 * i], tokens[5 * i + 1 : 5 * i + 5], i % 4) for i in range(10)])
+    rng = np.random.default_rng(number)
+    tokens = [rng.integers(0, 40, rng.integers(1, 9), dtype=np.uint16) for _ in range(50)]
+    write_evalfile(folder / "e.bin", [Example(i % 4, tokens[5 * i], tokens[5 * i + 1 : 5 * i + 5]) for i in range(10)])
 
 
 def read_eval(folder: Path) -> None:
-    for example in read_evalfile(folder / "e.bin"):
-        assert 0 <= example.label < len(example.completions)
-        assert all(0 <= t < 1 << 16 for tokens in (example.context, *example.completions) for t in tokens)
+    for example in read_eval_file(folder / "e.bin"):
+        assert 0 <= example.label < len(example.endings) and all(map(len, (example.context, *example.endings)))
 
 
 def write_model(folder: Path, number: int) -> None:

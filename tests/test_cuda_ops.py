@@ -402,7 +402,9 @@ def merge(x):
 
 SHAPES = [(1, 1, 1, 1), (2, 7, 3, 11), (1, 70, 2, 16), (2, 33, 1, 100)]  # B, T, NH, HS
 FLASH_SHAPES = [(B, T, NH, HS) for HS in (64, 80, 96, 128) for B, T, NH in [(1, 1, 1), (2, 70, 2), (1, 193, 1)]]
-KERNELS = [("simple", *s) for s in SHAPES + [(1, 70, 2, 64)]] + [(k, *s) for k in ("flash", "cudnn") for s in FLASH_SHAPES]
+KERNELS = [("simple", *s) for s in SHAPES + [(1, 70, 2, 64)]] + [
+    (k, *s) for k in ("flash", "cudnn") for s in FLASH_SHAPES
+]
 
 
 def use_attention(options, kernel):

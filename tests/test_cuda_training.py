@@ -31,7 +31,9 @@ def cuda():
 def text():
     """English of which every Python has a copy, as bytes of ASCII."""
     topics = pydoc_data.topics.topics
-    return np.frombuffer("".join(topics[k] for k in sorted(topics)[:20]).encode("ascii", "replace"), np.uint8).astype(np.int32)
+    return np.frombuffer("".join(topics[k] for k in sorted(topics)[:20]).encode("ascii", "replace"), np.uint8).astype(
+        np.int32
+    )
 
 
 def batch(text, step, B=1, T=32):
@@ -84,7 +86,9 @@ def test_a_checkpoint_moves(tmp_path, text, source, target, dtype):
     for name in model.native.parameter_names():
         np.testing.assert_array_equal(moved.native.parameter(name).to_host(), model.native.parameter(name).to_host())
     inputs, targets = batch(text, 0)
-    assert moved.evaluate(inputs, targets) == pytest.approx(model.evaluate(inputs, targets), rel=1e-5 if dtype == "f32" else 1e-2)
+    assert moved.evaluate(inputs, targets) == pytest.approx(
+        model.evaluate(inputs, targets), rel=1e-5 if dtype == "f32" else 1e-2
+    )
 
 
 @pytest.mark.parametrize("first,second", [("cuda", "cpu"), ("cpu", "cuda")])

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,33 @@ import llmc
 from llmc import evals
 from llmc.commands import eval as command
 from llmc.data import write_shard
-from llmc.datasets.evalfile import Example, write_evalfile
 
 V, T = 97, 40
 CONFIG = llmc.GPT2Config(max_seq_len=T, vocab_size=V, num_layers=2, num_heads=2, channels=32)
 
 
-def make_examples(count: int, seed: int = 5) -> list[Example]:
+def eval_bytes(examples: list[tuple[int, list[int], list[list[int]]]]) -> bytes:
+    """llm.c's format, from (label, context, endings)."""
+    stream: list[int] = []
+    longest = 0
+    for i, (label, context, endings) in enumerate(examples):
+        body = [i, label, len(endings), len(context), *context]
+        for ending in endings:
+            body += [len(ending), *ending]
+        size = 2 * (len(body) + 2)
+        longest = max(longest, size)
+        stream += [65535, size, *body]
+    header = struct.pack("<4i", 20240522, 1, len(examples), longest).ljust(1024, b"\0")
+    return header + struct.pack(f"<{len(stream)}H", *stream)
+
+
+def make_examples(count: int, seed: int = 5) -> list[tuple[int, list[int], list[list[int]]]]:
     rng = random.Random(seed)
 
     def tokens(low: int, high: int) -> list[int]:
         return [rng.randrange(V) for _ in range(rng.randint(low, high))]
 
-    return [Example(tokens(1, 20), [tokens(1, 12) for _ in range(4)], rng.randrange(4)) for _ in range(count)]
+    return [(rng.randrange(4), tokens(1, 20), [tokens(1, 12) for _ in range(4)]) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +69,24 @@ def reference(model: llmc.GPT2) -> Any:
 @pytest.fixture(scope="module")
 def fifty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("eval") / "fifty.bin"
-    write_evalfile(path, make_examples(50))
+    path.write_bytes(eval_bytes(make_examples(50)))
     return path
 
 
-def torch_choices(gpt: Any, examples: list[Example]) -> list[tuple[list[float], list[float]]]:
-    """Sums and means of the completions' losses, one row at a time and without padding."""
+def torch_choices(
+    gpt: Any, examples: list[tuple[int, list[int], list[list[int]]]]
+) -> list[tuple[list[float], list[float]]]:
+    """Sums and means of the endings' losses, one row at a time and without padding."""
     import torch
 
     out = []
-    for example in examples:
+    for _, context, endings in examples:
         sums, means = [], []
-        for completion in example.completions:
-            row = torch.tensor([example.context + completion])
+        for ending in endings:
+            row = torch.tensor([context + ending])
             with torch.no_grad():
                 logits, _ = gpt(row[:, :-1])
-            losses = torch.nn.functional.cross_entropy(logits[0], row[0, 1:], reduction="none")[-len(completion) :]
+            losses = torch.nn.functional.cross_entropy(logits[0], row[0, 1:], reduction="none")[-len(ending) :]
             sums.append(losses.sum().item())
             means.append(losses.mean().item())
         out.append((sums, means))
@@ -84,7 +101,7 @@ def test_hellaswag_equals_torch_item_by_item(model: llmc.GPT2, reference: Any, f
     assert result.choices == [int(np.argmin(sums)) for sums, _ in expected]
     assert result.choices_norm == [int(np.argmin(means)) for _, means in expected]
     assert result.choices != result.choices_norm  # else one of the two is not tested
-    labels = [example.label for example in examples]
+    labels = [label for label, _, _ in examples]
     assert result.labels == labels and result.total == 50 and result.truncated == 0
     assert result.correct == sum(c == l for c, l in zip(result.choices, labels))
     assert result.correct_norm == sum(c == l for c, l in zip(result.choices_norm, labels))
@@ -103,33 +120,70 @@ def test_long_contexts_are_cut_on_the_left(model: llmc.GPT2, reference: Any, tmp
     context = [rng.randrange(V) for _ in range(100)]
     endings = [[rng.randrange(V) for _ in range(n)] for n in (1, 5, 30, T)]
     path = tmp_path / "long.bin"
-    write_evalfile(path, [Example(context, endings, 0), Example(context[:10], [[1], [2]], 1)])
+    path.write_bytes(eval_bytes([(0, context, endings), (1, context[:10], [[1], [2]])]))
     result = evals.hellaswag(model, path)
     assert result.truncated == 4
     expected = [
-        torch_choices(reference, [Example(context[-(T + 1 - len(ending)) :], [ending], 0)])[0][0][0]
-        for ending in endings
+        torch_choices(reference, [(0, context[-(T + 1 - len(ending)) :], [ending])])[0][0][0] for ending in endings
     ]
     np.testing.assert_allclose(result.losses[0], expected, rtol=2e-5)
-    write_evalfile(path, [Example(context, [[1] * (T + 1), [2]], 0)])
+    path.write_bytes(eval_bytes([(0, context, [[1] * (T + 1), [2]])]))
     with pytest.raises(ValueError, match=f"{T + 1} tokens"):
         evals.hellaswag(model, path)
 
 
 def test_errors(model: llmc.GPT2, fifty: Path, tmp_path: Path) -> None:
+    good = fifty.read_bytes()
     path = tmp_path / "bad.bin"
     with pytest.raises(FileNotFoundError, match="llmc data hellaswag"):
-        evals.hellaswag(model, path)
-    path.write_bytes(fifty.read_bytes()[:-2])
-    with pytest.raises(llmc.Error, match="example 49"):
-        evals.hellaswag(model, path)
-    write_evalfile(path, [Example([1], [[V], [2]], 0)])
+        evals.read_eval_file(path)
+    begin = struct.pack("<4i", 20240522, 1, 1, 0).ljust(1024, b"\0")
+    for data, message in (
+        (b"", "too few"),
+        (good[:1000], "too few"),
+        (b"\0" * 2000, "magic 0"),
+        (struct.pack("<2i", 20240522, 2) + good[8:], "version 2"),
+        (struct.pack("<3i", 20240522, 1, 2**31 - 1) + good[12:], "announces 2147483647"),
+        (struct.pack("<3i", 20240522, 1, -1) + good[12:], "announces -1"),
+        (struct.pack("<3i", 20240522, 1, 51) + good[12:], "example 50: the file ends"),
+        (good[:-2], "example 49"),
+        (good + b"\0", "1 bytes follow"),
+        (good + b"\0\0", "2 bytes follow"),
+        (begin + struct.pack("<9H", 65534, 18, 0, 0, 1, 1, 5, 1, 5), "begins with 65534"),
+        (begin + struct.pack("<9H", 65535, 18, 0, 1, 1, 1, 5, 1, 5), "label is 1 of 1"),
+        (begin + struct.pack("<9H", 65535, 18, 0, 0, 1, 0, 5, 1, 5), "context is empty"),
+        (begin + struct.pack("<9H", 65535, 18, 0, 0, 1, 1, 5, 2, 5), "ending 0 is"),
+        (begin + struct.pack("<10H", 65535, 20, 0, 0, 1, 1, 5, 1, 5, 5), "2 bytes are left over"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(llmc.Error, match=message):
+            evals.read_eval_file(path)
+    path.write_bytes(eval_bytes([(0, [1], [[V], [2]])]))
     with pytest.raises(ValueError, match=f"token {V}.*another tokenizer"):
-        evals.mmlu(model, path)
+        evals.hellaswag(model, path)
     with pytest.raises(ValueError, match="batch_size is 0"):
         evals.hellaswag(model, fifty, batch_size=0)
     with pytest.raises(ValueError, match="no examples"):
         evals.hellaswag(model, fifty, limit=0)
+
+
+def test_mutated_eval_files(tmp_path: Path) -> None:
+    """Whatever a file holds, the answer is examples or one of our errors."""
+    good = eval_bytes(make_examples(5))
+    rng = random.Random(11)
+    path = tmp_path / "mutated.bin"
+    refused = 0
+    for i in range(500):
+        data = bytearray(good)
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(1024 if i % 2 else 0, len(data))] = rng.randrange(256)
+        path.write_bytes(data if i % 3 else data[: rng.randrange(len(data))])
+        try:
+            evals.read_eval_file(path)
+        except llmc.Error as e:
+            assert "mutated.bin" in str(e)
+            refused += 1
+    assert 100 < refused < 500
 
 
 # ---- validation loss ----

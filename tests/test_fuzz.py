@@ -71,7 +71,9 @@ TARGETS["tokenizer"] = Target(write_tokenizer, _break)
 def test_the_fuzzer_sees_what_goes_wrong(broken_reader: Path) -> None:
     import subprocess
 
-    done = subprocess.run([sys.executable, str(broken_reader), "tokenizer", "--count", "12"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(broken_reader), "tokenizer", "--count", "12"], capture_output=True, text=True
+    )
     assert done.returncode == 1
     for word in ("CRASH (exit code -11)", "HANG", "UNEXPECTED-MemoryError", "UNEXPECTED-KeyError"):
         assert word in done.stdout

@@ -101,7 +101,9 @@ def main() -> None:
     c = _llmc.config_from_descriptor(args.model)
     rows, records = [], []
     for dtype in args.dtypes:
-        weights = _llmc.memory_plan(c, dtype, dtype, 1, 1).parameters - c.max_seq_len * c.channels * (2 if dtype == "bf16" else 4)
+        weights = _llmc.memory_plan(c, dtype, dtype, 1, 1).parameters - c.max_seq_len * c.channels * (
+            2 if dtype == "bf16" else 4
+        )
         for B in args.batch:
             seconds: dict[str, list[float]] = {"llmc": [], "torch": []}
             for _ in range(args.rounds):
@@ -113,9 +115,15 @@ def main() -> None:
                     times.append(json.loads(done.stdout.splitlines()[-1])["seconds_per_step"])
             ours, theirs = statistics.median(seconds["llmc"]), statistics.median(seconds["torch"])
             share = weights / ours / bandwidth
-            rows.append([f"{dtype} B={B}", f"{B / ours:.0f}", f"{B / theirs:.0f}", f"{theirs / ours:.2f}", f"{share:.0%}"])
-            records.append({"dtype": dtype, "B": B, "seconds_per_step": seconds, "weight_bytes": weights, "share": share})
-    print(f"\n{args.model}, prompts of {args.prompt}, {about['threads']} threads of {about['isa']}, read {bandwidth / 1e9:.1f} GB/s\n")
+            rows.append(
+                [f"{dtype} B={B}", f"{B / ours:.0f}", f"{B / theirs:.0f}", f"{theirs / ours:.2f}", f"{share:.0%}"]
+            )
+            records.append(
+                {"dtype": dtype, "B": B, "seconds_per_step": seconds, "weight_bytes": weights, "share": share}
+            )
+    print(
+        f"\n{args.model}, prompts of {args.prompt}, {about['threads']} threads of {about['isa']}, read {bandwidth / 1e9:.1f} GB/s\n"
+    )
     print_table(["", "llmc tokens/s", "PyTorch tokens/s", "x faster", "of bandwidth"], rows)
     results: dict[str, Any] = {"machine": about, "read_bandwidth": bandwidth, "model": args.model, "rows": records}
     write_json(args.json, results)

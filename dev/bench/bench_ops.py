@@ -77,7 +77,13 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
     R = min(N, classifier_rows)
     chunks = -(-N // R)
 
-    for name, K, M in (("qkv", C, 3 * C), ("attproj", C, C), ("fc", C, 4 * C), ("fcproj", 4 * C, C), ("classifier", C, Vp)):
+    for name, K, M in (
+        ("qkv", C, 3 * C),
+        ("attproj", C, C),
+        ("fc", C, 4 * C),
+        ("fcproj", 4 * C, C),
+        ("classifier", C, Vp),
+    ):
         rows, calls = (R, chunks) if name == "classifier" else (N, L)
         yield from products(o, name, rows, K, M, calls, gelu=name in ("fc", "fcproj"))
 
@@ -93,8 +99,17 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
         cycle = o.cycle(operands)
         return lambda: op(*next(cycle))
 
-    yield Op("attention_forward", shape, L, 4 * HS * pairs, size * 4 * N * C, lambda: attention(be.attention_forward, False))
-    yield Op("attention_backward", shape, L, 10 * HS * pairs, size * 8 * N * C, lambda: attention(be.attention_backward, True))
+    yield Op(
+        "attention_forward", shape, L, 4 * HS * pairs, size * 4 * N * C, lambda: attention(be.attention_forward, False)
+    )
+    yield Op(
+        "attention_backward",
+        shape,
+        L,
+        10 * HS * pairs,
+        size * 8 * N * C,
+        lambda: attention(be.attention_backward, True),
+    )
 
     def rows(op: Callable[..., None], *kinds: str) -> Run:
         one = {
@@ -108,10 +123,22 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
         return lambda: op(*next(cycle))
 
     n = N * C
-    yield Op("residual+layernorm", f"{N}x{C}", 2 * L, 9 * n, size * 4 * n,
-             lambda: rows(be.fused_residual_layernorm_forward, *"xxssxxww"))
-    yield Op("layernorm_backward", f"{N}x{C}", 2 * L + 1, 14 * n, size * 4 * n,
-             lambda: rows(be.layernorm_backward, *"xggxxwss"))
+    yield Op(
+        "residual+layernorm",
+        f"{N}x{C}",
+        2 * L,
+        9 * n,
+        size * 4 * n,
+        lambda: rows(be.fused_residual_layernorm_forward, *"xxssxxww"),
+    )
+    yield Op(
+        "layernorm_backward",
+        f"{N}x{C}",
+        2 * L + 1,
+        14 * n,
+        size * 4 * n,
+        lambda: rows(be.layernorm_backward, *"xggxxwss"),
+    )
     yield Op("gelu_forward", f"{N}x{4 * C}", L, 0, size * 8 * n, lambda: rows(be.gelu_forward, *"hh"))
 
     def classifier() -> Run:
@@ -187,7 +214,9 @@ def products(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: 
         return run
 
     def dweight() -> Run:
-        cycle = o.cycle(lambda: (o.tensor(OC, C), None if alone else o.tensor(OC), o.tensor(N, OC), o.tensor(N, C)), copies)
+        cycle = o.cycle(
+            lambda: (o.tensor(OC, C), None if alone else o.tensor(OC), o.tensor(N, OC), o.tensor(N, C)), copies
+        )
         weight = o.tensor(OC, C)
 
         def run() -> None:
@@ -197,12 +226,33 @@ def products(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: 
         return run
 
     bytes_ = size * (N * C + OC * C + N * OC)
-    yield Op(f"matmul {name} forward", shape, calls, flops, bytes_ + size * N * OC * (gelu and C < OC), forward,
-             lambda: torch_product(o, N, C, OC, copies, "forward"))
-    yield Op(f"matmul {name} dinp", shape, calls, flops, bytes_ + size * N * C * (gelu and C > OC), dinp,
-             lambda: torch_product(o, N, C, OC, copies, "dinp"))
-    yield Op(f"matmul {name} dweight", shape, calls, flops, bytes_, dweight,
-             lambda: torch_product(o, N, C, OC, copies, "dweight"))
+    yield Op(
+        f"matmul {name} forward",
+        shape,
+        calls,
+        flops,
+        bytes_ + size * N * OC * (gelu and C < OC),
+        forward,
+        lambda: torch_product(o, N, C, OC, copies, "forward"),
+    )
+    yield Op(
+        f"matmul {name} dinp",
+        shape,
+        calls,
+        flops,
+        bytes_ + size * N * C * (gelu and C > OC),
+        dinp,
+        lambda: torch_product(o, N, C, OC, copies, "dinp"),
+    )
+    yield Op(
+        f"matmul {name} dweight",
+        shape,
+        calls,
+        flops,
+        bytes_,
+        dweight,
+        lambda: torch_product(o, N, C, OC, copies, "dweight"),
+    )
 
 
 def torch_product(o: Operands, N: int, C: int, OC: int, copies: int | None, which: str) -> Run:
@@ -303,10 +353,14 @@ def main() -> None:
                 rows.append(row)
                 records.append(record)
             header = ["op", "shape", "ms", "GFLOP/s", "GB/s", "of floor", "ms/step"]
-            rows.append(["step", "", "", "", "", f"{floor_total / total:.0%}", f"{total * 1e3:.0f}"] + ["", ""] * args.torch)
+            rows.append(
+                ["step", "", "", "", "", f"{floor_total / total:.0%}", f"{total * 1e3:.0f}"] + ["", ""] * args.torch
+            )
             print_table(header + ["PyTorch ms", "x faster"] * args.torch, rows)
             if ratios:
-                print(f"\nproducts against PyTorch's: geometric mean {geometric_mean(ratios):.2f}, least {min(ratios):.2f}")
+                print(
+                    f"\nproducts against PyTorch's: geometric mean {geometric_mean(ratios):.2f}, least {min(ratios):.2f}"
+                )
             results["tables"].append({"dtype": dtype, "T": T, "ceilings": vars(top), "ops": records})
     write_json(args.json, results)
 

@@ -168,7 +168,13 @@ def main() -> None:
     peaks = {d: _llmc.cpu_peak_flops(d, threads) for d in ("f32", "bf16")}
     c = _llmc.config_from_descriptor(args.model)
     N = _llmc.memory_plan(c, "f32", "f32", 1, 1).parameters // 4
-    results: dict[str, Any] = {"machine": about, "peak_flops": peaks, "model": args.model, "batch": args.batch, "tables": []}
+    results: dict[str, Any] = {
+        "machine": about,
+        "peak_flops": peaks,
+        "model": args.model,
+        "batch": args.batch,
+        "tables": [],
+    }
     for T in args.seq:
         peers = [p for d in args.dtypes for p in PEERS[d] if not args.peers or any(text in p for text in args.peers)]
         if args.llmc_binary and (args.model, args.batch, T) == ("d12", 4, 64):
@@ -185,7 +191,9 @@ def main() -> None:
                     print(error, file=sys.stderr)
                     del runs[peer]
         work_ = flops_per_token(c.num_layers, c.channels, T, N) * args.batch * T
-        print(f"\n{args.model} B={args.batch} T={T}, {threads} threads of {about['isa']}, {work_ / 1e9:.0f} GFLOP a step\n")
+        print(
+            f"\n{args.model} B={args.batch} T={T}, {threads} threads of {about['isa']}, {work_ / 1e9:.0f} GFLOP a step\n"
+        )
         table = {peer: summary(r, args.batch * T, work_, threads) for peer, r in runs.items()}
         print_table(
             ["peer", "median s", "best s", "tokens/s", "GFLOP/s", "peak GB", "busy"],

@@ -34,7 +34,8 @@ import resource, sys, time
 from llmc.datasets import text
 start = time.perf_counter()
 written = text.prepare([sys.argv[1]], sys.argv[2], workers=int(sys.argv[3]))
-print(time.perf_counter() - start, written.train_tokens + written.val_tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, written.train_tokens + written.val_tokens, usage.ru_maxrss)
 """
 
 
@@ -61,10 +62,19 @@ def encoding(text: str) -> None:
     pieces = [Piece(d, True) for d in documents] * 4
     count = len(ours.encode_documents(pieces[: len(documents)]))
     rows: list[tuple[str, float]] = [
-        ("tiktoken encode_ordinary, by document", median_seconds(lambda: [encoder.encode_ordinary(d) for d in documents])),
-        ("tiktoken encode_ordinary_batch, 2 threads", median_seconds(lambda: encoder.encode_ordinary_batch(documents, num_threads=2))),
+        (
+            "tiktoken encode_ordinary, by document",
+            median_seconds(lambda: [encoder.encode_ordinary(d) for d in documents]),
+        ),
+        (
+            "tiktoken encode_ordinary_batch, 2 threads",
+            median_seconds(lambda: encoder.encode_ordinary_batch(documents, num_threads=2)),
+        ),
         ("Tokenizer.encode_documents", median_seconds(lambda: ours.encode_documents(pieces[: len(documents)]))),
-        ("the same from gpt2_tokenizer.bin", median_seconds(lambda: from_file.encode_documents(pieces[: len(documents)]))),
+        (
+            "the same from gpt2_tokenizer.bin",
+            median_seconds(lambda: from_file.encode_documents(pieces[: len(documents)])),
+        ),
         ("token_stream, 1 worker", median_seconds(lambda: list(token_stream(pieces, ours, 1))) / 4),
         ("token_stream, 2 workers", median_seconds(lambda: list(token_stream(pieces, ours, 2))) / 4),
     ]
@@ -82,7 +92,9 @@ def write_large(path: Path, text: str, size: int) -> None:
         while written < size:
             words = text.split(" ")
             for _ in range(len(words) // 20):
-                words[rng.randrange(len(words))] = rng.choice(vocabulary) + rng.choice(("", "s", str(rng.randrange(10**4)), "é"))
+                words[rng.randrange(len(words))] = rng.choice(vocabulary) + rng.choice(
+                    ("", "s", str(rng.randrange(10**4)), "é")
+                )
             varied = " ".join(words)
             file.write(varied)
             written += len(varied.encode())
@@ -97,11 +109,12 @@ def large(text: str, megabytes: int, workers: list[int]) -> None:
             output = Path(folder) / f"out{count}"
             command = [sys.executable, "-c", _CHILD, str(path), str(output), str(count)]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True)
-            seconds, tokens, peak = (float(x) for x in done.stdout.split())
+            seconds, cpu, tokens, peak = (float(x) for x in done.stdout.split())
             peak_bytes = peak * (1 if sys.platform == "darwin" else 1024)
             size = path.stat().st_size
             print(
-                f"{size / 1e6:.0f} MB, {count} workers: {seconds:.0f} s, {tokens / seconds / 1e6:.2f} M tokens/s, "
+                f"{size / 1e6:.0f} MB, {count} workers: {seconds:.0f} s ({cpu:.0f} s of a core), "
+                f"{tokens / seconds / 1e6:.2f} M tokens/s, "
                 f"{size / seconds / 1e6:.1f} MB/s, peak memory {peak_bytes / 1e6:.0f} MB"
             )
             digest = hashlib.sha256()

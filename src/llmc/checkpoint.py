@@ -211,7 +211,9 @@ class Checkpointer:
         free = self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
-                errno.ENOSPC, f"a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free", str(self.directory)
+                errno.ENOSPC,
+                f"a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+                str(self.directory),
             )
 
     def wait(self) -> None:
@@ -326,8 +328,9 @@ def read_manifest(directory: StrPath, step: int) -> dict[str, Any] | None:
 def _check_manifest(manifest: dict[str, Any]) -> None:
     """ValueError where a value is not of the kind that load_state() and the Trainer count on."""
 
-    def check(place: str, value: Any, kind: type, low: int = 0) -> None:
-        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not low <= value < 2**64)):
+    def check(place: str, value: Any, kind: type) -> None:
+        good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not good or (isinstance(value, int) and not 0 <= value < 2**64):
             raise ValueError(f"its {place} is {value!r:.60}")
 
     check("config", manifest["config"], dict)
@@ -352,9 +355,9 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     check("extra", state["extra"], dict)
     check("loader", state["loader"], dict)
     for name in ("rows_per_sample", "epoch", "shard", "row"):
-        check(name, state["loader"][name], int, low=1 if name == "rows_per_sample" else 0)
-        if state["loader"][name] >= 2**63:
-            raise ValueError(f"its {name} is {state['loader'][name]}")
+        check(name, state["loader"][name], int)
+        if state["loader"][name] >= 2**63 or state["loader"]["rows_per_sample"] == 0:
+            raise ValueError(f"its loader is {state['loader']}")
 
 
 def verify(directory: StrPath, step: int) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """Evaluation: validation loss and perplexity, HellaSwag, MMLU.
 
-The two multiple-choice evaluations score each completion by the model's cross-entropy over its tokens, given the context. The
-lowest sum is the choice of `acc`, the lowest mean that of `acc_norm` (the one that llm.c logs). They read llm.c's eval files
-(llmc.datasets.evalfile).
+The two multiple-choice evaluations score each ending by the model's cross-entropy over the ending's tokens, given the context. The
+lowest sum is the choice of `acc`, the lowest mean that of `acc_norm` (the one that llm.c logs). They read llm.c's eval file: 256
+int32 (magic 20240522, version 1, number of examples, bytes of the longest), then for each example a stream of uint16: 65535,
+bytes of the example, index, label, number of endings, number of context tokens, these, and for each ending its number of tokens and these.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from llmc import _llmc
 from llmc.data import DataLoader
-from llmc.datasets.evalfile import Example, read_evalfile
 from llmc.model import GPT2
 
 StrPath = str | os.PathLike[str]
+
+_MAGIC, _VERSION = 20240522, 1
+_START = 65535
 
 # ---- validation loss ----
 
@@ -67,8 +72,17 @@ def validation_loss(
 
 
 @dataclass(frozen=True)
+class Example:
+    """One question: token ids of what comes first, and of each ending; label is the right ending."""
+
+    label: int
+    context: NDArray[np.uint16]
+    endings: list[NDArray[np.uint16]]
+
+
+@dataclass(frozen=True)
 class ChoiceResult:
-    """losses, lengths: of each completion of each example, the sum of its tokens' losses and their number.
+    """losses, lengths: of each ending of each example, the sum of its tokens' losses and their number.
 
     truncated: rows whose context lost tokens on the left, because they did not fit into the model's.
     """
@@ -80,12 +94,12 @@ class ChoiceResult:
 
     @property
     def choices(self) -> list[int]:
-        """The completion of the lowest loss in sum; of equals the first."""
+        """The ending of the lowest loss in sum; of equals the first."""
         return [int(np.argmin(sums)) for sums in self.losses]
 
     @property
     def choices_norm(self) -> list[int]:
-        """The completion of the lowest mean loss; of equals the first."""
+        """The ending of the lowest mean loss; of equals the first."""
         return [int(np.argmin(np.divide(sums, n))) for sums, n in zip(self.losses, self.lengths)]
 
     @property
@@ -113,35 +127,88 @@ class ChoiceResult:
         return {name: getattr(self, name) for name in names}
 
 
+def read_eval_file(path: StrPath) -> list[Example]:
+    """The examples of a llm.c eval file. FileNotFoundError where it is not there, llmc.Error where it is damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no eval file '{path}'; `llmc data hellaswag` makes one")
+    size = path.stat().st_size
+    if size < 1024:
+        raise _llmc.Error(f"{path}: {size} bytes are too few for an eval file, whose header has 1024")
+    magic, version, count = (int(x) for x in np.fromfile(path, "<i4", 3))
+    if (magic, version) != (_MAGIC, _VERSION):
+        raise _llmc.Error(
+            f"{path}: magic {magic} version {version}, expected an eval file ({_MAGIC} version {_VERSION})"
+        )
+    stream: NDArray[np.uint16] = np.fromfile(path, "<u2", offset=1024)
+    # The shortest example has 9 numbers: 5 of its head, one context token, one ending of one token, and their counts.
+    if not 0 < count <= len(stream) // 9:
+        raise _llmc.Error(f"{path}: announces {count} examples, but holds {len(stream)} numbers")
+    examples = []
+    at = 0
+    for i in range(count):
+        example, at = _read_example(stream, at, f"{path}: example {i}")
+        examples.append(example)
+    if at != len(stream) or size % 2:
+        raise _llmc.Error(f"{path}: {size - 1024 - 2 * at} bytes follow the last of its {count} examples")
+    return examples
+
+
+def _read_example(stream: NDArray[np.uint16], begin: int, where: str) -> tuple[Example, int]:
+    if begin + 6 > len(stream):
+        raise _llmc.Error(f"{where}: the file ends before it")
+    start, num_bytes, _, label, num_endings, _ = (int(x) for x in stream[begin : begin + 6])
+    end = begin + num_bytes // 2
+    if start != _START or num_bytes % 2 or end > len(stream):
+        raise _llmc.Error(
+            f"{where}: begins with {start} and {num_bytes} bytes, expected {_START} and at most {2 * (len(stream) - begin)}"
+        )
+    if not 0 <= label < num_endings:
+        raise _llmc.Error(f"{where}: its label is {label} of {num_endings} endings")
+    parts: list[NDArray[np.uint16]] = []
+    at = begin + 5
+    for _ in range(1 + num_endings):
+        length = int(stream[at]) if at < end else 0
+        if length == 0 or at + 1 + length > end:
+            raise _llmc.Error(
+                f"{where}: {'context' if not parts else f'ending {len(parts) - 1}'} is empty or longer than the example"
+            )
+        parts.append(stream[at + 1 : at + 1 + length])
+        at += 1 + length
+    if at != end:
+        raise _llmc.Error(f"{where}: {2 * (end - at)} bytes are left over after its {num_endings} endings")
+    return Example(label, parts[0], parts[1:]), end
+
+
 def multiple_choice(
     model: GPT2, examples: Sequence[Example], *, batch_size: int = 4, progress: bool = False, what: str = "evaluating"
 ) -> ChoiceResult:
-    """Scores every completion of every example, batch_size rows at a time.
+    """Scores every ending of every example, batch_size rows at a time; the longest first, so that rows of a batch are of a length.
 
-    ValueError where a token is outside of the model's vocabulary, or a completion longer than the model's context.
+    ValueError where a token is outside of the model's vocabulary, or an ending longer than the model's context.
     """
     if not examples:
         raise ValueError("there are no examples to evaluate")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
-    rows = [(e, n) for e, example in enumerate(examples) for n in range(len(example.completions))]
-    largest = max(max(part) for example in examples for part in (example.context, *example.completions))
+    rows = [(e, n) for e, example in enumerate(examples) for n in range(len(example.endings))]
+    largest = max(int(part.max()) for example in examples for part in (example.context, *example.endings))
     if largest >= model.config.vocab_size:
         raise ValueError(
             f"the examples have token {largest}, the model a vocabulary of {model.config.vocab_size}: "
             "they were made with another tokenizer"
         )
     longest = model.config.max_seq_len
-    lengths = [[len(completion) for completion in example.completions] for example in examples]
+    lengths = [[len(ending) for ending in example.endings] for example in examples]
     if max(map(max, lengths)) > longest:
-        raise ValueError(f"a completion has {max(map(max, lengths))} tokens, but the model's max_seq_len is {longest}")
+        raise ValueError(f"an ending has {max(map(max, lengths))} tokens, but the model's max_seq_len is {longest}")
 
     def length(row: tuple[int, int]) -> int:  # of what the model reads: the last token is only predicted
         return min(len(examples[row[0]].context) + lengths[row[0]][row[1]] - 1, longest)
 
     truncated = sum(len(examples[e].context) + lengths[e][n] - 1 > longest for e, n in rows)
-    losses = [[0.0] * len(example.completions) for example in examples]
-    rows.sort(key=length, reverse=True)  # rows of a batch are of about one length
+    losses = [[0.0] * len(example.endings) for example in examples]
+    rows.sort(key=length, reverse=True)
     with tqdm(total=len(rows), unit="row", desc=what, disable=not progress) as bar:
         for begin in range(0, len(rows), batch_size):
             batch = rows[begin : begin + batch_size]
@@ -149,7 +216,7 @@ def multiple_choice(
             inputs = np.zeros((len(batch), T), np.int32)
             targets = np.full((len(batch), T), -1, np.int32)
             for i, (e, n) in enumerate(batch):
-                tokens = (examples[e].context + examples[e].completions[n])[-longest - 1 :]
+                tokens = np.concatenate([examples[e].context, examples[e].endings[n]]).astype(np.int32)[-longest - 1 :]
                 used, scored = len(tokens) - 1, lengths[e][n]
                 inputs[i, :used] = tokens[:-1]
                 targets[i, used - scored : used] = tokens[-scored:]
@@ -160,18 +227,12 @@ def multiple_choice(
     return ChoiceResult([example.label for example in examples], losses, lengths, truncated)
 
 
-def _examples(path: StrPath, name: str) -> list[Example]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no eval file '{path}'; `llmc data {name}` makes one")
-    return read_evalfile(path)
-
-
 def hellaswag(
     model: GPT2, path: StrPath, *, batch_size: int = 4, limit: int | None = None, progress: bool = False
 ) -> ChoiceResult:
     """HellaSwag (Zellers et al. 2019) by completion, on llm.c's eval file; limit: only the first examples."""
     return multiple_choice(
-        model, _examples(path, "hellaswag")[:limit], batch_size=batch_size, progress=progress, what="HellaSwag"
+        model, read_eval_file(path)[:limit], batch_size=batch_size, progress=progress, what="HellaSwag"
     )
 
 
@@ -179,6 +240,4 @@ def mmlu(
     model: GPT2, path: StrPath, *, batch_size: int = 4, limit: int | None = None, progress: bool = False
 ) -> ChoiceResult:
     """MMLU (Hendrycks et al. 2021) by completion, as llm.c's mmlu.py scores it, on an eval file; limit: only the first examples."""
-    return multiple_choice(
-        model, _examples(path, "mmlu")[:limit], batch_size=batch_size, progress=progress, what="MMLU"
-    )
+    return multiple_choice(model, read_eval_file(path)[:limit], batch_size=batch_size, progress=progress, what="MMLU")

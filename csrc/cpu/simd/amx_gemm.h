@@ -175,7 +175,7 @@ void finish_block(const Gemm& g, const float* c, i64 m, i64 n, i64 rows, bool pa
         if (pre) {
             const __m512i line = line_of(low, high);
             put(pre + at, line, past_caches);
-            low = gelu(low_of(line)), high = gelu(high_of(line));
+            low = gelu<bf16>(low_of(line)), high = gelu<bf16>(high_of(line));
         }
         if (dgelu) {
             const __m512i line = line_of(low, high);

@@ -174,7 +174,7 @@ void epilogue(const Gemm& g, const float* strip, i64 lds, i64 m0, i64 n0, i64 ro
             if (pre) {
                 v = as_stored<T>(v);
                 store(pre + i, v, m);
-                v = gelu(v);
+                v = gelu<T>(v);
             }
             if (dgelu) v = as_stored<T>(v) * gelu_gradient(load(dgelu + i, m));
             store(c + i, v, m);
