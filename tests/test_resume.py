@@ -468,7 +468,8 @@ from llmc.train import Trainer
 sys.path.insert(0, {tests!r})
 from runs import tiny_settings
 from pathlib import Path
-trainer = Trainer(llmc.TrainConfig(**tiny_settings(Path({folder!r}), max_steps=100000, checkpoint_every=1, keep_checkpoints=2, resume=True, val_every=0)))
+settings = tiny_settings(Path({folder!r}), max_steps=100000, checkpoint_every=1, keep_checkpoints=2, resume=True, val_every=0)
+trainer = Trainer(llmc.TrainConfig(**settings))
 print("ready", flush=True)
 trainer.fit()
 """
