@@ -21,15 +21,15 @@ foreach(_package IN LISTS _nvidia_packages)
 endforeach()
 
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
-  find_program(_nvcc nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin NO_CACHE)
+  # The places that build_backend.py looks at, and no others.
+  find_program(_nvcc nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin
+    NO_CACHE NO_CMAKE_SYSTEM_PATH)
   if(NOT _nvcc)
     find_program(_nvcc nvcc PATHS ${NVIDIA_WHEEL_ROOTS} PATH_SUFFIXES bin NO_DEFAULT_PATH NO_CACHE)
     if(_nvcc)
-      get_filename_component(_root "${_nvcc}" DIRECTORY)
-      get_filename_component(_root "${_root}" DIRECTORY)
-      set(CUDAToolkit_ROOT "${_root}")
+      get_filename_component(NVIDIA_NVCC_ROOT "${_nvcc}/../.." ABSOLUTE)
       # The wheels have lib, not lib64, which is where nvcc's own profile looks.
-      set(CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS} -L${_root}/lib")
+      set(CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS} -L${NVIDIA_NVCC_ROOT}/lib")
     endif()
   endif()
   if(NOT _nvcc)
@@ -41,7 +41,7 @@ endif()
 
 function(nvidia_headers name header package)
   find_path(NVIDIA_${name}_INCLUDE ${header}
-    HINTS ${CUDAToolkit_INCLUDE_DIRS} ENV CUDNN_PATH ENV NCCL_HOME PATHS ${NVIDIA_WHEEL_ROOTS} PATH_SUFFIXES include)
+    HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} ENV CUDNN_PATH ENV NCCL_HOME PATHS ${NVIDIA_WHEEL_ROOTS} PATH_SUFFIXES include)
   if(NOT NVIDIA_${name}_INCLUDE)
     message(FATAL_ERROR "${header} was not found in the CUDA toolkit, the system or Python's packages: pip install '${package}'")
   endif()

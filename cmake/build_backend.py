@@ -13,12 +13,12 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from scikit_build_core import build as _build
 from scikit_build_core.build import *  # noqa: F403
 
-_ConfigSettings = Optional[Mapping[str, Any]]
+_ConfigSettings = Mapping[str, Any] | None
 
 
 def _defined(name: str, config_settings: _ConfigSettings) -> bool:

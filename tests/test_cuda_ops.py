@@ -402,15 +402,24 @@ def merge(x):
 
 SHAPES = [(1, 1, 1, 1), (2, 7, 3, 11), (1, 70, 2, 16), (2, 33, 1, 100)]  # B, T, NH, HS
 FLASH_SHAPES = [(B, T, NH, HS) for HS in (64, 80, 96, 128) for B, T, NH in [(1, 1, 1), (2, 70, 2), (1, 193, 1)]]
-KERNELS = [("simple", *s) for s in SHAPES + [(1, 70, 2, 64)]] + [("flash", *s) for s in FLASH_SHAPES]
+KERNELS = [("simple", *s) for s in SHAPES + [(1, 70, 2, 64)]] + [
+    (k, *s) for k in ("flash", "cudnn") for s in FLASH_SHAPES
+]
+
+
+def use_attention(options, kernel):
+    try:
+        options("attention", kernel)
+    except _llmc.Error as e:
+        pytest.skip(str(e))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel,B,T,NH,HS", KERNELS)
 def test_attention(cuda, cpu, rng, options, dtype, kernel, B, T, NH, HS):
-    if kernel == "flash" and dtype == "f32":
-        pytest.skip("flash attention is for bf16")
-    options("attention", kernel)
+    if kernel != "simple" and dtype == "f32":
+        pytest.skip(f"{kernel} attention is for bf16")
+    use_attention(options, kernel)
     qkv, dout = rng.standard_normal((B, T, 3 * NH * HS)), rng.standard_normal((B, T, NH * HS))
     qkv_r = rounded(qkv, dtype)
     p, lse, q, k, v = attention(qkv_r, NH)
@@ -438,20 +447,17 @@ def test_attention(cuda, cpu, rng, options, dtype, kernel, B, T, NH, HS):
     check(cuda, cpu, run, {"lse": lse}, "f32", slack=16)
 
 
-def test_attention_backward_runs_alike(cuda, rng, options):
-    for kernel in ("simple", "flash"):
-        options("attention", kernel)
-        tq, to = (
-            put(cuda, rng.standard_normal((1, 130, 192)), "bf16"),
-            put(cuda, rng.standard_normal((1, 130, 64)), "bf16"),
-        )
-        lse = put(cuda, np.full((1, 1, 130), 3.0), "f32")
-        results = []
-        for _ in range(2):
-            dqkv = nans(cuda, (1, 130, 192), "bf16")
-            cuda.attention_backward(dqkv, to, tq, to, lse, 1)
-            results.append(dqkv.to_host())
-        assert np.array_equal(*results)
+@pytest.mark.parametrize("kernel", ["simple", "flash", "cudnn"])
+def test_attention_backward_runs_alike(cuda, rng, options, kernel):
+    use_attention(options, kernel)
+    tq, to = put(cuda, rng.standard_normal((1, 130, 192)), "bf16"), put(cuda, rng.standard_normal((1, 130, 64)), "bf16")
+    lse = put(cuda, np.full((1, 1, 130), 3.0), "f32")
+    results = []
+    for _ in range(2):
+        dqkv = nans(cuda, (1, 130, 192), "bf16")
+        cuda.attention_backward(dqkv, to, tq, to, lse, 1)
+        results.append(dqkv.to_host())
+    assert np.array_equal(*results)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -26,6 +26,7 @@ from llmc.datasets import evalfile, fineweb, hellaswag, mmlu, read, text, tinysh
 from llmc.datasets.download import cache_directory
 from llmc.datasets.read import Piece
 from llmc.datasets.tokenize import token_stream
+from llmc.evals import Example, read_eval_file
 from llmc.tokenizer import EOT, Tokenizer
 
 REFERENCE = "\n".join(text.language_reference())[:200_000]
@@ -152,7 +153,10 @@ def test_a_shard_that_is_not_finished_has_no_name(tmp_path: Path) -> None:
 
 
 def test_a_token_outside_of_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="outside of the vocabulary of 10"), ShardWriter(lambda i: tmp_path / "x", 10) as w:
+    with (
+        pytest.raises(ValueError, match="outside of the vocabulary of 10"),
+        ShardWriter(lambda i: tmp_path / "x", 10) as w,
+    ):
         w.write(np.array([10], dtype=np.uint32))
 
 
@@ -178,7 +182,9 @@ def write_parquet(path: Path, documents: list[str]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(documents)), "text": documents}), path, row_group_size=50)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": range(len(documents)), "text": documents}), path, row_group_size=50
+    )
 
 
 FORMATS: dict[str, Callable[[Path, list[str]], None]] = {
@@ -266,7 +272,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     data_command.add_arguments(parser)
     out = str(tmp_path / "out")
-    args = parser.parse_args(["text", str(tmp_path / "in.txt"), "-o", out, "-tk", "bpe:300", "--prefix", "mine", "-s", "9999"])
+    args = parser.parse_args(
+        ["text", str(tmp_path / "in.txt"), "-o", out, "-tk", "bpe:300", "--prefix", "mine", "-s", "9999"]
+    )
     assert data_command.run(args) == 0
     printed = capsys.readouterr().out
     assert "train on them: llmc-train -i" in printed and "mine_train_*.bin" in printed
@@ -345,7 +353,9 @@ def test_fineweb(tmp_path: Path, shard_size: int) -> None:
     assert [p.name for p in paths] == [f"edu_fineweb_{'train' if i else 'val'}_{i:06d}.bin" for i in range(len(paths))]
     parts = [read_shard(p) for p in paths]
     assert all(len(p) == shard_size for p in parts[:-1]) and np.concatenate(parts).tolist() == tokens
-    some = fineweb.prepare(tmp_path, kind="edu", source=tmp_path, shard_size=shard_size, shards=2, tokenizer="bytes", overwrite=True)
+    some = fineweb.prepare(
+        tmp_path, kind="edu", source=tmp_path, shard_size=shard_size, shards=2, tokenizer="bytes", overwrite=True
+    )
     assert some.train_tokens + some.val_tokens == min(len(tokens), 2 * shard_size)
 
 
@@ -355,14 +365,14 @@ def test_hellaswag(tmp_path: Path, bpe: str) -> None:
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = hellaswag.prepare(tmp_path / "out", source=source, tokenizer=bpe)
     tokenizer = Tokenizer.load(bpe)
-    examples = evalfile.read_evalfile(path)
+    examples = read_eval_file(path)
     for row, example in zip(rows, examples, strict=True):
         assert example.label == row["label"] and tokenizer.decode(example.context) == row["ctx"]
-        assert [tokenizer.decode(c) for c in example.completions] == [f" {e}" for e in row["endings"]]
+        assert [tokenizer.decode(c) for c in example.endings] == [f" {e}" for e in row["endings"]]
     # The layout, by hand, of the first example.
     raw = np.fromfile(path, "<u2", offset=1024)
     first = examples[0]
-    body = [t for tokens in (first.context, *first.completions) for t in (len(tokens), *tokens)]
+    body = [t for tokens in (first.context, *first.endings) for t in (len(tokens), *tokens)]
     assert raw[: 5 + len(body)].tolist() == [65535, 2 * (5 + len(body)), 0, first.label, 4, *body]
     assert np.fromfile(path, "<i4", 4).tolist()[:3] == [20240522, 1, 9]
     source.write_text('{"ctx": "a", "label": 4, "endings": ["b"]}\n')
@@ -384,18 +394,19 @@ def test_mmlu(tmp_path: Path, bpe: str, monkeypatch: pytest.MonkeyPatch) -> None
         tar.add(tmp_path / "data", "data")
     tokenizer = Tokenizer.load(bpe)
     for source in (tmp_path / "data", tmp_path / "data.tar"):
-        first, second = evalfile.read_evalfile(mmlu.prepare(tmp_path, source=source, tokenizer=bpe))
+        first, second = read_eval_file(mmlu.prepare(tmp_path, source=source, tokenizer=bpe))
         assert (first.label, second.label) == (0, 3)
         assert tokenizer.decode(first.context) == "Question: What, then?\n\nAnswer:"
-        assert [tokenizer.decode(c) for c in first.completions] == [" 1", " None", " 3.50", ' a "b"']
+        assert [tokenizer.decode(c) for c in first.endings] == [" 1", " None", " 3.50", ' a "b"']
 
 
 def test_an_eval_file_that_cannot_be(tmp_path: Path) -> None:
+    one = np.ones(1, np.uint16)
     for example, message in (
-        (evalfile.Example([65535], [[1]], 0), "token 65535"),
-        (evalfile.Example([1] * 33000, [[1]], 0), "bytes"),
-        (evalfile.Example([1], [[]], 0), "empty"),
-        (evalfile.Example([1], [[1]], 1), "label"),
+        (Example(0, one + 65534, [one]), "token 65535"),
+        (Example(0, np.ones(33000, np.uint16), [one]), "bytes"),
+        (Example(0, one, [one[:0]]), "empty"),
+        (Example(1, one, [one]), "label"),
     ):
         with pytest.raises(ValueError, match=message):
             evalfile.write_evalfile(tmp_path / "x.bin", [example])
@@ -414,7 +425,10 @@ def test_tokenizer_json(tmp_path: Path, bpe: str) -> None:
     trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=600, special_tokens=[EOT], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=600,
+        special_tokens=[EOT],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     trained.train_from_iterator([REFERENCE], trainer)
     trained.save(str(tmp_path / "tokenizer.json"))

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import json
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmc.data import read_shard, write_shard
-from llmc.datasets import download, fineweb, hellaswag
+from llmc.datasets import download, fineweb, hellaswag, tinystories
 from llmc.datasets.download import Remote, fetch, hub_files
 
 pytest.importorskip("pooch", reason="needs pooch")
@@ -28,6 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     files: dict[str, bytes]
     behaviour: list[str]
+    next_page: dict[str, str]
     requests: list[tuple[str, str | None]]  # path, Range
 
 
@@ -50,6 +52,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._send(416, b"")
         body = content[begin:]
         headers = {"Content-Range": f"bytes {begin}-{len(content) - 1}/{len(content)}"} if begin else {}
+        if self.path in self.server.next_page:
+            headers["Link"] = f'<{address(self.server)}{self.server.next_page[self.path]}>; rel="next"'
         self._send(206 if begin else 200, body, body[: len(body) // 2] if how == "half" else body, headers)
 
     def _send(self, status: int, body: bytes, sent: bytes | None = None, headers: dict[str, str] | None = None) -> None:
@@ -71,7 +75,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(download, "_PAUSE", 0.001)
     monkeypatch.setattr(download, "_CHUNK", 1000)
     server = Server(("127.0.0.1", 0), Handler)
-    server.files, server.behaviour, server.requests = {"/data": CONTENT}, [], []
+    server.files, server.behaviour, server.requests, server.next_page = {"/data": CONTENT}, [], [], {}
     monkeypatch.setenv("HF_ENDPOINT", address(server))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -162,7 +166,9 @@ def test_a_part_of_another_version_does_not_stay(server: Server, left: bytes) ->
 
 def test_offline(server: Server) -> None:
     nowhere = Remote("http://127.0.0.1:9/x", "x.bin", SHA256)  # port 9: nothing listens
-    with pytest.raises(ConnectionError, match=r"could not be downloaded .*Connect and try again, or .*x\.bin.*--source"):
+    with pytest.raises(
+        ConnectionError, match=r"could not be downloaded .*Connect and try again, or .*x\.bin.*--source"
+    ):
         fetch(nowhere)
 
 
@@ -231,6 +237,29 @@ def test_shards_that_are_tokenised_already(server: Server, tmp_path: Path) -> No
     assert [p.name for p in written.val + written.train] == list(files)[:3]
     assert (written.train_tokens, written.val_tokens) == (20, 10)
     assert all((tmp_path / "out" / name).read_bytes() == files[name] for name in list(files)[:3])
+
+
+def test_a_long_listing_has_pages(server: Server) -> None:
+    publish(server, "a/b", "first", {"2.bin": b"2"})
+    publish(server, "a/b", "rest", {"1.bin": b"1"})
+    server.next_page["/api/datasets/a/b/tree/main/first"] = "/api/datasets/a/b/tree/main/rest"
+    assert [(f.name, f.size) for f in hub_files("a/b", "first")] == [("hub/a/b/1.bin", 1), ("hub/a/b/2.bin", 1)]
+
+
+def test_tinystories_from_the_hub(server: Server, tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for i in range(3):
+            content = json.dumps([{"story": f" Story {i}. "}]).encode()
+            info = tarfile.TarInfo(f"./data{i:02d}.json")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    publish(
+        server, "roneneldan/TinyStories", "", {"TinyStories_all_data.tar.gz": archive.getvalue(), "other.bin": b"x"}
+    )
+    written = tinystories.prepare(tmp_path / "out", tokenizer="bytes")
+    text = bytes(t for t in read_shard(written.train[0]) if t < 256).decode()
+    assert text == "Story 1.Story 2." and written.val_tokens == len("Story 0.") + 1
 
 
 def test_the_hub_off_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

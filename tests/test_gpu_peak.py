@@ -31,7 +31,13 @@ def test_table(name, tflops):
 
 @pytest.mark.parametrize(
     "capability,sms,mhz,tflops",
-    [(80, 108, 1410, 312), (90, 132, 1830, 989.4), (100, 148, 1856, 2250), (120, 170, 2407, 209.5), (103, 148, 1856, 2250)],
+    [
+        (80, 108, 1410, 312),
+        (90, 132, 1830, 989.4),
+        (100, 148, 1856, 2250),
+        (120, 170, 2407, 209.5),
+        (103, 148, 1856, 2250),
+    ],
 )
 def test_unknown_cards_are_computed(capability, sms, mhz, tflops):
     card = {"capability": capability, "multiprocessors": sms, "clock_hz": mhz * 1e6}

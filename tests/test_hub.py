@@ -19,6 +19,7 @@ from llmc import hub
 from llmc.commands import export, import_
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+torch.set_num_threads(1)  # its tiny products gain nothing from threads, and lose to the waiting
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'llmc[test]'")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'llmc[hub]'")
 

@@ -1,3 +1,5 @@
+#include <pybind11/functional.h>
+
 #include "bindings/bindings.h"
 #include "model/checkpoint.h"
 #include "model/gpt2.h"
@@ -127,6 +129,13 @@ void bind_model(py::module_& m) {
                 LLMC_CHECK(rows > 0, "classifier_rows is {}, expected positive", rows);
                 self.gpt2->classifier_rows = rows;
             })
+        .def_property(
+            "layer_done", [](const Model& self) { return self.gpt2->layer_done; },
+            [](Model& self, std::function<void(std::int64_t)> done) {
+                self.gpt2->layer_done = std::move(done);
+            },
+            "layer_done(l) is called in backward when the gradients of layer l are complete (num_layers: the "
+            "last layernorm; -1: wte and wpe), for a Comm to begin with them. None: nothing is called.")
         .def(
             "init_weights", [](Model& self, std::uint32_t seed) { self.gpt2->init_weights(seed); },
             "seed"_a = 42, py::call_guard<py::gil_scoped_release>())

@@ -3,6 +3,7 @@
 #include "core/check.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/peak.h"
 #include "cuda/make_cuda.h"
 
 #define LLMC_STRING(x) #x
@@ -42,6 +43,11 @@ PYBIND11_MODULE(_llmc, m) {
                             "built"_a = choice.built);
         },
         "The kernel sets in this build, those that run here, and the one used (LLMC_ISA forces one).");
+    m.def(
+        "cpu_peak_flops",
+        [](const std::string& dtype, int threads) { return cpu_peak_flops(dtype_from_name(dtype), threads); },
+        "dtype"_a, "threads"_a = 0, py::call_guard<py::gil_scoped_release>(),
+        "FLOP/s of the kernel set in use on registers alone, measured in about 60 ms.");
     m.def("cuda_built", &cuda_built, "Whether this build has the CUDA backend.");
     m.def("set_library_directories", &set_library_directories, "directories"_a,
           "Where NVIDIA's libraries are looked for, besides the system's places.");

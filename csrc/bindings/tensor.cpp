@@ -105,6 +105,13 @@ void bind_tensor(py::module_& m) {
                                      a.data());
             },
             "begin"_a, "host"_a, "Copies elements in, from `begin` on in row-major order.")
+        .def(
+            "__getitem__",
+            [](const OwnedTensor& t, std::int64_t i) {
+                if (t.tensor.rank < 1 || i < 0 || i >= t.tensor.shape[0]) throw py::index_error();
+                return OwnedTensor{t.backend, t.tensor[i], t.owner};
+            },
+            "i"_a, "Row i, of one extent less: the same memory.")
         .def("__repr__", [](const OwnedTensor& t) { return format("Tensor({})", t.tensor); });
 }
 

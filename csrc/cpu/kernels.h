@@ -34,10 +34,10 @@ struct Gemm {
     const void* packed;  // B as pack_weight made it; or null
 };
 
-// How a set likes its products cut into tasks: blocks of about `rows` rows and of at most `columns` columns,
-// each a multiple of its unit.
+// How a set likes its products cut into tasks: blocks of at most `rows` rows and `columns` columns, each a
+// multiple of its unit, and not below `least_columns` for the sake of having more tasks.
 struct GemmTask {
-    i64 rows, columns, row_unit, column_unit;
+    i64 rows, columns, row_unit, column_unit, least_columns;
 };
 
 // One head of one sequence. q, k, v, dq, dk, dv have row stride ldq, out and dout ldo.
@@ -90,9 +90,12 @@ struct TypedKernels {
     // [begin,end) of B's memory (begin a multiple of 32). gemm uses it where g.packed is set.
     i64 (*packed_bytes)(i64 K, i64 N);
     void (*pack_weight)(void* packed, const Gemm& g, i64 begin, i64 end);
-    // For a handful of rows, as in generation: streams B (not k-major) once, unpacked. Columns [n0,n1) of g,
-    // M <= 8.
+    // For a handful of rows, as in generation: streams B (not k-major) once, unpacked. Columns [n0,n1) of g.
     void (*matvec)(const Gemm& g, i64 n0, i64 n1);
+    i64 few_rows;  // up to so many rows it is faster than gemm
+    // The ceiling: `rounds` of multiply-adds on registers alone. operands: 64 zeros, written to. Gives the
+    // floating-point operations done.
+    double (*multiply_adds)(i64 rounds, float* operands);
     // ---- attention ----
     void (*attention_forward)(const AttentionHead<T>& head, i64 begin, i64 end,
                               void* scratch);  // queries [begin,end)

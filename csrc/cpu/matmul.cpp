@@ -12,19 +12,16 @@ namespace llmc {
 
 namespace {
 
-constexpr std::int64_t kFewRows =
-    8;  // up to here the weight is streamed once, unpacked (simd/gemm.h: matvec)
-
 // A grid of tasks over C: blocks as the kernels like them, and as many columns as leave every thread several
 // tasks, cut evenly.
 struct Grid {
     std::int64_t rows, columns;  // of a task
     Grid(const GemmTask& task, std::int64_t M, std::int64_t N, int threads) {
-        const std::int64_t row_tasks = std::max<std::int64_t>(1, (M + task.rows / 2) / task.rows);
-        const std::int64_t wanted = threads == 1 ? 1 : 4 * threads;
-        // What is packed or fetched of A is paid once per task: blocks stay wide.
-        const std::int64_t column_tasks =
-            std::max(ceil_div(N, task.columns), std::min(ceil_div(wanted, row_tasks), N / 192));
+        std::int64_t row_tasks = ceil_div(M, task.rows);
+        if (row_tasks > threads) row_tasks = ceil_div(row_tasks, threads) * threads;
+        const std::int64_t wanted = threads == 1 ? 1 : 8 * threads;
+        const std::int64_t column_tasks = std::max(
+            ceil_div(N, task.columns), std::min(ceil_div(wanted, row_tasks), N / task.least_columns));
         rows = even_share(M, row_tasks, task.row_unit);
         columns = even_share(N, std::max<std::int64_t>(1, column_tasks), task.column_unit);
     }
@@ -40,7 +37,7 @@ void CpuBackend::product(Gemm g, DType dtype) {
     visit_float(dtype, [&](auto tag) {
         using T = decltype(tag);
         const TypedKernels<T>& k = kernels<T>();
-        if (g.M <= kFewRows && !g.a_kmajor && !g.b_kmajor) {
+        if (g.M <= k.few_rows && !g.a_kmajor && !g.b_kmajor) {
             for_ranges(g.N, 64, [&](std::int64_t n, std::int64_t count) { k.matvec(g, n, n + count); });
             return;
         }

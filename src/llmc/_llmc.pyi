@@ -33,6 +33,7 @@ __all__: list[str] = [
     "checkpoint_header",
     "compiler",
     "config_from_descriptor",
+    "cpu_peak_flops",
     "cuda_built",
     "cuda_status",
     "default_threads",
@@ -54,13 +55,19 @@ class DeviceInfo:
     What a backend says of its device.
     """
     @property
+    def clock_hz(self) -> float: ...
+    @property
     def description(self) -> str: ...
     @property
     def free_bytes(self) -> int: ...
     @property
     def isa(self) -> str: ...
     @property
+    def multiprocessors(self) -> int: ...
+    @property
     def name(self) -> str: ...
+    @property
+    def options(self) -> str: ...
     @property
     def pinning(self) -> str: ...
     @property
@@ -72,6 +79,10 @@ class Tensor:
     """
     A contiguous array in a backend's memory. dtype: 'f32', 'bf16', 'i32' or 'i16'.
     """
+    def __getitem__(self, i: int) -> Tensor:
+        """
+        Row i, of one extent less: the same memory.
+        """
     def __repr__(self) -> str: ...
     def from_host(self, host: numpy.typing.NDArray[typing.Any]) -> None:
         """
@@ -292,6 +303,13 @@ class GPT2:
     @property
     def grad_dtype(self) -> str: ...
     @property
+    def layer_done(self) -> collections.abc.Callable[[int], None]:
+        """
+        layer_done(l) is called in backward when the gradients of layer l are complete (num_layers: the last layernorm; -1: wte and wpe), for a Comm to begin with them. None: nothing is called.
+        """
+    @layer_done.setter
+    def layer_done(self, arg1: collections.abc.Callable[[int], None]) -> None: ...
+    @property
     def num_parameters(self) -> int: ...
     @property
     def recompute(self) -> int: ...
@@ -432,6 +450,11 @@ def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
     """
 
 def config_from_descriptor(descriptor: str) -> GPT2Config: ...
+def cpu_peak_flops(dtype: str, threads: int = 0) -> float:
+    """
+    FLOP/s of the kernel set in use on registers alone, measured in about 60 ms.
+    """
+
 def cuda_built() -> bool:
     """
     Whether this build has the CUDA backend.

@@ -211,7 +211,9 @@ class Checkpointer:
         free = self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
-                errno.ENOSPC, f"a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free", str(self.directory)
+                errno.ENOSPC,
+                f"a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+                str(self.directory),
             )
 
     def wait(self) -> None:
@@ -317,9 +319,45 @@ def read_manifest(directory: StrPath, step: int) -> dict[str, Any] | None:
             raise ValueError(f"its format is {manifest['format']}, this llmc reads {MANIFEST_FORMAT}")
         if manifest["step"] != step:
             raise ValueError(f"it is of step {manifest['step']}")
+        _check_manifest(manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise CheckpointDamaged(f"{path}: damaged manifest: {e}") from e
     return dict(manifest)
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """ValueError where a value is not of the kind that load_state() and the Trainer count on."""
+
+    def check(place: str, value: Any, kind: type) -> None:
+        good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not good or (isinstance(value, int) and not 0 <= value < 2**64):
+            raise ValueError(f"its {place} is {value!r:.60}")
+
+    check("config", manifest["config"], dict)
+    check("data", manifest["data"], list)
+    for row in manifest["data"]:
+        check("data", row, dict)
+        check("data", row["name"], str)
+        check("data", row["bytes"], int)
+        check("data", row["crc32"], int)
+    check("files", manifest["files"], dict)
+    for name, row in manifest["files"].items():
+        check(name, row, dict)
+        check(name, row["bytes"], int)
+        check(name, row["crc32"], list)
+        if len(row["crc32"]) != -(-row["bytes"] // _CHECKSUM_PIECE):
+            raise ValueError(f"it has {len(row['crc32'])} checksums for the {row['bytes']} bytes of {name}")
+    state = manifest["state"]
+    check("state", state, dict)
+    check("optimizer_step", state["optimizer_step"], int)
+    check("optimizer_rng", state["optimizer_rng"], int)
+    check("shuffle", state["shuffle"], bool)
+    check("extra", state["extra"], dict)
+    check("loader", state["loader"], dict)
+    for name in ("rows_per_sample", "epoch", "shard", "row"):
+        check(name, state["loader"][name], int)
+        if state["loader"][name] >= 2**63 or state["loader"]["rows_per_sample"] == 0:
+            raise ValueError(f"its loader is {state['loader']}")
 
 
 def verify(directory: StrPath, step: int) -> dict[str, Any] | None:
@@ -382,6 +420,8 @@ def load_state(
             )
         rng, _ = struct.unpack_from("<QQ", header, 80)
         shard, sample = struct.unpack_from("<QQ", header, 120)
+        if max(shard, sample) >= 2**31:  # both count in int32 elsewhere in the file
+            raise CheckpointDamaged(f"{path}: stands at sample {sample} of shard {shard}")
         rows = optimizer.native.state(model.native.backend)
         for which in (0, 1):
             for row in rows.values():

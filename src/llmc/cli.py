@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmc import _llmc
 
@@ -55,7 +55,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, argv: Sequence[str], prog: str) -> int:
-    """Parses argv, runs the command, and reports what went wrong in one line; with --debug, with the traceback."""
+    """Parses argv and runs the command."""
     for stream in (sys.stdout, sys.stderr):  # a console that lacks a character must not end the run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -73,8 +73,13 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
         parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
     module.add_arguments(parser)
     args = parser.parse_args(argv)
+    return report_errors(prog, lambda: module.run(args), debug=args.debug)
+
+
+def report_errors(prog: str, action: Callable[[], int | None], debug: bool = False) -> int:
+    """Does it; the exit code, and one line to stderr where it went wrong as things go wrong. debug: with the traceback."""
     try:
-        return int(module.run(args))
+        return action() or 0
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         return 130
@@ -82,7 +87,7 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
         sys.stderr.close()
         return 1
     except _EXPECTED_ERRORS as e:
-        if args.debug:
+        if debug:
             raise
         print(f"{prog}: error: {_message(e)}", file=sys.stderr)
         return 2 if isinstance(e, _USAGE_ERRORS) else 1

@@ -2,8 +2,8 @@
 
 The two multiple-choice evaluations score each ending by the model's cross-entropy over the ending's tokens, given the context. The
 lowest sum is the choice of `acc`, the lowest mean that of `acc_norm` (the one that llm.c logs). They read llm.c's eval file: 256
-int32 (magic 20240522, version 1, number of examples, bytes of the longest), then for each example a stream of uint16: 65535, bytes
-of the example, index, label, number of endings, number of context tokens, these, and for each ending its number of tokens and these.
+int32 (magic 20240522, version 1, number of examples, bytes of the longest), then for each example a stream of uint16: 65535,
+bytes of the example, index, label, number of endings, number of context tokens, these, and for each ending its number of tokens and these.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def available_memory(backend: _llmc.Backend) -> int:
     info = backend.info()
     if info.name != "cpu":
         return info.free_bytes
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     for limit_path, used_path in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

@@ -78,7 +78,7 @@ class HubModel:
     readers: Mapping[str, Callable[[], Array]]
 
     def tensor(self, name: str, layer: int | None = None) -> Array:
-        """By llm.c's name and in its layout, of one layer where there are several; llmc.Error where it is not there or misshapen."""
+        """By llm.c's name and in its layout, of one layer where there are several. llmc.Error where it is missing or misshapen."""
         if name in _WHOLE:
             theirs, transposed = _WHOLE[name], False
         else:
@@ -88,11 +88,10 @@ class HubModel:
         if reader is None:
             raise _llmc.Error(f"{self.folder}: there is no tensor '{theirs}': not a GPT-2, or not whole")
         array = reader()
-        expected = _shapes(self.config)[name]
-        if array.shape != (expected[::-1] if transposed else expected):
-            raise _llmc.Error(
-                f"{self.folder}: tensor '{theirs}' is {array.shape}, config.json makes it {expected[::-1] if transposed else expected}"
-            )
+        shape = _shapes(self.config)[name]
+        expected = shape[::-1] if transposed else shape
+        if array.shape != expected:
+            raise _llmc.Error(f"{self.folder}: tensor '{theirs}' is {array.shape}, config.json makes it {expected}")
         if array.dtype not in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16):
             raise _llmc.Error(f"{self.folder}: tensor '{theirs}' is {array.dtype}, expected floating point")
         return array.T if transposed else array
@@ -329,7 +328,7 @@ def load_model(source: StrPath, *, dtype: str | None = None, **options: Any) -> 
 def _is_llmc(path: Path) -> bool:
     """pytorch_model.bin, a zip file or a pickle, has the same suffix."""
     with open(path, "rb") as file:
-        return not file.read(2) in (b"PK", b"\x80\x02")
+        return file.read(2) not in (b"PK", b"\x80\x02")
 
 
 # ---- exporting ----
@@ -506,6 +505,18 @@ def read_tokenizer(folder: StrPath) -> Tokenizer | None:
         return Tokenizer(tokens, vocab[EOT], folder.name)
     except ValueError as e:
         raise _llmc.Error(f"{path}: {e}") from e
+
+
+def find_tokenizer(source: StrPath) -> Tokenizer | None:
+    """The tokenizer beside a model: llm.c's file, or Hugging Face's; None where there is neither. source: as of load_model."""
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        folder = _download(os.fspath(source))
+    for name in ("tokenizer.bin", "gpt2_tokenizer.bin"):
+        if (folder / name).is_file():
+            return Tokenizer.load(folder / name)
+    return read_tokenizer(folder)
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: StrPath, max_seq_len: int) -> None:

@@ -82,10 +82,10 @@ _CARDS = {
 
 
 def peak_flops(backend: _llmc.Backend, dtype: str) -> float | None:
-    """FLOP/s that the device can reach at most in dtype; None where that is not known."""
+    """FLOP/s that the device can reach at most in dtype; None where that is not known. The CPU's is measured, in 60 ms."""
     info = backend.info()
-    if not info.name.startswith("cuda"):
-        return None
+    if info.name == "cpu":
+        return _llmc.cpu_peak_flops(dtype, info.threads)
     return gpu_peak_flops(
         info.description,
         "tf32" if dtype == "f32" and "tf32 on" in info.options else dtype,

@@ -42,7 +42,7 @@ class Sources:
 def _matches(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
-        return sorted(path.glob("*.bin")) or [path]
+        return sorted(p for p in path.glob("*.bin") if not p.name.startswith(".")) or [path]
     if path.exists():
         return [path]
     found = sorted(Path(p) for p in glob.glob(pattern))

@@ -358,8 +358,8 @@ class Trainer:
     def _prepare_run_dir(self, resumed: bool) -> None:
         assert self.run_dir is not None
         (self.run_dir / "config.toml").write_text(self.config.to_toml(), encoding="utf-8")
-        if self.tokenizer is not None and not (self.run_dir / "tokenizer.bin").exists():
-            self.tokenizer.save(self.run_dir / "tokenizer.bin")
+        if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
+            self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
 
     def _restore(self, step: int, manifest: dict[str, Any] | None) -> None:
         assert self.run_dir is not None

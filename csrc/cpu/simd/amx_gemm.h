@@ -175,7 +175,7 @@ void finish_block(const Gemm& g, const float* c, i64 m, i64 n, i64 rows, bool pa
         if (pre) {
             const __m512i line = line_of(low, high);
             put(pre + at, line, past_caches);
-            low = gelu(low_of(line)), high = gelu(high_of(line));
+            low = gelu<bf16>(low_of(line)), high = gelu<bf16>(high_of(line));
         }
         if (dgelu) {
             const __m512i line = line_of(low, high);
@@ -204,7 +204,7 @@ inline i64 stretch_of(const Gemm& g) { return g.a_kmajor ? kL1Steps * kSide : 76
 
 llmc::GemmTask tile_gemm_task(const Gemm& g) {
     // A reduction in several stretches keeps all of the task's C in scratch: in L2, beside A.
-    return {block_rows(g), g.K > stretch_of(g) ? 768 : i64{1} << 40, kSide, kSide};
+    return {block_rows(g), g.K > stretch_of(g) ? 768 : i64{1} << 40, kSide, kSide, 192};
 }
 
 // Rows too far apart for the TLB and the sets of the caches are packed, and so are ends of rows.
@@ -292,6 +292,21 @@ void tile_gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
         }
     }
     if (past_caches) fence();
+}
+
+// The ceiling, as multiply_adds of simd/peak.h.
+double tile_multiply_adds(i64 rounds, float* operands) {
+    const TilesInUse tiles;
+    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+    tile_zero<4>(), tile_zero<5>(), tile_zero<6>(), tile_zero<7>();
+    for (i64 round = 0; round < rounds; ++round) {
+        tile_dot<0, 4, 6>();
+        tile_dot<1, 4, 7>();
+        tile_dot<2, 5, 6>();
+        tile_dot<3, 5, 7>();
+    }
+    (void)operands;
+    return 4.0 * 2 * 16 * 16 * 32 * static_cast<double>(rounds);
 }
 
 // ---- a weight packed ahead: all strips of B, one after the other ----

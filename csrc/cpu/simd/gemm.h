@@ -1,17 +1,15 @@
 // Matrix products: C = A B in blocks that fit the caches.
 //
-//   for a block of kMB rows of C                         (a task owns a range of rows and columns of C)
-//     for a stretch of kKS of the reduction              A's block is packed into panels of MR rows: it stays
-//     in L2
+//   for a block of rows of C                             (a task owns a range of rows and columns of C)
+//     for a stretch of the reduction                     A's block stays in L2
 //       for a strip of NR columns
-//         for a stretch of kKC                           B's strip is packed: it stays in L1
-//           for each panel: the micro-kernel             an MR x NR tile of C in registers
-//         last stretch: the epilogue (bias, GELU, accumulate, rounding) takes the strip from scratch to
-//         memory
+//         for a part of the stretch                      B's strip is packed, and the next one prefetched
+//           for each panel of MR rows: the micro-kernel  an MR x NR tile of C in registers
+//             at the end: the epilogue                   bias, GELU, accumulate, rounding
 //
 // A Product says how two elements meet: their storage type T, the Unit that the micro-kernel broadcasts (a
-// float, or a pair of bf16 adjacent in the reduction), and multiply-add. Panels are padded with zeros, so
-// only packing and the epilogue know about edges. The order of every sum depends on K alone: not on the
+// float, or a pair of bf16 adjacent in the reduction), and multiply-add. Packed operands are padded with zeros,
+// so only packing and the epilogue know about edges. The order of every sum depends on K alone: not on the
 // tasks, so not on the number of threads.
 #pragma once
 
@@ -26,6 +24,7 @@ struct ProductF32 {
     using Unit = float;
     using Left = float;  // how attention stores a left operand that it computes
     static constexpr int kPerUnit = 1;
+    static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
     static Vec multiply_add(const Unit* a, Vec b, Vec c) { return fma(set1(*a), b, c); }
     static Vec load_k(const T* p, int n) { return n == Vec::W ? load(p) : load(p, n); }  // units along k
     static Vec load_n(const T* p, i64, int, int n) {
@@ -39,6 +38,7 @@ struct ProductWiden {
     using Unit = float;
     using Left = float;
     static constexpr int kPerUnit = 1;
+    static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
     static Vec multiply_add(const Unit* a, Vec b, Vec c) { return fma(set1(*a), b, c); }
     static Vec load_k(const T* p, int n) { return n == Vec::W ? load(p) : load(p, n); }
     static Vec load_n(const T* p, i64, int, int n) { return n == Vec::W ? load(p) : load(p, n); }
@@ -174,7 +174,7 @@ void epilogue(const Gemm& g, const float* strip, i64 lds, i64 m0, i64 n0, i64 ro
             if (pre) {
                 v = as_stored<T>(v);
                 store(pre + i, v, m);
-                v = gelu(v);
+                v = gelu<T>(v);
             }
             if (dgelu) v = as_stored<T>(v) * gelu_gradient(load(dgelu + i, m));
             store(c + i, v, m);
@@ -182,16 +182,46 @@ void epilogue(const Gemm& g, const float* strip, i64 lds, i64 m0, i64 n0, i64 ro
     }
 }
 
-// Scratch: A's panels, B's strip, C's strips (one strip is enough when the reduction takes one stretch).
+// A is packed in groups of panels that fill whole vectors: [k][panels][MR].
+constexpr int least_common_multiple(int a, int b) {
+    int m = a;
+    while (m % b) m += a;
+    return m;
+}
+constexpr int kGroup = least_common_multiple(kMR, Vec::W);
+
+// Units of the reduction in a stretch of this product, and rows of A in a block: as many as stay in L2. The more
+// rows, the less often B is packed.
+template <class P>
+i64 units_in_stretch(const Gemm& g) {
+    return g.K == 0 ? 1 : smaller(kStretch, (g.K + P::kPerUnit - 1) / P::kPerUnit);
+}
+template <class P>
+i64 rows_in_block(const Gemm& g) {
+    return smaller(kMaxRows, kBlockBytes / 4 / units_in_stretch<P>(g)) / kGroup * kGroup;
+}
+
+// Rows of A that are read where they lie, a pair of bf16 at a time; not where they would share the sets of L1.
+template <class P>
+bool read_in_place(const Gemm& g) {
+    constexpr i64 size = sizeof(typename P::T);
+    return sizeof(typename P::Unit) == P::kPerUnit * size && !g.a_kmajor && g.K % P::kPerUnit == 0 &&
+           g.lda * size % 4096 != 0;
+}
+
+// Scratch: A's panels, B's strip, and C: a tile where the reduction takes one part, a strip where it takes one
+// stretch, else all strips.
 template <class P>
 struct GemmScratch {
-    i64 rows, a_units, b_units, c_floats;
+    i64 rows, units, part, a_units, b_units, c_floats;
     GemmScratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
-        rows = round_up(smaller(kMB, m1 - m0), kMR);
-        const i64 units = (smaller(kKS * P::kPerUnit, g.K) + P::kPerUnit - 1) / P::kPerUnit;
+        units = units_in_stretch<P>(g);
+        rows = round_up(smaller(rows_in_block<P>(g), m1 - m0), kGroup);
+        const i64 parts = (units + kPart - 1) / kPart;
+        part = parts > 1 ? round_up((units + parts - 1) / parts, 16) : units;
         a_units = round_up(rows * units, 16);
-        b_units = kKC * kNR;
-        const i64 strips = g.K <= kKS * P::kPerUnit ? 1 : (n1 - n0 + kNR - 1) / kNR;
+        b_units = part * kNR;
+        const i64 strips = g.K <= kStretch * P::kPerUnit ? 1 : (n1 - n0 + kNR - 1) / kNR;
         c_floats = strips * rows * kNR;
     }
     i64 bytes() const { return (a_units + b_units + c_floats) * 4; }
@@ -202,93 +232,182 @@ i64 gemm_scratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
     return GemmScratch<P>(g, m0, m1, n0, n1).bytes();
 }
 
-// Whole panels, whole strips; as many columns as there are, because A is packed once per task.
-llmc::GemmTask gemm_task(const Gemm&) { return {192, i64{1} << 40, kMR, kNR}; }
+// Whole groups, whole strips; A is packed once per task, so a task that packs it is wide.
+template <class P>
+llmc::GemmTask gemm_task(const Gemm& g) {
+    return {rows_in_block<P>(g), i64{1} << 40, kGroup, kNR, read_in_place<P>(g) ? 4 * kNR : 8 * kNR};
+}
+
+// Memory to fetch into L2 while something else is computed: `rows` of `lines` cache lines.
+struct NextStrip {
+    const char* row = nullptr;
+    i64 stride = 0, rows = 0, lines = 0, line = 0;
+    void fetch(i64 count) {
+        for (; count > 0 && rows > 0; --count) {
+            prefetch(row + 64 * line);
+            if (++line == lines) line = 0, row += stride, --rows;
+        }
+    }
+};
+// The strip of B at (k, n), of `elements` along the reduction.
+template <class P>
+NextStrip strip_of_b(const Gemm& g, i64 k, i64 n, i64 elements, i64 columns) {
+    constexpr i64 size = sizeof(typename P::T);
+    const i64 rows = g.b_kmajor ? elements : columns, length = g.b_kmajor ? columns : elements;
+    const char* b = static_cast<const char*>(g.b);
+    return {b + (g.b_kmajor ? k * g.ldb + n : n * g.ldb + k) * size, g.ldb * size, rows,
+            (length * size + 63) / 64};
+}
+
+// What the epilogue is about to read or write of C and its like: a store to a line that is not in the cache waits for it.
+template <class T>
+void fetch_c(const Gemm& g, i64 m, i64 n, i64 rows, i64 columns) {
+    const i64 c_size = g.c_f32 ? 4 : sizeof(T);
+    for (i64 r = 0; r < rows; ++r) {
+        const i64 at = (m + r) * g.ldc + n;
+        const auto fetch = [=](const void* p, i64 size) {
+            if (!p) return;
+            const char* first = static_cast<const char*>(p) + at * size;
+            for (i64 i = 0; i < columns * size; i += 64) prefetch(first + i);
+            prefetch(first + columns * size - 1);
+        };
+        fetch(g.c, c_size);
+        fetch(g.pre, sizeof(T));
+        fetch(g.dgelu, sizeof(T));
+    }
+}
 
 template <class P>
 void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
     using T = typename P::T;
     using Unit = typename P::Unit;
-    constexpr i64 kStretch = kKS * P::kPerUnit;
     const GemmScratch<P> sizes(g, m0, m1, n0, n1);
     Unit* const a_panels = static_cast<Unit*>(scratch);
     Unit* const b_strip = a_panels + sizes.a_units;
     float* const c_strips = reinterpret_cast<float*>(b_strip + sizes.b_units);
     const T* const a = static_cast<const T*>(g.a);
     const T* const b = static_cast<const T*>(g.b);
+    const bool in_place = read_in_place<P>(g);
+    const i64 stretch = sizes.units * P::kPerUnit, part = sizes.part * P::kPerUnit;
 
-    for (i64 m = m0; m < m1; m += kMB) {
-        const i64 rows = smaller(kMB, m1 - m);
-        for (i64 ks = 0; ks < g.K || ks == 0; ks += kStretch) {
-            const i64 elements = smaller(kStretch, g.K - ks);
-            const i64 units = (elements + P::kPerUnit - 1) / P::kPerUnit;
-            for (i64 r = 0; r < rows; r += kMR) {
+    for (i64 m = m0; m < m1; m += sizes.rows) {
+        const i64 rows = smaller(sizes.rows, m1 - m);
+        const i64 first_packed = in_place ? rows / kMR * kMR : 0;
+        for (i64 ks = 0; ks == 0 || ks < g.K; ks += stretch) {
+            const i64 k_end = smaller(ks + stretch, g.K);
+            const i64 units = (k_end - ks + P::kPerUnit - 1) / P::kPerUnit;
+            for (i64 r = first_packed / kGroup * kGroup; r < rows && first_packed < rows; r += kGroup) {
                 const T* src = g.a_kmajor ? a + ks * g.lda + m + r : a + (m + r) * g.lda + ks;
-                pack<P, kMR>(a_panels + r * units, src, g.lda, g.a_kmajor, smaller(kMR, rows - r), elements);
+                pack<P, kGroup>(a_panels + r * units, src, g.lda, g.a_kmajor, smaller(kGroup, rows - r),
+                                k_end - ks);
             }
-            const bool last = ks + kStretch >= g.K;
             for (i64 n = n0; n < n1; n += kNR) {
                 const i64 columns = smaller(kNR, n1 - n);
                 const int nv = static_cast<int>((columns + Vec::W - 1) / Vec::W);
-                float* strip = c_strips + (g.K <= kStretch ? 0 : (n - n0) / kNR * sizes.rows * kNR);
-                for (i64 kc = 0; kc == 0 || kc < units; kc += kKC) {
-                    const i64 k = ks + kc * P::kPerUnit;
-                    const i64 count = smaller(kKC, units - kc);
+                float* const strip = c_strips + (g.K <= stretch ? 0 : (n - n0) / kNR * sizes.rows * kNR);
+                for (i64 k = ks; k == ks || k < k_end; k += part) {
+                    const i64 elements = smaller(part, k_end - k),
+                              count = (elements + P::kPerUnit - 1) / P::kPerUnit;
                     const T* src = g.b_kmajor ? b + k * g.ldb + n : b + n * g.ldb + k;
-                    pack<P, kNR>(b_strip, src, g.ldb, g.b_kmajor, columns,
-                                 smaller(kKC * P::kPerUnit, elements - kc * P::kPerUnit));
-                    for (i64 r = 0; r < rows; r += kMR)
-                        micro_strip<P>(nv, a_panels + r * units + kc * kMR, 1, kMR, b_strip, kNR,
-                                       strip + r * kNR, kNR, count, k > 0);
-                }
-                if (last) {
-                    if (g.c_f32)
-                        epilogue<T, float>(g, strip, kNR, m, n, rows, columns);
-                    else
-                        epilogue<T, T>(g, strip, kNR, m, n, rows, columns);
+                    pack<P, kNR>(b_strip, src, g.ldb, g.b_kmajor, columns, elements);
+                    NextStrip next;
+                    if (k + part < k_end)
+                        next = strip_of_b<P>(g, k + part, n, smaller(part, k_end - k - part), columns);
+                    else if (n + kNR < n1)
+                        next = strip_of_b<P>(g, ks, n + kNR, smaller(part, k_end - ks),
+                                             smaller(kNR, n1 - n - kNR));
+                    const i64 share =
+                        (next.rows * next.lines * kMR + rows - 1) / rows;  // to fetch for each panel
+
+                    for (i64 r = 0; r < rows; r += kMR) {
+                        next.fetch(share);
+                        if (k + elements >= g.K) fetch_c<T>(g, m + r, n, smaller(kMR, rows - r), columns);
+                        float* const tile = strip + (g.K <= part ? 0 : r * kNR);
+                        if (r < first_packed)
+                            micro_strip<P>(nv, reinterpret_cast<const Unit*>(a + (m + r) * g.lda + k),
+                                           g.lda / P::kPerUnit, 1, b_strip, kNR, tile, kNR, count, k > 0);
+                        else
+                            micro_strip<P>(nv,
+                                           a_panels + r / kGroup * kGroup * units +
+                                               (k - ks) / P::kPerUnit * kGroup + r % kGroup,
+                                           1, kGroup, b_strip, kNR, tile, kNR, count, k > 0);
+                        if (k + elements < g.K) continue;
+                        const i64 height = smaller(kMR, rows - r);
+                        if (g.c_f32)
+                            epilogue<T, float>(g, tile, kNR, m + r, n, height, columns);
+                        else
+                            epilogue<T, T>(g, tile, kNR, m + r, n, height, columns);
+                    }
                 }
             }
         }
     }
 }
 
-// ---- a handful of rows: dot products along the rows of B as they lie in memory, so that each weight is read once ----
+// ---- a handful of rows: dot products along the rows of B as they lie in memory, so that each weight is read from
+// memory once ----
+
+// The dot products of ROWS rows of A with 4 of B, to out[row * 64 + column]. Meanwhile the next 4 rows of B are
+// fetched: they are too short for the hardware to see a stream.
+template <class P, int ROWS>
+void dot_products(float* out, const typename P::T* x, i64 ldx, const typename P::T* w, i64 ldw, i64 columns,
+                  i64 K) {
+    constexpr int COLS = 4, kStep = Vec::W * P::kPerUnit;
+    constexpr i64 kLine = 64 / sizeof(typename P::T);
+    Vec acc[ROWS * COLS];
+    LLMC_UNROLL
+    for (int i = 0; i < ROWS * COLS; ++i) acc[i] = zero();
+    const typename P::T* row[COLS];
+    for (int j = 0; j < COLS; ++j) row[j] = w + smaller(j, columns - 1) * ldw;
+    const auto step = [&](i64 k, int n) {
+        Vec wv[COLS];
+        LLMC_UNROLL
+        for (int j = 0; j < COLS; ++j) wv[j] = P::load_k(row[j] + k, n);
+        LLMC_UNROLL
+        for (int i = 0; i < ROWS; ++i) {
+            const Vec xv = P::load_k(x + i * ldx + k, n);
+            LLMC_UNROLL
+            for (int j = 0; j < COLS; ++j) acc[i * COLS + j] = P::multiply_add(xv, wv[j], acc[i * COLS + j]);
+        }
+    };
+    i64 k = 0, fetched = 0;
+    for (; k + kStep <= K; k += kStep) {
+        for (; fetched < k + kStep; fetched += kLine) {
+            LLMC_UNROLL
+            for (int j = 0; j < COLS; ++j) prefetch(row[j] + COLS * ldw + fetched);
+        }
+        step(k, kStep);
+    }
+    if (k < K) step(k, static_cast<int>(K - k));
+    if constexpr (ROWS * COLS % Vec::W == 0) {
+        float sums[ROWS * COLS];
+        for (int i = 0; i < ROWS * COLS; i += Vec::W) store(sums + i, sums_of(acc + i));
+        for (int i = 0; i < ROWS; ++i)
+            for (int j = 0; j < COLS; ++j) out[i * 64 + j] = sums[i * COLS + j];
+    } else {
+        for (int i = 0; i < ROWS; ++i)
+            for (int j = 0; j < COLS; ++j) out[i * 64 + j] = sum(acc[i * COLS + j]);
+    }
+}
 
 template <class P, int ROWS>
 void matvec_rows(const Gemm& g, i64 m, i64 n0, i64 n1) {
     using T = typename P::T;
-    constexpr int COLS = 4;
-    const T* const x = static_cast<const T*>(g.a) + m * g.lda;
-    for (i64 n = n0; n < n1; n += COLS) {
-        const i64 columns = smaller(COLS, n1 - n);
-        const T* w[COLS];
-        for (int j = 0; j < COLS; ++j)
-            w[j] = static_cast<const T*>(g.b) + (n + smaller(j, columns - 1)) * g.ldb;
-        Vec acc[ROWS][COLS];
-        for (int i = 0; i < ROWS; ++i)
-            for (int j = 0; j < COLS; ++j) acc[i][j] = zero();
-        each(g.K, [&](i64 k, auto mask) {
-            Vec wv[COLS];
-            LLMC_UNROLL
-            for (int j = 0; j < COLS; ++j) wv[j] = load(w[j] + k, mask);
-            LLMC_UNROLL
-            for (int i = 0; i < ROWS; ++i) {
-                const Vec xv = load(x + i * g.lda + k, mask);
-                LLMC_UNROLL
-                for (int j = 0; j < COLS; ++j) acc[i][j] = fma(xv, wv[j], acc[i][j]);
-            }
-        });
-        for (int i = 0; i < ROWS; ++i) {
-            float strip[kNR > COLS ? kNR : COLS];
-            for (int j = 0; j < COLS; ++j) strip[j] = sum(acc[i][j]);
-            if (g.c_f32)
-                epilogue<T, float>(g, strip, 0, m + i, n, 1, columns);
-            else
-                epilogue<T, T>(g, strip, 0, m + i, n, 1, columns);
-        }
+    alignas(64) float strip[ROWS * 64];
+    for (i64 n = n0; n < n1; n += 64) {
+        const i64 columns = smaller(64, n1 - n);
+        for (i64 j = 0; j < columns; j += 4)
+            dot_products<P, ROWS>(strip + j, static_cast<const T*>(g.a) + m * g.lda, g.lda,
+                                  static_cast<const T*>(g.b) + (n + j) * g.ldb, g.ldb,
+                                  smaller(4, columns - j), g.K);
+        if (g.c_f32)
+            epilogue<T, float>(g, strip, 64, m, n, ROWS, columns);
+        else
+            epilogue<T, T>(g, strip, 64, m, n, ROWS, columns);
     }
 }
 
+// Rows of A by fours: the columns [n0,n1) of B come from memory for the first, from L2 for the others.
 template <class P>
 void matvec(const Gemm& g, i64 n0, i64 n1) {
     i64 m = 0;

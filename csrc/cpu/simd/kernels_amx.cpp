@@ -14,7 +14,7 @@
 
 namespace {
 constexpr int kMR = 8, kNV = 3;
-constexpr i64 kKC = 128, kKS = 768, kMB = 192;
+constexpr i64 kPart = 384, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 384;
 }  // namespace
 
 #include "cpu/simd/gemm.h"
@@ -37,6 +37,8 @@ constexpr llmc::Kernels with_tiles(llmc::Kernels k) {
     t.gemm_task = tile_gemm_task;
     t.packed_bytes = packed_weight_bytes;
     t.pack_weight = pack_weight;
+    t.few_rows = 8;
+    t.multiply_adds = tile_multiply_adds;
     t.attention_forward = tile_attention_forward;
     t.attention_forward_scratch = tile_attention_forward_scratch;
     t.attention_backward = tile_attention_backward;

@@ -12,7 +12,7 @@
 
 namespace {
 constexpr int kMR = 8, kNV = 3;
-constexpr i64 kKC = 128, kKS = 768, kMB = 192;
+constexpr i64 kPart = 384, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 384;
 }  // namespace
 
 #include "cpu/simd/gemm.h"
@@ -33,11 +33,14 @@ struct ProductDot {
         return (__m512bh)x;
 #endif
     }
+    static Vec multiply_add(Vec a, Vec b, Vec c) {
+        return {_mm512_dpbf16_ps(c.v, bits(_mm512_castps_si512(a.v)), bits(_mm512_castps_si512(b.v)))};
+    }
     static Vec multiply_add(const Unit* a, Vec b, Vec c) {
-        const __m512i pair = _mm512_set1_epi32(static_cast<int>(*a));
-        return {_mm512_dpbf16_ps(c.v, bits(pair), bits(_mm512_castps_si512(b.v)))};
+        return multiply_add(Vec{_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*a)))}, b, c);
     }
     static Vec load_k(const T* p, int n) {  // n <= 32 elements, a pair to a lane
+        if (n == 32) return {_mm512_castsi512_ps(_mm512_loadu_si512(p))};
         const __mmask32 mask = _bzhi_u32(0xffffffffu, static_cast<unsigned>(n));
         return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, p))};
     }

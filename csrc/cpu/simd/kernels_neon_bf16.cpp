@@ -10,7 +10,7 @@
 
 namespace {
 constexpr int kMR = 8, kNV = 3;
-constexpr i64 kKC = 512, kKS = 768, kMB = 192;
+constexpr i64 kPart = 512, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 384;
 }  // namespace
 
 #include "cpu/simd/gemm.h"
@@ -24,9 +24,11 @@ struct ProductDot {
     using Left = bf16;
     static constexpr int kPerUnit = 2;
 
+    static Vec multiply_add(Vec a, Vec b, Vec c) {
+        return {vbfdotq_f32(c.v, vreinterpretq_bf16_f32(a.v), vreinterpretq_bf16_f32(b.v))};
+    }
     static Vec multiply_add(const Unit* a, Vec b, Vec c) {
-        const bfloat16x8_t pair = vreinterpretq_bf16_u32(vdupq_n_u32(*a));
-        return {vbfdotq_f32(c.v, pair, vreinterpretq_bf16_f32(b.v))};
+        return multiply_add(Vec{vreinterpretq_f32_u32(vdupq_n_u32(*a))}, b, c);
     }
     static Vec load_k(const T* p, int n) {
         if (n == 8) return {vreinterpretq_f32_u16(vld1q_u16(&p->bits))};

@@ -43,6 +43,17 @@ inline Vec reduce(i64 n, Term term) {
     return (s0 + s1) + (s2 + s3);
 }
 
+// The sums of W vectors, in the order of sum().
+inline Vec sums_of(Vec* r) {
+    transpose(r);
+    LLMC_UNROLL
+    for (int half = Vec::W / 2; half > 0; half /= 2) {
+        LLMC_UNROLL
+        for (int i = 0; i < half; ++i) r[i] = r[i] + r[i + half];
+    }
+    return r[0];
+}
+
 // What a later reader of the stored value will see.
 template <class T>
 inline Vec as_stored(Vec a);
@@ -63,29 +74,63 @@ inline float first_lane(Vec a) {
     return x;
 }
 
-// e^x to 1 ulp: x = n ln2 + r, the polynomial of degree 6 of Cephes' expf on |r| <= ln2/2, then the exponent
-// n. Saturates outside of [-87.3, 88.3]; a NaN comes through (which is why the constants are the first
+// e^(x + tail) = (1 + q) 2^n, for a tail far below x: x = n ln2 + r, and the polynomial of degree 6 of Cephes' expf
+// on |r| <= ln2/2. Saturates outside of [-87.3, 88.3]; a NaN comes through (which is why the constants are the first
 // operands).
-inline Vec exp(Vec x) {
+struct Power {
+    Vec q, n;
+};
+template <class... Tail>
+inline Power power(Vec x, Tail... tail) {
     x = min(set1(88.3762588f), max(set1(-87.3365402f), x));
     const Vec n = round(x * set1(1.44269504f));
     Vec r = fnma(n, set1(0.693359375f), x);
     r = fnma(n, set1(-2.12194440e-4f), r);
+    r = (r + ... + tail);
     Vec p = set1(1.9875691500e-4f);
     p = fma(p, r, set1(1.3981999507e-3f));
     p = fma(p, r, set1(8.3334519073e-3f));
     p = fma(p, r, set1(4.1665795894e-2f));
     p = fma(p, r, set1(1.6666665459e-1f));
     p = fma(p, r, set1(5.0000001201e-1f));
-    return scale2(fma(p * r, r, r) + set1(1.0f), n);
+    return {fma(p * r, r, r), n};
+}
+// To 1 ulp.
+inline Vec exp(Vec x) {
+    const Power e = power(x);
+    return scale2(e.q + set1(1.0f), e.n);
 }
 
-// gelu(x) = x/2 (1 + tanh u) = x sigmoid(2u),  2u = 2 sqrt(2/pi) (x + 0.044715 x^3): one exponential, and
+// gelu(x) = x/2 (1 + tanh u) = x / (1 + e^-2u),  2u = 2 sqrt(2/pi) (x + 0.044715 x^3): one exponential, and
 // none of the cancellation of 1 + tanh u at negative x.
-constexpr float kGelu1 = 1.5957691216f;  // 2 sqrt(2/pi)
-constexpr float kGelu3 = 1.5957691216f * 0.044715f;
+constexpr float kGelu1 = 1.59576912f, kGelu3 = 0.07135481387376785f;  // 2 sqrt(2/pi), and 0.044715 of it
 inline Vec gelu_exponential(Vec x) { return exp(x * fma(x * x, set1(-kGelu3), set1(-kGelu1))); }  // e^-2u
-inline Vec gelu(Vec x) { return x * (set1(1.0f) / (set1(1.0f) + gelu_exponential(x))); }
+
+template <class T>
+inline Vec gelu(Vec x);
+template <>
+inline Vec gelu<bf16>(Vec x) {
+    return x / (set1(1.0f) + gelu_exponential(x));
+}
+// To 2 ulp, where fma is fused. An error in the exponent is one of the result, times 2u: at x = -5, rounding 2u alone
+// costs 28 ulp. So it is computed to twice the precision: h, and in t the rounding error of every step.
+template <>
+inline Vec gelu<float>(Vec x) {
+    constexpr float k1 = 1.59576416015625f,
+                    k1_rest = 4.96144948e-06f;  // 16 bits of kGelu1, so that a - p is exact; and the rest
+    constexpr float k3_rest = 2.3988324e-09f;   // what f32 cuts off of kGelu3
+    const Vec a = set1(-k1), b = set1(-kGelu3);
+    const Vec xx = x * x, p = fma(b, xx, a);
+    Vec t = fma(b, xx, a - p);       // of p
+    t = fnma(b, fnma(x, x, xx), t);  // of x x
+    t = t - fma(set1(k3_rest), xx, set1(k1_rest));
+    const Vec h = x * p;
+    t = fma(x, t, fma(x, p, zero() - h));
+    const Power e = power(h, t);
+    // 1 is added where it is rounded least: beside q, before the power of two.
+    return x / ((scale2(e.q, e.n) + set1(1.0f)) + scale2(set1(1.0f), e.n));
+}
+
 inline Vec gelu_gradient(Vec x) {
     const Vec e = gelu_exponential(x), s = set1(1.0f) / (set1(1.0f) + e);
     const Vec slope = fma(x * x, set1(3.0f * kGelu3), set1(kGelu1));

@@ -12,7 +12,7 @@ void add(T* out, const T* a, const T* b, i64 n) {
 
 template <class T>
 void gelu_forward(T* out, const T* inp, i64 n) {
-    each(n, [=](i64 i, auto m) { store(out + i, gelu(load(inp + i, m)), m); });
+    each(n, [=](i64 i, auto m) { store(out + i, gelu<T>(load(inp + i, m)), m); });
 }
 
 template <class T>

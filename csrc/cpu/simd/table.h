@@ -1,9 +1,12 @@
 // Included last by each kernels_<isa>.cpp, after the Vec of the set and its constants:
-//   kMR, kNV   the micro-kernel's tile: MR rows, NV vectors.  Accumulators + NV + 1 must fit the register
-//   file. kKC        units of the reduction in a packed strip of B: kKC * NR * 4 bytes stay in L1 kKS, kMB
-//   units of the reduction and rows in a packed block of A: kKS * kMB * 4 bytes stay in L2 Bf16Product  how
-//   bf16 is multiplied
+//   kMR, kNV      the micro-kernel's tile: MR rows, NV vectors. Accumulators + NV + 1 must fit the register file.
+//   kPart         units of the reduction in a packed strip of B: kPart * NR * 4 bytes
+//   kStretch      units of the reduction in a block of A
+//   kBlockBytes, kMaxRows   the size of that block, which stays in L2, and its most rows
+//   Bf16Product   how bf16 is multiplied
 #pragma once
+
+#include "cpu/simd/peak.h"
 
 namespace {
 
@@ -26,8 +29,10 @@ constexpr llmc::TypedKernels<typename P::T> typed_kernels() {
     t.classifier = classifier<T>;
     t.gemm = gemm<P>;
     t.gemm_scratch = gemm_scratch<P>;
-    t.gemm_task = gemm_task;
+    t.gemm_task = gemm_task<P>;
     t.matvec = matvec<P>;
+    t.few_rows = 32;
+    t.multiply_adds = multiply_adds<P>;
     t.attention_forward = attention_forward<P>;
     t.attention_forward_scratch = attention_forward_scratch<P>;
     t.attention_backward = attention_backward<P>;

@@ -6,7 +6,6 @@ CHECKPOINT is a llm.c model file or a run directory. The folder gets safetensors
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,19 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmc.hub import export_model
+    from llmc.hub import export_model, find_tokenizer
     from llmc.tokenizer import Tokenizer
 
-    path = Path(args.checkpoint)
-    beside = path if path.is_dir() else path.parent
-    tokenizer = None
-    if args.tokenizer is not None:
-        tokenizer = Tokenizer.from_spec(args.tokenizer)
-    else:
-        found = [beside / name for name in ("tokenizer.bin", "gpt2_tokenizer.bin") if (beside / name).is_file()]
-        tokenizer = Tokenizer.load(found[0]) if found else None
+    tokenizer = find_tokenizer(args.checkpoint) if args.tokenizer is None else Tokenizer.from_spec(args.tokenizer)
     export_model(
-        path, args.folder, dtype=args.dtype, tokenizer=tokenizer, max_shard_bytes=int(args.max_shard_size * 1e9)
+        args.checkpoint,
+        args.folder,
+        dtype=args.dtype,
+        tokenizer=tokenizer,
+        max_shard_bytes=int(args.max_shard_size * 1e9),
     )
     print(f"{args.folder}: {'with its tokenizer' if tokenizer else 'without a tokenizer: give --tokenizer to add one'}")
     return 0

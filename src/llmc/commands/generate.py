@@ -63,10 +63,8 @@ def find_tokenizer(model_path: Path, vocab_size: int, spec: str | None) -> Token
     """The one asked for, the one beside the model, or GPT-2's where the vocabulary is GPT-2's."""
     if spec is not None:
         tokenizer = Tokenizer.from_spec(spec)
-    elif (beside := model_path.with_name("tokenizer.bin")).is_file():
-        tokenizer = Tokenizer.load(beside)
-    elif (beside := model_path.with_name("gpt2_tokenizer.bin")).is_file():
-        tokenizer = Tokenizer.load(beside)
+    elif (beside := Tokenizer.beside(model_path.parent)) is not None:
+        tokenizer = beside
     elif vocab_size == 50257:
         tokenizer = Tokenizer.gpt2()
     else:

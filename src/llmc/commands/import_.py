@@ -1,6 +1,7 @@
 """Turn a Hugging Face GPT-2 into a llm.c model file.
 
-SOURCE is a folder with config.json and safetensors or PyTorch weights, or a name on the Hub: gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+SOURCE is a folder with config.json and safetensors or PyTorch weights, or a name on the Hub: gpt2, gpt2-medium, gpt2-large,
+gpt2-xl.
 """
 
 from __future__ import annotations

@@ -79,6 +79,12 @@ def _another_file(url: str, expected: str, path: Path) -> str:
     )
 
 
+def _reason(error: Exception) -> str:
+    """What went wrong at the bottom, without the names of the layers above it."""
+    inner = getattr(error.args[0], "reason", None) if error.args else None
+    return str(inner).rpartition("): ")[2] if inner is not None else f"{type(error).__name__}: {error}"
+
+
 def _by_hand(path: Path) -> str:
     return f"get it in another way and put it at {path}, or name it with --source"
 
@@ -110,7 +116,7 @@ def _transfer(url: str, path: Path, size: int | None) -> Path:
                 ) from e
             problem = f"the server answered {status}"
         except requests.RequestException as e:
-            problem = f"{type(e).__name__}: {e}"
+            problem = _reason(e)
         gained = (part.stat().st_size if part.exists() else 0) - have
         attempts = 0 if gained > 0 else attempts + 1
         if attempts == _ATTEMPTS:
@@ -118,7 +124,7 @@ def _transfer(url: str, path: Path, size: int | None) -> Path:
             raise ConnectionError(
                 f"{url} could not be downloaded ({problem}). {kept}Connect and try again, or {_by_hand(path)}"
             )
-        time.sleep(_PAUSE * 2**attempts)
+        time.sleep(_PAUSE * 2**attempts / 2)
 
 
 def _receive(url: str, path: Path, part: Path, have: int, size: int | None) -> bool:
@@ -183,7 +189,7 @@ def hub_files(repository: str, folder: str = "") -> list[Remote]:
     except (requests.RequestException, ValueError, KeyError, TypeError) as e:
         if not remembered.is_file():
             raise ConnectionError(
-                f"{repository} on {_endpoint()} could not be listed ({type(e).__name__}: {e}). Connect and try again, set "
+                f"{repository} on {_endpoint()} could not be listed ({_reason(e)}). Connect and try again, set "
                 "HF_ENDPOINT to a mirror, or name downloaded files with --source"
             ) from e
         files = [tuple(row) for row in json.loads(remembered.read_text(encoding="utf-8"))]

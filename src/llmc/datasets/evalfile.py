@@ -1,35 +1,29 @@
-"""llm.c's files of multiple-choice questions (HellaSwag, MMLU): write_evalfile and read_evalfile.
-
-Header: 256 int32: magic 20240522, version 1, number of examples, bytes of the longest. Then for each example uint16: 65535, its
-bytes, its index, the label, the number of completions, then the context and each completion as a count and that many tokens.
-"""
+"""Writes llm.c's files of multiple-choice questions (HellaSwag, MMLU); llmc.evals reads them, and has their layout."""
 
 from __future__ import annotations
 
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc import _llmc
+from llmc.evals import Example
 from llmc.fs import write_atomically
+from llmc.tokenizer import Tokenizer
 
-MAGIC, VERSION = 20240522, 1
+_MAGIC, _VERSION = 20240522, 1
 _START = 0xFFFF
 _MAX_BYTES = 0xFFFF  # of an example, and of examples: the fields have 16 bits
 
 
-@dataclass(frozen=True)
-class Example:
-    """A context, its completions (token ids), and which of them is right."""
-
-    context: list[int]
-    completions: list[list[int]]
-    label: int
+def ids(tokenizer: Tokenizer, text: str) -> NDArray[np.uint16]:
+    """The text's tokens in the 16 bits that the format has. ValueError where a token does not fit."""
+    tokens = tokenizer.encode(text)
+    if tokens and max(tokens) >= _START:
+        raise ValueError(f"token {max(tokens)}; an eval file holds ids below {_START}")
+    return np.asarray(tokens, dtype=np.uint16)
 
 
 def write_evalfile(path: str | os.PathLike[str], examples: Sequence[Example]) -> None:
@@ -39,58 +33,19 @@ def write_evalfile(path: str | os.PathLike[str], examples: Sequence[Example]) ->
     parts: list[NDArray[np.uint16]] = []
     longest = 0
     for i, example in enumerate(examples):
-        if not 0 <= example.label < len(example.completions):
-            raise ValueError(f"example {i}: label {example.label} of {len(example.completions)} completions")
-        body = [len(example.context), *example.context]
-        for completion in example.completions:
-            if not completion:
-                raise ValueError(f"example {i}: an empty completion")
-            body += [len(completion), *completion]
+        if not 0 <= example.label < len(example.endings):
+            raise ValueError(f"example {i}: label {example.label} of {len(example.endings)} endings")
+        body = [len(example.context), *example.context.tolist()]
+        if not all(map(len, (example.context, *example.endings))):
+            raise ValueError(f"example {i}: an empty context or ending")
+        for ending in example.endings:
+            body += [len(ending), *ending.tolist()]
         size = 2 * (5 + len(body))
         if size > _MAX_BYTES:
             raise ValueError(f"example {i}: {size} bytes, an eval file holds at most {_MAX_BYTES} each")
-        if min(body) < 0 or max(body) >= _START:
+        if max(body) >= _START:
             raise ValueError(f"example {i}: token {max(body)}; an eval file holds ids below {_START}")
-        parts.append(np.asarray([_START, size, i, example.label, len(example.completions), *body], dtype="<u2"))
+        parts.append(np.asarray([_START, size, i, example.label, len(example.endings), *body], dtype="<u2"))
         longest = max(longest, size)
-    header = struct.pack("<4i", MAGIC, VERSION, len(examples), longest).ljust(1024, b"\0")
+    header = struct.pack("<4i", _MAGIC, _VERSION, len(examples), longest).ljust(1024, b"\0")
     write_atomically(path, [header, np.concatenate(parts)])
-
-
-def read_evalfile(path: str | os.PathLike[str]) -> list[Example]:
-    """llmc.Error, naming the place, where the file is not one or is damaged."""
-    path = Path(path)
-    raw = path.read_bytes()
-    if len(raw) < 1024:
-        raise _llmc.Error(f"{path}: too short for an eval file: {len(raw)} bytes, its header alone has 1024")
-    magic, version, count, longest = struct.unpack_from("<4i", raw)
-    if magic != MAGIC or version != VERSION:
-        raise _llmc.Error(f"{path}: magic {magic} version {version} in eval file, expected {MAGIC} version {VERSION}")
-    if len(raw) % 2:
-        raise _llmc.Error(f"{path}: {len(raw)} bytes, expected an even number")
-    stream = np.frombuffer(raw, dtype="<u2", offset=1024).tolist()
-    examples: list[Example] = []
-    at = 0
-    while at < len(stream):
-        place = f"{path}: example {len(examples)} at byte {1024 + 2 * at}"
-        if len(stream) - at < 6 or stream[at] != _START:
-            raise _llmc.Error(f"{place}: does not begin with {_START} and a header")
-        size, index, label, completions = stream[at + 1 : at + 5]
-        end = at + size // 2
-        if size % 2 or size > longest or end > len(stream) or index != len(examples):
-            raise _llmc.Error(f"{place}: says {size} bytes and index {index}; {2 * (len(stream) - at)} bytes are left")
-        lists, cursor = [], at + 5
-        for _ in range(completions + 1):
-            if cursor >= end or cursor + 1 + stream[cursor] > end:
-                raise _llmc.Error(f"{place}: {completions} completions do not fit its {size} bytes")
-            lists.append(stream[cursor + 1 : cursor + 1 + stream[cursor]])
-            cursor += 1 + stream[cursor]
-        if cursor != end or label >= completions or not all(lists[1:]):
-            raise _llmc.Error(
-                f"{place}: label {label} of {completions} completions, {2 * (end - cursor)} bytes left over"
-            )
-        examples.append(Example(lists[0], lists[1:], label))
-        at = end
-    if len(examples) != count or count < 1:
-        raise _llmc.Error(f"{path}: {len(examples)} examples, the header announces {count}")
-    return examples

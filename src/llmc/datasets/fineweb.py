@@ -14,7 +14,7 @@ from tqdm import tqdm
 from llmc import _llmc
 from llmc.data import ShardWriter
 from llmc.datasets.download import Remote, fetch, hub_files
-from llmc.datasets.read import Piece, data_files, read_pieces
+from llmc.datasets.read import data_files, read_pieces
 from llmc.datasets.text import Written, refuse_or_remove, shard_name
 from llmc.datasets.tokenize import token_stream
 from llmc.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def prepare(
 
 
 def prepare_mirror(output: str | Path, *, kind: str = "classic", shards: int | None = None) -> Written:
-    """Downloads shards of the 100B sample that are tokenised already: the one for validation, and the first `shards` for training."""
+    """Downloads shards of the 100B sample that are tokenised already: for validation one, for training the first `shards`."""
     _check(kind, "100B", shards)
     folder, name = Path(output), NAMES[kind]
     files = [

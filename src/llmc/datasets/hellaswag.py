@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from llmc.datasets.download import Remote, fetch
-from llmc.datasets.evalfile import Example, write_evalfile
+from llmc.datasets.evalfile import ids, write_evalfile
+from llmc.evals import Example
 from llmc.tokenizer import Tokenizer
 
 REMOTE = Remote(
@@ -31,8 +32,8 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
                 row = json.loads(line)
                 context, label, endings = row["ctx"], row["label"], row["endings"]
                 # " " before an ending: GPT-2's words carry the blank before them.
-                completions = [encoder.encode(" " + ending) for ending in endings]
-                examples.append(Example(encoder.encode(context), completions, int(label)))
+                tokens = [ids(encoder, " " + ending) for ending in endings]
+                examples.append(Example(int(label), ids(encoder, context), tokens))
             except (ValueError, KeyError, TypeError, RecursionError) as e:
                 raise ValueError(f"{path}:{number}: not an example of HellaSwag: {type(e).__name__}: {e}") from e
     target = Path(output) / "hellaswag_val.bin"

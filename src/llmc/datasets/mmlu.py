@@ -7,7 +7,8 @@ from pathlib import Path
 
 from llmc.datasets.archive import unpacked
 from llmc.datasets.download import Remote, fetch
-from llmc.datasets.evalfile import Example, write_evalfile
+from llmc.datasets.evalfile import ids, write_evalfile
+from llmc.evals import Example
 from llmc.tokenizer import Tokenizer
 
 REMOTE = Remote(
@@ -39,9 +40,9 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
                         raise ValueError(
                             f"{len(row)} fields ending in '{letter}', expected question, 4 answers, A to D"
                         )
-                    completions = [encoder.encode(" " + answer) for answer in answers]
-                    context = encoder.encode(f"Question: {question}\n\nAnswer:")
-                    examples.append(Example(context, completions, "ABCD".index(letter)))
+                    tokens = [ids(encoder, " " + answer) for answer in answers]
+                    context = ids(encoder, f"Question: {question}\n\nAnswer:")
+                    examples.append(Example("ABCD".index(letter), context, tokens))
             except (csv.Error, ValueError) as e:
                 raise ValueError(f"{path}: question {len(examples)}: {e}") from e
     target = Path(output) / "mmlu_test.bin"

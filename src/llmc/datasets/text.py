@@ -11,14 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llmc.data import ShardWriter, read_shard, write_shard
-from llmc.datasets.read import TABLE_SUFFIXES, TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
+from llmc import _llmc
+from llmc.data import ShardWriter, write_shard
+from llmc.datasets.read import TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
 from llmc.datasets.tokenize import token_stream
+from llmc.fs import remove_temporaries
 from llmc.tokenizer import Tokenizer
 
 __all__ = ["language_reference", "prepare", "read_documents", "text_files", "tokenize", "write_pair", "write_splits"]
 
 _BPE_SAMPLE = 64 << 20  # characters that a BPE is trained on
+_COPY = 1 << 20  # tokens
 
 
 def text_files(path: Path) -> list[Path]:
@@ -86,6 +89,7 @@ def refuse_or_remove(directory: Path, name: str, overwrite: bool) -> None:
         raise FileExistsError(f"{directory} already has {len(earlier)} shards of '{name}': --overwrite replaces them")
     for path in earlier:
         path.unlink()
+    remove_temporaries(directory)
 
 
 def prepare(
@@ -115,9 +119,9 @@ def prepare(
     files, val_files = expand(inputs), expand(val_inputs)
     if not files:
         raise ValueError("no input files")
+    encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, column) if tokenizer.startswith("bpe:") else None)
     output.mkdir(parents=True, exist_ok=True)
     refuse_or_remove(output, name, overwrite)
-    encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, column) if tokenizer.startswith("bpe:") else None)
 
     def write(paths: list[Path], split: str) -> ShardWriter:
         size = sum(p.stat().st_size for p in paths)
@@ -198,11 +202,8 @@ def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_siz
             train.paths.pop()
             train.counts.pop()
         else:
-            data = read_shard(path)
-            write_shard(target, data[tokens - left :], vocab_size=vocab_size)
-            kept = np.array(data[: tokens - left])
-            del data  # Windows replaces no file that is mapped
-            write_shard(path, kept, vocab_size=vocab_size)
+            _copy(path, tokens - left, tokens, target, vocab_size)
+            _copy(path, 0, tokens - left, path, vocab_size)
             train.counts[-1] -= left
         pieces.append(target)
         left -= min(left, tokens)
@@ -210,3 +211,13 @@ def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_siz
     for old, new in zip(reversed(pieces), renamed):
         old.replace(new)  # to a lower number or its own, in ascending order: nothing is overwritten
     return renamed
+
+
+def _copy(source: Path, begin: int, end: int, target: Path, vocab_size: int) -> None:
+    """Tokens begin .. end of a shard into another, or into its own place, a few at a time."""
+    size = _llmc.inspect_shard(source).token_bytes
+    with ShardWriter(lambda i: target, vocab_size) as writer, open(source, "rb") as file:
+        file.seek(1024 + begin * size)
+        for at in range(begin, end, _COPY):
+            raw = file.read(size * min(_COPY, end - at))
+            writer.write(np.frombuffer(raw, dtype=f"<u{size}").astype(np.uint32))

@@ -22,7 +22,7 @@ REPOSITORY, ARCHIVE = "roneneldan/TinyStories", "TinyStories_all_data.tar.gz"
 def prepare(
     output: str | Path, *, source: str | Path | None = None, tokenizer: str = "gpt2", workers: int = 0
 ) -> Written:
-    """Writes TinyStories_train.bin and TinyStories_val.bin: the first JSON file is for validation, the others in order for training.
+    """Writes TinyStories_train.bin and TinyStories_val.bin: the first JSON file for validation, the others in order.
 
     Stories are shuffled within a file as llm.c does it. (llm.c joins the files in the order in which its processes finish.)
     source: the archive, or a folder of its JSON files, where you have it already.
@@ -61,7 +61,10 @@ def _documents(paths: list[Path], bar: tqdm[None]) -> Iterator[Piece]:
 def _stories(source: Path | None) -> list[Path]:
     """The JSON files in order."""
     if source is None:
-        source = fetch(next(f for f in hub_files(REPOSITORY) if f.url.endswith(ARCHIVE)))
+        found = [f for f in hub_files(REPOSITORY) if f.url.endswith(ARCHIVE)]
+        if not found:
+            raise ConnectionError(f"{REPOSITORY} has no {ARCHIVE} any more: name one with --source")
+        source = fetch(found[0])
     if source.is_file():
         source = unpacked(source, "tinystories", ".json")
     elif not source.is_dir():

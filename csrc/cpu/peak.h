@@ -1,0 +1,12 @@
+// The ceiling of this machine's arithmetic, measured.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace llmc {
+
+// FLOP/s of the kernel set in use, on registers alone: what no product can exceed. Takes about 60 ms. dtype: f32 or
+// bf16; threads <= 0: as many as a backend would use.
+double cpu_peak_flops(DType dtype, int threads);
+
+}  // namespace llmc

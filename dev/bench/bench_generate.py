@@ -1,0 +1,133 @@
+"""Generation with a cache of keys and values: tokens/s beside PyTorch's, and the share of the memory bandwidth that is used.
+
+    python dev/bench/bench_generate.py --model d12 --dtypes bf16 f32 --batch 1 4 16
+
+Each token of a batch reads every weight once, so bandwidth over bytes of weights is the ceiling of steps/s; the bandwidth is
+that of the sum of a large array, measured in the same run. Both sides take the most likely token. PyTorch runs the model of
+torch_gpt2.py with a cache allocated once, in inference mode. Each measurement is a process of its own, and they take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import add_common_arguments, machine, peak_rss, print_table, sample, write_json
+
+
+def llmc_generator(args: argparse.Namespace) -> Callable[[int], None]:
+    import numpy as np
+
+    import llmc
+
+    model = llmc.GPT2.from_descriptor(args.model, dtype=args.dtypes[0], threads=args.threads)
+    prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (args.batch[0], args.prompt)).tolist()
+    return lambda count: void(model.generate(prompts, count, temperature=0.0))
+
+
+def torch_generator(args: argparse.Namespace) -> Callable[[int], None]:
+    import torch
+    from torch_gpt2 import GPT2
+
+    from llmc import _llmc
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    c = _llmc.config_from_descriptor(args.model)
+    dtype = torch.bfloat16 if args.dtypes[0] == "bf16" else torch.float32
+    model = GPT2(c.vocab_size, c.channels, c.num_heads, c.num_layers, c.max_seq_len).to(dtype).eval()
+    B, P, NH = args.batch[0], args.prompt, c.num_heads
+    prompts = torch.randint(0, c.vocab_size, (B, P))
+    cache = torch.zeros(c.num_layers, 2, B, NH, P + max(args.tokens), c.channels // NH, dtype=dtype)
+
+    @torch.inference_mode()
+    def run(count: int) -> None:
+        tokens = model.next_logits(prompts, cache, 0).argmax(-1, keepdim=True)
+        for i in range(count - 1):
+            tokens = model.next_logits(tokens, cache, P + i).argmax(-1, keepdim=True)
+
+    return run
+
+
+def void(_: object) -> None:
+    pass
+
+
+def work(args: argparse.Namespace) -> None:
+    run = (llmc_generator if args.worker == "llmc" else torch_generator)(args)
+    few, many = args.tokens
+    run(few)
+    start = time.perf_counter()
+    run(few)
+    middle = time.perf_counter()
+    run(many)
+    end = time.perf_counter()
+    # The difference leaves the prompt out.
+    per_step = ((end - middle) - (middle - start)) / (many - few)
+    print(json.dumps({"seconds_per_step": per_step, "peak_bytes": peak_rss()}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="d12")
+    parser.add_argument("--dtypes", nargs="+", default=["bf16", "f32"], choices=["f32", "bf16"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt (default 64)")
+    parser.add_argument("--tokens", type=int, nargs=2, default=[4, 68], metavar=("FEW", "MANY"),
+                        help="the time of MANY new tokens less that of FEW is what counts (default 4 68)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.worker:
+        return work(args)
+
+    from llmc import _llmc
+
+    about = machine(args.threads)
+    backend = _llmc.Backend("cpu", args.threads)
+    array, total = backend.empty([1 << 27]), backend.empty([1])
+    backend.zero(array)
+    bandwidth = array.numel * 4 / min(sample(lambda: backend.sum(total, array), 1.0))
+    del array
+    c = _llmc.config_from_descriptor(args.model)
+    rows, records = [], []
+    for dtype in args.dtypes:
+        weights = _llmc.memory_plan(c, dtype, dtype, 1, 1).parameters - c.max_seq_len * c.channels * (
+            2 if dtype == "bf16" else 4
+        )
+        for B in args.batch:
+            seconds: dict[str, list[float]] = {"llmc": [], "torch": []}
+            for _ in range(args.rounds):
+                for peer, times in seconds.items():
+                    command = [sys.executable, __file__, "--worker", peer, "--model", args.model, "--dtypes", dtype]
+                    command += ["--batch", str(B), "--prompt", str(args.prompt), "--threads", str(about["threads"])]
+                    command += ["--tokens", *map(str, args.tokens)]
+                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                    times.append(json.loads(done.stdout.splitlines()[-1])["seconds_per_step"])
+            ours, theirs = statistics.median(seconds["llmc"]), statistics.median(seconds["torch"])
+            share = weights / ours / bandwidth
+            rows.append(
+                [f"{dtype} B={B}", f"{B / ours:.0f}", f"{B / theirs:.0f}", f"{theirs / ours:.2f}", f"{share:.0%}"]
+            )
+            records.append(
+                {"dtype": dtype, "B": B, "seconds_per_step": seconds, "weight_bytes": weights, "share": share}
+            )
+    print(
+        f"\n{args.model}, prompts of {args.prompt}, {about['threads']} threads of {about['isa']}, read {bandwidth / 1e9:.1f} GB/s\n"
+    )
+    print_table(["", "llmc tokens/s", "PyTorch tokens/s", "x faster", "of bandwidth"], rows)
+    results: dict[str, Any] = {"machine": about, "read_bandwidth": bandwidth, "model": args.model, "rows": records}
+    write_json(args.json, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""How a step's time grows with threads, batch, sequence and model, against what its arithmetic and its memory traffic predict.
+
+    python dev/bench/bench_scaling.py --dtypes bf16 f32
+
+The prediction is (6N + 6LCT) B T / peak + bytes of AdamW / read bandwidth, both ceilings measured in the same run with as many
+threads. "of floor" is that over the measured time: constant where the step scales as it should. Models that do not fit the memory
+are predicted from the rate of the largest that was run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bench_step import flops_per_token, measure
+from common import add_common_arguments, machine, print_table, sample, write_json
+
+from llmc import _llmc
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtypes", nargs="+", default=["bf16"], choices=["f32", "bf16"])
+    parser.add_argument("--models", nargs="+", default=["d6", "d12", "d24"])
+    parser.add_argument("--predict", nargs="*", default=["d36", "d48"], help="models that are only predicted")
+    parser.add_argument("--steps", type=int, default=3)
+    add_common_arguments(parser)
+    args = parser.parse_args()
+
+    about = machine(args.threads)
+    top = about["threads"]
+    # (what varies, model, B, T, threads)
+    runs = [("threads", "d12", 4, 64, n) for n in sorted({1, max(1, top // 2), top})]
+    runs += [("B", "d12", B, 64, top) for B in (1, 2, 4, 8, 16)]
+    runs += [("T", "d12", 1, T, top) for T in (64, 256, 1024)]
+    runs += [("model", m, 1, 256, top) for m in args.models]
+    ceilings: dict[tuple[str, int], tuple[float, float]] = {}
+    results: dict[str, Any] = {"machine": about, "rows": []}
+    for dtype in args.dtypes:
+        table, rate = [], 0.0
+        for what, model, B, T, threads in runs:
+            if (dtype, threads) not in ceilings:
+                backend = _llmc.Backend("cpu", threads)
+                array, total = backend.empty([1 << 26]), backend.empty([1])
+                backend.zero(array)
+                read = array.numel * 4 / min(sample(lambda b=backend, t=total, a=array: b.sum(t, a), 0.3))  # type: ignore[misc]
+                ceilings[dtype, threads] = _llmc.cpu_peak_flops(dtype, threads), read
+            t = statistics.median(measure(f"llmc {dtype}", model, B, T, args.steps, threads)["seconds"])
+            work, floor = prediction(model, dtype, B, T, *ceilings[dtype, threads])
+            rate = floor / t
+            table.append(
+                [what, model, B, T, threads, f"{t:.3f}", f"{work / t / 1e9:.0f}", f"{floor:.3f}", f"{rate:.0%}"]
+            )
+            results["rows"].append({"dtype": dtype, "varies": what, "model": model, "B": B, "T": T, "threads": threads,
+                                    "seconds": t, "flops": work, "floor": floor})  # fmt: skip
+        for model in args.predict:
+            _, floor = prediction(model, dtype, 1, 1024, *ceilings[dtype, top])
+            c = _llmc.config_from_descriptor(model)
+            memory = _llmc.memory_plan(c, dtype, dtype, 1, 1024).total
+            table.append(
+                [
+                    "predicted",
+                    f"{model}, {memory / 1e9:.0f} GB",
+                    1,
+                    1024,
+                    top,
+                    f"{floor / rate:.1f}",
+                    "",
+                    f"{floor:.1f}",
+                    f"{rate:.0%}",
+                ]
+            )
+        print(f"\n{dtype}, {about['isa']}\n")
+        print_table(["varies", "model", "B", "T", "threads", "s/step", "GFLOP/s", "floor s", "of floor"], table)
+    write_json(args.json, results)
+
+
+def prediction(model: str, dtype: str, B: int, T: int, peak: float, read: float) -> tuple[float, float]:
+    """FLOP of a step, and the seconds that its arithmetic and its optimizer take at the ceilings."""
+    c = _llmc.config_from_descriptor(model)
+    size = 2 if dtype == "bf16" else 4
+    N = _llmc.memory_plan(c, dtype, dtype, B, T).parameters // size
+    work = flops_per_token(c.num_layers, c.channels, T, N) * B * T
+    adamw = N * (16 + 3 * size + (4 if dtype == "bf16" else 0))
+    return work, work / peak + adamw / read
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""One training step, llmc beside PyTorch and llm.c: median seconds, tokens/s, peak memory, ratios.
+
+    python dev/bench/bench_step.py --model d12 --batch 4 --seq 64 1024 --rounds 3
+    python dev/bench/bench_step.py --seq 64 --llmc-binary ~/llm.c/train_gpt2     # llm.c too, which is B=4 T=64 only
+
+A step is forward, backward, clipping and AdamW, on the same random tokens. Each measurement is a process of its own, so that
+peak memory is the peer's, and the peers take turns, so that a slow minute of the machine meets them all. PyTorch runs eagerly
+and compiled, in fp32, in bf16 autocast and with bf16 weights, with SDPA, fused AdamW and its threads bound to cores. "busy" is
+the processor time of a step over threads times elapsed time: well below 100 % says that the machine was not quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import add_common_arguments, machine, peak_rss, print_table, write_json
+
+PEERS = {
+    "f32": ["llmc f32", "torch eager f32", "torch compile f32"],
+    "bf16": ["llmc bf16", "torch eager autocast", "torch compile autocast", "torch eager bf16", "torch compile bf16"],
+}
+
+
+def flops_per_token(L: int, C: int, T: int, num_parameters: int) -> float:
+    """6N + 6LCT: llm.c's count, attention's causal half included."""
+    return 6.0 * num_parameters + 6.0 * L * C * T
+
+
+# ---- a worker: one peer, in its own process ----
+
+
+def llmc_step(model: str, dtype: str, B: int, T: int, threads: int) -> Callable[[], float]:
+    import numpy as np
+
+    import llmc
+    from llmc.optim import AdamW
+
+    gpt2 = llmc.GPT2.from_descriptor(model, dtype=dtype, threads=threads)
+    optimizer = AdamW(gpt2)
+    tokens = np.random.default_rng(0).integers(0, gpt2.config.vocab_size, (2, B, T), dtype=np.int32)
+
+    def step() -> float:
+        gpt2.zero_grad()
+        gpt2.forward(tokens[0])
+        gpt2.backward(tokens[1])
+        optimizer.step(1e-4)
+        return gpt2.mean_loss
+
+    return step
+
+
+def torch_step(model: str, mode: str, B: int, T: int, threads: int) -> Callable[[], float]:
+    import torch
+    from torch_gpt2 import GPT2
+
+    from llmc import _llmc
+
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)
+    c = _llmc.config_from_descriptor(model)
+    gpt2 = GPT2(c.padded_vocab_size, c.channels, c.num_heads, c.num_layers, c.max_seq_len)
+    if mode.endswith("bf16"):
+        gpt2.to(torch.bfloat16)
+    optimizer = torch.optim.AdamW(gpt2.parameters(), lr=1e-4, fused=True)
+    forward: Any = torch.compile(gpt2) if "compile" in mode else gpt2
+    x, y = torch.randint(0, c.vocab_size, (2, B, T))
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled="autocast" in mode):
+            loss = forward(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(gpt2.parameters(), 1.0)
+        optimizer.step()
+        return float(loss.item())
+
+    return step
+
+
+def work(args: argparse.Namespace) -> None:
+    kind, _, mode = args.worker.partition(" ")
+    make = llmc_step if kind == "llmc" else torch_step
+    step = make(args.model, mode, args.batch, args.seq[0], args.threads)
+    losses = [step()]
+    if "compile" in mode:
+        losses.append(step())
+    times, busy = [], []
+    for _ in range(args.steps):
+        start, cpu = time.perf_counter(), time.process_time()
+        losses.append(step())
+        times.append(time.perf_counter() - start)
+        busy.append((time.process_time() - cpu) / times[-1])
+    print(json.dumps({"seconds": times, "busy": busy, "peak_bytes": peak_rss(), "losses": losses}))
+
+
+# ---- the parent ----
+
+
+def measure(peer: str, model: str, B: int, T: int, steps: int, threads: int) -> dict[str, Any]:
+    """One process of this file. RuntimeError with its last words where it fails."""
+    env = dict(os.environ)
+    if peer.startswith("torch"):
+        env |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+    command = [sys.executable, __file__, "--worker", peer, "--model", model, "--batch", B, "--seq", T, "--steps", steps]
+    done = subprocess.run([*map(str, command), "--threads", str(threads)], capture_output=True, text=True, env=env)
+    if done.returncode != 0:
+        raise RuntimeError(f"{peer}: " + (done.stderr.strip().splitlines() or ["no output"])[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measure_llmc_c(binary: Path, steps: int, threads: int) -> dict[str, Any]:
+    """llm.c's train_gpt2, run in its own folder, where it finds its checkpoint and data, and ended after some steps."""
+    env = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    process = subprocess.Popen(
+        ["stdbuf", "-oL", str(binary.resolve())], cwd=binary.parent, stdout=subprocess.PIPE, text=True, env=env
+    )
+    assert process.stdout is not None
+    times: list[float] = []
+    for line in process.stdout:
+        took = re.search(r"step \d+:.*took ([\d.]+) ms", line)
+        if took:
+            times.append(float(took[1]) / 1e3)
+        if len(times) > steps:
+            break
+    process.terminate()
+    process.stdout.close()
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    if len(times) <= steps:
+        raise RuntimeError(f"{binary} printed {len(times)} steps, expected more than {steps}: does it find its files?")
+    return {"seconds": times[1:], "busy": [], "peak_bytes": usage.ru_maxrss * 1024, "losses": []}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="d12")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seq", type=int, nargs="+", default=[64, 1024])
+    parser.add_argument("--dtypes", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
+    parser.add_argument("--peers", nargs="+", metavar="TEXT", help="only peers whose name contains one of these")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per peer, in turn (default 3)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per process (default 3)")
+    parser.add_argument("--llmc-binary", type=Path, metavar="FILE", help="llm.c's train_gpt2, with its files beside it")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.worker:
+        return work(args)
+
+    from llmc import _llmc
+
+    about = machine(args.threads)
+    threads = about["threads"]
+    peaks = {d: _llmc.cpu_peak_flops(d, threads) for d in ("f32", "bf16")}
+    c = _llmc.config_from_descriptor(args.model)
+    N = _llmc.memory_plan(c, "f32", "f32", 1, 1).parameters // 4
+    results: dict[str, Any] = {
+        "machine": about,
+        "peak_flops": peaks,
+        "model": args.model,
+        "batch": args.batch,
+        "tables": [],
+    }
+    for T in args.seq:
+        peers = [p for d in args.dtypes for p in PEERS[d] if not args.peers or any(text in p for text in args.peers)]
+        if args.llmc_binary and (args.model, args.batch, T) == ("d12", 4, 64):
+            peers.append("llm.c")
+        runs: dict[str, list[dict[str, Any]]] = {p: [] for p in peers}
+        for _ in range(args.rounds):
+            for peer in list(runs):
+                try:
+                    if peer == "llm.c":
+                        runs[peer].append(measure_llmc_c(args.llmc_binary, args.steps, threads))
+                    else:
+                        runs[peer].append(measure(peer, args.model, args.batch, T, args.steps, threads))
+                except RuntimeError as error:
+                    print(error, file=sys.stderr)
+                    del runs[peer]
+        work_ = flops_per_token(c.num_layers, c.channels, T, N) * args.batch * T
+        print(
+            f"\n{args.model} B={args.batch} T={T}, {threads} threads of {about['isa']}, {work_ / 1e9:.0f} GFLOP a step\n"
+        )
+        table = {peer: summary(r, args.batch * T, work_, threads) for peer, r in runs.items()}
+        print_table(
+            ["peer", "median s", "best s", "tokens/s", "GFLOP/s", "peak GB", "busy"],
+            [[p, f"{s['median']:.3f}", f"{s['best']:.3f}", f"{s['tokens_per_second']:.0f}", f"{s['flops'] / 1e9:.0f}",
+              f"{s['peak_bytes'] / 1e9:.2f}", f"{s['busy']:.0%}" if s["busy"] else ""] for p, s in table.items()],
+        )  # fmt: skip
+        ratios = compare(table)
+        print()
+        for text, ratio in ratios.items():
+            print(f"{text}: {ratio:.2f}")
+        results["tables"].append({"T": T, "peers": table, "ratios": ratios})
+    write_json(args.json, results)
+
+
+def summary(runs: list[dict[str, Any]], tokens: int, work_: float, threads: int) -> dict[str, Any]:
+    seconds = [t for r in runs for t in r["seconds"]]
+    median, busy = statistics.median(seconds), [b for r in runs for b in r["busy"]]
+    return {
+        "median": median,
+        "best": min(seconds),
+        "seconds": seconds,
+        "tokens_per_second": tokens / median,
+        "flops": work_ / median,
+        "peak_bytes": max(r["peak_bytes"] for r in runs),
+        "busy": statistics.median(busy) / threads if busy else None,
+    }
+
+
+def compare(table: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """llmc against the fastest of PyTorch: of its fp32 modes for f32, of all of them for bf16."""
+    ratios: dict[str, float] = {}
+    for ours in ("llmc f32", "llmc bf16"):
+        peers = [p for p in table if p.startswith("torch") and (ours == "llmc bf16" or p.endswith("f32"))]
+        if ours in table and peers:
+            best = min(peers, key=lambda p: table[p]["median"])
+            ratios[f"{ours}: times faster than {best}"] = table[best]["median"] / table[ours]["median"]
+            ratios[f"{ours}: memory over that of {best}"] = table[ours]["peak_bytes"] / table[best]["peak_bytes"]
+        if ours in table and "llm.c" in table:
+            ratios[f"{ours}: times faster than llm.c"] = table["llm.c"]["median"] / table[ours]["median"]
+    return ratios
+
+
+if __name__ == "__main__":
+    main()

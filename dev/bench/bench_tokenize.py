@@ -1,0 +1,139 @@
+"""Tokens per second: tiktoken's own calls beside ours, and a large file through `llmc data text`.
+
+    python dev/bench/bench_tokenize.py                      encoding alone, on a few megabytes
+    python dev/bench/bench_tokenize.py --megabytes 1000     also that much text from file to shards, with 1 worker and with 2
+
+The text is Tiny Shakespeare where the cache has it (`llmc data tinyshakespeare`), else Python's language reference; a large file
+repeats it, with one word in twenty replaced by another. Each large run is a process of its own, whose peak memory is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import tiktoken
+
+from llmc.datasets.download import cache_directory
+from llmc.datasets.read import Piece
+from llmc.datasets.text import language_reference
+from llmc.datasets.tinyshakespeare import REMOTE
+from llmc.datasets.tokenize import token_stream
+from llmc.tokenizer import Tokenizer
+
+_CHILD = """
+import resource, sys, time
+from llmc.datasets import text
+start = time.perf_counter()
+written = text.prepare([sys.argv[1]], sys.argv[2], workers=int(sys.argv[3]))
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, written.train_tokens + written.val_tokens, usage.ru_maxrss)
+"""
+
+
+def sample_text() -> str:
+    path = cache_directory() / REMOTE.name
+    return path.read_text(encoding="utf-8") if path.is_file() else "\n\n".join(language_reference())
+
+
+def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def encoding(text: str) -> None:
+    encoder, ours = tiktoken.get_encoding("gpt2"), Tokenizer.gpt2()
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save(Path(folder) / "gpt2_tokenizer.bin")
+        from_file = Tokenizer.load(Path(folder) / "gpt2_tokenizer.bin")
+    documents = text.split("\n\n")
+    pieces = [Piece(d, True) for d in documents] * 4
+    count = len(ours.encode_documents(pieces[: len(documents)]))
+    rows: list[tuple[str, float]] = [
+        (
+            "tiktoken encode_ordinary, by document",
+            median_seconds(lambda: [encoder.encode_ordinary(d) for d in documents]),
+        ),
+        (
+            "tiktoken encode_ordinary_batch, 2 threads",
+            median_seconds(lambda: encoder.encode_ordinary_batch(documents, num_threads=2)),
+        ),
+        ("Tokenizer.encode_documents", median_seconds(lambda: ours.encode_documents(pieces[: len(documents)]))),
+        (
+            "the same from gpt2_tokenizer.bin",
+            median_seconds(lambda: from_file.encode_documents(pieces[: len(documents)])),
+        ),
+        ("token_stream, 1 worker", median_seconds(lambda: list(token_stream(pieces, ours, 1))) / 4),
+        ("token_stream, 2 workers", median_seconds(lambda: list(token_stream(pieces, ours, 2))) / 4),
+    ]
+    size = len(text.encode())
+    print(f"{len(documents)} documents, {size / 1e6:.1f} MB, {count} tokens with their ends")
+    for name, seconds in rows:
+        print(f"{name:45} {count / seconds / 1e6:6.2f} M tokens/s {size / seconds / 1e6:6.1f} MB/s")
+
+
+def write_large(path: Path, text: str, size: int) -> None:
+    rng = random.Random(0)
+    vocabulary = sorted(set(text.split()))
+    written = 0
+    with open(path, "w", encoding="utf-8") as file:
+        while written < size:
+            words = text.split(" ")
+            for _ in range(len(words) // 20):
+                words[rng.randrange(len(words))] = rng.choice(vocabulary) + rng.choice(
+                    ("", "s", str(rng.randrange(10**4)), "é")
+                )
+            varied = " ".join(words)
+            file.write(varied)
+            written += len(varied.encode())
+
+
+def large(text: str, megabytes: int, workers: list[int]) -> None:
+    with tempfile.TemporaryDirectory(prefix="llmc-bench-") as folder:
+        path = Path(folder) / "large.txt"
+        write_large(path, text, megabytes * 10**6)
+        sums = set()
+        for count in workers:
+            output = Path(folder) / f"out{count}"
+            command = [sys.executable, "-c", _CHILD, str(path), str(output), str(count)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True)
+            seconds, cpu, tokens, peak = (float(x) for x in done.stdout.split())
+            peak_bytes = peak * (1 if sys.platform == "darwin" else 1024)
+            size = path.stat().st_size
+            print(
+                f"{size / 1e6:.0f} MB, {count} workers: {seconds:.0f} s ({cpu:.0f} s of a core), "
+                f"{tokens / seconds / 1e6:.2f} M tokens/s, "
+                f"{size / seconds / 1e6:.1f} MB/s, peak memory {peak_bytes / 1e6:.0f} MB"
+            )
+            digest = hashlib.sha256()
+            for shard in sorted(output.glob("*.bin")):
+                digest.update(shard.name.encode() + shard.read_bytes())
+            sums.add(digest.hexdigest())
+        print("equal output" if len(sums) == 1 else "THE OUTPUTS DIFFER")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=0, help="of a large file; 0: none [0]")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="for the large file [1 2]")
+    args = parser.parse_args()
+    text = sample_text()
+    encoding(text)
+    if args.megabytes:
+        large(text, args.megabytes, args.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""GPT-2 in PyTorch as one would write it for speed: what the benchmarks compare with."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    def __init__(self, C: int, NH: int) -> None:
+        super().__init__()
+        self.NH = NH
+        self.ln1, self.ln2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.qkv, self.attproj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.fc, self.fcproj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+    def forward(self, x: Tensor, past: Tensor | None = None, start: int = 0) -> Tensor:
+        """past: (2, B, NH, maxT, HS), keys and values of the positions before start; the new ones are put into it."""
+        B, T, C = x.shape
+        q, k, v = self.qkv(self.ln1(x)).view(B, T, 3, self.NH, C // self.NH).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            past[0, :, :, start : start + T], past[1, :, :, start : start + T] = k, v
+            k, v = past[:, :, :, : start + T]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+        x = x + self.attproj(y.transpose(1, 2).reshape(B, T, C))
+        return x + self.fcproj(F.gelu(self.fc(self.ln2(x)), approximate="tanh"))
+
+
+class GPT2(nn.Module):
+    def __init__(self, V: int, C: int, NH: int, L: int, max_T: int) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(max_T, C)
+        self.blocks = nn.ModuleList([Block(C, NH) for _ in range(L)])
+        self.lnf = nn.LayerNorm(C)
+        for p in self.parameters():
+            if p.dim() > 1:
+                nn.init.normal_(p, std=0.02)
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        x = self.wte(inputs) + self.wpe.weight[: inputs.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        logits = F.linear(self.lnf(x), self.wte.weight)
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), targets.view(-1))
+
+    def next_logits(self, inputs: Tensor, cache: Tensor, start: int) -> Tensor:
+        """Logits after the last of (B, T) tokens at positions start...   cache: (L, 2, B, NH, maxT, HS)"""
+        x = self.wte(inputs) + self.wpe.weight[start : start + inputs.shape[1]]
+        for block, past in zip(self.blocks, cache, strict=True):
+            x = block(x, past, start)
+        return F.linear(self.lnf(x[:, -1]), self.wte.weight)

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Compiles and links the CUDA and NCCL build for one architecture in a fresh folder, and checks what can be checked without a
+# GPU: that it imports, says what is missing, trains on the CPU, needs none of NVIDIA's libraries to be loaded, and that no
+# kernel spills registers. For machines with nvcc; headers that they lack come as wheels, into build/ci_cuda_wheels.
+#
+# (.ci/run runs it.)
+#
+#   PYTHON=.venv/bin/python dev/ci_cuda.sh [ARCHITECTURE]        # default 90
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+arch=${1:-90}
+build=build/ci_cuda
+wheels=build/ci_cuda_wheels
+
+if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+  echo "left out: there is no nvcc"
+  exit 0
+fi
+"$python" -c "import pybind11, scikit_build_core" 2>/dev/null || "$python" -m pip install --quiet pybind11 "scikit-build-core>=0.11"
+command -v ninja >/dev/null || "$python" -m pip install --quiet ninja
+
+missing=$("$python" - <<'PY'
+import importlib.metadata, re, sys
+sys.path.insert(0, "cmake")
+from build_backend import cuda_requirements
+for requirement in cuda_requirements({"cmake.define.USE_NCCL": "ON"}):
+    try:
+        importlib.metadata.version(re.split("[<>=]", requirement)[0])
+    except importlib.metadata.PackageNotFoundError:
+        print(requirement)
+PY
+)
+if [ -n "$missing" ] && [ ! -d "$wheels" ]; then
+  mapfile -t packages <<<"$missing"
+  "$python" -m pip install --quiet --no-deps --target "$wheels.part" "${packages[@]}"
+  mv "$wheels.part" "$wheels"
+fi
+[ -d "$wheels" ] && export PYTHONPATH="$PWD/$wheels${PYTHONPATH:+:$PYTHONPATH}"
+
+rm -rf "$build"
+"$python" -m cmake --version >/dev/null 2>&1 && cmake=("$python" -m cmake) || cmake=(cmake)
+"${cmake[@]}" -S . -B "$build" -G Ninja -DUSE_NCCL=ON "-DCMAKE_CUDA_ARCHITECTURES=$arch-real" \
+  "-DPython_EXECUTABLE=$("$python" -c 'import sys; print(sys.executable)')" "-Dpybind11_DIR=$("$python" -m pybind11 --cmakedir)" \
+  -DCMAKE_CUDA_FLAGS=-Xptxas=-v >"$build.log"
+"${cmake[@]}" --build "$build" >>"$build.log" 2>&1 || { tail -40 "$build.log"; exit 1; }
+if grep -E "[1-9][0-9]* bytes spill" "$build.log"; then
+  echo "ci_cuda: kernels spill registers, see $build.log"
+  exit 1
+fi
+
+mkdir -p "$build/site"
+cp -r src/llmc "$build/site/llmc"
+rm -f "$build"/site/llmc/_llmc*.so
+cp "$build"/_llmc*.so "$build/site/llmc/"
+if ldd "$build"/_llmc*.so | grep -E "libcu(da|blas|dnn)|libnccl"; then
+  echo "ci_cuda: the extension is linked to a library of NVIDIA's"
+  exit 1
+fi
+cd "$build"
+PYTHONPATH="$PWD/site${PYTHONPATH:+:$PYTHONPATH}" "$python" - <<'PY'
+import numpy as np
+import llmc
+from llmc import _llmc
+
+assert _llmc.__file__.startswith(__import__("os").getcwd()), _llmc.__file__
+assert _llmc.cuda_built()
+print("ci_cuda:", _llmc.cuda_status())
+try:
+    print("ci_cuda:", _llmc.Backend("cuda").info().description)
+except llmc.Error as e:
+    print("ci_cuda: without a GPU:", e)
+config = llmc.GPT2Config(max_seq_len=16, vocab_size=61, num_layers=1, num_heads=2, channels=32)
+model = llmc.GPT2(config)
+optimizer = llmc.AdamW(model)
+tokens = np.random.default_rng(0).integers(0, 61, (2, 17), dtype=np.int32)
+losses = []
+for _ in range(10):
+    model.zero_grad()
+    model.forward(tokens[:, :-1])
+    model.backward(tokens[:, 1:])
+    optimizer.step(1e-2)
+    losses.append(model.mean_loss)
+assert losses[-1] < losses[0] - 0.5, losses
+print(f"ci_cuda: trains on the CPU, {losses[0]:.3f} -> {losses[-1]:.3f}")
+PY

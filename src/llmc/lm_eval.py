@@ -1,0 +1,168 @@
+"""llmc in EleutherAI's lm-evaluation-harness.
+
+    python -m llmc.lm_eval --model llmc --model_args pretrained=gpt2_124M.bin --tasks hellaswag,arc_easy
+
+is `lm_eval` with one more model, and takes all of its options. (The harness has no other way for a package to add a model to its
+command.) From Python, importing this module is enough: then lm_eval.simple_evaluate(model="llmc", model_args=...) knows it.
+
+model_args:
+    pretrained: a llm.c model file, a run directory, a Hugging Face folder or name.
+    tokenizer: gpt2, bytes or a tokenizer file; default: found beside the model, else GPT-2's where the vocabulary is of its size.
+    dtype: f32 or bf16, default the model's. threads: CPU threads. max_length: context to use, default the model's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from llmc.hub import find_tokenizer, load_model
+from llmc.tokenizer import Tokenizer
+
+try:
+    import lm_eval.models  # registers the harness's own models, which it does itself only while there are none
+    from lm_eval import utils
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+except ImportError as e:
+    raise ImportError("the lm-evaluation-harness is not installed: pip install 'llmc[lm-eval]'") from e
+
+Scored = tuple[float, bool]
+Request = tuple[Any, list[int], list[int]]  # what the cache is keyed by, context, continuation
+
+
+@register_model("llmc")
+class LlmcLM(TemplateLM):  # type: ignore[misc]
+    """A GPT-2 of llmc as the harness sees it."""
+
+    def __init__(
+        self,
+        pretrained: str | os.PathLike[str],
+        tokenizer: str | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        batch_size: int | str = 4,
+        max_batch_size: int | None = None,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        threads: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = load_model(pretrained, dtype=dtype, device=device or "cpu", threads=int(threads))
+        found = find_tokenizer(pretrained) if tokenizer is None else Tokenizer.from_spec(tokenizer)
+        if found is None and self.model.config.vocab_size == 50257:
+            found = Tokenizer.gpt2()
+        if found is None:
+            raise ValueError(f"no tokenizer was found beside '{pretrained}': give one, as tokenizer=FILE in model_args")
+        if found.vocab_size > self.model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {found.vocab_size} tokens, the model a vocabulary of {self.model.config.vocab_size}"
+            )
+        self.llmc_tokenizer = found
+        # "auto" asks for a search that a CPU gains nothing by.
+        self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
+        self.max_length = min(int(max_length or self.model.config.max_seq_len), self.model.config.max_seq_len)
+        self.max_gen_toks = int(max_gen_toks)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.llmc_tokenizer.eot_token
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"llmc-{self.llmc_tokenizer.name}"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return self.llmc_tokenizer.encode(string)
+
+    def tok_decode(self, tokens: Iterable[int]) -> str:
+        return self.llmc_tokenizer.decode(tokens)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Request], disable_tqdm: bool = False, **_: Any) -> list[Scored]:
+        """Of each continuation: the sum of its tokens' log-probabilities, and whether each is the most likely one."""
+        out: list[Scored] = [(0.0, False)] * len(requests)
+        rows = []
+        for i, (_key, context, continuation) in enumerate(requests):
+            if not 0 < len(continuation) <= self.max_length:
+                raise ValueError(f"a continuation has {len(continuation)} tokens, expected 1 to {self.max_length}")
+            rows.append((i, (context + continuation)[-(self.max_length + 1) :], len(continuation)))
+        rows.sort(key=lambda row: -len(row[1]))  # rows of a batch are of about one length
+        with tqdm(total=len(rows), desc="Running loglikelihood requests", disable=disable_tqdm) as bar:
+            for begin in range(0, len(rows), self.batch_size):
+                batch = rows[begin : begin + self.batch_size]
+                inputs = np.zeros((len(batch), len(batch[0][1]) - 1), np.int32)
+                for j, (_i, tokens, _n) in enumerate(batch):
+                    inputs[j, : len(tokens) - 1] = tokens[:-1]
+                logits = self.model.logits(inputs)
+                for j, (i, tokens, n) in enumerate(batch):
+                    out[i] = _score(logits[j, len(tokens) - 1 - n : len(tokens) - 1], tokens[-n:])
+                    if requests[i][0] is not None:
+                        self.cache_hook.add_partial("loglikelihood", requests[i][0], out[i])
+                bar.update(len(batch))
+        return out
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        out = []
+        for (text,) in (request.args for request in tqdm(requests, disable=disable_tqdm)):
+            windows = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            pieces = [(None, *utils.make_disjoint_window(window)) for window in windows]
+            out.append(sum(score for score, _ in self._loglikelihood_tokens(pieces, disable_tqdm=True)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), out[-1])
+        return out
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        out = []
+        for context, options in (request.args for request in tqdm(requests, disable=disable_tqdm)):
+            until = options.get("until") or []
+            until = [until] if isinstance(until, str) else list(until)
+            count = min(int(options.get("max_gen_toks", self.max_gen_toks)), self.max_length - 1)
+            prompt = (self.tok_encode(context) or [self.eot_token_id])[-(self.max_length - count) :]
+            sampled = bool(options.get("do_sample", False))
+            tokens = self.model.stream(
+                prompt,
+                count,
+                temperature=float(options.get("temperature", 1.0)) if sampled else 0.0,
+                top_k=int(options.get("top_k", 0)),
+                top_p=float(options.get("top_p", 1.0)),
+                stop_token=self.eot_token_id,
+            )
+            text = ""
+            for piece in self.llmc_tokenizer.stream(tokens):
+                text += piece
+                if any(stop in text for stop in until if stop):
+                    break
+            for stop in until:
+                text = text.split(stop)[0] if stop else text
+            out.append(text)
+            self.cache_hook.add_partial("generate_until", (context, options), text)
+        return out
+
+
+def _score(logits: NDArray[np.float32], targets: Sequence[int]) -> Scored:
+    wide = logits.astype(np.float64)
+    top = wide.max(axis=1)
+    chosen = wide[np.arange(len(targets)), targets]
+    normalizer = top + np.log(np.exp(wide - top[:, None]).sum(axis=1))
+    return float((chosen - normalizer).sum()), bool((wide.argmax(axis=1) == targets).all())
+
+
+def main() -> None:
+    """The harness's own command, which now knows the model."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    sys.exit(main())  # type: ignore[func-returns-value]

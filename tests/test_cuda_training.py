@@ -1,0 +1,234 @@
+"""Training on the CUDA backend beside the CPU's, from the same seed; and checkpoints that go from one to the other.
+
+On a GPU or on the emulated device (doc/cuda.md). A comparison's tolerance is what the rounding of the dtype comes to over
+the steps compared: losses of two correct programs drift apart by no more.
+"""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+
+import numpy as np
+import pytest
+
+import llmc
+from llmc import _llmc
+
+pytestmark = pytest.mark.cuda
+
+CONFIG = llmc.GPT2Config(max_seq_len=32, vocab_size=128, num_layers=2, num_heads=1, channels=64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cuda():
+    try:
+        return _llmc.Backend("cuda")
+    except _llmc.Error as e:
+        pytest.skip(str(e))
+
+
+@pytest.fixture(scope="module")
+def text():
+    """English of which every Python has a copy, as bytes of ASCII."""
+    topics = pydoc_data.topics.topics
+    return np.frombuffer("".join(topics[k] for k in sorted(topics)[:20]).encode("ascii", "replace"), np.uint8).astype(
+        np.int32
+    )
+
+
+def batch(text, step, B=1, T=32):
+    at = (step * 7919) % (len(text) - B * T - 1)
+    x = text[at : at + B * T + 1]
+    return x[:-1].reshape(B, T), x[1:].reshape(B, T)
+
+
+def losses(device, text, dtype, grad_dtype, steps, attention="simple", micro=1):
+    model = llmc.GPT2(CONFIG, device=device, dtype=dtype, grad_dtype=grad_dtype, seed=1)
+    if device == "cuda":
+        model.native.backend.set_option("attention", attention)
+    optimizer = llmc.AdamW(model, weight_decay=0.1)
+    history = []
+    for step in range(steps):
+        model.zero_grad()
+        for i in range(micro):
+            inputs, targets = batch(text, step * micro + i)
+            model.forward(inputs)
+            model.backward(targets, scale=1 / micro)
+        optimizer.step(3e-3)
+        history.append(model.mean_loss)
+    return np.array(history)
+
+
+@pytest.mark.parametrize(
+    "dtype,grad_dtype,attention,tolerance",
+    [("f32", "f32", "simple", 2e-4), ("bf16", "bf16", "simple", 2e-2), ("bf16", "f32", "flash", 2e-2)],
+)
+def test_forty_steps_as_on_the_cpu(text, dtype, grad_dtype, attention, tolerance):
+    theirs = losses("cpu", text, dtype, grad_dtype, 40)
+    ours = losses("cuda", text, dtype, grad_dtype, 40, attention)
+    assert theirs[-5:].mean() < theirs[0] - 1.0  # it learned something, so there is something to compare
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+
+
+def test_micro_batches_add_up(text):
+    np.testing.assert_allclose(
+        losses("cuda", text, "f32", "f32", 3, micro=3), losses("cpu", text, "f32", "f32", 3, micro=3), rtol=2e-5
+    )
+
+
+@pytest.mark.parametrize("source,target", [("cuda", "cpu"), ("cpu", "cuda")])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_a_checkpoint_moves(tmp_path, text, source, target, dtype):
+    model = llmc.GPT2(CONFIG, device=source, dtype=dtype, seed=3)
+    model.save(tmp_path / "model.bin")
+    moved = llmc.GPT2.from_checkpoint(tmp_path / "model.bin", device=target)
+    assert moved.native.dtype == dtype
+    for name in model.native.parameter_names():
+        np.testing.assert_array_equal(moved.native.parameter(name).to_host(), model.native.parameter(name).to_host())
+    inputs, targets = batch(text, 0)
+    assert moved.evaluate(inputs, targets) == pytest.approx(
+        model.evaluate(inputs, targets), rel=1e-5 if dtype == "f32" else 1e-2
+    )
+
+
+@pytest.mark.parametrize("first,second", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_moves(tmp_path, text, first, second):
+    """Four steps on one device, four on the other, are eight on the CPU: moments, step and data position go along."""
+    data = tmp_path / "text.txt"
+    data.write_bytes(bytes(text[:4000].astype(np.uint8)))
+    small = {
+        "data": str(data), "layers": 1, "heads": 2, "channels": 32, "max_seq_len": 16, "seq_len": 16, "batch_size": 2,
+        "dtype": "f32", "tf32": False, "val_every": 0, "sample_every": 0, "plot": False, "progress": "none",
+    }  # fmt: skip
+    whole = llmc.train(**small, device="cpu", max_steps=8, output_dir=str(tmp_path / "whole"))
+    run = {**small, "output_dir": str(tmp_path / "run"), "checkpoint_every": 4, "max_steps": 8, "async_save": False}
+    with pytest.raises(Stop):
+        llmc.train(**run, device=first, callbacks=[StopAt(6)])
+    rest = llmc.train(**run, device=second, resume=True)
+    assert rest.history["step"][0] == 4
+    np.testing.assert_allclose(rest.history["train_loss"], whole.history["train_loss"][4:], rtol=1e-5)
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAt(llmc.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, trainer, info):
+        if info.step == self.step:
+            raise Stop
+
+
+# ---- the seams of distributed training ----
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_gradients_are_complete_when_a_layer_is_done(text, device):
+    model = llmc.GPT2(CONFIG, device=device, dtype="f32")
+    names = [n for n in model.native.parameter_names() if model.native.parameter(n).shape[0] == CONFIG.num_layers]
+    seen = []
+
+    def done(layer):
+        if 0 <= layer < CONFIG.num_layers:
+            seen.append((layer, {n: model.native.gradient(n)[layer].to_host() for n in names}))
+        else:
+            seen.append((layer, {}))
+
+    inputs, targets = batch(text, 0)
+    model.zero_grad()
+    model.forward(inputs)
+    model.native.layer_done = done
+    model.backward(targets)
+    assert [layer for layer, _ in seen] == [2, 1, 0, -1]
+    for layer, gradients in seen:
+        for name, gradient in gradients.items():
+            np.testing.assert_array_equal(gradient, model.native.gradient(name)[layer].to_host())
+    model.native.layer_done = None
+    model.forward(inputs)
+    model.backward(targets)
+    assert len(seen) == 4
+
+
+@pytest.fixture
+def comm(cuda):
+    try:
+        return _llmc.nccl_comm(cuda, 0, 1, _llmc.nccl_id())
+    except _llmc.Error as e:
+        pytest.skip(str(e))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "i32"])
+def test_nccl_with_one_rank(cuda, comm, dtype):
+    assert (comm.rank, comm.size) == (0, 1)
+    raw = np.arange(1, 1001).astype({"f32": np.float32, "bf16": np.uint16, "i32": np.int32}[dtype])
+    for collective in ("all_reduce", "broadcast", "reduce_scatter", "all_gather"):
+        x, y = cuda.empty([1000], dtype), cuda.empty([1000], dtype)
+        x.from_host(raw)
+        if collective in ("all_reduce", "broadcast"):
+            getattr(comm, collective)(x)
+            y = x
+        else:
+            getattr(comm, collective)(y, x)
+        comm.wait()
+        np.testing.assert_array_equal(y.to_host(), raw)
+    assert comm.sum([1.5, -2.0]) == [1.5, -2.0]
+    comm.barrier()
+
+
+def test_nccl_begins_after_what_is_queued(cuda, comm):
+    """A collective sees what ops before it wrote, and ops after wait() see what it wrote."""
+    n = 1 << 22
+    a, b, c, gathered = (cuda.empty([n]) for _ in range(4))
+    a.from_host(np.ones(n, np.float32))
+    for _ in range(20):
+        cuda.residual_forward(b, a, b)
+    comm.all_gather(gathered, b)
+    comm.wait()
+    cuda.residual_forward(c, gathered, gathered)
+    np.testing.assert_array_equal(c.to_host(), np.full(n, 40.0))
+
+
+def test_nccl_checks_its_arguments(cuda, comm):
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        _llmc.nccl_comm(cuda, 2, 2, _llmc.nccl_id())
+    with pytest.raises(ValueError, match="an NCCL id has"):
+        _llmc.nccl_comm(cuda, 0, 1, b"short")
+    with pytest.raises(ValueError, match="reduce_scatter"):
+        comm.reduce_scatter(cuda.empty([3]), cuda.empty([4]))
+
+
+def test_overlapped_reduction(text):
+    """layer_done hands gradients to NCCL while backward goes on: with one rank the gradients are what they were."""
+
+    def gradients(reduce):
+        model = llmc.GPT2(CONFIG, device="cuda", dtype="f32", seed=5).native
+        names = model.parameter_names()
+        comm = None
+        if reduce:
+            try:
+                comm = _llmc.nccl_comm(model.backend, 0, 1, _llmc.nccl_id())
+            except _llmc.Error as e:
+                pytest.skip(str(e))
+        of_layer = {i: [model.gradient(n)[i] for n in names[2:14]] for i in range(CONFIG.num_layers)}
+        of_layer[CONFIG.num_layers] = [model.gradient(n) for n in names[14:]]
+        of_layer[-1] = [model.gradient(n) for n in names[:2]]
+
+        def done(layer):
+            for gradient in of_layer[layer]:
+                comm.all_reduce(gradient)
+
+        inputs, targets = batch(text, 1)
+        model.zero_grad()
+        model.forward(inputs)
+        model.layer_done = done if comm else None
+        model.backward(targets)
+        if comm:
+            comm.wait()
+        return [model.gradient(n).to_host() for n in names]
+
+    reduced = gradients(True)
+    for ours, expected in zip(reduced, gradients(False)):
+        np.testing.assert_array_equal(ours, expected)

@@ -1,0 +1,156 @@
+"""llmc in the lm-evaluation-harness, against the harness's own Hugging Face model on the exported weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmc
+from llmc import hub
+
+lm_eval = pytest.importorskip(
+    "lm_eval", reason="the lm-evaluation-harness is not installed: pip install 'llmc[lm-eval]'"
+)
+torch = pytest.importorskip("torch", reason="torch is not installed")
+torch.set_num_threads(1)
+
+from llmc import lm_eval as adapter  # noqa: E402
+
+CONTEXT = 48
+TASK = """
+task: llmc_{kind}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+test_split: test
+output_type: {output}
+doc_to_text: "{{{{question}}}}"
+{rest}
+"""
+TASKS = {
+    "choice": (
+        "multiple_choice",
+        'doc_to_choice: "{{choices}}"\ndoc_to_target: label\nmetric_list: [{metric: acc}, {metric: acc_norm}]',
+    ),
+    "rolling": ("loglikelihood_rolling", 'doc_to_target: "{{question}}"\nmetric_list: [{metric: word_perplexity}]'),
+    "last": ("loglikelihood", 'doc_to_target: "{{answer}}"\nmetric_list: [{metric: perplexity}, {metric: acc}]'),
+    "generate": (
+        "generate_until",
+        'doc_to_target: "{{answer}}"\ngeneration_kwargs: {until: ["e"], max_gen_toks: 12}\nmetric_list: [{metric: exact_match}]',
+    ),
+}
+WORDS = "the cat sat on a mat and went to see its friend on the far hill by noon".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained-a-little byte-level model as llm.c's file and as a Hugging Face folder, and four tasks."""
+    path = tmp_path_factory.mktemp("lm_eval")
+    tokenizer = llmc.Tokenizer.byte_level()
+    model = llmc.GPT2(llmc.GPT2Config(CONTEXT, 257, 2, 2, 32))
+    optimizer = llmc.AdamW(model)
+    ids = np.array(tokenizer.encode(" ".join(WORDS * 40)), np.int32)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        starts = rng.integers(0, len(ids) - CONTEXT - 1, 8)
+        rows = np.stack([ids[s : s + CONTEXT + 1] for s in starts])
+        model.zero_grad()
+        model.forward(rows[:, :-1])
+        model.backward(rows[:, 1:])
+        optimizer.step(5e-3)
+    (path / "ours").mkdir()
+    model.save(path / "ours" / "model.bin")
+    tokenizer.save(path / "ours" / "tokenizer.bin")
+    hub.export_model(model, path / "theirs", tokenizer=tokenizer)
+    documents = []
+    for i in range(12):
+        words = [str(w) for w in rng.choice(WORDS, 16 if i % 4 == 0 else 4)]  # some longer than the context
+        choices = [" " + " ".join(rng.choice(WORDS, 2)) for _ in range(3)]
+        documents.append({"question": " ".join(words), "choices": choices, "label": i % 3, "answer": choices[0]})
+    documents[1]["question"] = "the cat sat on a"
+    documents[1]["answer"] = " m"
+    (path / "data.json").write_text("\n".join(json.dumps(d) for d in documents))
+    tasks = path / "tasks"
+    tasks.mkdir()
+    for kind, (output, rest) in TASKS.items():
+        text = TASK.format(kind=kind, output=output, rest=rest, file=json.dumps(str(path / "data.json")))
+        (tasks / f"{kind}.yaml").write_text(text)
+    return path
+
+
+def evaluate(folder: Path, model: str, model_args: dict[str, Any]) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    names = [f"llmc_{kind}" for kind in TASKS]
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model=model,
+        model_args=model_args,
+        tasks=names,
+        task_manager=manager,
+        device="cpu",
+        batch_size=5,
+        bootstrap_iters=0,
+    )
+    return results
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def test_equals_the_harness_own_model(folder: Path) -> None:
+    ours = evaluate(folder, "llmc", {"pretrained": str(folder / "ours" / "model.bin")})
+    theirs = evaluate(folder, "hf", {"pretrained": str(folder / "theirs"), "dtype": "float32"})
+    for kind in TASKS:
+        name = f"llmc_{kind}"
+        for metric, value in theirs["results"][name].items():
+            if isinstance(value, float):
+                assert ours["results"][name][metric] == pytest.approx(value, rel=1e-4), (name, metric)
+        for a, b in zip(ours["samples"][name], theirs["samples"][name]):
+            if kind == "generate":
+                assert a["resps"] == b["resps"]
+            else:
+                flat_a, flat_b = (np.array(x["resps"], dtype=object).reshape(-1) for x in (a, b))
+                np.testing.assert_allclose(flat_a.astype(float), flat_b.astype(float), rtol=1e-4, atol=1e-5)
+    assert ours["results"]["llmc_last"]["acc,none"] > 0  # something is greedy, and not everything
+    assert ours["results"]["llmc_last"]["acc,none"] < 1
+    assert any(sample["resps"][0][0] for sample in ours["samples"]["llmc_generate"])
+
+
+def test_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        "lm_eval",
+        "--model",
+        "llmc",
+        "--model_args",
+        f"pretrained={folder / 'ours'},dtype=bf16",
+        "--tasks",
+        "llmc_choice",
+    ]
+    monkeypatch.setattr(
+        sys, "argv", [*argv, "--include_path", str(folder / "tasks"), "--batch_size", "auto", "--device", "cpu"]
+    )
+    # A folder is a model where it has a checkpoint.
+    (folder / "ours" / "DONE_00000001").touch()
+    (folder / "ours" / "model_00000001.bin").write_bytes((folder / "ours" / "model.bin").read_bytes())
+    adapter.main()
+    assert "llmc_choice" in capsys.readouterr().out
+
+
+def test_errors(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "alone.bin").write_bytes((folder / "ours" / "model.bin").read_bytes())
+    with pytest.raises(ValueError, match="no tokenizer was found"):
+        adapter.LlmcLM(tmp_path / "alone.bin")
+    lm = adapter.LlmcLM(tmp_path / "alone.bin", tokenizer="bytes", max_length=8)
+    with pytest.raises(ValueError, match="9 tokens"):
+        lm._loglikelihood_tokens([(None, [1], [2] * 9)], disable_tqdm=True)
