@@ -225,7 +225,10 @@ def test_llmc_s_flags_and_long_names_are_the_same() -> None:
     )
     assert short == parse(names.split())
     short = parse(
-        "-c 0.2 -sl 3 -sg 4 -v 0 -m -1 -s 9 -g 77 -h 1 -a 1 -f 0 -w 0 -ge 2 -r 2 -z 1 -pn 1 -pr 0 -pg 4 -pi tcp -ps host -pf dir -lg 6 -e d6".split()
+        (
+            "-c 0.2 -sl 3 -sg 4 -v 0 -m -1 -s 9 -g 77 -h 1 -a 1 -f 0 -w 0 -ge 2 -r 2 -z 1 -pn 1 -pr 0 -pg 4 -pi tcp -ps host -pf dir "
+            "-lg 6 -e d6"
+        ).split()
     )
     names = (
         "--weight-decay 0.2 --skip-loss-z 3 --skip-grad-z 4 --val-every 0 --val-steps -1 --sample-every 9 --sample-tokens 77 --hellaswag "

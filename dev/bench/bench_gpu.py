@@ -433,8 +433,8 @@ def main() -> int:
         print(f"ceilings: failed: {ceilings['failed']}")
     else:
         fp8 = f"{ceilings['fp8_flops'] / 1e12:.2f}" if ceilings["fp8_flops"] else "-"
-        print(f"ceilings: copy {ceilings['copy_bytes_per_second'] / 1e9:.1f} GB/s, bf16 {ceilings['bf16_flops'] / 1e12:.2f} TFLOP/s, "
-              f"fp8 {fp8} TFLOP/s")  # fmt: skip
+        copy, bf16 = ceilings["copy_bytes_per_second"] / 1e9, ceilings["bf16_flops"] / 1e12
+        print(f"ceilings: copy {copy:.1f} GB/s, bf16 {bf16:.2f} TFLOP/s, fp8 {fp8} TFLOP/s")
     for model, measured in results["ops"].items():
         print(f"\n{model}: time by op, per micro-batch")
         if "failed" in measured or "failed" in ceilings:

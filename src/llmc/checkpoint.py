@@ -212,7 +212,7 @@ class Checkpointer:
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+                f"a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
                 str(self.directory),
             )
 
@@ -411,7 +411,7 @@ def load_state(
     with open(path, "rb") as file:
         reader = _Reader(file, path)
         header = reader.take(1024)
-        magic, version, processes, rank, has_master, shuffle = struct.unpack_from("<6i", header)
+        magic, version, processes, _, has_master, shuffle = struct.unpack_from("<6i", header)
         if magic != _STATE_MAGIC or version != 1:
             raise CheckpointDamaged(f"{path}: magic {magic} version {version}, expected {_STATE_MAGIC} version 1")
         if processes != 1:

@@ -206,9 +206,8 @@ class GPT2:
 
         several = len(prompts) > 0 and isinstance(prompts[0], (Sequence, np.ndarray))
         batch: Any = prompts if several else [prompts]
-        new: list[list[int]] = [[] for _ in batch]
-        for new in generate(self, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token):
-            pass
+        steps = list(generate(self, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token))
+        new = steps[-1] if steps else [[] for _ in batch]
         return new if several else new[0]
 
     def stream(
