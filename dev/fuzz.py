@@ -31,11 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from llmc import _llmc
+from llmc import _llmc, hub
 from llmc.checkpoint import Checkpointer, TrainState, checkpoint_names, load_state, manifest_text, newest_good
 from llmc.config import GPT2Config
 from llmc.data import DataLoader, write_shard
 from llmc.datasets.evalfile import write_evalfile
+from llmc.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
 from llmc.evals import Example, read_eval_file
 from llmc.model import GPT2
 from llmc.optim import AdamW
@@ -291,12 +292,50 @@ def _other_value(tree: dict[str, Any], rng: random.Random) -> None:
         return
 
 
+def write_safetensors(folder: Path, number: int) -> None:
+    """A Hugging Face folder; of every third number in shards, with an index."""
+    model = GPT2(SMALL, dtype="bf16" if number % 2 else "f32", threads=1)
+    hub.export_model(model, folder, max_shard_bytes=2000 if number % 3 == 0 else 1 << 30)
+
+
+def read_safetensors(folder: Path) -> None:
+    model = hub.load_model(folder, threads=1)
+    model.logits(np.arange(8).reshape(1, 8) % model.config.vocab_size)
+
+
+def write_vocabulary(folder: Path, number: int) -> None:
+    hub.write_tokenizer(Tokenizer.train_bpe("low lower lowest newer wider " * 9, 257 + number % 30), folder, 8)
+
+
+def read_vocabulary(folder: Path) -> None:
+    tokenizer = hub.read_tokenizer(folder)
+    if tokenizer is not None:
+        text = "newest <|endoftext|> widest é"
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def write_state(folder: Path, number: int) -> None:
+    rng = np.random.default_rng(number)
+    inputs, targets = rng.integers(0, 40, (2, 2, 4)).astype(np.int32)
+    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in parameter_shapes(SMALL).items()}
+    logits = rng.normal(size=(2, 4, 40)).astype(np.float32)
+    write_debug_state(folder / "s.bin", DebugState(inputs, targets, logits, 1.5, gradients, [1.0] * (number % 3)))
+
+
+def read_state(folder: Path) -> None:
+    state = read_debug_state(folder / "s.bin", SMALL)
+    assert state.logits.shape == (*state.inputs.shape, SMALL.vocab_size)
+
+
 TARGETS = {
     "shard": Target(write_shards, read_shards),
     "tokenizer": Target(write_tokenizer, read_tokenizer),
     "eval": Target(write_eval, read_eval),
     "model": Target(write_model, read_model),
     "run": Target(write_run, read_run, _sign),
+    "safetensors": Target(write_safetensors, read_safetensors),
+    "vocabulary": Target(write_vocabulary, read_vocabulary),
+    "debug_state": Target(write_state, read_state),
 }
 
 # ---- the child ----

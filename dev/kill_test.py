@@ -18,7 +18,7 @@ from pathlib import Path
 
 STEPS = 1500
 FLAGS = (
-    f"--tokenizer bytes --layers 2 --heads 4 --channels 128 --max-seq-len 64 -t 64 -b 4 -x {STEPS} -n 5 -nk 2 -v 0 -s 0 "
+    f"--tokenizer bytes --layers 2 --heads 4 --channels 128 --max-seq-len 64 -t 64 -b 4 -x {STEPS} -n 25 -nk 2 -v 0 -s 0 "
     "--progress none --no-plot --threads 1 -y 1"
 ).split()
 

@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     optimizer = llmc.AdamW(model)
     ids = np.array(tokenizer.encode(" ".join(WORDS * 40)), np.int32)
     rng = np.random.default_rng(0)
-    for _ in range(60):
+    for _ in range(100):
         starts = rng.integers(0, len(ids) - CONTEXT - 1, 8)
         rows = np.stack([ids[s : s + CONTEXT + 1] for s in starts])
         model.zero_grad()
@@ -72,8 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = [str(w) for w in rng.choice(WORDS, 16 if i % 4 == 0 else 4)]  # some longer than the context
         choices = [" " + " ".join(rng.choice(WORDS, 2)) for _ in range(3)]
         documents.append({"question": " ".join(words), "choices": choices, "label": i % 3, "answer": choices[0]})
-    documents[1]["question"] = "the cat sat on a"
-    documents[1]["answer"] = " m"
+    documents[1].update(question="the cat sat on a mat and wen", answer="t")
+    documents[2].update(question="a mat and went to see its frien", answer="d")
     (path / "data.json").write_text("\n".join(json.dumps(d) for d in documents))
     tasks = path / "tasks"
     tasks.mkdir()
@@ -107,6 +107,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_equals_the_harness_own_model(folder: Path) -> None:
+    pytest.importorskip("accelerate", reason="the harness's own model needs accelerate: pip install 'lm-eval[hf]'")
     ours = evaluate(folder, "llmc", {"pretrained": str(folder / "ours" / "model.bin")})
     theirs = evaluate(folder, "hf", {"pretrained": str(folder / "theirs"), "dtype": "float32"})
     for kind in TASKS:

@@ -386,6 +386,16 @@ def test_on_save_error_stop(tmp_path: Path) -> None:
         trainer.fit()
 
 
+def test_failed_final_save_is_an_error(tmp_path: Path) -> None:
+    class Full(Fs):
+        def free_bytes(self, path: Path) -> int:
+            return 1000
+
+    config = llmc.TrainConfig(**tiny_settings(tmp_path, checkpoint_every=3))
+    with pytest.raises(TrainingStopped, match=r"a checkpoint needs 0\.1 MB, 0\.0 MB are free"):
+        Trainer(config, fs=Full()).fit()
+
+
 def test_failed_background_save_is_reported(tmp_path: Path) -> None:
     fs = FailingFs(3, OSError(errno.ENOSPC, "No space left on device"))
     config = llmc.TrainConfig(**tiny_settings(tmp_path, checkpoint_every=2, async_save=True))

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import VOCAB, same_weights, tiny_run, tiny_settings, weights
+from runs import VOCAB, same_weights, tiny_data, tiny_run, tiny_settings, weights
 
 import llmc
+from llmc.checkpoint import finished_steps
 from llmc.guards import OutlierDetector
 from llmc.logs import BarConsole, LineConsole, StepInfo, step_line
 from llmc.train import Callback, Trainer, TrainingStopped
@@ -321,3 +322,21 @@ def test_run_directory_that_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         tiny_run(tmp_path)
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_data_file_that_vanishes(tmp_path: Path) -> None:
+    """The next shard is gone when its turn comes: one error that names it, and the checkpoint stays."""
+    first, _ = tiny_data(tmp_path / "data")
+    second = tmp_path / "data" / "train2.bin"
+    second.write_bytes(Path(first).read_bytes())
+
+    class Vanish(Callback):
+        def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+            if info.step == 3:
+                for path in (Path(first), second):
+                    path.rename(path.with_suffix(".gone"))
+
+    settings = tiny_settings(tmp_path, data=(first, str(second)), max_steps=500, checkpoint_every=1, keep_checkpoints=2)
+    with pytest.raises((llmc.Error, OSError), match=r"train2?\.bin"):
+        llmc.train(**settings, callbacks=[Vanish()])
+    assert finished_steps(tmp_path / "run")

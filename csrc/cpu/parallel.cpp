@@ -85,10 +85,10 @@ int cgroup_cpus() {
 #endif
 
 #if defined(__linux__) && defined(_OPENMP)
-// Two threads on one CPU halve everything, and the scheduler does put them there. Where the process owns at
-// least as many CPUs as threads, each worker but the calling thread is bound to a CPU of its own, apart from
-// the one that the caller is on. The caller stays free: it is the user's thread, and what it starts later
-// would inherit the binding.
+// Two threads on one CPU halve everything, and the scheduler does put them there. Where the process owns just as
+// many CPUs as threads, each worker but the calling thread is bound to a CPU of its own, apart from the one that
+// the caller is on. The caller stays free: it is the user's thread, and what it starts later would inherit the
+// binding. With CPUs to spare nothing is bound: another process of the same program may have chosen the same.
 class Pinning {
     std::atomic<int> threads_{0};
 
@@ -136,7 +136,8 @@ int default_threads() {
     return std::clamp(cpus, 1, 1024);
 }
 
-std::string pinning() {
+std::string pinning(int threads) {
+    (void)threads;
 #if defined(__APPLE__)
     return "left to Grand Central Dispatch";
 #elif !defined(_OPENMP)
@@ -144,8 +145,8 @@ std::string pinning() {
 #elif defined(__linux__)
     if (const char* bind = std::getenv("OMP_PROC_BIND")) return std::string("by OMP_PROC_BIND=") + bind;
     if (std::getenv("GOMP_CPU_AFFINITY")) return "by GOMP_CPU_AFFINITY";
-    if (default_threads() <= allowed_cpus()) return "each worker on a CPU of its own";
-    return "left to the system: more threads than CPUs";
+    if (threads == allowed_cpus()) return "each worker on a CPU of its own";
+    return "left to the system";
 #else
     return "left to the system";
 #endif
@@ -166,7 +167,7 @@ void run_tasks(int threads, std::int64_t tasks, void (*body)(void*, std::int64_t
     if (workers().wanted(threads)) {
         cpu_set_t allowed;
         const bool enough =
-            sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) >= threads;
+            sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) == threads;
         const int caller = sched_getcpu();
         if (enough) {
 #pragma omp parallel num_threads(threads)

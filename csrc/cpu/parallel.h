@@ -11,8 +11,8 @@ namespace llmc {
 // CPUs that this process may use: OMP_NUM_THREADS if set, else what affinity and the cgroup's quota allow.
 int default_threads();
 
-// How worker threads are bound, in words, for `llmc info`.
-std::string pinning();
+// How so many threads are bound, in words, for `llmc info`.
+std::string pinning(int threads);
 
 // Runs body(context, task, thread) for every task; thread < threads tells scratch buffers apart. Denormals
 // are flushed to zero inside, and the caller's floating-point mode is restored after. Bodies must not throw.

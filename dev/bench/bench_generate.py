@@ -75,6 +75,12 @@ def work(args: argparse.Namespace) -> None:
     print(json.dumps({"seconds_per_step": per_step, "peak_bytes": peak_rss()}))
 
 
+def read_bandwidth(backend: _llmc.Backend) -> float:
+    array, total = backend.empty([1 << 27]), backend.empty([1])
+    backend.zero(array)
+    return array.numel * 4 / min(sample(lambda: backend.sum(total, array), 1.0))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="d12")
@@ -93,11 +99,7 @@ def main() -> None:
     from llmc import _llmc
 
     about = machine(args.threads)
-    backend = _llmc.Backend("cpu", args.threads)
-    array, total = backend.empty([1 << 27]), backend.empty([1])
-    backend.zero(array)
-    bandwidth = array.numel * 4 / min(sample(lambda: backend.sum(total, array), 1.0))
-    del array
+    bandwidth = read_bandwidth(_llmc.Backend("cpu", args.threads))
     c = _llmc.config_from_descriptor(args.model)
     rows, records = [], []
     for dtype in args.dtypes:

@@ -212,7 +212,7 @@ class Checkpointer:
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+                f"a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
                 str(self.directory),
             )
 

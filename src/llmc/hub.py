@@ -159,9 +159,16 @@ def _weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"'{folder}' has no model.safetensors or pytorch_model.bin, whole or in shards")
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise _llmc.Error(f"{path}: damaged: {e}") from e
+
+
 def _json(path: Path, key: str | None = None) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_text(path))
         value = value if key is None else value[key]
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise _llmc.Error(f"{path}: damaged: {type(e).__name__}: {e}") from e
@@ -472,7 +479,7 @@ def read_tokenizer(folder: StrPath) -> Tokenizer | None:
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         path = folder / "vocab.json"
         vocab = _json(path)
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        lines = _text(folder / "merges.txt").splitlines()
         merges: list[Any] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     elif (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"

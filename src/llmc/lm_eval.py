@@ -26,7 +26,7 @@ from llmc.hub import find_tokenizer, load_model
 from llmc.tokenizer import Tokenizer
 
 try:
-    import lm_eval.models  # noqa: F401  registers the harness's own models, which it does itself only while there are none
+    import lm_eval.models  # noqa: F401  (registers the harness's own, which it does itself only while there are none)
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model

@@ -25,8 +25,8 @@ from llmc.optim import AdamW
 # OpenAI's GPT-2 124M, for debug states of llm.c, which hold no losses. (Published in its test_gpt2.cu.)
 GPT2_124M_LOSSES = (5.270009, 4.060681, 3.320085, 2.717550, 2.181066, 1.653923, 1.168050, 0.736873, 0.401021, 0.187493)
 
-# llm.c's tolerances: test_gpt2.cu's, and test_gpt2.c's for the losses of f32 steps. A gradient may differ by its own plus 7.9 % of the
-# expected value; bf16's are by parameter.
+# llm.c's tolerances: test_gpt2.cu's, and test_gpt2.c's for the losses of f32 steps. A gradient may differ by its own plus 7.9 % of
+# the expected value; bf16's are by parameter.
 _GRADIENT_RELATIVE = 0.079
 _F32 = {"logits": 1e-3, "loss": 1e-5, "gradient": 1e-6, "step": 1e-2}
 _BF16 = {"logits": 25.0, "loss": 0.05, "step": 0.05}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -415,7 +415,7 @@ class Trainer:
                         callback.on_step(self, info)
                     if signals.received:
                         stopped_by = signals.received
-                        self._save(background=False)
+                        self._save(background=False, final=True)
                         break
             if self._checkpointer is not None:
                 self._finish_saving(self._checkpointer.wait)
@@ -452,7 +452,7 @@ class Trainer:
         if wanted and self.bad_steps and not last:
             self.log.text(f"no checkpoint at step {step}: the last loss or gradient was not finite")
         elif (wanted or (last and self._saves_at_end)) and step != self._resumed_at:
-            self._save(background=config.async_save and not last)
+            self._save(background=config.async_save and not last, final=last)
 
     @property
     def _saves_at_end(self) -> bool:
@@ -543,7 +543,8 @@ class Trainer:
         if loss < self.best_val_loss:
             self.best_val_loss = loss
             if config.save_best and self.run_dir is not None and self.step > 0:
-                self._finish_saving(lambda: ckpt.save_model(self.model, self.run_dir / "best.bin", fs=self.fs))
+                path = self.run_dir / "best.bin"
+                self._finish_saving(lambda: ckpt.save_model(self.model, path, fs=self.fs))
         return loss
 
     @property
@@ -591,10 +592,10 @@ class Trainer:
             raise ValueError("the run has no run directory to save into")
         self._write_checkpoint(background=False)
 
-    def _save(self, background: bool) -> None:
+    def _save(self, background: bool, final: bool = False) -> None:
         if self._checkpointer is not None:
             self._finish_saving(self._checkpointer.wait)  # the one before may have failed: that is another matter
-            self._finish_saving(lambda: self._write_checkpoint(background))
+            self._finish_saving(lambda: self._write_checkpoint(background), final)
 
     def _write_checkpoint(self, background: bool) -> None:
         assert self._checkpointer is not None and self.run_dir is not None
@@ -627,13 +628,13 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_save(self, step, self.run_dir)
 
-    def _finish_saving(self, save: Any) -> None:
-        """Runs a save; where it fails, says so and goes on, or stops, as asked."""
+    def _finish_saving(self, save: Callable[[], Any], final: bool = False) -> None:
+        """Runs a save; where it fails, says so and goes on, or stops, as asked. There is no going on from the final one."""
         try:
             save()
         except OSError as e:
             message = f"checkpoint could not be written: {e}; earlier ones are untouched"
-            if self.config.on_save_error == "stop":
+            if final or self.config.on_save_error == "stop":
                 raise TrainingStopped(message) from e
             self.log.text(f"warning: {message}; training goes on")
 
