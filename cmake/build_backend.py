@@ -27,7 +27,7 @@ def _defined(name: str, config_settings: _ConfigSettings) -> bool:
     value = settings.get(f"cmake.define.{name}", settings.get(f"skbuild.cmake.define.{name}"))
     if value is None:
         text = f"{os.environ.get('SKBUILD_CMAKE_DEFINE', '')};{os.environ.get('CMAKE_ARGS', '')}"
-        found = re.findall(rf"\b(?:-D)?{name}(?::\w+)?=(\w+)", text)
+        found = re.findall(rf"(?:^|[\s;])(?:-D)?{name}(?::\w+)?=(\w+)", text)
         value = found[-1] if found else "OFF"
     return str(value[-1] if isinstance(value, list) else value).upper() in {"1", "ON", "YES", "TRUE", "Y"}
 

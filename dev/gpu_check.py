@@ -22,7 +22,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 # Ops alone, without whole models, in bf16: under compute-sanitizer everything is many times slower.
 OPS = "attention or layernorm or encoder or classifier or matmul or gelu or adamw or sums"
-MODE = {True: ["--dry-run"], False: ["--short", "--seconds", "3"]}  # of the benchmark
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
 
 
@@ -206,7 +205,8 @@ class Check:
 
     def bench(self) -> str:
         out = self.build_dir / "bench.json"
-        command = [sys.executable, "dev/bench/bench_gpu.py", "--json", str(out), *MODE[self.dry_run]]
+        mode = ["--dry-run"] if self.dry_run else ["--short", "--seconds", "3"]
+        command = [sys.executable, "dev/bench/bench_gpu.py", "--json", str(out), *mode]
         done = self.run(command, 240, "bench")
         print(done.stdout[done.stdout.find("\n\n") :] if "\n\n" in done.stdout else done.stdout)
         if done.returncode:
