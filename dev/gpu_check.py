@@ -140,6 +140,8 @@ class Check:
         except (OSError, subprocess.CalledProcessError):  # some containers have no nvidia-smi
             import torch
 
+            if not torch.cuda.is_available():
+                raise RuntimeError("there is no GPU here; --dry-run rehearses without one") from None
             first = ".".join(map(str, torch.cuda.get_device_capability())) + f", {torch.cuda.get_device_name()}"
         self.more["card"] = first
         return first.split(",")[0].replace(".", "")
