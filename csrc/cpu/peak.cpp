@@ -1,7 +1,10 @@
 #include "cpu/peak.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <numeric>
+#include <thread>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -9,37 +12,49 @@
 
 namespace llmc {
 
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
+
+// The median of short bursts, few of which another process interrupts. A thread times itself, so that how late it was
+// woken does not count.
+double flops_of_this_thread(double (*multiply_adds)(i64, float*), float* operands) {
+    std::array<double, 256> rates;
+    std::size_t count = 0;
+    const Clock::time_point start = Clock::now();
+    for (i64 rounds = 1000; count < 8 || (count < rates.size() && seconds_since(start) < 0.06);) {
+        const Clock::time_point begin = Clock::now();
+        const double flops = multiply_adds(rounds, operands);
+        const double elapsed = seconds_since(begin);
+        if (elapsed < 2e-4)
+            rounds *= 2;
+        else
+            rates[count++] = flops / elapsed;
+    }
+    const auto middle = rates.begin() + count / 2;
+    std::nth_element(rates.begin(), middle, rates.begin() + count);
+    return *middle;
+}
+
+}  // namespace
+
 double cpu_peak_flops(DType dtype, int threads) {
     LLMC_CHECK(is_float(dtype), "dtype is {}, expected f32 or bf16", dtype);
     const Kernels& k = *choose_isa().kernels;
     const auto multiply_adds = dtype == DType::f32 ? k.f32.multiply_adds : k.bf16_.multiply_adds;
     if (threads <= 0) threads = default_threads();
-    constexpr i64 kLine = 64;  // floats: a thread's own cache lines
-    std::vector<float> zeros(static_cast<std::size_t>(threads * kLine));
-    std::vector<double> done(static_cast<std::size_t>(threads));
-    using Clock = std::chrono::steady_clock;
-    const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
-
-    // Short bursts, the best of which no other process disturbed.
-    double best = 0;
-    const Clock::time_point start = Clock::now();
-    int bursts = 0;
-    for (i64 rounds = 1000; bursts < 8 || seconds(Clock::now() - start) < 0.06;) {
-        const Clock::time_point begin = Clock::now();
-        parallel_for(threads, threads, [&](std::int64_t task, int) {
-            done[static_cast<std::size_t>(task)] = multiply_adds(rounds, zeros.data() + task * kLine);
-        });
-        const double elapsed = seconds(Clock::now() - begin);
-        double flops = 0;
-        for (const double d : done) flops += d;
-        if (elapsed < 1e-3) {
-            rounds *= 2;
-            continue;
-        }
-        best = std::max(best, flops / elapsed);
-        ++bursts;
-    }
-    return best;
+    // Threads that share a CPU would each report the whole of it.
+    if (const unsigned cpus = std::thread::hardware_concurrency())
+        threads = std::min(threads, static_cast<int>(cpus));
+    constexpr std::size_t kLine = 64;  // floats: a thread's own cache lines
+    std::vector<float> zeros(static_cast<std::size_t>(threads) * kLine);
+    std::vector<double> flops(static_cast<std::size_t>(threads));
+    parallel_for(threads, threads, [&](std::int64_t task, int) {
+        const std::size_t i = static_cast<std::size_t>(task);
+        flops[i] = flops_of_this_thread(multiply_adds, zeros.data() + i * kLine);
+    });
+    return std::accumulate(flops.begin(), flops.end(), 0.0);
 }
 
 }  // namespace llmc

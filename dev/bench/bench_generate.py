@@ -22,6 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from common import add_common_arguments, machine, peak_rss, print_table, sample, write_json
 
+from llmc import _llmc
+
 
 def llmc_generator(args: argparse.Namespace) -> Callable[[int], None]:
     import numpy as np
@@ -36,8 +38,6 @@ def llmc_generator(args: argparse.Namespace) -> Callable[[int], None]:
 def torch_generator(args: argparse.Namespace) -> Callable[[int], None]:
     import torch
     from torch_gpt2 import GPT2
-
-    from llmc import _llmc
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -95,8 +95,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         return work(args)
-
-    from llmc import _llmc
 
     about = machine(args.threads)
     bandwidth = read_bandwidth(_llmc.Backend("cpu", args.threads))

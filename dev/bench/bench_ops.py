@@ -50,7 +50,8 @@ class Operands:
     """Tensors of the backend, in as many copies as a step has layers."""
 
     def __init__(self, backend: _llmc.Backend, dtype: str, copies: int) -> None:
-        self.backend, self.dtype, self.copies = backend, dtype, copies
+        self.backend: Any = backend  # its stubs do not say which operands may be absent
+        self.dtype, self.copies = dtype, copies
         self.rng = np.random.default_rng(0)
         self.noise = normal_bf16(self.rng, 1 << 20)
 
@@ -84,8 +85,8 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
         ("fcproj", 4 * C, C),
         ("classifier", C, Vp),
     ):
-        rows, calls = (R, chunks) if name == "classifier" else (N, L)
-        yield from products(o, name, rows, K, M, calls, gelu=name in ("fc", "fcproj"))
+        count, calls = (R, chunks) if name == "classifier" else (N, L)
+        yield from products(o, name, count, K, M, calls, gelu=name in ("fc", "fcproj"))
 
     HS, pairs = C // NH, B * NH * T * (T + 1) / 2
     shape = f"B={B} T={T} NH={NH} HS={HS}"
@@ -163,8 +164,9 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
     def adamw() -> Run:
         factor, master = o.tensor(1, dtype="f32"), None
         factor.from_host(np.ones(1, np.float32))
-        p, g, m, v = o.tensor(P), o.tensor(P), o.tensor(P, dtype="f32"), o.tensor(P, dtype="f32")
-        be.zero(m), be.zero(v)
+        p, g, m, v = o.tensor(P), o.tensor(P), be.empty([P]), be.empty([P])
+        for t in (m, v):
+            be.zero(t)
         if o.dtype == "bf16":
             master = be.empty([P], "i16")
         step = _llmc.AdamWStep(1e-6, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05)
@@ -289,7 +291,8 @@ def ceilings(backend: _llmc.Backend, dtype: str, clock: Callable[[], float]) -> 
     threads = backend.info().threads
     size = 512 << 20
     a, b, total = backend.empty([size // 4]), backend.empty([size // 4]), backend.empty([1])
-    backend.zero(a), backend.zero(b)
+    for t in (a, b):
+        backend.zero(t)  # touches the pages
     read = size / min(sample(lambda: backend.sum(total, a), 0.3, clock))
     copy = 2 * size / min(sample(lambda: backend.copy(b, a), 0.3, clock))
     return Ceilings(_llmc.cpu_peak_flops(dtype, threads), read, copy)
@@ -339,7 +342,7 @@ def main() -> None:
                 floor = max(op.flops / top.flops, op.bytes / top.read)
                 total += t * op.calls
                 floor_total += floor * op.calls
-                record = {"op": op.name, "shape": op.shape, "seconds": t, "best": min(ours), "calls": op.calls,
+                record: dict[str, Any] = {"op": op.name, "shape": op.shape, "seconds": t, "best": min(ours), "calls": op.calls,
                           "flops": op.flops, "bytes": op.bytes, "floor": floor}  # fmt: skip
                 row = [op.name, op.shape, f"{t * 1e3:.2f}", f"{op.flops / t / 1e9:.0f}" if op.flops else "",
                        f"{op.bytes / t / 1e9:.1f}", f"{floor / t:.0%}", f"{t * op.calls * 1e3:.1f}"]  # fmt: skip

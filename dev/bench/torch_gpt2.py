@@ -1,4 +1,8 @@
-"""GPT-2 in PyTorch as one would write it for speed: what the benchmarks compare with."""
+"""GPT-2 in PyTorch as one would write it for speed: what the benchmarks compare with.
+
+llmc.reference is written to be compared with bit by bit. This has what PyTorch is faster with: a padded vocabulary, a cache of keys
+and values that is allocated once, no masks.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ class GPT2(nn.Module):
         for block in self.blocks:
             x = block(x)
         logits = F.linear(self.lnf(x), self.wte.weight)
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), targets.view(-1))
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
 
     def next_logits(self, inputs: Tensor, cache: Tensor, start: int) -> Tensor:
         """Logits after the last of (B, T) tokens at positions start...   cache: (L, 2, B, NH, maxT, HS)"""
