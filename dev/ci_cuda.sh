@@ -53,6 +53,12 @@ mkdir -p "$build/site"
 cp -r src/llmc "$build/site/llmc"
 rm -f "$build"/site/llmc/_llmc*.so
 cp "$build"/_llmc*.so "$build/site/llmc/"
+cat >"$build/site/sitecustomize.py" <<'PY'
+# An editable llmc would be found before this one.
+import sys
+
+sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
+PY
 if ldd "$build"/_llmc*.so | grep -E "libcu(da|blas|dnn)|libnccl"; then
   echo "ci_cuda: the extension is linked to a library of NVIDIA's"
   exit 1

@@ -25,6 +25,14 @@ OPS = "attention or layernorm or encoder or classifier or matmul or gelu or adam
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
 
 
+# An editable llmc would be found before the one that is built here.
+BEFORE_EDITABLE = """\
+import sys
+
+sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
+"""
+
+
 @dataclass
 class Result:
     stage: str
@@ -122,6 +130,7 @@ class Check:
         shutil.copytree(ROOT / "src" / "llmc", package, ignore=shutil.ignore_patterns("__pycache__", "_llmc*.so"))
         for library in self.build_dir.glob("_llmc*.so"):
             shutil.copy2(library, package)
+        (self.site / "sitecustomize.py").write_text(BEFORE_EDITABLE)
         return ", ".join(notes) or "the emulated device"
 
     def capability(self) -> str:
@@ -131,6 +140,8 @@ class Check:
         except (OSError, subprocess.CalledProcessError):  # some containers have no nvidia-smi
             import torch
 
+            if not torch.cuda.is_available():
+                raise RuntimeError("there is no GPU here; --dry-run rehearses without one") from None
             first = ".".join(map(str, torch.cuda.get_device_capability())) + f", {torch.cuda.get_device_name()}"
         self.more["card"] = first
         return first.split(",")[0].replace(".", "")
@@ -154,7 +165,7 @@ class Check:
         return flags
 
     def status(self) -> str:
-        code = "from llmc import _llmc; i = _llmc.Backend('cuda').info(); print(_llmc.cuda_status()); "
+        code = "from llmc import _llmc; i = _llmc.Backend('cuda').info(); print(_llmc.__file__, _llmc.cuda_status()); "
         code += "print(i.description, i.options)"
         done = self.run([sys.executable, "-c", code], 30, "status")
         if done.returncode:

@@ -37,7 +37,9 @@ def kill_once(folder: Path, rng: random.Random, while_saving: bool) -> tuple[boo
     saving = False
     while child.poll() is None:
         saving = any(folder.glob(".tmp-*"))
-        if (while_saving and saving and time.monotonic() > deadline - 0.5) or time.monotonic() > deadline + 2 * while_saving:
+        if (
+            while_saving and saving and time.monotonic() > deadline - 0.5
+        ) or time.monotonic() > deadline + 2 * while_saving:
             break
         time.sleep(0 if while_saving else 0.002)
     child.kill()
@@ -66,7 +68,9 @@ def main() -> int:
                 if path.is_file():
                     path.unlink()
             while True:
-                was_killed, saving = kill_once(killed, rng, while_saving=count % 2 == 1) if count < args.kills else (False, False)
+                was_killed, saving = (
+                    kill_once(killed, rng, while_saving=count % 2 == 1) if count < args.kills else (False, False)
+                )
                 count += was_killed
                 during_saves += saving
                 if not was_killed:
@@ -81,7 +85,10 @@ def main() -> int:
                 expected = (whole / f"model_{last}.bin").read_bytes() + (whole / f"state_{last}_00000.bin").read_bytes()
             got = (killed / f"model_{last}.bin").read_bytes() + (killed / f"state_{last}_00000.bin").read_bytes()
             same = got == expected
-            print(f"run {runs}: {count} kills so far, {during_saves} during saves; final weights and state identical: {same}", flush=True)
+            print(
+                f"run {runs}: {count} kills so far, {during_saves} during saves; final weights and state identical: {same}",
+                flush=True,
+            )
             if not same:
                 return 1
     return 0

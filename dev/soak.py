@@ -52,7 +52,10 @@ def main() -> int:
         for i in range(args.stretches):
             early, late = stretch(folder, 60 * args.minutes / args.stretches)
             grew |= late > 1.02 * early
-            print(f"stretch {i + 1}: {early:.1f} MB early, {late:.1f} MB late ({100 * (late / early - 1):+.2f} %)", flush=True)
+            print(
+                f"stretch {i + 1}: {early:.1f} MB early, {late:.1f} MB late ({100 * (late / early - 1):+.2f} %)",
+                flush=True,
+            )
     return int(grew)
 
 

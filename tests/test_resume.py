@@ -109,7 +109,9 @@ def test_resume_in_another_dtype(tmp_path: Path, old: str, new: str) -> None:
     whole, narrow = (before, after) if old == "f32" else (after, before)
     rows = narrow.optimizer.native.state(narrow.model.native.backend)
     for name, array in whole.model.parameters.items():
-        joined = ckpt.join_master(narrow.model.native.parameter(name).to_host().ravel(), rows[name][2].to_host().ravel())
+        joined = ckpt.join_master(
+            narrow.model.native.parameter(name).to_host().ravel(), rows[name][2].to_host().ravel()
+        )
         assert np.array_equal(joined, array.ravel()), name
     assert abs(before.train_step().loss - after.train_step().loss) < 0.02
 
@@ -135,6 +137,24 @@ def test_changed_data_are_refused(tmp_path: Path) -> None:
     write_shard(Path(settings["data"][0]), np.zeros(4000, dtype=np.uint32), vocab_size=61)
     with pytest.raises(ValueError, match=r"the data changed \(train.bin\)"):
         Trainer(llmc.TrainConfig(**settings))
+
+
+def test_changed_text_is_refused_before_anything_is_overwritten(tmp_path: Path) -> None:
+    text = tmp_path / "my.txt"
+    text.write_text("one two three. " * 200)
+    shape = {"data": (str(text),), "val_data": (), "tokenizer": "bpe:270", "vocab_size": None}
+    tiny_run(tmp_path, **shape, checkpoint_every=8)
+    run = tmp_path / "run"
+    before = {name: (run / name).read_bytes() for name in ("data/train.bin", "tokenizer.bin")}
+    text.write_text("four five six. " * 200)
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="is not what the run was trained on|has checkpoints of an earlier run"):
+            tiny_run(tmp_path, **shape, resume=resume)
+    assert before == {name: (run / name).read_bytes() for name in before}
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, **shape, resume=True, allow_changes=True)))
+    assert trainer.step == 8 and trainer.tokenizer is not None
+    assert (run / "tokenizer.bin").read_bytes() == before["tokenizer.bin"]
+    assert "four" in trainer.tokenizer.decode(int(t) for t in trainer.train_loader.next_batch()[0].ravel())
 
 
 def test_a_run_directory_in_use_is_not_overwritten(tmp_path: Path) -> None:

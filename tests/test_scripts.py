@@ -64,4 +64,9 @@ def test_run_script_restarts_until_done(tmp_path: Path) -> None:
 
 
 def test_sweep_file() -> None:
-    assert [run.varied["learning_rate"] for run in Sweep.load(SCRIPTS / "sweep_lr.toml").runs] == [3e-5, 1e-4, 3e-4, 1e-3]
+    assert [run.varied["learning_rate"] for run in Sweep.load(SCRIPTS / "sweep_lr.toml").runs] == [
+        3e-5,
+        1e-4,
+        3e-4,
+        1e-3,
+    ]

@@ -449,4 +449,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except llmc.Error as error:
+        sys.exit(f"bench_gpu: {error}; --dry-run rehearses on the CPU" if "--worker" not in sys.argv else str(error))

@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -360,19 +361,23 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
             raise ValueError(f"its loader is {state['loader']}")
 
 
-def verify(directory: StrPath, step: int) -> dict[str, Any] | None:
-    """Checks sizes and checksums of a checkpoint's files; returns its manifest. CheckpointDamaged names file and place."""
+def verify(directory: StrPath, step: int, *, model_only: bool = False) -> dict[str, Any] | None:
+    """Checks sizes and checksums of a checkpoint's files; returns its manifest. CheckpointDamaged names file and place.
+
+    model_only: the state file, which only resuming needs, may be damaged or gone.
+    """
     manifest = read_manifest(directory, step)
     names = checkpoint_names(step)[:2]
+    needed = names[:1] if model_only else names
     if manifest is None:
-        for name in names:
+        for name in needed:
             if not (Path(directory) / name).is_file():
                 raise CheckpointDamaged(f"{Path(directory) / name}: missing, though DONE_{step:08d} exists")
         return None
     if set(manifest["files"]) != set(names):
         raise CheckpointDamaged(f"DONE_{step:08d} speaks of {sorted(manifest['files'])}, expected {sorted(names)}")
-    for name, expected in manifest["files"].items():
-        path = Path(directory) / name
+    for name in needed:
+        path, expected = Path(directory) / name, manifest["files"][name]
         try:
             size = path.stat().st_size
             if size != expected["bytes"]:
@@ -390,14 +395,25 @@ def verify(directory: StrPath, step: int) -> dict[str, Any] | None:
     return manifest
 
 
-def newest_good(directory: StrPath, warn: Callable[[str], None]) -> tuple[int, dict[str, Any] | None] | None:
+def newest_good(
+    directory: StrPath, warn: Callable[[str], None], *, model_only: bool = False
+) -> tuple[int, dict[str, Any] | None] | None:
     """The newest checkpoint that is whole, with its manifest; None where there is none. Damage on the way is named to warn."""
     for step in reversed(finished_steps(directory)):
         try:
-            return step, verify(directory, step)
+            return step, verify(directory, step, model_only=model_only)
         except CheckpointDamaged as e:
             warn(f"checkpoint of step {step} is damaged and passed over: {e}")
     return None
+
+
+def newest_model(directory: StrPath) -> Path | None:
+    """The model file of a run directory's newest good checkpoint, else its best.bin; None where it has neither. Damage is warned of."""
+    found = newest_good(directory, warn=lambda text: warnings.warn(text, stacklevel=2), model_only=True)
+    if found is not None:
+        return Path(directory) / checkpoint_names(found[0])[0]
+    best = Path(directory) / "best.bin"
+    return best if best.is_file() else None
 
 
 def load_state(

@@ -37,7 +37,15 @@ class GpuInfo:
         heat = self._ask(n.nvmlDeviceGetTemperature, d, n.NVML_TEMPERATURE_GPU)
         top_heat = self._ask(n.nvmlDeviceGetTemperatureThreshold, d, n.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)
         reasons = self._ask(n.nvmlDeviceGetCurrentClocksThrottleReasons, d) or 0
-        cap = "power cap" if reasons & _POWER else "thermal cap" if reasons & _THERMAL else "other cap" if reasons & ~1 else "no cap"
+        cap = (
+            "power cap"
+            if reasons & _POWER
+            else "thermal cap"
+            if reasons & _THERMAL
+            else "other cap"
+            if reasons & ~1
+            else "no cap"
+        )
 
         def shown(value: Any, scale: float = 1) -> str:
             return "-" if value is None else f"{value / scale:.0f}"

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
-from llmc.checkpoint import checkpoint_names, finished_steps
+from llmc.checkpoint import newest_model
 from llmc.config import GPT2Config, canonical_dtype
 from llmc.fs import write_atomically
 from llmc.model import GPT2
@@ -319,8 +319,10 @@ def load_model(source: StrPath, *, dtype: str | None = None, **options: Any) -> 
     dtype: by default the file's; f32 for a Hugging Face model. options: as of GPT2.
     """
     path = Path(source)
-    if path.is_dir() and (steps := finished_steps(path)):
-        path = path / checkpoint_names(steps[-1])[0]
+    if path.is_dir() and (newest := newest_model(path)) is not None:
+        path = newest
+    elif (path / "config.toml").is_file():
+        raise FileNotFoundError(f"run directory '{path}' has no finished checkpoint")
     if path.is_file() and path.suffix == ".bin" and _is_llmc(path):
         return GPT2.from_checkpoint(path, dtype=dtype, **options)
     if path.suffix == ".bin" and not path.exists():
@@ -524,6 +526,22 @@ def find_tokenizer(source: StrPath) -> Tokenizer | None:
         if (folder / name).is_file():
             return Tokenizer.load(folder / name)
     return read_tokenizer(folder)
+
+
+def tokenizer_for(source: StrPath, vocab_size: int, spec: str | None = None) -> Tokenizer:
+    """The tokenizer of a model: the one that spec means (Tokenizer.from_spec), else the one beside it, else GPT-2's where the
+    vocabulary is GPT-2's. ValueError where there is none, or it has more tokens than the model.
+    """
+    tokenizer = find_tokenizer(source) if spec is None else Tokenizer.from_spec(spec)
+    if tokenizer is None and vocab_size == 50257:
+        tokenizer = Tokenizer.gpt2()
+    if tokenizer is None:
+        raise ValueError(f"there is no tokenizer beside '{source}': give one")
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model's vocabulary {vocab_size}"
+        )
+    return tokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: StrPath, max_seq_len: int) -> None:

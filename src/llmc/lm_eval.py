@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llmc.hub import find_tokenizer, load_model
-from llmc.tokenizer import Tokenizer
+from llmc.hub import load_model, tokenizer_for
 
 try:
     import lm_eval.models  # noqa: F401  (registers the harness's own, which it does itself only while there are none)
@@ -55,16 +54,7 @@ class LlmcLM(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.model = load_model(pretrained, dtype=dtype, device=device or "cpu", threads=int(threads))
-        found = find_tokenizer(pretrained) if tokenizer is None else Tokenizer.from_spec(tokenizer)
-        if found is None and self.model.config.vocab_size == 50257:
-            found = Tokenizer.gpt2()
-        if found is None:
-            raise ValueError(f"no tokenizer was found beside '{pretrained}': give one, as tokenizer=FILE in model_args")
-        if found.vocab_size > self.model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {found.vocab_size} tokens, the model a vocabulary of {self.model.config.vocab_size}"
-            )
-        self.llmc_tokenizer = found
+        self.llmc_tokenizer = tokenizer_for(pretrained, self.model.config.vocab_size, tokenizer)
         # "auto" asks for a search that a CPU gains nothing by.
         self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
         self.max_length = min(int(max_length or self.model.config.max_seq_len), self.model.config.max_seq_len)

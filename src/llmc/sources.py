@@ -9,6 +9,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmc.checkpoint import finished_steps
 from llmc.data import find_shards
 from llmc.datasets import text as text_data
 from llmc.settings import TrainConfig
@@ -26,6 +27,7 @@ class Sources:
     tokenizer: Tokenizer | None
     vocab_size: int
     description: str
+    temporary: tempfile.TemporaryDirectory[str] | None = None  # what goes when this goes
 
     def fingerprint(self) -> list[dict[str, object]]:
         """What a checkpoint remembers of its data: sizes and checksums of the ends of each file, not its place."""
@@ -97,7 +99,10 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
         raise ValueError(f"there is no text in {description}")
     spec = config.tokenizer or (DEFAULT_TOKENIZER if config.model is None else "gpt2")
 
-    folder = Path(tempfile.mkdtemp(prefix="llmc-")) if directory is None else directory
+    temporary = None
+    if directory is None:
+        temporary = tempfile.TemporaryDirectory(prefix="llmc-", ignore_cleanup_errors=True)
+    folder = Path(temporary.name) if temporary is not None else Path(directory or "")
     data, remembered = folder / "data", folder / "data" / "source.json"
     source = {
         "tokenizer": spec,
@@ -113,7 +118,15 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
     if unchanged:
         tokenizer = Tokenizer.load(saved)
     else:
-        tokenizer = Tokenizer.from_spec(spec, text="\n\n".join(documents))
+        if finished_steps(folder):  # the run's own tokenizer and data must not be lost
+            if not config.allow_changes:
+                raise ValueError(
+                    f"{folder}: the text or the tokenizer is not what the run was trained on. Give the same, or --allow-changes to "
+                    "go on with the new text and the run's tokenizer"
+                )
+            tokenizer = Tokenizer.load(saved)
+        else:
+            tokenizer = Tokenizer.from_spec(spec, text="\n\n".join(documents))
         tokens = text_data.tokenize(documents, tokenizer)
         if val_documents:
             text_data.write_pair(tokens, text_data.tokenize(val_documents, tokenizer), data, tokenizer.vocab_size)
@@ -122,4 +135,4 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
         tokenizer.save(saved)
         remembered.write_text(json.dumps(source))
     vocab_size = config.vocab_size or tokenizer.vocab_size
-    return Sources([train], [val], tokenizer, vocab_size, description)
+    return Sources([train], [val], tokenizer, vocab_size, description, temporary)

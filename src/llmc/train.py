@@ -181,6 +181,12 @@ class Trainer:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             _check_writable(self.run_dir)
             remove_temporaries(self.run_dir)
+            steps = ckpt.finished_steps(self.run_dir)
+            if steps and not config.resume:
+                raise ValueError(
+                    f"{self.run_dir} has checkpoints of an earlier run (step {steps[-1]}): continue it with --resume (-y 1), or "
+                    "choose another run directory"
+                )
         self.log: Log = LineConsole()
         self.sources: Sources = prepare(config, self.run_dir)
         self.tokenizer = self.sources.tokenizer
@@ -237,12 +243,6 @@ class Trainer:
         config = self.config
         if self.run_dir is None or not ckpt.finished_steps(self.run_dir):
             return None
-        if not config.resume:
-            steps = ckpt.finished_steps(self.run_dir)
-            raise ValueError(
-                f"{self.run_dir} has checkpoints of an earlier run (step {steps[-1]}): continue it with --resume (-y 1), or "
-                "choose another run directory"
-            )
         found = ckpt.newest_good(self.run_dir, warn=self.log.text)
         if found is None:
             raise ckpt.CheckpointDamaged(

@@ -102,8 +102,12 @@ def run(model_path: Path | None, data: Path, threads: int = 0) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="llmc.train_gpt2", description=(__doc__ or "").split("\n\n", 1)[1])
-    parser.add_argument("--model", type=Path, help="llm.c checkpoint; default: gpt2_124M.bin if it is here, else random weights")
-    parser.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help="of tiny_shakespeare_*.bin [%(default)s]")
+    parser.add_argument(
+        "--model", type=Path, help="llm.c checkpoint; default: gpt2_124M.bin if it is here, else random weights"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=DATA, metavar="FOLDER", help="of tiny_shakespeare_*.bin [%(default)s]"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: as many as the process may use")
     args = parser.parse_args(argv)
     return report_errors(parser.prog, lambda: run(args.model, args.data, args.threads))

@@ -7,12 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-from llmc.model import GPT2
-from llmc.tokenizer import Tokenizer
+from llmc.hub import load_model, tokenizer_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, or a llm.c checkpoint (.bin)")
+    parser.add_argument("run", metavar="RUN", help="run directory, llm.c checkpoint (.bin), or Hugging Face folder")
     parser.add_argument(
         "prompt", nargs="?", default="", metavar="PROMPT", help="text to continue; none: from end-of-text"
     )
@@ -42,46 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stats", action="store_true", help="print tokens per second at the end, to stderr")
 
 
-def find_model(run: str) -> Path:
-    """The checkpoint file that RUN means: itself, or the newest finished one of a run directory, else its best.bin."""
-    from llmc.checkpoint import checkpoint_names, newest_good
-
-    path = Path(run)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"'{run}' is neither a run directory nor a checkpoint file")
-    found = newest_good(path, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
-    if found is not None:
-        return path / checkpoint_names(found[0])[0]
-    if (path / "best.bin").is_file():
-        return path / "best.bin"
-    raise FileNotFoundError(f"run directory '{run}' has no finished checkpoint")
-
-
-def find_tokenizer(model_path: Path, vocab_size: int, spec: str | None) -> Tokenizer:
-    """The one asked for, the one beside the model, or GPT-2's where the vocabulary is GPT-2's."""
-    if spec is not None:
-        tokenizer = Tokenizer.from_spec(spec)
-    elif (beside := Tokenizer.beside(model_path.parent)) is not None:
-        tokenizer = beside
-    elif vocab_size == 50257:
-        tokenizer = Tokenizer.gpt2()
-    else:
-        raise FileNotFoundError(f"there is no tokenizer.bin beside {model_path}: give --tokenizer")
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model's vocabulary {vocab_size}"
-        )
-    return tokenizer
-
-
 def run(args: argparse.Namespace) -> int:
     if args.max_tokens < 0 or args.samples < 1:
         raise ValueError(f"--max-tokens {args.max_tokens} --samples {args.samples}: expected at least 0 and 1")
-    path = find_model(args.run)
-    model = GPT2.from_checkpoint(path, dtype=args.dtype, device=args.device, threads=args.threads)
-    tokenizer = find_tokenizer(path, model.config.vocab_size, args.tokenizer)
+    if not Path(args.run).exists():
+        raise FileNotFoundError(f"'{args.run}' is neither a run directory nor a checkpoint file")
+    model = load_model(args.run, dtype=args.dtype, device=args.device, threads=args.threads)
+    tokenizer = tokenizer_for(args.run, model.config.vocab_size, args.tokenizer)
     prompt = tokenizer.encode(args.prompt) or [tokenizer.eot_token]
     stop = None if args.past_eot else tokenizer.eot_token
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}

@@ -7,6 +7,7 @@ import platform
 import sys
 
 from llmc import _llmc
+from llmc.guards import available_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,14 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    info = _llmc.Backend("cpu").info()
+    backend = _llmc.Backend("cpu")
+    info = backend.info()
     isa = _llmc.isa()
     rows = {
         "llmc": _llmc.__version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "compiler": _llmc.compiler,
         "CPU": info.description,
-        "memory": f"{info.total_bytes / 1e9:.1f} GB, {info.free_bytes / 1e9:.1f} GB free",
+        "memory": f"{info.total_bytes / 1e9:.1f} GB, {available_memory(backend) / 1e9:.1f} GB free",
         "kernel sets": f"built {', '.join(isa['built'])}; usable here {', '.join(isa['usable'])}; used {isa['used']}",
         "threads": f"{info.threads}, {info.pinning}",
         "CUDA": _llmc.cuda_status(),
