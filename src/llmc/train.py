@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,9 +218,9 @@ class Trainer:
         self.best_val_loss = math.inf
         self.loss_outliers, self.grad_outliers = OutlierDetector(), OutlierDetector()
         self._timing = _Timing()
-        self.history: dict[str, list[float]] = {
-            k: [] for k in ("step", "train_loss", "norm", "lr", "tokens_per_second", "val_step", "val_loss")
-        }
+        # Packed: a run of a million steps keeps 40 MB of numbers.
+        self._history: dict[str, array[Any]] = {k: array("q") for k in ("step", "val_step")}
+        self._history |= {k: array("d") for k in ("train_loss", "norm", "lr", "tokens_per_second", "val_loss")}
         self._resumed_at = -1
         if resumed is not None:
             self._restore(*resumed)
@@ -236,6 +237,11 @@ class Trainer:
             if not config.device.startswith("cuda"):
                 raise ValueError(f"gpu_info_every is {config.gpu_info_every}, but the device is {config.device}")
             self._gpu_info = GpuInfo(int(config.device.partition(":")[2] or 0))
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """As of TrainResult."""
+        return {name: list(values) for name, values in self._history.items()}
 
     # ---- construction ----
 
@@ -501,8 +507,8 @@ class Trainer:
             skipped=skipped,
         )
         for name, value in (("step", self.step), ("train_loss", loss), ("norm", norm), ("lr", lr)):
-            self.history[name].append(value)
-        self.history["tokens_per_second"].append(info.tokens_per_second)
+            self._history[name].append(value)
+        self._history["tokens_per_second"].append(info.tokens_per_second)
         self.step += 1
         return info
 
@@ -536,8 +542,8 @@ class Trainer:
         count = self.num_val_batches
         loss = math.fsum(self.model.evaluate(*self.val_loader.next_batch()) for _ in range(count)) / count
         self.log.validation(self.step, loss)
-        self.history["val_step"].append(self.step)
-        self.history["val_loss"].append(loss)
+        self._history["val_step"].append(self.step)
+        self._history["val_loss"].append(loss)
         for callback in self.callbacks:
             callback.on_eval(self, self.step, loss)
         if loss < self.best_val_loss:
@@ -660,7 +666,7 @@ class Trainer:
         return Logs(logs)
 
     def _write_plot(self) -> None:
-        if self.config.plot and self.run_dir is not None and self.history["step"]:
+        if self.config.plot and self.run_dir is not None and self._history["step"]:
             from llmc.plot import plot_runs
 
             plot_runs([self.run_dir], self.run_dir / "loss.png")
