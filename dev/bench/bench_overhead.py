@@ -1,0 +1,81 @@
+"""What the training loop costs beside the training: logs, progress bar and checkpoints, as a share of a step.
+
+    python dev/bench/bench_overhead.py --model d12 --batch 4 --seq 64 --steps 20
+
+One run with main.log, metrics.jsonl and a progress bar, and two checkpoints saved in the background. Prints the time between steps, the
+time for which a save holds the loop up, and how much slower steps are while a save is being written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import print_table
+
+import llmc
+from llmc.data import write_shard
+from llmc.logs import BarConsole, Logs, MainLog, MetricsLog
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", default="d12")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seq", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--dtype", default="f32")
+    args = parser.parse_args()
+
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokens = np.random.default_rng(0).integers(0, 50257, 200_000).astype(np.uint32)
+        write_shard(folder / "train.bin", tokens, vocab_size=50257)
+        settings: dict[str, Any] = {"data": (str(folder / "train.bin"),), "val_every": 0, "sample_every": 0, "plot": False}
+        settings |= {"model": args.model, "batch_size": args.batch, "seq_len": args.seq, "max_steps": 1000, "dtype": args.dtype}
+        trainer = llmc.Trainer(llmc.TrainConfig(output_dir=str(folder / "run"), progress="none", **settings))
+        run = folder / "run"
+        logs = Logs([BarConsole(1000, 0, io.StringIO()), MainLog(run / "main.log", False), MetricsLog(run / "metrics.jsonl", False)])
+        trainer.train_step()
+
+        step_times, log_times, busy_times, save_times = [], [], [], []
+        for step in range(args.steps):
+            if step in (args.steps // 3, 2 * args.steps // 3):
+                start = time.perf_counter()
+                trainer._save(background=True)
+                save_times.append(time.perf_counter() - start)
+            thread = trainer._checkpointer._thread if trainer._checkpointer else None
+            busy = thread is not None and thread.is_alive()
+            info = trainer.train_step()
+            (busy_times if busy else step_times).append(info.seconds)
+            start = time.perf_counter()
+            logs.step(info)
+            log_times.append(time.perf_counter() - start)
+        logs.close()
+        if trainer._checkpointer is not None:
+            trainer._checkpointer.wait()
+
+    step = statistics.median(step_times)
+    rows = [
+        ["a step", f"{1e3 * step:.1f} ms", ""],
+        ["logs and bar, per step", f"{1e3 * statistics.median(log_times):.3f} ms", f"{100 * statistics.median(log_times) / step:.3f} %"],
+        ["a save holds the loop up", f"{1e3 * statistics.median(save_times):.0f} ms", f"{statistics.median(save_times) / step:.2f} steps"],
+    ]
+    if busy_times:
+        slower = statistics.mean(busy_times) - step
+        rows.append(["steps while it is written", f"{1e3 * slower:+.0f} ms", f"{len(busy_times) / len(save_times):.1f} of them a save"])
+    print_table(["", "time", "share"], rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
