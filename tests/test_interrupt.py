@@ -14,6 +14,7 @@ import os, signal, threading, time
 import numpy as np
 import llmc
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background passes on that it is ignored
 model = llmc.GPT2(llmc.GPT2Config(max_seq_len=256, vocab_size=500, num_layers=4, num_heads=4, channels=128), threads=2)
 optimizer = llmc.AdamW(model)
 x = np.zeros((8, 256), np.int32)
