@@ -120,12 +120,17 @@ Pinning& workers() {
 
 }  // namespace
 
-int default_threads() {
+int usable_cpus() {
     int cpus = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
     if (const int n = allowed_cpus()) cpus = n;
     if (const int n = cgroup_cpus()) cpus = std::min(cpus, n);
 #endif
+    return std::max(cpus, 1);
+}
+
+int default_threads() {
+    int cpus = usable_cpus();
     if (const char* set = std::getenv("OMP_NUM_THREADS")) {
         const int n = std::atoi(set);
         if (n > 0) cpus = n;

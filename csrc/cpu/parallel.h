@@ -8,7 +8,10 @@
 
 namespace llmc {
 
-// CPUs that this process may use: OMP_NUM_THREADS if set, else what affinity and the cgroup's quota allow.
+// CPUs that this process may use: what affinity and the cgroup's quota allow.
+int usable_cpus();
+
+// OMP_NUM_THREADS if set, else usable_cpus().
 int default_threads();
 
 // How so many threads are bound, in words, for `llmc info`.

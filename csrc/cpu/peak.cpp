@@ -4,7 +4,6 @@
 #include <array>
 #include <chrono>
 #include <numeric>
-#include <thread>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -44,9 +43,7 @@ double cpu_peak_flops(DType dtype, int threads) {
     const Kernels& k = *choose_isa().kernels;
     const auto multiply_adds = dtype == DType::f32 ? k.f32.multiply_adds : k.bf16_.multiply_adds;
     if (threads <= 0) threads = default_threads();
-    // Threads that share a CPU would each report the whole of it.
-    if (const unsigned cpus = std::thread::hardware_concurrency())
-        threads = std::min(threads, static_cast<int>(cpus));
+    threads = std::min(threads, usable_cpus());  // those that share a CPU would each report the whole of it
     constexpr std::size_t kLine = 64;  // floats: a thread's own cache lines
     std::vector<float> zeros(static_cast<std::size_t>(threads) * kLine);
     std::vector<double> flops(static_cast<std::size_t>(threads));
