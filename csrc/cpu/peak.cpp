@@ -44,7 +44,7 @@ double cpu_peak_flops(DType dtype, int threads) {
     const auto multiply_adds = dtype == DType::f32 ? k.f32.multiply_adds : k.bf16_.multiply_adds;
     if (threads <= 0) threads = default_threads();
     threads = std::min(threads, usable_cpus());  // those that share a CPU would each report the whole of it
-    constexpr std::size_t kLine = 64;  // floats: a thread's own cache lines
+    constexpr std::size_t kLine = 64;            // floats: a thread's own cache lines
     std::vector<float> zeros(static_cast<std::size_t>(threads) * kLine);
     std::vector<double> flops(static_cast<std::size_t>(threads));
     parallel_for(threads, threads, [&](std::int64_t task, int) {
