@@ -340,3 +340,17 @@ def test_a_data_file_that_vanishes(tmp_path: Path) -> None:
     with pytest.raises((llmc.Error, OSError), match=r"train2?\.bin"):
         llmc.train(**settings, callbacks=[Vanish()])
     assert finished_steps(tmp_path / "run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
+def test_bar_in_a_terminal_that_does_not_know_its_width() -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    with open(theirs, "w", encoding="utf-8") as out:
+        bar = BarConsole(40, 9, out)
+        bar.step(info())
+        bar.close()
+        text = os.read(ours, 10000).decode()
+    os.close(ours)
+    assert "loss 4.1235" in text

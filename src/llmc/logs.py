@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -145,16 +146,28 @@ class LineConsole(Log):
         self._print(message)
 
 
+def _columns(out: TextIO) -> int | None:
+    """The width of a terminal; None where out is none."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns
+    except (OSError, ValueError):
+        return None
+
+
 class BarConsole(LineConsole):
     """A progress bar with the newest numbers; everything else is printed above it."""
 
     def __init__(self, total: int, start: int, out: TextIO | None = None) -> None:
         super().__init__(out)
+        # A terminal that does not know its width says 0, and tqdm would show nothing.
+        known = _columns(self._out) != 0
         self._bar = tqdm(
             total=total,
             initial=start,
             file=self._out,
-            dynamic_ncols=True,
+            dynamic_ncols=known,
+            ncols=None if known else 100,
+            nrows=None if known else 24,
             unit="step",
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
