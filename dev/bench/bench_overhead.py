@@ -40,11 +40,28 @@ def main() -> int:
         folder = Path(name)
         tokens = np.random.default_rng(0).integers(0, 50257, 200_000).astype(np.uint32)
         write_shard(folder / "train.bin", tokens, vocab_size=50257)
-        settings: dict[str, Any] = {"data": (str(folder / "train.bin"),), "val_every": 0, "sample_every": 0, "plot": False}
-        settings |= {"model": args.model, "batch_size": args.batch, "seq_len": args.seq, "max_steps": 1000, "dtype": args.dtype}
+        settings: dict[str, Any] = {
+            "data": (str(folder / "train.bin"),),
+            "val_every": 0,
+            "sample_every": 0,
+            "plot": False,
+        }
+        settings |= {
+            "model": args.model,
+            "batch_size": args.batch,
+            "seq_len": args.seq,
+            "max_steps": 1000,
+            "dtype": args.dtype,
+        }
         trainer = llmc.Trainer(llmc.TrainConfig(output_dir=str(folder / "run"), progress="none", **settings))
         run = folder / "run"
-        logs = Logs([BarConsole(1000, 0, io.StringIO()), MainLog(run / "main.log", False), MetricsLog(run / "metrics.jsonl", False)])
+        logs = Logs(
+            [
+                BarConsole(1000, 0, io.StringIO()),
+                MainLog(run / "main.log", False),
+                MetricsLog(run / "metrics.jsonl", False),
+            ]
+        )
         trainer.train_step()
 
         step_times, log_times, busy_times, save_times = [], [], [], []
@@ -67,12 +84,26 @@ def main() -> int:
     step = statistics.median(step_times)
     rows = [
         ["a step", f"{1e3 * step:.1f} ms", ""],
-        ["logs and bar, per step", f"{1e3 * statistics.median(log_times):.3f} ms", f"{100 * statistics.median(log_times) / step:.3f} %"],
-        ["a save holds the loop up", f"{1e3 * statistics.median(save_times):.0f} ms", f"{statistics.median(save_times) / step:.2f} steps"],
+        [
+            "logs and bar, per step",
+            f"{1e3 * statistics.median(log_times):.3f} ms",
+            f"{100 * statistics.median(log_times) / step:.3f} %",
+        ],
+        [
+            "a save holds the loop up",
+            f"{1e3 * statistics.median(save_times):.0f} ms",
+            f"{statistics.median(save_times) / step:.2f} steps",
+        ],
     ]
     if busy_times:
         slower = statistics.mean(busy_times) - step
-        rows.append(["steps while it is written", f"{1e3 * slower:+.0f} ms", f"{len(busy_times) / len(save_times):.1f} of them a save"])
+        rows.append(
+            [
+                "steps while it is written",
+                f"{1e3 * slower:+.0f} ms",
+                f"{len(busy_times) / len(save_times):.1f} of them a save",
+            ]
+        )
     print_table(["", "time", "share"], rows)
     return 0
 
