@@ -125,33 +125,6 @@ class StopAt(llmc.Callback):
 # ---- the seams of distributed training ----
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_gradients_are_complete_when_a_layer_is_done(text, device):
-    model = llmc.GPT2(CONFIG, device=device, dtype="f32")
-    names = [n for n in model.native.parameter_names() if model.native.parameter(n).shape[0] == CONFIG.num_layers]
-    seen = []
-
-    def done(layer):
-        if 0 <= layer < CONFIG.num_layers:
-            seen.append((layer, {n: model.native.gradient(n)[layer].to_host() for n in names}))
-        else:
-            seen.append((layer, {}))
-
-    inputs, targets = batch(text, 0)
-    model.zero_grad()
-    model.forward(inputs)
-    model.native.layer_done = done
-    model.backward(targets)
-    assert [layer for layer, _ in seen] == [2, 1, 0, -1]
-    for layer, gradients in seen:
-        for name, gradient in gradients.items():
-            np.testing.assert_array_equal(gradient, model.native.gradient(name)[layer].to_host())
-    model.native.layer_done = None
-    model.forward(inputs)
-    model.backward(targets)
-    assert len(seen) == 4
-
-
 @pytest.fixture
 def comm(cuda):
     try:
@@ -168,7 +141,7 @@ def test_nccl_with_one_rank(cuda, comm, dtype):
         x, y = cuda.empty([1000], dtype), cuda.empty([1000], dtype)
         x.from_host(raw)
         if collective in ("all_reduce", "broadcast"):
-            getattr(comm, collective)(x)
+            comm.all_reduce([x]) if collective == "all_reduce" else comm.broadcast(x)
             y = x
         else:
             getattr(comm, collective)(y, x)
@@ -200,35 +173,25 @@ def test_nccl_checks_its_arguments(cuda, comm):
         comm.reduce_scatter(cuda.empty([3]), cuda.empty([4]))
 
 
-def test_overlapped_reduction(text):
-    """layer_done hands gradients to NCCL while backward goes on: with one rank the gradients are what they were."""
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_overlapped_reduction(text, dtype):
+    """Gradients go through NCCL while backward goes on: with one rank they are what they were."""
 
     def gradients(reduce):
-        model = llmc.GPT2(CONFIG, device="cuda", dtype="f32", seed=5).native
-        names = model.parameter_names()
+        model = llmc.GPT2(CONFIG, device="cuda", dtype=dtype, seed=5).native
         comm = None
         if reduce:
             try:
                 comm = _llmc.nccl_comm(model.backend, 0, 1, _llmc.nccl_id())
             except _llmc.Error as e:
                 pytest.skip(str(e))
-        of_layer = {i: [model.gradient(n)[i] for n in names[2:14]] for i in range(CONFIG.num_layers)}
-        of_layer[CONFIG.num_layers] = [model.gradient(n) for n in names[14:]]
-        of_layer[-1] = [model.gradient(n) for n in names[:2]]
-
-        def done(layer):
-            for gradient in of_layer[layer]:
-                comm.all_reduce(gradient)
-
         inputs, targets = batch(text, 1)
         model.zero_grad()
         model.forward(inputs)
-        model.layer_done = done if comm else None
-        model.backward(targets)
-        if comm:
-            comm.wait()
-        return [model.gradient(n).to_host() for n in names]
+        model.backward(targets, comm=comm)
+        return model.loss(), [model.gradient(n).to_host() for n in model.parameter_names()]
 
-    reduced = gradients(True)
-    for ours, expected in zip(reduced, gradients(False)):
-        np.testing.assert_array_equal(ours, expected)
+    (loss, reduced), (expected_loss, expected) = gradients(True), gradients(False)
+    assert loss == expected_loss
+    for ours, theirs in zip(reduced, expected):
+        np.testing.assert_array_equal(ours, theirs)

@@ -12,7 +12,13 @@ void bind_comm(py::module_& m) {
         .def_property_readonly("rank", &Comm::rank)
         .def_property_readonly("size", &Comm::size)
         .def(
-            "all_reduce", [=](Comm& c, const OwnedTensor& x) { c.all_reduce(tensor(x)); }, "x"_a, release)
+            "all_reduce",
+            [](Comm& c, const std::vector<OwnedTensor>& xs) {
+                std::vector<Tensor> tensors;
+                for (const OwnedTensor& x : xs) tensors.push_back(x.tensor);
+                c.all_reduce(tensors);
+            },
+            "xs"_a, release)
         .def(
             "reduce_scatter",
             [=](Comm& c, const OwnedTensor& shard, const OwnedTensor& full) {
@@ -38,6 +44,8 @@ void bind_comm(py::module_& m) {
             "x"_a, release, "The sums over all ranks.")
         .def("barrier", &Comm::barrier, release);
 
+    m.def("thread_comms", &make_thread_comms, "backends"_a,
+          "A Comm per CPU backend, for as many threads of this process.");
     m.def("nccl_id", [] { return py::bytes(make_nccl_id()); }, "Made by rank 0, needed by every rank.");
     m.def("nccl_comm", &make_nccl, "backend"_a, "rank"_a, "size"_a, "id"_a, release,
           "A Comm over NCCL; returns when every rank has called it.");

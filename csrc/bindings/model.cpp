@@ -1,4 +1,4 @@
-#include <pybind11/functional.h>
+#include <optional>
 
 #include "bindings/bindings.h"
 #include "model/checkpoint.h"
@@ -129,13 +129,6 @@ void bind_model(py::module_& m) {
                 LLMC_CHECK(rows > 0, "classifier_rows is {}, expected positive", rows);
                 self.gpt2->classifier_rows = rows;
             })
-        .def_property(
-            "layer_done", [](const Model& self) { return self.gpt2->layer_done; },
-            [](Model& self, std::function<void(std::int64_t)> done) {
-                self.gpt2->layer_done = std::move(done);
-            },
-            "layer_done(l) is called in backward when the gradients of layer l are complete (num_layers: the "
-            "last layernorm; -1: wte and wpe), for a Comm to begin with them. None: nothing is called.")
         .def(
             "init_weights", [](Model& self, std::uint32_t seed) { self.gpt2->init_weights(seed); },
             "seed"_a = 42, py::call_guard<py::gil_scoped_release>())
@@ -151,15 +144,15 @@ void bind_model(py::module_& m) {
             "inputs"_a)
         .def(
             "backward",
-            [](Model& self, const Tokens& targets, float scale) {
+            [](Model& self, const Tokens& targets, float scale, std::optional<std::shared_ptr<Comm>> comm) {
                 const auto [B, T] = batch_shape(targets, "targets");
                 const Tensor& of = self.gpt2->activations().targets;
                 LLMC_CHECK(of.is({B, T}), "targets have shape ({}, {}), but forward() had {}", B, T, of);
                 const std::int32_t* const data = targets.data();
                 const py::gil_scoped_release release;
-                self.gpt2->backward(data, scale);
+                self.gpt2->backward(data, scale, comm ? comm->get() : nullptr);
             },
-            "targets"_a, "scale"_a = 1.0f)
+            "targets"_a, "scale"_a = 1.0f, "comm"_a = py::none())
         .def("zero_grad",
              [](Model& self) {
                  self.gpt2->zero_grad();

@@ -28,10 +28,10 @@ PYBIND11_MODULE(_llmc, m) {
 
     bind_tensor(m);
     bind_ops(m);
+    bind_comm(m);
     bind_model(m);
     bind_optim(m);
     bind_data(m);
-    bind_comm(m);
 
     m.def("default_threads", &default_threads,
           "CPU threads used by default: OMP_NUM_THREADS, else what the process may use.");

@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "bindings/bindings.h"
 
 namespace llmc {
@@ -68,12 +70,19 @@ void bind_tensor(py::module_& m) {
         .def_property_readonly("dtype", [](const OwnedTensor& t) { return name_of(t.tensor.dtype); })
         .def(
             "to_host",
-            [](const OwnedTensor& t) {
-                py::array out(py::dtype(numpy_name(t.tensor.dtype)), shape_of(t.tensor));
-                t.backend->to_host(out.mutable_data(), t.tensor);
+            [](const OwnedTensor& t, std::optional<py::array> into) {
+                py::array out =
+                    into ? *into : py::array(py::dtype(numpy_name(t.tensor.dtype)), shape_of(t.tensor));
+                LLMC_CHECK(out.nbytes() == t.tensor.bytes() && (out.flags() & py::array::c_style),
+                           "a contiguous array of {} bytes is needed for {}, got {} bytes", t.tensor.bytes(),
+                           t.tensor, out.nbytes());
+                void* const data = out.mutable_data();
+                const py::gil_scoped_release release;
+                t.backend->to_host(data, t.tensor);
                 return out;
             },
-            "A copy as a NumPy array; bf16 as uint16. Waits for the device.")
+            "out"_a = py::none(),
+            "A copy as a NumPy array, a new one or `out`; bf16 as uint16. Waits for the device.")
         .def(
             "from_host",
             [](const OwnedTensor& t, const py::array& host) {

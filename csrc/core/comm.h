@@ -5,8 +5,10 @@
 // blocks the host but sum() and barrier().
 #pragma once
 
+#include <memory>
 #include <vector>
 
+#include "core/backend.h"
 #include "core/tensor.h"
 
 namespace llmc {
@@ -17,7 +19,7 @@ class Comm {
     virtual int rank() const = 0;
     virtual int size() const = 0;
 
-    virtual void all_reduce(Tensor x) = 0;  // x = sum over ranks of x
+    virtual void all_reduce(const std::vector<Tensor>& xs) = 0;  // each x = sum over ranks of x
     virtual void reduce_scatter(Tensor shard,
                                 Tensor full) = 0;            // shard = sum over ranks of full's rank-th piece
     virtual void all_gather(Tensor full, Tensor shard) = 0;  // full's r-th piece = rank r's shard
@@ -33,7 +35,7 @@ class Solo final : public Comm {
   public:
     int rank() const override { return 0; }
     int size() const override { return 1; }
-    void all_reduce(Tensor) override {}
+    void all_reduce(const std::vector<Tensor>&) override {}
     void reduce_scatter(Tensor shard, Tensor full) override { same(shard, full); }
     void all_gather(Tensor full, Tensor shard) override { same(full, shard); }
     void broadcast(Tensor, int) override {}
@@ -47,5 +49,10 @@ class Solo final : public Comm {
                    a, b);
     }
 };
+
+// One rank per backend, each to be used by a thread of its own; backends on the CPU only. Collectives run at
+// once, and sum in the order of ranks: the same bits on every rank and in every run. A rank that is destroyed
+// ends the others' calls with an Error.
+std::vector<std::shared_ptr<Comm>> make_thread_comms(const std::vector<std::shared_ptr<Backend>>& backends);
 
 }  // namespace llmc

@@ -121,11 +121,17 @@ void CpuBackend::copy(Tensor out, Tensor inp) {
 
 void CpuBackend::from_host(Tensor out, const void* host) {
     written(out);
-    std::memcpy(out.data, host, static_cast<std::size_t>(out.bytes()));
+    for_ranges(out.bytes(), 1 << 20, [&](std::int64_t begin, std::int64_t count) {
+        std::memcpy(out.as<char>() + begin, static_cast<const char*>(host) + begin,
+                    static_cast<std::size_t>(count));
+    });
 }
 
 void CpuBackend::to_host(void* host, Tensor inp) {
-    std::memcpy(host, inp.data, static_cast<std::size_t>(inp.bytes()));
+    for_ranges(inp.bytes(), 1 << 20, [&](std::int64_t begin, std::int64_t count) {
+        std::memcpy(static_cast<char*>(host) + begin, inp.as<char>() + begin,
+                    static_cast<std::size_t>(count));
+    });
 }
 
 }  // namespace llmc

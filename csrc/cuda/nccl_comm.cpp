@@ -30,6 +30,8 @@ struct Library {
     LLMC_FUNCTION(ReduceScatter);
     LLMC_FUNCTION(AllGather);
     LLMC_FUNCTION(Broadcast);
+    LLMC_FUNCTION(GroupStart);
+    LLMC_FUNCTION(GroupEnd);
 #undef LLMC_FUNCTION
 
     void check(ncclResult_t result, const char* call) const {
@@ -76,9 +78,14 @@ class NcclComm final : public Comm {
     int rank() const override { return rank_; }
     int size() const override { return size_; }
 
-    void all_reduce(Tensor x) override {
+    void all_reduce(const std::vector<Tensor>& xs) override {
+        for (const Tensor& x : xs)
+            data_type(x);  // an error between GroupStart and GroupEnd would leave it open
         begin();
-        NCCL_CHECK(lib_, AllReduce(x.data, x.data, count(x), data_type(x), ncclSum, comm_, stream_));
+        NCCL_CHECK(lib_, GroupStart());  // one launch for all
+        for (const Tensor& x : xs)
+            NCCL_CHECK(lib_, AllReduce(x.data, x.data, count(x), data_type(x), ncclSum, comm_, stream_));
+        NCCL_CHECK(lib_, GroupEnd());
     }
     void reduce_scatter(Tensor shard, Tensor full) override {
         check_pieces("reduce_scatter", full, shard);

@@ -331,7 +331,7 @@ float GPT2::loss() const {
     return loss;
 }
 
-void GPT2::backward(const std::int32_t* targets, float scale) {
+void GPT2::backward(const std::int32_t* targets, float scale, Comm* comm) {
     LLMC_CHECK(forward_done_ && training_, "backward() without a forward() before it");
     check_tokens(targets, B_ * T_, std::int64_t{-1} << 31);
     forward_done_ = false;
@@ -344,6 +344,9 @@ void GPT2::backward(const std::int32_t* targets, float scale) {
     if (!add)  // the products below overwrite their gradients; these few are only ever added to
         for (const Tensor& t : {g.wpe, g.ln1w, g.ln1b, g.ln2w, g.ln2b, g.lnfw, g.lnfb}) ops.zero(t);
     grads_fresh_ = false;
+    const auto reduce = [comm](std::initializer_list<Tensor> complete) {
+        if (comm) comm->all_reduce(complete);
+    };
 
     // The classifier, by chunks of rows: dlnf goes into dbranch.
     const float dloss = scale / static_cast<float>(N);
@@ -365,7 +368,7 @@ void GPT2::backward(const std::int32_t* targets, float scale) {
     ops.zero(a.dresidual);
     ops.layernorm_backward(a.dresidual, g.lnfw, g.lnfb, a.dbranch, slot(a.residual3, L - 1), p.lnfw,
                            a.lnf_mean, a.lnf_rstd);
-    if (layer_done) layer_done(L);
+    reduce({g.lnfw, g.lnfb});
     const Tensor dqkv = Tensor(a.dhidden.data, dtype_, {B_, T_, 3 * C});
     for (std::int64_t l = L - 1; l >= 0; --l) {
         const Tensor x = l == 0 ? a.encoded : slot(a.residual3, l - 1);
@@ -386,10 +389,12 @@ void GPT2::backward(const std::int32_t* targets, float scale) {
         ops.matmul_backward(a.dbranch, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], add);
         ops.layernorm_backward(a.dresidual, g.ln1w[l], g.ln1b[l], a.dbranch, x, p.ln1w[l], a.ln1_mean[l],
                                a.ln1_rstd[l]);
-        if (layer_done) layer_done(l);
+        reduce({g.fcprojw[l], g.fcprojb[l], g.fcw[l], g.fcb[l], g.ln2w[l], g.ln2b[l], g.attprojw[l],
+                g.attprojb[l], g.qkvw[l], g.qkvb[l], g.ln1w[l], g.ln1b[l]});
     }
     ops.encoder_backward(g.wte, g.wpe, a.dresidual, a.inputs);
-    if (layer_done) layer_done(-1);
+    reduce({g.wte, g.wpe, mean_loss_});
+    if (comm) comm->wait();
 }
 
 // ---- generation ----

@@ -4,13 +4,13 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/arena.h"
 #include "core/backend.h"
+#include "core/comm.h"
 #include "core/optimizer.h"
 
 namespace llmc {
@@ -104,8 +104,10 @@ class GPT2 {
     // inputs (B, T) in host memory. Computes everything up to the final layernorm.
     void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T) { forward(inputs, B, T, true); }
     // The classifier and the backward pass of the last forward(). Adds scale * d(mean loss) to the
-    // parameters' gradients and scale * mean loss to loss().
-    void backward(const std::int32_t* targets, float scale = 1.0f);
+    // parameters' gradients and scale * mean loss to loss(). With comm, which belongs to an update's last
+    // micro-step, both are then summed over its ranks: each layer's gradients set out when they are complete,
+    // and travel while the layers below are computed.
+    void backward(const std::int32_t* targets, float scale = 1.0f, Comm* comm = nullptr);
     void zero_grad();
     // The sum of scale * mean loss over the backward() calls since zero_grad(). Waits.
     float loss() const;
@@ -132,9 +134,6 @@ class GPT2 {
     Tensor all_parameters() const { return param_arena_.whole(dtype_); }
     // Says that parameters were written from outside, so that packed copies of them are stale.
     void parameters_changed() { backend_->changed(all_parameters()); }
-    // Called in backward, on the last micro-step, when the gradients of layer l (L: lnf; -1: wte, wpe) are
-    // complete.
-    std::function<void(std::int64_t)> layer_done;
 
     static MemoryPlan memory_plan(const GPT2Config& config, DType dtype, DType grad_dtype, std::int64_t B,
                                   std::int64_t T, Recompute recompute, std::int64_t classifier_rows,

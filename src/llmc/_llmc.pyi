@@ -45,6 +45,7 @@ __all__: list[str] = [
     "nccl_id",
     "sample",
     "set_library_directories",
+    "thread_comms",
 ]
 
 class Error(RuntimeError):
@@ -92,9 +93,9 @@ class Tensor:
         """
         A copy of some elements in row-major order, as a NumPy array. Waits.
         """
-    def to_host(self) -> numpy.typing.NDArray[typing.Any]:
+    def to_host(self, out: numpy.typing.NDArray[typing.Any] | None = None) -> numpy.typing.NDArray[typing.Any]:
         """
-        A copy as a NumPy array; bf16 as uint16. Waits for the device.
+        A copy as a NumPy array, a new one or `out`; bf16 as uint16. Waits for the device.
         """
     def write(self, begin: int, host: numpy.typing.NDArray[typing.Any]) -> None:
         """
@@ -218,6 +219,25 @@ class Backend:
     def synchronize(self) -> None: ...
     def zero(self, x: Tensor) -> None: ...
 
+class Comm:
+    """
+    The ranks that train one model together. Meaning of each call: csrc/core/comm.h.
+    """
+    def all_gather(self, full: Tensor, shard: Tensor) -> None: ...
+    def all_reduce(self, xs: collections.abc.Sequence[Tensor]) -> None: ...
+    def barrier(self) -> None: ...
+    def broadcast(self, x: Tensor, root: int = 0) -> None: ...
+    def reduce_scatter(self, shard: Tensor, full: Tensor) -> None: ...
+    def sum(self, x: collections.abc.Sequence[float]) -> list[float]:
+        """
+        The sums over all ranks.
+        """
+    def wait(self) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
 class GPT2Config:
     def __init__(
         self,
@@ -262,7 +282,12 @@ class GPT2:
     """
     def __init__(self, backend: Backend, config: GPT2Config, dtype: str = "f32", grad_dtype: str = "f32") -> None: ...
     def all_parameters(self) -> Tensor: ...
-    def backward(self, targets: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], scale: float = 1.0) -> None: ...
+    def backward(
+        self,
+        targets: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+        scale: float = 1.0,
+        comm: Comm | None = None,
+    ) -> None: ...
     def decode(
         self, cache: KVCache, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
     ) -> numpy.typing.NDArray[numpy.float32]: ...
@@ -302,13 +327,6 @@ class GPT2:
     def dtype(self) -> str: ...
     @property
     def grad_dtype(self) -> str: ...
-    @property
-    def layer_done(self) -> collections.abc.Callable[[int], None]:
-        """
-        layer_done(l) is called in backward when the gradients of layer l are complete (num_layers: the last layernorm; -1: wte and wpe), for a Comm to begin with them. None: nothing is called.
-        """
-    @layer_done.setter
-    def layer_done(self, arg1: collections.abc.Callable[[int], None]) -> None: ...
     @property
     def num_parameters(self) -> int: ...
     @property
@@ -424,25 +442,6 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int: ...
 
-class Comm:
-    """
-    The ranks that train one model together. Meaning of each call: csrc/core/comm.h.
-    """
-    def all_gather(self, full: Tensor, shard: Tensor) -> None: ...
-    def all_reduce(self, x: Tensor) -> None: ...
-    def barrier(self) -> None: ...
-    def broadcast(self, x: Tensor, root: int = 0) -> None: ...
-    def reduce_scatter(self, shard: Tensor, full: Tensor) -> None: ...
-    def sum(self, x: collections.abc.Sequence[float]) -> list[float]:
-        """
-        The sums over all ranks.
-        """
-    def wait(self) -> None: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-
 def _parameters(arg0: GPT2) -> typing.Any: ...
 def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
     """
@@ -516,6 +515,11 @@ def sample(
 def set_library_directories(directories: collections.abc.Sequence[str]) -> None:
     """
     Where NVIDIA's libraries are looked for, besides the system's places.
+    """
+
+def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:
+    """
+    A Comm per CPU backend, for as many threads of this process.
     """
 
 __version__: str = "0.1.0"

@@ -19,13 +19,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
 from llmc.fs import SYSTEM, Fs, StrPath, write_atomically
+from llmc.guards import available_host_memory
 
 if TYPE_CHECKING:
     from llmc.model import GPT2
@@ -45,7 +46,28 @@ class CheckpointDamaged(_llmc.Error):
 # ---- tensors as streams of bytes ----
 
 
-def _pieces(tensor: _llmc.Tensor) -> Iterator[NDArray[Any]]:
+class _Readable(Protocol):
+    """A tensor of a backend, or a copy of one."""
+
+    @property
+    def numel(self) -> int: ...
+    def read(self, begin: int, count: int) -> NDArray[Any]: ...
+
+
+_R = TypeVar("_R", bound=_Readable)
+
+
+class _Copy:
+    """A tensor's elements at one moment, in host memory."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array, self.numel = array, array.size
+
+    def read(self, begin: int, count: int) -> NDArray[Any]:
+        return self._array[begin : begin + count]
+
+
+def _pieces(tensor: _Readable) -> Iterator[NDArray[Any]]:
     for begin in range(0, tensor.numel, _CHUNK):
         yield tensor.read(begin, min(_CHUNK, tensor.numel - begin))
 
@@ -65,12 +87,75 @@ def split_master(weights: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDAr
 
 def save_model(model: GPT2, path: StrPath, *, fs: Fs = SYSTEM) -> None:
     """A llm.c model file of the model's dtype; whole or not at all."""
-    write_atomically(path, _model_pieces(model), fs=fs)
+    write_atomically(path, _model_pieces(_weights(model)), fs=fs)
 
 
-def _model_pieces(model: GPT2) -> Iterator[Any]:
-    yield _llmc.checkpoint_header(model.config.native(), model.dtype)
-    yield from _pieces(model.native.all_parameters())
+@dataclass
+class _Weights(Generic[_R]):
+    """The tensors of a checkpoint. masters: the lower halves of f32 weights, or empty."""
+
+    header: bytes
+    params: _R
+    moments: list[_R]
+    masters: list[_R]
+
+
+def _weights(model: GPT2, optimizer: AdamW | None = None) -> _Weights[_llmc.Tensor]:
+    rows = list(optimizer.native.state(model.native.backend).values()) if optimizer else []
+    masters = [low for _, _, low in rows if low is not None] if model.dtype == "bf16" else []
+    return _Weights(
+        _llmc.checkpoint_header(model.config.native(), model.dtype),
+        model.native.all_parameters(),
+        [m for m, _, _ in rows] + [v for _, v, _ in rows],
+        masters if len(masters) == len(rows) else [],
+    )
+
+
+def _model_pieces(weights: _Weights[_R]) -> Iterator[Any]:
+    yield weights.header
+    yield from _pieces(weights.params)
+
+
+class _Staging:
+    """Host memory for the copy from which a checkpoint is written while training goes on.
+
+    It is kept from save to save: the system takes longer to hand out new pages than the copying does.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def copy(self, weights: _Weights[_llmc.Tensor]) -> _Weights[_Copy] | None:
+        """None where memory does not suffice for a copy."""
+        needed = sum(_aligned(t) for t in (weights.params, *weights.moments, *weights.masters))
+        if self._memory.size < needed:
+            if available_host_memory() < needed:
+                return None
+            self._memory = np.empty(needed, np.uint8)
+        used = 0
+
+        def copied(tensor: _llmc.Tensor) -> _Copy:
+            nonlocal used
+            kind = _NUMPY[tensor.dtype]
+            array = self._memory[used : used + tensor.numel * kind.itemsize].view(kind)
+            tensor.to_host(array)
+            used += _aligned(tensor)
+            return _Copy(array)
+
+        moments = [copied(t) for t in weights.moments]
+        return _Weights(weights.header, copied(weights.params), moments, [copied(t) for t in weights.masters])
+
+
+_NUMPY: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "bf16": np.dtype(np.uint16),
+    "i16": np.dtype(np.int16),
+}
+
+
+def _aligned(tensor: _llmc.Tensor) -> int:
+    """Bytes of its copy, so that the next begins at a multiple of 64."""
+    return -(-tensor.numel * _NUMPY[tensor.dtype].itemsize // 64) * 64
 
 
 # ---- the state file ----
@@ -112,19 +197,16 @@ def _loader_block(state: TrainState) -> bytes:
     return struct.pack("<Q", len(shards) // 4) + shards + struct.pack("<Q", len(samples) // 4) + samples + generator
 
 
-def _state_pieces(model: GPT2, optimizer: AdamW, state: TrainState) -> Iterator[Any]:
-    rows = optimizer.native.state(model.native.backend)
-    master = model.dtype == "bf16" and all(m is not None for _, _, m in rows.values())
-    yield _state_header(state, master)
-    for which in (0, 1):
-        for row in rows.values():
-            yield from _pieces(row[which])
-    if master:
-        for name, (_, _, low) in rows.items():
-            param = model.native.parameter(name)
-            for begin in range(0, low.numel, _CHUNK):
-                count = min(_CHUNK, low.numel - begin)
-                yield join_master(param.read(begin, count), low.read(begin, count))
+def _state_pieces(weights: _Weights[_R], state: TrainState) -> Iterator[Any]:
+    yield _state_header(state, bool(weights.masters))
+    for moment in weights.moments:
+        yield from _pieces(moment)
+    offset = 0
+    for low in weights.masters:
+        for begin in range(0, low.numel, _CHUNK):
+            count = min(_CHUNK, low.numel - begin)
+            yield join_master(weights.params.read(offset + begin, count), low.read(begin, count))
+        offset += low.numel
     yield _loader_block(state)
 
 
@@ -169,6 +251,7 @@ class Checkpointer:
     def __init__(self, directory: StrPath, *, keep: int = 0, major_every: int = 0, fs: Fs = SYSTEM) -> None:
         self.directory = Path(directory)
         self.keep, self.major_every, self.fs = keep, major_every, fs
+        self._staging = _Staging()
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
 
@@ -184,20 +267,19 @@ class Checkpointer:
     ) -> None:
         """Saves a checkpoint, then removes those that are too many. OSError where it cannot: then nothing that was saved is lost.
 
-        background: returns once everything is copied in memory; an error comes out of the next save() or wait().
+        background: returns once everything is copied in memory; an error comes out of the next save() or wait(). Where memory does
+        not suffice for a copy, returns when the checkpoint is on the disk.
         """
         self.wait()
         self._check_space(model, optimizer)
-        model_name, state_name, _ = checkpoint_names(state.step)
-        model_pieces: Any = _model_pieces(model)
-        state_pieces: Any = _state_pieces(model, optimizer, state)
-        if not background:
-            return self._write(state, manifest, {model_name: model_pieces, state_name: state_pieces}, done)
-        files = {model_name: list(model_pieces), state_name: list(state_pieces)}
+        weights = _weights(model, optimizer)
+        copy = self._staging.copy(weights) if background else None
+        if copy is None:
+            return self._write(state, manifest, weights, done)
 
         def write() -> None:
             try:
-                self._write(state, manifest, files, done)
+                self._write(state, manifest, copy, done)
             except OSError as e:
                 self._error = e
 
@@ -231,14 +313,14 @@ class Checkpointer:
             self._thread = None
 
     def _write(
-        self, state: TrainState, manifest: dict[str, Any], files: dict[str, Any], done: Callable[[int], None] | None
+        self, state: TrainState, manifest: dict[str, Any], weights: _Weights[_R], done: Callable[[int], None] | None
     ) -> None:
-        _, _, done_name = checkpoint_names(state.step)
+        model_name, state_name, done_name = checkpoint_names(state.step)
         self.fs.make_directory(self.directory)
         # A checkpoint of this step that is being replaced must not vouch for a mixture of old and new.
         self._remove(self.directory / done_name)
         written = {}
-        for name, pieces in files.items():
+        for name, pieces in ((model_name, _model_pieces(weights)), (state_name, _state_pieces(weights, state))):
             checksums = _Checksums()
             size = write_atomically(self.directory / name, pieces, fs=self.fs, tap=checksums)
             written[name] = {"bytes": size, "crc32": checksums.finish()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
+from pathlib import Path
 
 import psutil
 
@@ -43,20 +45,23 @@ class OutlierDetector:
 
 
 def available_memory(backend: _llmc.Backend) -> int:
-    """Bytes that can be allocated on the device now; on the CPU within the limits of the container."""
+    """Bytes that can be allocated on the device now."""
     info = backend.info()
-    if info.name != "cpu":
-        return info.free_bytes
+    return available_host_memory() if info.name == "cpu" else info.free_bytes
+
+
+def available_host_memory() -> int:
+    """Bytes that can be allocated now, within the limits of the container. File cache that can be dropped counts as free."""
     free: int = psutil.virtual_memory().available
-    for limit_path, used_path in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit_name, used_name in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            with open(limit_path) as limit, open(used_path) as used:
-                text = limit.read().strip()
-                if text != "max":
-                    free = min(free, max(0, int(text) - int(used.read())))
+            limit, used, stat = (Path(folder, n).read_text() for n in (limit_name, used_name, "memory.stat"))
+            if limit.strip() != "max":
+                cache = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
+                free = min(free, max(0, int(limit) - int(used) + (int(cache[1]) if cache else 0)))
         except (OSError, ValueError):
             pass
     return free

@@ -149,13 +149,15 @@ class GPT2:
         """Computes the activations for (B, T) token ids. ValueError for a token outside of the vocabulary or T > max_seq_len."""
         self.native.forward(_tokens(inputs))
 
-    def backward(self, targets: ArrayLike, scale: float = 1.0) -> None:
+    def backward(self, targets: ArrayLike, scale: float = 1.0, comm: _llmc.Comm | None = None) -> None:
         """Loss and gradients of the last forward().
 
         targets: (B, T), the token that follows each input; a negative one is ignored.
         scale: multiplies loss and gradients, 1/k for each of k micro-batches. Parameters' gradients add up until zero_grad().
+        comm: given with an update's last micro-batch, sums gradients and loss over its ranks; a layer's set out as soon as they are
+        complete, beside the rest of backward. scale is then 1/(k * comm.size).
         """
-        self.native.backward(_tokens(targets), scale)
+        self.native.backward(_tokens(targets), scale, comm)
 
     def zero_grad(self) -> None:
         self.native.zero_grad()

@@ -1,0 +1,151 @@
+"""Comm: the collectives among threads, and training by several ranks, which must be the training of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, randomize
+
+import llmc
+from llmc import _llmc
+
+
+def as_floats(raw: np.ndarray) -> np.ndarray:
+    return raw if raw.dtype == np.float32 else (raw.astype(np.uint32) << 16).view(np.float32)
+
+
+def tensor(backend: _llmc.Backend, values: np.ndarray, dtype: str) -> _llmc.Tensor:
+    t = backend.empty(list(values.shape), "f32")
+    t.from_host(values.astype(np.float32))
+    if dtype == "f32":
+        return t
+    out = backend.empty(list(values.shape), dtype)
+    backend.copy(out, t)
+    return out
+
+
+def in_ranks(size: int, body: Callable[[_llmc.Comm, _llmc.Backend], Any]) -> list[Any]:
+    """body's results by rank, each in a thread of its own. The first rank's error is raised."""
+    backends = [_llmc.Backend("cpu", 1) for _ in range(size)]
+    ranks = _llmc.thread_comms(backends)
+
+    def run(rank: int) -> Any:
+        comm, ranks[rank] = ranks[rank], None
+        return body(comm, backends[rank])
+
+    with ThreadPoolExecutor(size) as pool:
+        return [future.result(timeout=60) for future in [pool.submit(run, rank) for rank in range(size)]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_collectives(size: int, dtype: str) -> None:
+    values = np.random.default_rng(0).integers(-64, 64, (size, 5 * size)).astype(np.float32)  # exact in bf16, sums too
+    total = values.sum(0)
+
+    def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
+        rank = comm.rank
+        assert comm.size == size
+        x, one = tensor(backend, values[rank], dtype), tensor(backend, values[rank, :1], dtype)
+        comm.all_reduce([x, one])
+        comm.wait()
+        np.testing.assert_array_equal(as_floats(x.to_host()), total)
+        np.testing.assert_array_equal(as_floats(one.to_host()), total[:1])
+
+        full, shard = tensor(backend, values[rank], dtype), tensor(backend, np.full(5, np.nan), dtype)
+        comm.reduce_scatter(shard, full)
+        comm.wait()
+        np.testing.assert_array_equal(as_floats(shard.to_host()), total[5 * rank : 5 * rank + 5])
+
+        full = tensor(backend, np.full(5 * size, np.nan), dtype)
+        comm.all_gather(full, shard)
+        comm.wait()
+        np.testing.assert_array_equal(as_floats(full.to_host()), total)
+
+        comm.broadcast(x := tensor(backend, values[rank], dtype), size - 1)
+        comm.wait()
+        np.testing.assert_array_equal(as_floats(x.to_host()), values[-1])
+
+        assert comm.sum([1.5, float(rank)]) == [1.5 * size, sum(range(size))]
+        comm.barrier()
+
+    in_ranks(size, body)
+
+
+def test_ranks_that_disagree_all_hear_of_it() -> None:
+    def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
+        with pytest.raises(ValueError, match="all_reduce: the ranks have different tensors"):
+            comm.all_reduce([backend.empty([3 + comm.rank])])
+        with pytest.raises(ValueError, match="different numbers of values"):
+            comm.sum([0.0] * (1 + comm.rank))
+        comm.barrier()  # and go on
+
+    in_ranks(2, body)
+
+
+def test_a_lost_rank_is_an_error_not_a_wait() -> None:
+    def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
+        if comm.rank == 0:
+            return
+        with pytest.raises(_llmc.Error, match="a rank has left"):
+            comm.barrier()
+
+    in_ranks(2, body)
+
+
+def test_arguments() -> None:
+    comm = _llmc.thread_comms([backend := _llmc.Backend("cpu", 1)])[0]
+    with pytest.raises(ValueError, match="reduce_scatter: full is"):
+        comm.reduce_scatter(backend.empty([3]), backend.empty([4]))
+    with pytest.raises(ValueError, match="root is 1 of 1"):
+        comm.broadcast(backend.empty([3]), 1)
+    with pytest.raises(ValueError, match="not of floats"):
+        comm.all_reduce([backend.empty([3], "i32")])
+    with pytest.raises(ValueError, match="no backend"):
+        _llmc.thread_comms([])
+
+
+@pytest.mark.parametrize("size,grad_accum", [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize("recompute", [0, 2])
+def test_ranks_train_as_one_process_does(size: int, grad_accum: int, recompute: int) -> None:
+    """Each rank a part of the batch: the same gradients and losses to rounding, over steps, and the same bits on all ranks.
+
+    A gradient that set out before it was complete, or twice, or not at all, would be wrong by much more.
+    """
+    steps, rows, T = 4, 4 // grad_accum // size if size * grad_accum <= 4 else 1, 16
+    data = (
+        np.random.default_rng(1).integers(0, TINY.vocab_size, (steps, grad_accum, size * rows, T + 1)).astype(np.int32)
+    )
+
+    def train(comm: _llmc.Comm | None, rank: int) -> tuple[list[float], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        ranks = comm.size if comm else 1
+        model = llmc.GPT2(TINY, seed=3, threads=1, recompute=recompute)
+        randomize(model)
+        optimizer = llmc.AdamW(model, weight_decay=0.1, grad_clip=1.0)
+        losses = []
+        for step in range(steps):
+            model.zero_grad()
+            for micro in range(grad_accum):
+                mine = data[step, micro, rank * rows : (rank + 1) * rows] if comm else data[step, micro]
+                model.forward(mine[:, :-1])
+                last = micro == grad_accum - 1
+                model.backward(mine[:, 1:], 1.0 / (grad_accum * ranks), comm if last else None)
+            if step == 0:
+                first = {name: np.array(g) for name, g in model.gradients.items()}
+            losses.append(model.mean_loss)
+            optimizer.step(1e-2)
+        return losses, first, {name: np.array(p) for name, p in model.parameters.items()}
+
+    alone = train(None, 0)
+    by_rank = in_ranks(size, lambda comm, _: train(comm, comm.rank))
+    for losses, gradients, weights in by_rank:
+        assert losses == by_rank[0][0]
+        np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
+        for name in alone[1]:
+            scale = np.abs(alone[1][name]).max()
+            np.testing.assert_allclose(gradients[name], alone[1][name], atol=2e-6 * scale, rtol=0, err_msg=name)
+            np.testing.assert_array_equal(weights[name], by_rank[0][2][name], err_msg=name)
