@@ -205,6 +205,11 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert result.returncode == 1 and "Traceback" in result.stderr
 
 
+def test_tokenizers_of_data_text_in_its_help(tmp_path: Path) -> None:
+    shown = run("data", "text", "--help", cwd=tmp_path).stdout
+    assert "bpe:N" in shown and "--debug" in shown
+
+
 def test_debug_of_a_data_set_before_or_after_its_name(tmp_path: Path) -> None:
     for argv in (("--debug", "tinystories"), ("tinystories", "--debug")):
         result = run("data", *argv, "--source", "absent", "-tk", "bytes", cwd=tmp_path)

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import random
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +274,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str) -> None:
     documents = ["naïve text, and more"]
     if suffix == "txt":
         path.write_bytes(documents[0].encode())
+    elif suffix in ("csv", "tsv"):
+        path.write_bytes(f'text\n"{documents[0]}"\n'.encode())  # the mark stands before the column's name
     else:
         FORMATS[suffix](path, documents)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -538,3 +541,35 @@ def test_gpt2_from_its_file_encodes_as_tiktoken_does(tmp_path: Path, gpt2: Token
     for document in stories(50):
         assert ours.encode(document) == gpt2.encode(document)
         assert ours.decode(ours.encode(document)) == document
+
+
+# ---- extras ----
+
+
+@pytest.mark.parametrize(
+    ("missing", "packages"),
+    [
+        ("pooch", "pooch platformdirs"),
+        ("pyarrow", "pyarrow"),
+        ("tokenizers", "tokenizers"),
+        ("tensorboardX", "tensorboardX"),
+    ],
+)
+def test_a_missing_package_is_named_as_pip_knows_it(
+    missing: str, packages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llmc is not on PyPI, so `pip install 'llmc[...]'` would not do."""
+    from llmc.datasets.download import Remote, fetch
+    from llmc.logs import TensorBoardLog
+
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    use: dict[str, Callable[[], object]] = {
+        "pooch": lambda: fetch(Remote("http://localhost/", "name", "0"), tmp_path),
+        "pyarrow": lambda: list(read.read_pieces(tmp_path / "a.parquet")),
+        "tokenizers": lambda: Tokenizer.load(tmp_path / "tokenizer.json"),
+        "tensorboardX": lambda: TensorBoardLog(tmp_path),
+    }
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=f"pip install {packages}$"):
+        use[missing]()
