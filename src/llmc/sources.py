@@ -44,7 +44,7 @@ class Sources:
 
 def _folder_shards(folder: Path) -> tuple[list[Path], list[Path]]:
     """(training, validation) token files of a folder, told apart by `val` in their names, as `llmc data` has it: text_val_000000.bin."""
-    shards = sorted(p for p in folder.glob("*.bin") if not p.name.startswith(".") and is_shard(p))
+    shards = sorted(p for p in folder.glob("*.bin") if p.is_file() and not p.name.startswith(".") and is_shard(p))
     val = [p for p in shards if re.search(r"(^|_)val(_|$)", p.stem)]
     return [p for p in shards if p not in val], val
 
