@@ -67,8 +67,9 @@ void generate(GPT2& model, const std::optional<Tokenizer>& tokenizer, std::int64
     for (std::int64_t t = 1; t < length; ++t) {
         model.decode(cache, &token, logits.data());
         token = static_cast<std::int32_t>(sample(logits.data(), V, SamplerOptions{}, rng.randfloat32()));
-        if (tokenizer)
-            std::printf("%s", printable(tokenizer->decode(token)).c_str());
+        if (tokenizer)  // whose vocabulary may be smaller than the model's
+            std::printf("%s", token < tokenizer->vocab_size() ? printable(tokenizer->decode(token)).c_str()
+                                                              : "\xef\xbf\xbd");
         else
             std::printf("%d ", token);
         std::fflush(stdout);
