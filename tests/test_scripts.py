@@ -81,7 +81,7 @@ def test_run_script_restarts_until_done(tmp_path: Path, shell: str, flags: str, 
 @pytest.mark.parametrize("shell", ["bash", "pwsh"])
 def test_run_script_does_not_repeat_what_fails(tmp_path: Path, shell: str) -> None:
     """A run that saves once and fails for good after that; one that was stopped; names that are none."""
-    body = 'mkdir -p log_gpt2_124M\ntouch log_gpt2_124M/DONE_00000005\nexit 1'
+    body = "mkdir -p log_gpt2_124M\ntouch log_gpt2_124M/DONE_00000005\nexit 1"
     done = run_script(shell, tmp_path, body, "gpt2_124M")
     assert done.returncode == 1 and "no new checkpoint in log_gpt2_124M: not started again" in done.stderr
     assert len((tmp_path / "calls").read_text().splitlines()) == 2
