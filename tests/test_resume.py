@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 from runs import same_weights, tiny_data, tiny_run, tiny_settings, weights
@@ -20,7 +22,7 @@ from runs import same_weights, tiny_data, tiny_run, tiny_settings, weights
 import llmc
 from llmc import checkpoint as ckpt
 from llmc.data import write_shard
-from llmc.fs import Fs, write_atomically
+from llmc.fs import Fs, remove_temporaries, write_atomically
 from llmc.train import Trainer, TrainingStopped
 
 
@@ -199,9 +201,13 @@ def test_llmc_reads_our_state_file_layout(tmp_path: Path) -> None:
 
 
 def test_resume_from_llmc_s_own_checkpoint(tmp_path: Path) -> None:
-    """An empty DONE file, as llm.c writes it."""
+    """An empty DONE file, and nothing of ours in the state's header."""
     settings = cut_at(tmp_path, 3)
-    (Path(settings["output_dir"]) / "DONE_00000003").write_bytes(b"")
+    run = Path(settings["output_dir"])
+    (run / "DONE_00000003").write_bytes(b"")
+    state = bytearray((run / "state_00000003_00000.bin").read_bytes())
+    state[24:28] = bytes(4)
+    (run / "state_00000003_00000.bin").write_bytes(state)
     trainer = Trainer(llmc.TrainConfig(**settings))
     assert trainer.step == 3
     trainer.fit()
@@ -425,6 +431,106 @@ def test_failed_background_save_is_reported(tmp_path: Path) -> None:
     assert any("No space left on device" in row.get("text", "") for row in rows)
 
 
+def test_any_other_error_of_a_background_save_ends_the_run(tmp_path: Path) -> None:
+    class Broken(Fs):
+        def rename(self, old: Path, new: Path) -> None:
+            if new.name.startswith("model_"):
+                raise RuntimeError("a mistake")
+            super().rename(old, new)
+
+    config = llmc.TrainConfig(**tiny_settings(tmp_path, checkpoint_every=2, async_save=True))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        Trainer(config, fs=Broken()).fit()
+
+
+def test_saving_a_step_again_that_fails_keeps_what_was_saved(tmp_path: Path) -> None:
+    class Broken(Fs):
+        def write(self, fd: int, data: memoryview) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, max_steps=3)))
+    trainer.fit()
+    assert trainer._checkpointer is not None
+    trainer._checkpointer.fs = Broken()
+    trainer.fit()  # nothing to train, nothing to save
+    with pytest.raises(OSError, match="Input/output error"):
+        trainer.save()
+    assert ckpt.verify(tmp_path / "run", 3) is not None
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+def test_what_fails_after_the_last_step_does_not_cost_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Trainer) -> str:
+        raise RuntimeError("no sample")
+
+    monkeypatch.setattr(Trainer, "sample", fail)
+    with pytest.raises(RuntimeError, match="no sample"):
+        tiny_run(tmp_path, sample_every=8)
+    assert ckpt.verify(tmp_path / "run", 8) is not None
+
+
+def test_data_that_vanish_do_not_keep_a_run_from_saving(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    trainer = Trainer(llmc.TrainConfig(**settings))
+    trainer.train_step()
+    Path(settings["data"][0]).rename(tmp_path / "gone.bin")
+    trainer.save()
+    Path(tmp_path / "gone.bin").rename(settings["data"][0])
+    assert Trainer(llmc.TrainConfig(**settings, resume=True)).step == 1
+
+
+def test_checkpoint_every(tmp_path: Path) -> None:
+    """-n 0: at the end only, of any model; -1: never."""
+    tiny_run(tmp_path)
+    assert ckpt.finished_steps(tmp_path / "run") == [8]
+    tiny_run(tmp_path / "never", checkpoint_every=-1)
+    assert ckpt.finished_steps(tmp_path / "never" / "run") == []
+
+
+def test_one_process_at_a_time_in_a_run_directory(tmp_path: Path) -> None:
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path)))
+    with filelock.FileLock(tmp_path / "run" / ".lock", timeout=0), pytest.raises(llmc.Error, match="another process"):
+        trainer.fit()
+    assert trainer.fit().step == 8
+
+
+def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    names = [
+        f".tmp-{living.pid}-model.bin",
+        ".tmp-mynotes",
+        f".tmp-{int(dead.stdout)}-model.bin",
+        f".tmp-{os.getpid()}-x",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path)
+    living.communicate(b"\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[:2])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is of Linux")
+def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    assert tiny_run(tmp_path, progress="lines").step == 8
+    assert capsys.readouterr().out.count("MetricsLog cannot be written and is left out") == 1
+    assert len((tmp_path / "run" / "main.log").read_text().splitlines()) == 11
+
+
+def test_logs_go_on_below_a_torn_line(tmp_path: Path) -> None:
+    settings = cut_at(tmp_path, 4)
+    for name in ("main.log", "metrics.jsonl"):
+        with open(tmp_path / "run" / name, "ab") as file:
+            file.write(b"s:4 t")
+    llmc.train(**settings)
+    lines = (tmp_path / "run" / "main.log").read_text().splitlines()
+    assert "s:4 t" in lines and any(line.startswith("s:4 trl:") for line in lines)
+
+
 # ---- damage ----
 
 
@@ -450,7 +556,7 @@ def test_every_flipped_bit_and_truncation_is_found(two_checkpoints: dict[str, An
         raw = bytearray(whole)
         raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         damaged.append(bytes(raw))
-    damaged += [whole[:cut] for cut in {1, 4, 1023, 1024, len(whole) // 2, len(whole) - 1} if cut < len(whole)]
+    damaged += [whole[:cut] for cut in {0, 1, 4, 1023, 1024, len(whole) // 2, len(whole) - 1} if cut < len(whole)]
     damaged += [whole + b"\0", b"\0" * len(whole)]
     try:
         for raw in damaged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
@@ -19,8 +20,10 @@ from runs import VOCAB, same_weights, tiny_data, tiny_run, tiny_settings, weight
 
 import llmc
 from llmc.checkpoint import finished_steps
+from llmc.commands import train as train_command
 from llmc.guards import OutlierDetector
 from llmc.logs import BarConsole, LineConsole, StepInfo, step_line
+from llmc.settings import load_toml
 from llmc.train import Callback, Trainer, TrainingStopped
 
 
@@ -98,7 +101,7 @@ def test_callbacks(tmp_path: Path) -> None:
 
     llmc.train(**tiny_settings(tmp_path, max_steps=4, checkpoint_every=2), callbacks=[Note()])
     assert seen == [
-        *[("eval", 0), ("step", 0), ("step", 1), ("save", 2), ("step", 2), ("step", 3), ("eval", 4), ("save", 4)]
+        *[("eval", 0), ("step", 0), ("step", 1), ("save", 2), ("step", 2), ("step", 3), ("save", 4), ("eval", 4)]
     ]
 
 
@@ -270,6 +273,27 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None
     assert same_weights(weights(resumed), weights(tiny_run(tmp_path / "whole")))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+def test_signal_ends_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after it, which may be long."""
+    evaluated = 0
+
+    def evaluate(model: llmc.GPT2, inputs: Any, targets: Any) -> float:
+        nonlocal evaluated
+        evaluated += 1
+        if evaluated == 4:  # the second batch of the second validation
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    monkeypatch.setattr(llmc.GPT2, "evaluate", evaluate)
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, val_every=3)))
+    result = trainer.fit()
+    assert (result.stopped_by, result.step, evaluated) == (signal.SIGINT, 3, 4)
+    assert (tmp_path / "run" / "DONE_00000003").is_file()
+    assert trainer.validate() == 1.0  # and the trainer is as usable as before
+    assert trainer.fit().step == 8
+
+
 # ---- settings that cannot be ----
 
 
@@ -281,7 +305,7 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None
             r"total_batch_size is 33, expected a multiple of batch_size \* seq_len = 2 \* 16 = 32",
         ),
         ({"seq_len": 17}, "seq_len is 17, but the model's max_seq_len is 16"),
-        ({"channels": 17}, "17"),
+        ({"channels": 17}, "channels 17 is not divisible by num_heads 2"),
         ({"model": "d13x"}, "d13x"),
         ({"schedule": "step"}, "schedule is 'step', expected one of cosine, linear, constant, wsd"),
         ({"recompute": 3}, "recompute is 3"),
@@ -292,11 +316,44 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None
         ({"learning_rte": 1.0}, "unknown setting 'learning_rte'; did you mean 'learning_rate'"),
         ({"dtype": "fp7"}, "fp7"),
         ({"gpu_info_every": 5}, "the device is cpu"),
+        ({"val_steps": 0}, "val_steps is 0, expected -1"),
+        ({"seed": -1}, "seed is -1, expected 0 or more"),
+        ({"data_seed": 2**32}, "data_seed is 4294967296, expected less"),
+        ({"learning_rate": [1e-3]}, "learning_rate is .0.001., expected float"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"beta2": 1.0}, "beta2 is 1.0"),
+        ({"checkpoint_every": -2}, "checkpoint_every is -2"),
+        (
+            {"max_steps": -1, "total_batch_size": 32 * 1000},
+            "the data hold 4000 tokens, less than the 32000 of one update",
+        ),
     ],
 )
 def test_refused_settings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, llmc.Error), match=message):
         tiny_run(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Each of them would train the whole model, all into one run directory."""
+    monkeypatch.setenv(name, "8")
+    with pytest.raises(ValueError, match=f"a launcher started 8 processes \\({name}=8\\)"):
+        train_command.run(argparse.Namespace())
+
+
+def test_settings_go_through_toml(tmp_path: Path) -> None:
+    config = llmc.TrainConfig(grad_clip=math.inf, data=("a b.txt", "c\\d.txt"), prompt='"quoted" \n é')
+    (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert llmc.TrainConfig(**load_toml(tmp_path / "config.toml")) == config
+
+
+def test_a_damaged_hellaswag_file_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "h.bin").write_bytes(bytes(2000))
+    with pytest.raises(llmc.Error, match="magic 0 version 0, expected an eval file"):
+        tiny_run(tmp_path, hellaswag=True, hellaswag_data=str(tmp_path / "h.bin"))
 
 
 def test_data_that_are_not_there(tmp_path: Path) -> None:

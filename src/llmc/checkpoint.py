@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
-from llmc.fs import SYSTEM, Fs, StrPath, write_atomically
+from llmc.fs import SYSTEM, Fs, StrPath, publish, stage, unstage, write_atomically
 from llmc.guards import available_host_memory
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ MANIFEST_FORMAT = 1
 _STATE_MAGIC = 20240527
 _CHECKSUM_PIECE = 64 << 20
 _CHUNK = 4 << 20  # elements moved at a time
+_OURS = int.from_bytes(b"llmc", "little")  # at an unused place of the state's header: its DONE file is not empty
 _MT_MATRIX = (0, 0x9908B0DF)  # the constants that llm.c's generator struct carries along
 
 
@@ -176,6 +177,7 @@ class TrainState:
 def _state_header(state: TrainState, master: bool) -> bytes:
     header = bytearray(1024)
     struct.pack_into("<6i", header, 0, _STATE_MAGIC, 1, 1, 0, int(master), int(state.shuffle))
+    struct.pack_into("<i", header, 24, _OURS)
     struct.pack_into("<i", header, 40, state.step)
     # The state before the last update: llm.c rounds its weights anew from the masters with it.
     struct.pack_into("<QQ", header, 80, state.optimizer_rng, state.optimizer_rng)
@@ -253,7 +255,8 @@ class Checkpointer:
         self.keep, self.major_every, self.fs = keep, major_every, fs
         self._staging = _Staging()
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
+        self._completed: list[int] = []
 
     def save(
         self,
@@ -263,24 +266,23 @@ class Checkpointer:
         manifest: dict[str, Any],
         *,
         background: bool = False,
-        done: Callable[[int], None] | None = None,
     ) -> None:
         """Saves a checkpoint, then removes those that are too many. OSError where it cannot: then nothing that was saved is lost.
 
-        background: returns once everything is copied in memory; an error comes out of the next save() or wait(). Where memory does
-        not suffice for a copy, returns when the checkpoint is on the disk.
+        background: returns once everything is copied in memory; an error comes out of the next poll(), wait() or save(). Where
+        memory does not suffice for a copy, returns when the checkpoint is on the disk.
         """
         self.wait()
         self._check_space(model, optimizer)
         weights = _weights(model, optimizer)
         copy = self._staging.copy(weights) if background else None
         if copy is None:
-            return self._write(state, manifest, weights, done)
+            return self._write(state, manifest, weights)
 
         def write() -> None:
             try:
-                self._write(state, manifest, copy, done)
-            except OSError as e:
+                self._write(state, manifest, copy)
+            except Exception as e:
                 self._error = e
 
         self._thread = threading.Thread(target=write, name="llmc-checkpoint")
@@ -300,11 +302,20 @@ class Checkpointer:
             )
 
     def wait(self) -> None:
-        """Until a save in the background has ended; its OSError if it failed."""
+        """Until a save in the background has ended; its error if it failed."""
         self.join()
+        self.poll()
+
+    def poll(self) -> None:
+        """The error of a save in the background that has failed, once."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def completed(self) -> list[int]:
+        """Steps of the checkpoints that have been finished since the last call."""
+        steps, self._completed = self._completed, []
+        return steps
 
     def join(self) -> None:
         """As wait(), and keeps the error for the next of it."""
@@ -312,25 +323,29 @@ class Checkpointer:
             self._thread.join()
             self._thread = None
 
-    def _write(
-        self, state: TrainState, manifest: dict[str, Any], weights: _Weights[_R], done: Callable[[int], None] | None
-    ) -> None:
+    def _write(self, state: TrainState, manifest: dict[str, Any], weights: _Weights[_R]) -> None:
         model_name, state_name, done_name = checkpoint_names(state.step)
         self.fs.make_directory(self.directory)
-        # A checkpoint of this step that is being replaced must not vouch for a mixture of old and new.
-        self._remove(self.directory / done_name)
         written = {}
-        for name, pieces in ((model_name, _model_pieces(weights)), (state_name, _state_pieces(weights, state))):
-            checksums = _Checksums()
-            size = write_atomically(self.directory / name, pieces, fs=self.fs, tap=checksums)
-            written[name] = {"bytes": size, "crc32": checksums.finish()}
+        try:
+            for name, pieces in ((model_name, _model_pieces(weights)), (state_name, _state_pieces(weights, state))):
+                checksums = _Checksums()
+                size = stage(self.directory / name, pieces, fs=self.fs, tap=checksums)
+                written[name] = {"bytes": size, "crc32": checksums.finish()}
+            # A checkpoint of this step that is being replaced must not vouch for a mixture of old and new.
+            self._remove(self.directory / done_name)
+            for name in written:
+                publish(self.directory / name, fs=self.fs)
+        except BaseException:
+            for name in (model_name, state_name):
+                unstage(self.directory / name, fs=self.fs)
+            raise
         text = manifest_text(
             {**manifest, "format": MANIFEST_FORMAT, "step": state.step, "files": written, "state": _small(state)}
         )
         write_atomically(self.directory / done_name, [text.encode()], fs=self.fs)
+        self._completed.append(state.step)
         self._remove_old(state.step)
-        if done is not None:
-            done(state.step)
 
     def _remove_old(self, newest: int) -> None:
         if self.keep <= 0:
@@ -388,9 +403,12 @@ def finished_steps(directory: StrPath) -> list[int]:
 
 def read_manifest(directory: StrPath, step: int) -> dict[str, Any] | None:
     """The manifest of a checkpoint; None for one of llm.c, whose DONE file is empty. CheckpointDamaged otherwise."""
-    path = Path(directory) / checkpoint_names(step)[2]
+    _, state_name, done_name = checkpoint_names(step)
+    path = Path(directory) / done_name
     raw = path.read_bytes()
     if not raw:
+        if _is_ours(Path(directory) / state_name):
+            raise CheckpointDamaged(f"{path}: empty, expected the manifest that was saved with {state_name}")
         return None
     try:
         outer = json.loads(raw)
@@ -406,6 +424,14 @@ def read_manifest(directory: StrPath, step: int) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise CheckpointDamaged(f"{path}: damaged manifest: {e}") from e
     return dict(manifest)
+
+
+def _is_ours(state_file: Path) -> bool:
+    try:
+        with open(state_file, "rb") as file:
+            return file.read(28)[24:] == struct.pack("<i", _OURS)
+    except OSError:
+        return False
 
 
 def _check_manifest(manifest: dict[str, Any]) -> None:

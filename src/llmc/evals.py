@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llmc import _llmc
+from llmc.config import GPT2Config
 from llmc.data import DataLoader
 from llmc.model import GPT2
 
@@ -180,6 +181,21 @@ def _read_example(stream: NDArray[np.uint16], begin: int, where: str) -> tuple[E
     return Example(label, parts[0], parts[1:]), end
 
 
+def check_examples(examples: Sequence[Example], config: GPT2Config) -> None:
+    """ValueError where a model of this config cannot score the examples, or there are none."""
+    if not examples:
+        raise ValueError("there are no examples to evaluate")
+    largest = max(int(part.max()) for example in examples for part in (example.context, *example.endings))
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"the examples have token {largest}, the model a vocabulary of {config.vocab_size}: "
+            "they were made with another tokenizer"
+        )
+    longest = max(len(ending) for example in examples for ending in example.endings)
+    if longest > config.max_seq_len:
+        raise ValueError(f"an ending has {longest} tokens, but the model's max_seq_len is {config.max_seq_len}")
+
+
 def multiple_choice(
     model: GPT2, examples: Sequence[Example], *, batch_size: int = 4, progress: bool = False, what: str = "evaluating"
 ) -> ChoiceResult:
@@ -187,21 +203,12 @@ def multiple_choice(
 
     ValueError where a token is outside of the model's vocabulary, or an ending longer than the model's context.
     """
-    if not examples:
-        raise ValueError("there are no examples to evaluate")
+    check_examples(examples, model.config)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
     rows = [(e, n) for e, example in enumerate(examples) for n in range(len(example.endings))]
-    largest = max(int(part.max()) for example in examples for part in (example.context, *example.endings))
-    if largest >= model.config.vocab_size:
-        raise ValueError(
-            f"the examples have token {largest}, the model a vocabulary of {model.config.vocab_size}: "
-            "they were made with another tokenizer"
-        )
     longest = model.config.max_seq_len
     lengths = [[len(ending) for ending in example.endings] for example in examples]
-    if max(map(max, lengths)) > longest:
-        raise ValueError(f"an ending has {max(map(max, lengths))} tokens, but the model's max_seq_len is {longest}")
 
     def length(row: tuple[int, int]) -> int:  # of what the model reads: the last token is only predicted
         return min(len(examples[row[0]].context) + lengths[row[0]][row[1]] - 1, longest)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 StrPath = str | os.PathLike[str]
 
@@ -76,16 +79,14 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{os.getpid()}-{path.name}")
 
 
-def write_atomically(
-    path: StrPath, pieces: Iterable[Any], *, fs: Fs = SYSTEM, tap: Callable[[memoryview], None] | None = None
+def stage(
+    path: Path, pieces: Iterable[Any], *, fs: Fs = SYSTEM, tap: Callable[[memoryview], None] | None = None
 ) -> int:
-    """Writes bytes-like pieces to path, which has either its old content or all of the new; returns the number of bytes.
+    """Writes bytes-like pieces to the temporary name of path and flushes them to the disk; returns the number of bytes.
 
-    tap sees every byte in order (a checksum, say). OSError where a step failed: then the temporary file is gone, and what was
-    at path is as it was.
+    tap sees every byte in order (a checksum, say). OSError where a step failed: then the temporary file is gone.
     """
-    target = Path(path)
-    temporary = temporary_name(target)
+    temporary = temporary_name(path)
     total = 0
     try:
         fd = fs.open_new(temporary)
@@ -103,21 +104,43 @@ def write_atomically(
             fs.fsync(fd)
         finally:
             fs.close(fd)
-        fs.rename(temporary, target)
     except BaseException:
-        try:
-            fs.remove(temporary)
-        except OSError:
-            pass
+        unstage(path, fs=fs)
         raise
-    fs.fsync_directory(target.parent)
     return total
 
 
+def publish(path: Path, *, fs: Fs = SYSTEM) -> None:
+    """Gives what was staged its name, for good. OSError where that failed: the temporary file is then gone."""
+    try:
+        fs.rename(temporary_name(path), path)
+    except BaseException:
+        unstage(path, fs=fs)
+        raise
+    fs.fsync_directory(path.parent)
+
+
+def unstage(path: Path, *, fs: Fs = SYSTEM) -> None:
+    """Removes what was staged, if it is there."""
+    try:
+        fs.remove(temporary_name(path))
+    except OSError:
+        pass
+
+
+def write_atomically(path: StrPath, pieces: Iterable[Any], *, fs: Fs = SYSTEM) -> None:
+    """Writes bytes-like pieces to path, which has either its old content or all of the new. OSError where a step failed."""
+    stage(Path(path), pieces, fs=fs)
+    publish(Path(path), fs=fs)
+
+
 def remove_temporaries(directory: StrPath) -> None:
-    """What a killed process left half-written."""
+    """What killed processes left half-written."""
     for path in Path(directory).glob(_PREFIX + "*"):
-        try:
-            path.unlink()
-        except OSError:
-            pass
+        writer = re.match(re.escape(_PREFIX) + r"(\d+)-", path.name)
+        # In a container the dead process may well have had our number.
+        if writer and (int(writer[1]) == os.getpid() or not psutil.pid_exists(int(writer[1]))):
+            try:
+                path.unlink()
+            except OSError:
+                pass

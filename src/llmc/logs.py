@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -51,11 +52,20 @@ class Log:
     def close(self) -> None: ...
 
 
+def _open_log(path: Path, append: bool) -> TextIO:
+    file = open(path, "a+b" if append else "wb")
+    if append and file.seek(0, os.SEEK_END) > 0:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":  # a killed run's last line
+            file.write(b"\n")
+    return io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+
+
 class MainLog(Log):
     """llm.c's main.log: `s:<step> trl:<loss> lr:<lr> norm:<norm>`, `tel:` for validation loss, `eval:` for HellaSwag."""
 
     def __init__(self, path: Path, append: bool) -> None:
-        self._file = open(path, "a" if append else "w", encoding="utf-8", newline="\n")
+        self._file = _open_log(path, append)
 
     def _line(self, line: str) -> None:
         self._file.write(line + "\n")
@@ -78,7 +88,7 @@ class MetricsLog(Log):
     """metrics.jsonl: everything, one JSON object a line. NaN and infinities are strings, for JSON has neither."""
 
     def __init__(self, path: Path, append: bool) -> None:
-        self._file = open(path, "a" if append else "w", encoding="utf-8", newline="\n")
+        self._file = _open_log(path, append)
 
     def _row(self, kind: str, **values: Any) -> None:
         plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
@@ -253,31 +263,36 @@ class WandbLog(Log):
 
 
 class Logs(Log):
-    """Several logs as one."""
+    """Several logs as one. One that the system fails (a full disk) is dropped with a warning; the run goes on."""
 
     def __init__(self, logs: Iterable[Log]) -> None:
         self._logs = list(logs)
 
+    def _each(self, call: Callable[[Log], None]) -> None:
+        for log in list(self._logs):
+            try:
+                if log in self._logs:  # not dropped meanwhile
+                    call(log)
+            except OSError as e:
+                if isinstance(log, LineConsole):  # nobody reads on: `llmc-train | head`
+                    raise
+                self._logs.remove(log)
+                self.text(f"warning: {type(log).__name__} cannot be written and is left out from here on: {e}")
+
     def start(self, table: str, short: str) -> None:
-        for log in self._logs:
-            log.start(table, short)
+        self._each(lambda log: log.start(table, short))
 
     def step(self, info: StepInfo) -> None:
-        for log in self._logs:
-            log.step(info)
+        self._each(lambda log: log.step(info))
 
     def validation(self, step: int, loss: float) -> None:
-        for log in self._logs:
-            log.validation(step, loss)
+        self._each(lambda log: log.validation(step, loss))
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
-        for log in self._logs:
-            log.hellaswag(step, correct, total)
+        self._each(lambda log: log.hellaswag(step, correct, total))
 
     def text(self, message: str) -> None:
-        for log in self._logs:
-            log.text(message)
+        self._each(lambda log: log.text(message))
 
     def close(self) -> None:
-        for log in self._logs:
-            log.close()
+        self._each(lambda log: log.close())

@@ -68,7 +68,7 @@ def startup_report(trainer: Trainer) -> str:
             ("num_parameters", model.num_parameters),
         ],
         [("train_num_batches", trainer.total_steps), ("val_num_batches", val_batches)],
-        [("run hellaswag", "yes" if trainer.runs_hellaswag else "no")],
+        [("run hellaswag", "yes" if trainer.hellaswag_examples else "no")],
         [("num_processes", c.processes), ("zero_stage", c.zero_stage)],
     ]
     lines = [_RULE]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -67,14 +68,14 @@ class TrainConfig:
     beta2: float = _setting(0.95, "optimizer", "AdamW's second decay", "", float)
     eps: float = _setting(1e-8, "optimizer", "AdamW's epsilon", "", float)
     grad_clip: float = _setting(1.0, "optimizer", "largest global gradient norm; 0: no clipping", "", float)
-    skip_loss_z: float = _setting(0.0, "optimizer", "skip an update whose loss is this many deviations up; 0: never", "-sl", float)
+    skip_loss_z: float = _setting(0.0, "optimizer", "skip an update whose loss is more than this many standard deviations above its recent mean; 0: never", "-sl", float)
     skip_grad_z: float = _setting(0.0, "optimizer", "the same by gradient norm", "-sg", float)
     max_bad_steps: int = _setting(10, "optimizer", "stop after this many updates in a row with a NaN or infinite loss or gradient; 0: never", "", int)
 
-    output_dir: str | None = _setting(None, "output", "run directory; default: runs/<time> without llm.c's flags, else none", "-o")
-    checkpoint_every: int = _setting(0, "output", "checkpoint every n steps, and at the end; 0: small model at the end, else never", "-n", int)
+    output_dir: str | None = _setting(None, "output", "run directory; default: runs/<time> where no model is named, else none: nothing is kept", "-o")
+    checkpoint_every: int = _setting(0, "output", "checkpoint every n steps, and at the end; 0: at the end only; -1: never", "-n", int)
     keep_checkpoints: int = _setting(0, "output", "keep this many of them; 0: all", "-nk", int)
-    major_every: int = _setting(0, "output", "never delete those of steps divisible by this; 0: none is special", "-nm", int)
+    major_every: int = _setting(0, "output", "never delete those of steps divisible by this; 0: none is kept for ever", "-nm", int)
     save_best: bool = _setting(False, "output", "keep the model of the lowest validation loss as best.bin", "", bool)
     async_save: bool = _setting(True, "output", "write checkpoints in the background, from a copy in memory", "", bool)
     on_save_error: str = _setting("continue", "output", "when a checkpoint cannot be written", "", str, ("continue", "stop"))
@@ -123,7 +124,7 @@ class TrainConfig:
             if value is None:
                 continue
             kind = f.metadata["kind"]
-            if isinstance(value, (list, tuple)):
+            if f.name in ("data", "val_data") and isinstance(value, (list, tuple)):
                 object.__setattr__(self, f.name, tuple(str(v) for v in value))
             elif kind is float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, f.name, float(value))
@@ -155,10 +156,49 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}, expected a positive number")
-        for name in ("checkpoint_every", "keep_checkpoints", "major_every", "warmup_steps", "max_bad_steps", "threads"):
+        for name in (
+            *(
+                "keep_checkpoints",
+                "major_every",
+                "warmup_steps",
+                "max_bad_steps",
+                "threads",
+                "top_k",
+                "seed",
+                "data_seed",
+            ),
+            *(
+                "temperature",
+                "learning_rate",
+                "final_lr_frac",
+                "weight_decay",
+                "grad_clip",
+                "skip_loss_z",
+                "skip_grad_z",
+            ),
+        ):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not 0 <= value:  # NaN is not either
                 raise ValueError(f"{name} is {value}, expected 0 or more")
+        for name, value in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
+            if value is not None and math.isinf(value):
+                raise ValueError(f"{name} is {value}, expected a finite number")
+        for name, value in (("seed", self.seed), ("data_seed", self.data_seed)):
+            if value >= 2**32:
+                raise ValueError(f"{name} is {value}, expected less than 2**32")
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}, expected 0 <= {name} < 1")
+        if not self.eps > 0:
+            raise ValueError(f"eps is {self.eps}, expected a positive number")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected 0 < top_p <= 1")
+        if self.val_steps != -1 and self.val_steps <= 0:
+            raise ValueError(f"val_steps is {self.val_steps}, expected -1 (all) or a positive number")
+        if self.checkpoint_every < -1:
+            raise ValueError(
+                f"checkpoint_every is {self.checkpoint_every}, expected -1 (never), 0 (at the end) or more"
+            )
         if self.recompute not in (0, 1, 2):
             raise ValueError(f"recompute is {self.recompute}, expected 0, 1 or 2")
         if self.max_steps is not None and self.max_steps < -1:
@@ -187,7 +227,9 @@ class TrainConfig:
             if f.metadata["group"] != group:
                 group = f.metadata["group"]
                 lines.append(f"\n# {group}" if lines else f"# {group}")
-            lines.append(f"{f.name} = {json.dumps(values[f.name], ensure_ascii=False)}")
+            value = values[f.name]
+            special = isinstance(value, float) and not math.isfinite(value)  # TOML has inf and nan, in Python's words
+            lines.append(f"{f.name} = {value if special else json.dumps(value, ensure_ascii=False)}")
         return "\n".join(lines) + "\n"
 
     @staticmethod

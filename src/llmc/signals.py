@@ -1,12 +1,18 @@
-"""SIGINT, SIGTERM (and Windows' SIGBREAK): the first asks the run to stop after its step, the second stops at once."""
+"""SIGINT, SIGTERM (and Windows' SIGBREAK): the first asks the run to stop after its step or evaluation batch, the second stops at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+
+class StopRequested(BaseException):
+    """The first signal came inside of interruptible()."""
 
 
 class StopSignals:
@@ -17,7 +23,19 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._interruptible = False
         self._old: dict[int, Any] = {}
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Where nothing is lost by stopping half-way (evaluation, sampling): the first signal raises StopRequested here."""
+        if self.received:
+            raise StopRequested
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -37,3 +55,6 @@ class StopSignals:
         if self.received:
             os._exit(128 + number)
         self.received = number
+        if self._interruptible:
+            self._interruptible = False
+            raise StopRequested

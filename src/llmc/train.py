@@ -6,7 +6,8 @@ import math
 import sys
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from llmc import _llmc
 from llmc import checkpoint as ckpt
 from llmc.config import GPT2Config
 from llmc.data import DataLoader
-from llmc.fs import SYSTEM, Fs, remove_temporaries
+from llmc.fs import SYSTEM, Fs, remove_temporaries, write_atomically
 from llmc.gpuinfo import GpuInfo
 from llmc.guards import OutlierDetector, check_memory
 from llmc.logs import BarConsole, LineConsole, Log, Logs, MainLog, MetricsLog, StepInfo, TensorBoardLog, WandbLog
@@ -27,7 +28,7 @@ from llmc.optim import AdamW
 from llmc.report import short_report, startup_report
 from llmc.schedule import lr_schedule
 from llmc.settings import TrainConfig
-from llmc.signals import StopSignals
+from llmc.signals import StopRequested, StopSignals
 from llmc.sources import Sources, prepare
 from llmc.tokenizer import Tokenizer
 
@@ -189,7 +190,9 @@ class Trainer:
                     "choose another run directory"
                 )
         self.log: Log = LineConsole()
+        self._signals = StopSignals()
         self.sources: Sources = prepare(config, self.run_dir)
+        self._fingerprint = self.sources.fingerprint()
         self.tokenizer = self.sources.tokenizer
 
         resumed = self._find_checkpoint()
@@ -208,6 +211,11 @@ class Trainer:
         self.total_steps = config.max_steps
         if config.max_steps == -1:
             self.total_steps = self.train_loader.num_tokens // config.total_batch_size
+            if self.total_steps == 0:
+                raise ValueError(
+                    f"the data hold {self.train_loader.num_tokens} tokens, less than the {config.total_batch_size} of one update "
+                    "(total_batch_size); give a number of steps to go over them several times (--max-steps)"
+                )
         assert config.learning_rate is not None and config.warmup_steps is not None and config.final_lr_frac is not None
         self.lr = lr_schedule(
             config.schedule, config.learning_rate, config.warmup_steps, self.total_steps, config.final_lr_frac
@@ -221,7 +229,8 @@ class Trainer:
         # Packed: a run of a million steps keeps 40 MB of numbers.
         self._history: dict[str, array[Any]] = {k: array("q") for k in ("step", "val_step")}
         self._history |= {k: array("d") for k in ("train_loss", "norm", "lr", "tokens_per_second", "val_loss")}
-        self._resumed_at = -1
+        self._saved_step = -1  # of the newest checkpoint on the disk, as far as this run knows
+        self._resumed = False
         if resumed is not None:
             self._restore(*resumed)
         self._checkpointer = None
@@ -231,7 +240,7 @@ class Trainer:
             )
             self._prepare_run_dir(resumed is not None)
         self.peak_flops = peak_flops(self.model.native.backend, self.model.dtype)
-        self.runs_hellaswag = config.hellaswag and Path(config.hellaswag_data).is_file()
+        self.hellaswag_examples = self._read_hellaswag()
         self._gpu_info = None
         if config.gpu_info_every > 0:
             if not config.device.startswith("cuda"):
@@ -268,9 +277,9 @@ class Trainer:
     def _differences(self, manifest: dict[str, Any]) -> list[str]:
         then, now = manifest["config"], self.config.to_dict()
         out = [f"{n} was {then.get(n)}, is {now.get(n)}" for n in _FIXED if then.get(n) != now.get(n)]
-        if manifest["data"] != self.sources.fingerprint():
+        if manifest["data"] != self._fingerprint:
             old = {row["name"]: (row["bytes"], row["crc32"]) for row in manifest["data"]}
-            new = {str(row["name"]): (row["bytes"], row["crc32"]) for row in self.sources.fingerprint()}
+            new = {str(row["name"]): (row["bytes"], row["crc32"]) for row in self._fingerprint}
             changed = sorted(n for n in set(old) | set(new) if old.get(n) != new.get(n))
             out.append(f"the data changed ({', '.join(changed[:4])}{', ...' if len(changed) > 4 else ''})")
         return out
@@ -357,20 +366,32 @@ class Trainer:
         val = DataLoader(self.sources.val, B, T, vocab_size=V) if self.sources.val else None
         return train, val
 
+    def _read_hellaswag(self) -> list[Any]:
+        """What is wrong with the file is said before the first step, not after the last."""
+        config = self.config
+        if not config.hellaswag or not Path(config.hellaswag_data).is_file():
+            return []
+        from llmc.evals import check_examples, read_eval_file
+
+        examples = read_eval_file(config.hellaswag_data)
+        check_examples(examples, self.model.config)
+        return examples
+
     @property
     def _shuffle(self) -> bool:
         return self.config.shuffle and not self.config.overfit
 
     def _prepare_run_dir(self, resumed: bool) -> None:
         assert self.run_dir is not None
-        (self.run_dir / "config.toml").write_text(self.config.to_toml(), encoding="utf-8")
+        write_atomically(self.run_dir / "config.toml", [self.config.to_toml().encode()])
         if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
             self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
 
     def _restore(self, step: int, manifest: dict[str, Any] | None) -> None:
         assert self.run_dir is not None
         state = ckpt.load_state(self.run_dir, step, manifest, self.model, self.optimizer)
-        self.step = self._resumed_at = state.step
+        self.step = self._saved_step = state.step
+        self._resumed = True
         self.optimizer.step_count = state.optimizer_step
         self.optimizer.native.rng_state = state.optimizer_rng
         loader, ours = state.loader, self.train_loader.state()
@@ -397,73 +418,100 @@ class Trainer:
 
     def fit(self) -> TrainResult:
         """Trains to the last step; may be called again. A signal (Ctrl-C, SIGTERM) ends it after the step, saved."""
-        config = self.config
-        logs = self._open_logs()
-        self.log = logs
-        stopped_by = 0
-        if self._resumed_at >= 0:
-            logs.text(f"continuing {self.run_dir} from step {self.step}")
-        logs.start(startup_report(self), short_report(self))
-        if config.hellaswag and not self.runs_hellaswag:
-            logs.text(f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it")
-        try:
-            with StopSignals() as signals:
-                while True:
-                    last = self.step >= self.total_steps
-                    self._periodic(last)
-                    if last:
-                        break
-                    info = self.train_step()
-                    logs.step(info)
-                    if self._gpu_info is not None and self.step % config.gpu_info_every == 0:
-                        logs.text(self._gpu_info.line())
-                    for callback in self.callbacks:
-                        callback.on_step(self, info)
-                    if signals.received:
-                        stopped_by = signals.received
-                        self._save(background=False, final=True)
-                        break
-            if self._checkpointer is not None:
-                self._finish_saving(self._checkpointer.wait)
-            if stopped_by:
-                again = f"; continue with: llmc train --resume {self.run_dir}" if self.run_dir else ""
-                saved = "saved" if self.run_dir else "not saved (no run directory)"
-                logs.text(f"stopped by signal {stopped_by} after step {self.step}, {saved}{again}")
-            elif self._timing.count > 1:
-                logs.text(
-                    f"total average iteration time: {1000 * self._timing.total_seconds / (self._timing.count - 1):f} ms"
-                )
-            self._write_plot()
-        finally:
-            if self._checkpointer is not None:
-                self._checkpointer.join()  # whatever ends the run, a save that has begun is finished
-            logs.close()
-            self.log = LineConsole()
+        with self._lock():
+            logs = self._open_logs()
+            self.log = logs
+            try:
+                with StopSignals() as self._signals:
+                    self._loop()
+                stopped_by, self._signals = self._signals.received, StopSignals()
+                self._finish(stopped_by)
+            finally:
+                if self._checkpointer is not None:
+                    self._checkpointer.join()  # whatever ends the run, a save that has begun is finished
+                logs.close()
+                self.log = LineConsole()
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by)
 
+    def _loop(self) -> None:
+        config, logs = self.config, self.log
+        if self._resumed:
+            logs.text(f"continuing {self.run_dir} from step {self.step}")
+        logs.start(startup_report(self), short_report(self))
+        if config.hellaswag and not self.hellaswag_examples:
+            logs.text(f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it")
+        while not self._signals.received:
+            last = self.step >= self.total_steps
+            try:
+                self._periodic(last)
+            except StopRequested:
+                break
+            if last:
+                break
+            info = self.train_step()
+            logs.step(info)
+            if self._gpu_info is not None and self.step % config.gpu_info_every == 0:
+                logs.text(self._gpu_info.line())
+            for callback in self.callbacks:
+                callback.on_step(self, info)
+            if self._checkpointer is not None:
+                self._finish_saving(self._checkpointer.poll)
+        if self._signals.received:
+            self._save(background=False, final=True)
+
+    def _finish(self, stopped_by: int) -> None:
+        if self._checkpointer is not None:
+            self._finish_saving(self._checkpointer.wait)
+        if stopped_by:
+            again = f"; continue with: llmc train --resume {self.run_dir}" if self.run_dir else ""
+            saved = "saved" if self.run_dir else "not saved (no run directory)"
+            self.log.text(f"stopped by signal {stopped_by} after step {self.step}, {saved}{again}")
+        elif self._timing.count > 1:
+            average = 1000 * self._timing.total_seconds / (self._timing.count - 1)
+            self.log.text(f"total average iteration time: {average:f} ms")
+        self._write_plot()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One process at a time trains in a run directory."""
+        if self.run_dir is None:
+            yield
+            return
+        import filelock
+
+        lock = filelock.FileLock(self.run_dir / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise _llmc.Error(f"{self.run_dir}: another process trains in this run directory") from None
+        except NotImplementedError:
+            self.log.text(f"warning: the file system of {self.run_dir} has no locks: let no other process train there")
+        try:
+            yield
+        finally:
+            lock.release()
+
     def _periodic(self, last: bool) -> None:
-        """What llm.c does between updates, in its order: validation, HellaSwag, samples, checkpoint."""
+        """What llm.c does between updates: checkpoint, validation, HellaSwag, samples. The checkpoint comes first, so that none of
+        the others can cost it."""
         config, step = self.config, self.step
 
         def due(every: int | None) -> bool:
             return bool(every and every > 0 and step % every == 0)
 
+        if (step > 0 and due(config.checkpoint_every)) or (last and config.checkpoint_every >= 0):
+            if self.bad_steps and not last:
+                self.log.text(f"no checkpoint at step {step}: the last loss or gradient was not finite")
+            else:
+                self._save(background=config.async_save and not last, final=last)
         if self.val_loader is not None and config.val_every and (due(config.val_every) or last):
             self.validate()
-        if self.runs_hellaswag and config.val_every and ((step > 0 and due(config.val_every)) or last):
+        if self.hellaswag_examples and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
         if config.sample_every and config.sample_every > 0 and ((step > 0 and due(config.sample_every)) or last):
-            self.log.text(f"generating:\n---\n{self.sample()}\n---")
-        wanted = config.checkpoint_every > 0 and ((step > 0 and due(config.checkpoint_every)) or last)
-        if wanted and self.bad_steps and not last:
-            self.log.text(f"no checkpoint at step {step}: the last loss or gradient was not finite")
-        elif (wanted or (last and self._saves_at_end)) and step != self._resumed_at:
-            self._save(background=config.async_save and not last, final=last)
-
-    @property
-    def _saves_at_end(self) -> bool:
-        """A small run in a directory of its own leaves its model there without being asked."""
-        return self.config.model is None and self.run_dir is not None
+            with self._signals.interruptible():
+                text = self.sample()
+            self.log.text(f"generating:\n---\n{text}\n---")
 
     def train_step(self) -> StepInfo:
         """One update: grad_accum micro-batches, then the optimizer. The one wait is for loss and norm, before the update."""
@@ -540,7 +588,8 @@ class Trainer:
         config = self.config
         self.val_loader.reset()
         count = self.num_val_batches
-        loss = math.fsum(self.model.evaluate(*self.val_loader.next_batch()) for _ in range(count)) / count
+        with self._signals.interruptible():
+            loss = math.fsum(self.model.evaluate(*self.val_loader.next_batch()) for _ in range(count)) / count
         self.log.validation(self.step, loss)
         self._history["val_step"].append(self.step)
         self._history["val_loss"].append(loss)
@@ -564,9 +613,10 @@ class Trainer:
 
     def evaluate_hellaswag(self) -> float:
         """acc_norm on llm.c's HellaSwag file."""
-        from llmc.evals import hellaswag
+        from llmc.evals import multiple_choice
 
-        result = hellaswag(self.model, self.config.hellaswag_data, batch_size=self.config.batch_size or 4)
+        with self._signals.interruptible():
+            result = multiple_choice(self.model, self.hellaswag_examples, batch_size=self.config.batch_size or 4)
         self.log.hellaswag(self.step, result.correct_norm, result.total)
         return result.correct_norm / result.total
 
@@ -597,11 +647,13 @@ class Trainer:
         if self._checkpointer is None:
             raise ValueError("the run has no run directory to save into")
         self._write_checkpoint(background=False)
+        self._tell_saved()
 
     def _save(self, background: bool, final: bool = False) -> None:
-        if self._checkpointer is not None:
-            self._finish_saving(self._checkpointer.wait)  # the one before may have failed: that is another matter
-            self._finish_saving(lambda: self._write_checkpoint(background), final)
+        if self._checkpointer is None or self.step == self._saved_step:
+            return
+        self._finish_saving(self._checkpointer.wait)  # the one before may have failed: that is another matter
+        self._finish_saving(lambda: self._write_checkpoint(background), final)
 
     def _write_checkpoint(self, background: bool) -> None:
         assert self._checkpointer is not None and self.run_dir is not None
@@ -625,14 +677,9 @@ class Trainer:
             "config": self.config.to_dict(),
             "model": {k: getattr(self.model.config, k) for k in self.model.config.__dataclass_fields__},
             "dtype": self.model.dtype,
-            "data": self.sources.fingerprint(),
+            "data": self._fingerprint,
         }
-        self._checkpointer.save(self.model, self.optimizer, state, manifest, background=background, done=self._saved)
-
-    def _saved(self, step: int) -> None:
-        assert self.run_dir is not None
-        for callback in self.callbacks:
-            callback.on_save(self, step, self.run_dir)
+        self._checkpointer.save(self.model, self.optimizer, state, manifest, background=background)
 
     def _finish_saving(self, save: Callable[[], Any], final: bool = False) -> None:
         """Runs a save; where it fails, says so and goes on, or stops, as asked. There is no going on from the final one."""
@@ -643,6 +690,14 @@ class Trainer:
             if final or self.config.on_save_error == "stop":
                 raise TrainingStopped(message) from e
             self.log.text(f"warning: {message}; training goes on")
+        self._tell_saved()
+
+    def _tell_saved(self) -> None:
+        assert self._checkpointer is not None and self.run_dir is not None
+        for step in self._checkpointer.completed():
+            self._saved_step = step
+            for callback in self.callbacks:
+                callback.on_save(self, step, self.run_dir)
 
     # ---- logs ----
 
@@ -669,7 +724,10 @@ class Trainer:
         if self.config.plot and self.run_dir is not None and self._history["step"]:
             from llmc.plot import plot_runs
 
-            plot_runs([self.run_dir], self.run_dir / "loss.png")
+            try:
+                plot_runs([self.run_dir], self.run_dir / "loss.png")
+            except (OSError, ValueError) as e:
+                self.log.text(f"warning: loss.png could not be drawn: {e}")
 
 
 def _check_writable(directory: Path) -> None:

@@ -7,6 +7,7 @@ llm.c's short flags mean what they mean there. Settings come from the defaults, 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -134,9 +135,24 @@ def _new_run_directory() -> str:
     return path.as_posix()
 
 
+# What mpirun, mpiexec, torchrun and srun tell each of the processes that they start.
+_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def _refuse_launcher() -> None:
+    for name in _LAUNCHERS:
+        size = os.environ.get(name, "1")
+        if size.isdecimal() and int(size) > 1:
+            raise ValueError(
+                f"a launcher started {size} processes ({name}={size}), and each would train the whole model: llmc-train trains in one "
+                "process; start it without mpirun, torchrun or srun"
+            )
+
+
 def run(args: argparse.Namespace) -> int:
     from llmc.train import Trainer
 
+    _refuse_launcher()
     result = Trainer(settings_from(args)).fit()
     return 128 + result.stopped_by if result.stopped_by else 0
 
