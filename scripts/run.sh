@@ -9,7 +9,7 @@ name=${1:-}
 file=$scripts/$name.toml
 case $name in "" | sweep_*) file= ;; esac
 if [ ! -f "$file" ]; then
-    echo "run.sh: which run? $(cd "$scripts" && ls -- *.toml | grep -v '^sweep_' | sed 's|\.toml$||' | tr '\n' ' ')" >&2
+    echo "run.sh: which run? $(ls "$scripts" | sed -n '/^sweep_/d; s/\.toml$//p' | tr '\n' ' ')" >&2
     exit 2
 fi
 shift
@@ -21,7 +21,7 @@ for flag in "$@"; do
     case $flag in --output-dir=*) folder=${flag#*=} ;; esac
     before=$flag
 done
-newest() { (cd "$folder" 2>/dev/null && ls | grep '^DONE_' | sort | tail -n 1); }
+newest() { ls "$folder" 2>/dev/null | grep '^DONE_' | sort | tail -n 1; }
 
 while true; do
     checkpoint=$(newest)
