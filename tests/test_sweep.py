@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,44 @@ def test_one_run_at_a_time_on_each_gpu(tmp_path: Path, monkeypatch: pytest.Monke
         mine = [line for line in log if line.startswith(gpu)]
         assert mine and mine == [f"{gpu} cuda begins", f"{gpu} cuda ends"] * (len(mine) // 2)
     assert len(log) == 8
+
+
+STUBBORN = """
+import os, pathlib, signal, sys, time, tomllib
+folder = pathlib.Path(tomllib.loads(pathlib.Path(sys.argv[2]).read_text())["output_dir"])
+came = []
+def handle(number, frame):
+    came.append(number)
+    (folder / f"signal {len(came)}").touch()
+    if len(came) == 2:
+        os._exit(9)
+signal.signal(signal.SIGTERM, handle)
+(folder / "signal 0").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32" or sys.version_info < (3, 11), reason="POSIX signals; tomllib")
+def test_a_second_signal_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for `llmc train` that is busy until the second."""
+    monkeypatch.setattr(llmc.sweep, "_TRAIN", [sys.executable, "-c", STUBBORN])
+    sweep = Sweep.load(write(tmp_path, grid="seed = [1, 2]"))
+
+    def press() -> None:
+        for count in (0, 1):
+            while not all((tmp_path / "sweep" / f"seed={i}" / f"signal {count}").exists() for i in (1, 2)):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    presser = threading.Thread(target=press, daemon=True)
+    presser.start()
+    start = time.monotonic()
+    assert not sweep.execute(lambda text: None) and sweep.stopped_by == signal.SIGTERM
+    assert time.monotonic() - start < 50  # the stand-in would end by itself after 60
+    presser.join()
+    assert [run.status for run in sweep.runs] == ["", ""]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.skipif(_llmc.cuda_built(), reason="of a build without CUDA")
