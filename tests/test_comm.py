@@ -28,9 +28,11 @@ def tensor(backend: _llmc.Backend, values: np.ndarray, dtype: str) -> _llmc.Tens
     return out
 
 
-def in_ranks(size: int, body: Callable[[_llmc.Comm, _llmc.Backend], Any]) -> list[Any]:
+def in_ranks(
+    size: int, body: Callable[[_llmc.Comm, _llmc.Backend], Any], backends: list[_llmc.Backend] | None = None
+) -> list[Any]:
     """body's results by rank, each in a thread of its own. The first rank's error is raised."""
-    backends = [_llmc.Backend("cpu", 1) for _ in range(size)]
+    backends = backends or [_llmc.Backend("cpu", 1) for _ in range(size)]
     ranks = _llmc.thread_comms(backends)
 
     def run(rank: int) -> Any:
@@ -76,13 +78,22 @@ def test_collectives(size: int, dtype: str) -> None:
     in_ranks(size, body)
 
 
-def test_ranks_that_disagree_all_hear_of_it() -> None:
+def test_ranks_that_disagree_all_hear_of_it_and_go_on() -> None:
     def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
-        with pytest.raises(ValueError, match="all_reduce: the ranks have different tensors"):
-            comm.all_reduce([backend.empty([3 + comm.rank])])
-        with pytest.raises(ValueError, match="different numbers of values"):
-            comm.sum([0.0] * (1 + comm.rank))
-        comm.barrier()  # and go on
+        rank = comm.rank
+        with pytest.raises(ValueError, match="all_reduce: ranks 0 and 1 bring different arguments"):
+            comm.all_reduce([backend.empty([3 + rank])])
+        with pytest.raises(ValueError, match="sum: ranks 0 and 1 bring different arguments"):
+            comm.sum([0.0] * (1 + rank))
+        with pytest.raises(ValueError, match="rank 0 is in barrier, rank 1 in sum"):
+            comm.sum([1.0]) if rank else comm.barrier()
+        with pytest.raises(ValueError, match="all_reduce: i32 .3. is not of floats"):
+            comm.all_reduce([backend.empty([3], "f32" if rank else "i32")])
+        with pytest.raises(ValueError, match="reduce_scatter: full is"):
+            comm.reduce_scatter(backend.empty([3]), backend.empty([4]))
+        with pytest.raises(ValueError, match="root is 2 of 2"):
+            comm.broadcast(backend.empty([3]), 2)
+        comm.barrier()
 
     in_ranks(2, body)
 
@@ -90,23 +101,33 @@ def test_ranks_that_disagree_all_hear_of_it() -> None:
 def test_a_lost_rank_is_an_error_not_a_wait() -> None:
     def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
         if comm.rank == 0:
+            comm.all_reduce([backend.empty([8])])
             return
-        with pytest.raises(_llmc.Error, match="a rank has left"):
-            comm.barrier()
+        comm.all_reduce([backend.empty([8])])
+        for _ in range(3):
+            with pytest.raises(_llmc.Error, match="a rank has left"):
+                comm.barrier()
+            with pytest.raises(_llmc.Error, match="a rank has left"):
+                comm.all_reduce([backend.empty([8])])
 
     in_ranks(2, body)
 
 
 def test_arguments() -> None:
     comm = _llmc.thread_comms([backend := _llmc.Backend("cpu", 1)])[0]
-    with pytest.raises(ValueError, match="reduce_scatter: full is"):
-        comm.reduce_scatter(backend.empty([3]), backend.empty([4]))
-    with pytest.raises(ValueError, match="root is 1 of 1"):
-        comm.broadcast(backend.empty([3]), 1)
-    with pytest.raises(ValueError, match="not of floats"):
-        comm.all_reduce([backend.empty([3], "i32")])
+    other = _llmc.Backend("cpu", 1)
+    with pytest.raises(ValueError, match="belongs to another backend than the Comm"):
+        comm.all_reduce([other.empty([3])])
     with pytest.raises(ValueError, match="no backend"):
         _llmc.thread_comms([])
+    with pytest.raises(ValueError, match="the backend of rank 0 is None"):
+        _llmc.thread_comms([None])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="ranks 0 and 1 have the same backend"):
+        _llmc.thread_comms([backend, backend])
+    model = llmc.GPT2(TINY, threads=1)
+    model.forward([[1, 2, 3]])
+    with pytest.raises(ValueError, match="made for another backend than the model's"):
+        model.backward([[2, 3, 4]], 1.0, comm)
 
 
 @pytest.mark.parametrize("size,grad_accum", [(2, 1), (2, 2), (4, 1)])
@@ -121,9 +142,11 @@ def test_ranks_train_as_one_process_does(size: int, grad_accum: int, recompute: 
         np.random.default_rng(1).integers(0, TINY.vocab_size, (steps, grad_accum, size * rows, T + 1)).astype(np.int32)
     )
 
+    models = [llmc.GPT2(TINY, seed=3, threads=1, recompute=recompute) for _ in range(1 + size)]
+
     def train(comm: _llmc.Comm | None, rank: int) -> tuple[list[float], dict[str, np.ndarray], dict[str, np.ndarray]]:
         ranks = comm.size if comm else 1
-        model = llmc.GPT2(TINY, seed=3, threads=1, recompute=recompute)
+        model = models[rank if comm else size]
         randomize(model)
         optimizer = llmc.AdamW(model, weight_decay=0.1, grad_clip=1.0)
         losses = []
@@ -141,7 +164,8 @@ def test_ranks_train_as_one_process_does(size: int, grad_accum: int, recompute: 
         return losses, first, {name: np.array(p) for name, p in model.parameters.items()}
 
     alone = train(None, 0)
-    by_rank = in_ranks(size, lambda comm, _: train(comm, comm.rank))
+    backends = [model.native.backend for model in models[:size]]
+    by_rank = in_ranks(size, lambda comm, _: train(comm, comm.rank), backends)
     for losses, gradients, weights in by_rank:
         assert losses == by_rank[0][0]
         np.testing.assert_allclose(losses, alone[0], rtol=1e-5)

@@ -7,6 +7,7 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "core/backend.h"
@@ -21,6 +22,16 @@ struct OwnedTensor {
     std::shared_ptr<Backend> backend;
     Tensor tensor;
     std::shared_ptr<void> owner;
+};
+
+// Work of a backend: without the GIL, and one thread at a time.
+class Busy {
+  public:
+    explicit Busy(Backend& backend) : lock_(backend.mutex) {}
+
+  private:
+    py::gil_scoped_release release_;  // before waiting for the lock
+    std::lock_guard<std::mutex> lock_;
 };
 
 DType dtype_from_name(const std::string& name);  // "f32", "bf16", "i32", "i16"

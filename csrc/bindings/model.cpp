@@ -1,3 +1,4 @@
+#include <atomic>
 #include <optional>
 
 #include "bindings/bindings.h"
@@ -18,11 +19,15 @@ BT batch_shape(const Tokens& tokens, const char* name) {
     return {tokens.shape(0), tokens.shape(1)};
 }
 
-// A model and the NumPy views of it that Python holds. Whoever holds a view may write through it, so while
-// one lives, packed copies of weights are not trusted and zeroed gradients are really zeroed.
+// A model and the NumPy views of it that Python holds. Whoever holds a view may write through it, so packed
+// copies of weights are not trusted while one lives, nor once after, and zeroed gradients are really zeroed.
 struct Model {
+    struct Views {
+        std::atomic<std::int64_t> alive{0};
+        std::atomic<bool> used{false};  // since the last refresh()
+    };
     std::shared_ptr<GPT2> gpt2;
-    std::shared_ptr<std::int64_t> views = std::make_shared<std::int64_t>(0);
+    std::shared_ptr<Views> views = std::make_shared<Views>();
 
     py::array view(const Tensor& t) {
         LLMC_CHECK(gpt2->backend()->info().name == "cpu",
@@ -30,15 +35,16 @@ struct Model {
                    gpt2->backend()->info().name);
         struct Keep {
             std::shared_ptr<GPT2> gpt2;
-            std::shared_ptr<std::int64_t> views;
-            ~Keep() { --*views; }
+            std::shared_ptr<Views> views;
+            ~Keep() { --views->alive; }
         };
-        ++*views;
+        ++views->alive;
+        views->used = true;
         const py::capsule base(new Keep{gpt2, views}, [](void* p) { delete static_cast<Keep*>(p); });
         return host_view(t, base);
     }
     void refresh() const {
-        if (*views > 0) gpt2->parameters_changed();
+        if (views->alive > 0 || views->used.exchange(false)) gpt2->parameters_changed();
     }
 };
 
@@ -109,7 +115,7 @@ void bind_model(py::module_& m) {
                  return Model{std::make_shared<GPT2>(std::move(backend), config, dtype_from_name(dtype),
                                                      dtype_from_name(grad_dtype))};
              }),
-             "backend"_a, "config"_a, "dtype"_a = "f32", "grad_dtype"_a = "f32")
+             py::arg("backend").none(false), "config"_a, "dtype"_a = "f32", "grad_dtype"_a = "f32")
         .def_property_readonly("config", [](const Model& self) { return self.gpt2->config(); })
         .def_property_readonly("dtype", [](const Model& self) { return name_of(self.gpt2->dtype()); })
         .def_property_readonly("grad_dtype",
@@ -130,14 +136,18 @@ void bind_model(py::module_& m) {
                 self.gpt2->classifier_rows = rows;
             })
         .def(
-            "init_weights", [](Model& self, std::uint32_t seed) { self.gpt2->init_weights(seed); },
-            "seed"_a = 42, py::call_guard<py::gil_scoped_release>())
+            "init_weights",
+            [](Model& self, std::uint32_t seed) {
+                const Busy busy(*self.gpt2->backend());
+                self.gpt2->init_weights(seed);
+            },
+            "seed"_a = 42)
         .def(
             "forward",
             [](Model& self, const Tokens& inputs) {
                 const auto [B, T] = batch_shape(inputs, "inputs");
                 const std::int32_t* const data = inputs.data();
-                const py::gil_scoped_release release;
+                const Busy busy(*self.gpt2->backend());
                 self.refresh();
                 self.gpt2->forward(data, B, T);
             },
@@ -149,18 +159,30 @@ void bind_model(py::module_& m) {
                 const Tensor& of = self.gpt2->activations().targets;
                 LLMC_CHECK(of.is({B, T}), "targets have shape ({}, {}), but forward() had {}", B, T, of);
                 const std::int32_t* const data = targets.data();
-                const py::gil_scoped_release release;
+                LLMC_CHECK(!comm || &(*comm)->backend() == self.gpt2->backend().get(),
+                           "the Comm was made for another backend than the model's");
+                const Busy busy(*self.gpt2->backend());
                 self.gpt2->backward(data, scale, comm ? comm->get() : nullptr);
             },
             "targets"_a, "scale"_a = 1.0f, "comm"_a = py::none())
         .def("zero_grad",
              [](Model& self) {
+                 const Busy busy(*self.gpt2->backend());
                  self.gpt2->zero_grad();
-                 if (*self.views > 0) self.gpt2->materialize_gradients();
+                 if (self.views->alive > 0) self.gpt2->materialize_gradients();
              })
         .def(
-            "loss", [](const Model& self) { return self.gpt2->loss(); },
-            py::call_guard<py::gil_scoped_release>())
+            "materialize_gradients",
+            [](Model& self) {
+                const Busy busy(*self.gpt2->backend());
+                self.gpt2->materialize_gradients();
+            },
+            "Zeroes the gradients that zero_grad() has only marked, for who looks at them before backward().")
+        .def("loss",
+             [](const Model& self) {
+                 const Busy busy(*self.gpt2->backend());
+                 return self.gpt2->loss();
+             })
         .def(
             "evaluate",
             [](Model& self, const Tokens& inputs, const Tokens& targets, bool by_token) -> py::object {
@@ -173,7 +195,7 @@ void bind_model(py::module_& m) {
                 float* const out = losses.mutable_data();
                 float mean;
                 {
-                    const py::gil_scoped_release release;
+                    const Busy busy(*self.gpt2->backend());
                     self.refresh();
                     mean = self.gpt2->evaluate(x, y, B, T, out);
                 }
@@ -188,7 +210,7 @@ void bind_model(py::module_& m) {
                 py::array_t<float> logits({B, T, self.gpt2->config().vocab_size});
                 float* const out = logits.mutable_data();
                 const std::int32_t* const x = inputs.data();
-                const py::gil_scoped_release release;
+                const Busy busy(*self.gpt2->backend());
                 self.refresh();
                 self.gpt2->logits(x, B, T, out);
                 return logits;
@@ -202,7 +224,7 @@ void bind_model(py::module_& m) {
                 float* const out = logits.mutable_data();
                 const std::int32_t* const x = tokens.data();
                 const std::int64_t n = tokens.size();
-                const py::gil_scoped_release release;
+                const Busy busy(*self.gpt2->backend());
                 self.refresh();
                 self.gpt2->prefill(cache, b, x, n, out);
                 return logits;
@@ -216,7 +238,7 @@ void bind_model(py::module_& m) {
                 py::array_t<float> logits({cache.B(), self.gpt2->config().vocab_size});
                 float* const out = logits.mutable_data();
                 const std::int32_t* const x = tokens.data();
-                const py::gil_scoped_release release;
+                const Busy busy(*self.gpt2->backend());
                 self.refresh();
                 self.gpt2->decode(cache, x, out);
                 return logits;
@@ -239,7 +261,10 @@ void bind_model(py::module_& m) {
         .def(
             "gradient",
             [](Model& self, const std::string& name) {
-                self.gpt2->materialize_gradients();
+                {
+                    const Busy busy(*self.gpt2->backend());
+                    self.gpt2->materialize_gradients();
+                }
                 return OwnedTensor{self.gpt2->backend(), find(*self.gpt2, name).grad, self.gpt2};
             },
             "name"_a)
@@ -254,7 +279,10 @@ void bind_model(py::module_& m) {
         .def(
             "gradient_view",
             [](Model& self, const std::string& name) {
-                self.gpt2->materialize_gradients();
+                {
+                    const Busy busy(*self.gpt2->backend());
+                    self.gpt2->materialize_gradients();
+                }
                 return self.view(find(*self.gpt2, name).grad);
             },
             "name"_a)
@@ -262,15 +290,25 @@ void bind_model(py::module_& m) {
              [](Model& self) {
                  return OwnedTensor{self.gpt2->backend(), self.gpt2->all_parameters(), self.gpt2};
              })
-        .def("parameters_changed", [](Model& self) { self.gpt2->parameters_changed(); })
+        .def("parameters_changed",
+             [](Model& self) {
+                 const Busy busy(*self.gpt2->backend());
+                 self.gpt2->parameters_changed();
+             })
         .def(
             "load_checkpoint",
-            [](Model& self, const std::filesystem::path& path) { load_checkpoint(*self.gpt2, path); },
-            "path"_a, py::call_guard<py::gil_scoped_release>())
+            [](Model& self, const std::filesystem::path& path) {
+                const Busy busy(*self.gpt2->backend());
+                load_checkpoint(*self.gpt2, path);
+            },
+            "path"_a)
         .def(
             "save_checkpoint",
-            [](const Model& self, const std::filesystem::path& path) { save_checkpoint(*self.gpt2, path); },
-            "path"_a, py::call_guard<py::gil_scoped_release>());
+            [](const Model& self, const std::filesystem::path& path) {
+                const Busy busy(*self.gpt2->backend());
+                save_checkpoint(*self.gpt2, path);
+            },
+            "path"_a);
 
     m.def(
         "inspect_checkpoint",

@@ -27,7 +27,7 @@ struct Passed<Tensor> {
 template <class... Args>
 auto op(void (Backend::*method)(Args...)) {
     return [method](Backend& self, typename Passed<std::remove_cvref_t<Args>>::type... args) {
-        const py::gil_scoped_release release;
+        const Busy busy(self);
         (self.*method)(Passed<std::remove_cvref_t<Args>>::unwrap(self, args)...);
     };
 }
@@ -49,9 +49,19 @@ void bind_ops(py::module_& m) {
     bind_allocation(backend);
     backend.def(py::init(&make_backend), "device"_a = "cpu", "threads"_a = 0)
         .def("info", &Backend::info)
-        .def("synchronize", &Backend::synchronize, py::call_guard<py::gil_scoped_release>())
-        .def("set_option", &Backend::set_option, "name"_a, "value"_a,
-             "A choice that the backend offers, as ('attention', 'flash') of 'cuda': doc/cuda.md.")
+        .def("synchronize",
+             [](Backend& self) {
+                 const Busy busy(self);
+                 self.synchronize();
+             })
+        .def(
+            "set_option",
+            [](Backend& self, const std::string& name, const std::string& value) {
+                const Busy busy(self);
+                self.set_option(name, value);
+            },
+            "name"_a, "value"_a,
+            "A choice that the backend offers, as ('attention', 'flash') of 'cuda': doc/cuda.md.")
         .def("zero", op(&Backend::zero), "x"_a)
         .def("copy", op(&Backend::copy), "out"_a, "inp"_a)
         .def("changed", op(&Backend::changed), "memory"_a,

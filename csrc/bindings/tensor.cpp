@@ -18,21 +18,40 @@ const char* numpy_name(DType dtype) {
 
 std::vector<py::ssize_t> shape_of(const Tensor& t) { return {t.shape.begin(), t.shape.begin() + t.rank}; }
 
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 60;
+
 Tensor with_shape(DType dtype, const std::vector<std::int64_t>& shape) {
     LLMC_CHECK(shape.size() <= Tensor::kMaxRank, "a tensor has at most {} extents, got {}", Tensor::kMaxRank,
                shape.size());
     Tensor t(nullptr, dtype, {});
     t.rank = static_cast<int>(shape.size());
+    std::int64_t numel = 1;
     for (std::size_t i = 0; i < shape.size(); ++i) {
         LLMC_CHECK(shape[i] >= 0, "extent {} of a tensor is negative ({})", i, shape[i]);
+        LLMC_CHECK(shape[i] == 0 || numel <= kMaxElements / shape[i], "a tensor has at most {} elements",
+                   kMaxElements);
         t.shape[i] = shape[i];
+        numel *= shape[i];
     }
     return t;
+}
+
+// The array as it must lie in memory; of the same type, for a conversion in passing could only be a mistake.
+py::array contiguous(const py::array& host, DType dtype) {
+    const py::array a = py::array::ensure(host, py::array::c_style);
+    // bf16 comes as uint16, or as the bfloat16 of ml_dtypes, which is no type of NumPy's own.
+    const bool same =
+        a && (a.dtype().is(py::dtype(numpy_name(dtype))) || a.dtype().equal(py::dtype(numpy_name(dtype))) ||
+              (dtype == DType::bf16 && a.itemsize() == 2 && a.dtype().kind() == 'V'));
+    LLMC_CHECK(same, "an array of {} does not fit a tensor of {}, which is {} in NumPy",
+               a ? std::string(py::str(a.dtype())) : "objects", dtype, numpy_name(dtype));
+    return a;
 }
 
 OwnedTensor empty(const std::shared_ptr<Backend>& backend, const std::vector<std::int64_t>& shape,
                   const std::string& dtype) {
     OwnedTensor t{backend, with_shape(dtype_from_name(dtype), shape), nullptr};
+    const Busy busy(*backend);
     t.tensor.data = backend->allocate(static_cast<std::size_t>(t.tensor.bytes()));
     t.owner = std::shared_ptr<void>(t.tensor.data, [backend](void* p) { backend->release(p); });
     return t;
@@ -77,7 +96,7 @@ void bind_tensor(py::module_& m) {
                            "a contiguous array of {} bytes is needed for {}, got {} bytes", t.tensor.bytes(),
                            t.tensor, out.nbytes());
                 void* const data = out.mutable_data();
-                const py::gil_scoped_release release;
+                const Busy busy(*t.backend);
                 t.backend->to_host(data, t.tensor);
                 return out;
             },
@@ -86,10 +105,12 @@ void bind_tensor(py::module_& m) {
         .def(
             "from_host",
             [](const OwnedTensor& t, const py::array& host) {
-                const py::array a = py::array::ensure(host, py::array::c_style);
-                LLMC_CHECK(a && a.nbytes() == t.tensor.bytes() && a.itemsize() == size_of(t.tensor.dtype),
-                           "an array of {} bytes does not fit {}", a ? a.nbytes() : 0, t.tensor);
-                t.backend->from_host(t.tensor, a.data());
+                const py::array a = contiguous(host, t.tensor.dtype);
+                LLMC_CHECK(a.nbytes() == t.tensor.bytes(), "an array of {} bytes does not fit {}", a.nbytes(),
+                           t.tensor);
+                const void* const data = a.data();
+                const Busy busy(*t.backend);
+                t.backend->from_host(t.tensor, data);
             },
             "host"_a, "Copies an array of the same size in; bf16 as uint16.")
         .def_property_readonly("numel", [](const OwnedTensor& t) { return t.tensor.numel(); })
@@ -99,7 +120,7 @@ void bind_tensor(py::module_& m) {
                 const Tensor part = t.tensor.view({t.tensor.numel()}).slice(begin, begin + count);
                 py::array out(py::dtype(numpy_name(part.dtype)), shape_of(part));
                 void* const data = out.mutable_data();
-                const py::gil_scoped_release release;
+                const Busy busy(*t.backend);
                 t.backend->to_host(data, part);
                 return out;
             },
@@ -107,11 +128,11 @@ void bind_tensor(py::module_& m) {
         .def(
             "write",
             [](const OwnedTensor& t, std::int64_t begin, const py::array& host) {
-                const py::array a = py::array::ensure(host, py::array::c_style);
-                LLMC_CHECK(a && a.itemsize() == size_of(t.tensor.dtype),
-                           "an array of {} bytes an element does not fit {}", a ? a.itemsize() : 0, t.tensor);
-                t.backend->from_host(t.tensor.view({t.tensor.numel()}).slice(begin, begin + a.size()),
-                                     a.data());
+                const py::array a = contiguous(host, t.tensor.dtype);
+                const void* const data = a.data();
+                const Tensor part = t.tensor.view({t.tensor.numel()}).slice(begin, begin + a.size());
+                const Busy busy(*t.backend);
+                t.backend->from_host(part, data);
             },
             "begin"_a, "host"_a, "Copies elements in, from `begin` on in row-major order.")
         .def(

@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "core/tensor.h"
@@ -46,9 +47,11 @@ struct AdamWStep {
     std::uint32_t seed;              // of stochastic rounding, used where a bf16 parameter has no master
 };
 
+// One thread at a time: ops share scratch memory. The bindings take `mutex`.
 class Backend {
   public:
     virtual ~Backend() = default;
+    std::mutex mutex;
 
     // ---- memory and order ----
     virtual DeviceInfo info() const = 0;

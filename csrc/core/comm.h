@@ -18,6 +18,7 @@ class Comm {
     virtual ~Comm() = default;
     virtual int rank() const = 0;
     virtual int size() const = 0;
+    virtual Backend& backend() const = 0;  // whose tensors travel
 
     virtual void all_reduce(const std::vector<Tensor>& xs) = 0;  // each x = sum over ranks of x
     virtual void reduce_scatter(Tensor shard,
@@ -30,29 +31,10 @@ class Comm {
     virtual void barrier() = 0;                    // waits
 };
 
-// One process: a sum over one rank.
-class Solo final : public Comm {
-  public:
-    int rank() const override { return 0; }
-    int size() const override { return 1; }
-    void all_reduce(const std::vector<Tensor>&) override {}
-    void reduce_scatter(Tensor shard, Tensor full) override { same(shard, full); }
-    void all_gather(Tensor full, Tensor shard) override { same(full, shard); }
-    void broadcast(Tensor, int) override {}
-    void wait() override {}
-    void sum(std::vector<double>&) override {}
-    void barrier() override {}
-
-  private:
-    static void same(const Tensor& a, const Tensor& b) {
-        LLMC_CHECK(a.data == b.data, "with one rank a shard is the whole: {} and {} must be the same memory",
-                   a, b);
-    }
-};
-
 // One rank per backend, each to be used by a thread of its own; backends on the CPU only. Collectives run at
-// once, and sum in the order of ranks: the same bits on every rank and in every run. A rank that is destroyed
-// ends the others' calls with an Error.
+// once, and sum in the order of ranks: the same bits on every rank and in every run. Where ranks disagree, all
+// of them get the same ArgumentError and may go on; a rank that is destroyed ends the others' calls with an
+// Error.
 std::vector<std::shared_ptr<Comm>> make_thread_comms(const std::vector<std::shared_ptr<Backend>>& backends);
 
 }  // namespace llmc

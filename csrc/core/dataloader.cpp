@@ -12,6 +12,8 @@ namespace llmc {
 namespace {
 constexpr std::int32_t kMagic16 = 20240520, kVersion16 = 1;
 constexpr std::int32_t kMagic32 = 20240801, kVersion32 = 7;
+constexpr std::int64_t kMaxBatch = std::int64_t{1} << 40;  // tokens: far beyond any, and far below overflow
+
 }  // namespace
 
 ShardInfo inspect_shard(const std::filesystem::path& path) {
@@ -43,6 +45,8 @@ DataLoader::DataLoader(std::vector<std::filesystem::path> files, std::int64_t B,
     LLMC_CHECK(B > 0 && T > 0, "B is {} and T is {}, expected both positive", B, T);
     LLMC_CHECK(ranks > 0 && rank >= 0 && rank < ranks, "rank is {} of {}", rank, ranks);
     LLMC_CHECK(!files.empty(), "no token files");
+    LLMC_CHECK(B <= kMaxBatch / T / ranks && rows_per_sample <= kMaxBatch / T,
+               "B {}, T {}, {} ranks and {} rows per sample are out of range", B, T, ranks, rows_per_sample);
     state_.rows_per_sample = rows_per_sample > 0 ? rows_per_sample : B * ranks;
     state_.rng = Mt19937(seed);
     for (const auto& path : files) {
@@ -139,7 +143,8 @@ void DataLoader::next_batch(std::int32_t* inputs, std::int32_t* targets) {
 }
 
 void DataLoader::set_state(const DataLoaderState& state) {
-    LLMC_CHECK(state.rows_per_sample > 0, "dataloader state: rows_per_sample is {}", state.rows_per_sample);
+    LLMC_CHECK(state.rows_per_sample > 0 && state.rows_per_sample <= kMaxBatch / T_,
+               "dataloader state: rows_per_sample is {}", state.rows_per_sample);
     LLMC_CHECK(state.shard_indices.size() == shards_.size(),
                "dataloader state: made with {} shards, now there are {}", state.shard_indices.size(),
                shards_.size());

@@ -68,6 +68,7 @@ class AdamW {
     };
     std::vector<State> state() const;
     std::int64_t bytes() const { return arena_.bytes(); }
+    Backend& backend() const { return *backend_; }
     AdamWOptions& options() { return options_; }
     XorShift rng;  // seeds of stochastic rounding
 

@@ -1,7 +1,7 @@
-// Comm between threads of one process. A collective: every rank publishes its tensors and meets the others;
-// then rank r computes the r-th stripe of the result from all tensors and stores it into all of them; then
-// they meet again, and the tensors are their owners' once more.
-#include <algorithm>
+// Comm between threads of one process. A collective: every rank publishes what it brings and meets the others;
+// all come to the same verdict on whether it fits together; then rank r computes the r-th stripe of the result
+// from all tensors and stores it into all of them; then they meet again, and the tensors are their owners'
+// once more.
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -12,6 +12,15 @@ namespace llmc {
 
 namespace {
 
+// What a rank brings to a collective.
+struct Operands {
+    std::string op;
+    std::vector<Tensor> out, in;
+    std::vector<double> values;
+    int root = 0;
+    std::string error;  // what it found wrong with its own
+};
+
 class Meeting {
   public:
     explicit Meeting(int size) : published(static_cast<std::size_t>(size)), size_(size) {}
@@ -20,7 +29,7 @@ class Meeting {
     void wait() {
         std::unique_lock lock(mutex_);
         const std::int64_t round = round_;
-        if (++here_ == size_) {
+        if (!left_ && ++here_ == size_) {
             here_ = 0;
             ++round_;
             changed_.notify_all();
@@ -36,10 +45,6 @@ class Meeting {
         changed_.notify_all();
     }
 
-    struct Operands {
-        std::vector<Tensor> out, in;
-        std::vector<double> values;
-    };
     std::vector<Operands> published;  // by rank
 
   private:
@@ -53,108 +58,126 @@ class Meeting {
 
 class ThreadComm final : public Comm {
   public:
-    ThreadComm(std::shared_ptr<Meeting> meeting, int rank, int size)
-        : meeting_(std::move(meeting)), rank_(rank), size_(size) {}
+    ThreadComm(std::shared_ptr<Meeting> meeting, std::shared_ptr<Backend> backend, int rank, int size)
+        : meeting_(std::move(meeting)), backend_(std::move(backend)), rank_(rank), size_(size) {}
     ~ThreadComm() override { meeting_->leave(); }
 
     int rank() const override { return rank_; }
     int size() const override { return size_; }
+    Backend& backend() const override { return *backend_; }
 
     void all_reduce(const std::vector<Tensor>& xs) override {
-        for (const Tensor& x : xs) check_float("all_reduce", x);
-        collective("all_reduce", xs, xs, [&](std::size_t i) {
-            const std::int64_t n = xs[i].numel();
-            sum(i, n * rank_ / size_, n * (rank_ + 1) / size_, true);
+        Operands mine{"all_reduce", xs, xs};
+        for (const Tensor& x : xs) check_float(mine, x);
+        collective(std::move(mine), [&] {
+            for (std::size_t i = 0; i < xs.size(); ++i) {
+                const std::int64_t n = xs[i].numel();
+                sum(i, n * rank_ / size_, n * (rank_ + 1) / size_, true);
+            }
         });
     }
     void reduce_scatter(Tensor shard, Tensor full) override {
-        check_pieces("reduce_scatter", full, shard);
-        check_float("reduce_scatter", full);
+        Operands mine{"reduce_scatter", {shard}, {full}};
+        check_float(mine, full);
+        check_pieces(mine, full, shard);
         const std::int64_t n = shard.numel();
-        collective("reduce_scatter", {shard}, {full},
-                   [&](std::size_t i) { sum(i, n * rank_, n * (rank_ + 1), false); });
+        collective(std::move(mine), [&] { sum(0, n * rank_, n * (rank_ + 1), false); });
     }
     void all_gather(Tensor full, Tensor shard) override {
-        check_pieces("all_gather", full, shard);
-        collective("all_gather", {full}, {shard}, [&](std::size_t i) {
-            for (const auto& other : meeting_->published)
-                std::memcpy(other.out[i].as<char>() + rank_ * shard.bytes(), shard.data,
+        Operands mine{"all_gather", {full}, {shard}};
+        check_pieces(mine, full, shard);
+        collective(std::move(mine), [&] {
+            for (const Operands& other : meeting_->published)
+                std::memcpy(other.out[0].as<char>() + rank_ * shard.bytes(), shard.data,
                             static_cast<std::size_t>(shard.bytes()));
         });
     }
     void broadcast(Tensor x, int root) override {
-        LLMC_CHECK(root >= 0 && root < size_, "broadcast: root is {} of {} ranks", root, size_);
-        collective("broadcast", {x}, {x}, [&](std::size_t i) {
+        Operands mine{"broadcast", {x}, {x}};
+        mine.root = root;
+        if (root < 0 || root >= size_) mine.error = format("broadcast: root is {} of {} ranks", root, size_);
+        collective(std::move(mine), [&] {
             if (rank_ != root) return;
-            for (const auto& other : meeting_->published)
-                if (other.out[i].data != x.data)
-                    std::memcpy(other.out[i].data, x.data, static_cast<std::size_t>(x.bytes()));
+            for (const Operands& other : meeting_->published)
+                if (other.out[0].data != x.data)
+                    std::memcpy(other.out[0].data, x.data, static_cast<std::size_t>(x.bytes()));
         });
     }
     void wait() override {}
 
     void sum(std::vector<double>& x) override {
-        mine().values = x;
-        meeting_->wait();
-        std::fill(x.begin(), x.end(), 0.0);
-        bool alike = true;
-        for (const auto& other : meeting_->published) {
-            alike = alike && other.values.size() == x.size();
-            for (std::size_t i = 0; alike && i < x.size(); ++i) x[i] += other.values[i];
-        }
-        meeting_->wait();
-        LLMC_CHECK(alike, "sum: the ranks have different numbers of values");
+        Operands mine{"sum"};
+        mine.values = x;
+        collective(std::move(mine), [&] {
+            for (std::size_t i = 0; i < x.size(); ++i) {
+                x[i] = 0.0;
+                for (const Operands& other : meeting_->published) x[i] += other.values[i];
+            }
+        });
     }
-    void barrier() override { meeting_->wait(); }
+    void barrier() override {
+        collective({"barrier"}, [] {});
+    }
 
   private:
-    Meeting::Operands& mine() { return meeting_->published[static_cast<std::size_t>(rank_)]; }
-
     template <class Body>
-    void collective(const char* op, const std::vector<Tensor>& out, const std::vector<Tensor>& in,
-                    Body&& body) {
-        mine().out = out, mine().in = in;
+    void collective(Operands operands, Body&& body) {
+        Operands& mine = meeting_->published[static_cast<std::size_t>(rank_)];
+        mine = std::move(operands);
         meeting_->wait();
-        // Every rank comes to the same verdict, so that none is left waiting for one that gave up.
-        const auto& first = meeting_->published[0];
-        bool alike = true;
-        for (const auto& other : meeting_->published) {
-            alike = alike && other.in.size() == first.in.size();
+        const std::string own = mine.error, verdict = judge();
+        if (verdict.empty()) body();
+        meeting_->wait();
+        mine = {};
+        if (!own.empty()) throw ArgumentError(own);
+        if (!verdict.empty()) throw ArgumentError(verdict);
+    }
+
+    // Why the collective cannot be, in the same words on every rank; empty where it can.
+    std::string judge() const {
+        const Operands& first = meeting_->published[0];
+        for (std::size_t r = 0; r < meeting_->published.size(); ++r) {
+            const Operands& other = meeting_->published[r];
+            if (!other.error.empty()) return format("rank {}: {}", r, other.error);
+            if (other.op != first.op) return format("rank 0 is in {}, rank {} in {}", first.op, r, other.op);
+            bool alike = other.in.size() == first.in.size() && other.values.size() == first.values.size() &&
+                         other.root == first.root;
             for (std::size_t i = 0; alike && i < first.in.size(); ++i)
                 alike = other.in[i].dtype == first.in[i].dtype && other.in[i].is_like(first.in[i]);
+            if (!alike) return format("{}: ranks 0 and {} bring different arguments", first.op, r);
         }
-        for (std::size_t i = 0; alike && i < in.size(); ++i) body(i);
-        meeting_->wait();
-        LLMC_CHECK(alike, "{}: the ranks have different tensors", op);
+        return {};
     }
 
     // Elements [begin, end) of tensor i, over all ranks, to all ranks or to this one's shard.
     void sum(std::size_t i, std::int64_t begin, std::int64_t end, bool to_all) {
-        mine().in[i].dtype == DType::f32 ? sum_as<float>(i, begin, end, to_all)
-                                         : sum_as<bf16>(i, begin, end, to_all);
+        const DType dtype = meeting_->published[0].in[i].dtype;
+        dtype == DType::f32 ? sum_as<float>(i, begin, end, to_all) : sum_as<bf16>(i, begin, end, to_all);
     }
     template <class T>
     void sum_as(std::size_t i, std::int64_t begin, std::int64_t end, bool to_all) {
         const auto& ranks = meeting_->published;
+        T* const shard = ranks[static_cast<std::size_t>(rank_)].out[i].template as<T>();
         for (std::int64_t k = begin; k < end; ++k) {
             float total = 0.0f;
-            for (const auto& r : ranks) total += to_float(r.in[i].as<T>()[k]);
+            for (const Operands& r : ranks) total += to_float(r.in[i].template as<T>()[k]);
             if (to_all)
-                for (const auto& r : ranks) r.out[i].as<T>()[k] = from_float<T>(total);
+                for (const Operands& r : ranks) r.out[i].template as<T>()[k] = from_float<T>(total);
             else
-                mine().out[i].as<T>()[k - begin] = from_float<T>(total);
+                shard[k - begin] = from_float<T>(total);
         }
     }
 
-    static void check_float(const char* op, const Tensor& x) {
-        LLMC_CHECK(is_float(x.dtype), "{}: {} is not of floats", op, x);
+    static void check_float(Operands& mine, const Tensor& x) {
+        if (!is_float(x.dtype)) mine.error = format("{}: {} is not of floats", mine.op, x);
     }
-    void check_pieces(const char* op, const Tensor& full, const Tensor& shard) const {
-        LLMC_CHECK(full.dtype == shard.dtype && full.numel() == size_ * shard.numel(),
-                   "{}: full is {} and shard is {} for {} ranks", op, full, shard, size_);
+    void check_pieces(Operands& mine, const Tensor& full, const Tensor& shard) const {
+        if (full.dtype != shard.dtype || full.numel() != size_ * shard.numel())
+            mine.error = format("{}: full is {} and shard is {} for {} ranks", mine.op, full, shard, size_);
     }
 
     std::shared_ptr<Meeting> meeting_;
+    std::shared_ptr<Backend> backend_;
     int rank_, size_;
 };
 
@@ -167,9 +190,13 @@ std::vector<std::shared_ptr<Comm>> make_thread_comms(const std::vector<std::shar
     std::vector<std::shared_ptr<Comm>> ranks;
     for (int rank = 0; rank < size; ++rank) {
         const auto& backend = backends[static_cast<std::size_t>(rank)];
+        LLMC_CHECK(backend != nullptr, "the backend of rank {} is None", rank);
         LLMC_CHECK(backend->info().name == "cpu", "threads share the CPU's memory, not that of {}",
                    backend->info().name);
-        ranks.push_back(std::make_shared<ThreadComm>(meeting, rank, size));
+        for (const auto& other : ranks)
+            LLMC_CHECK(&other->backend() != backend.get(), "ranks {} and {} have the same backend",
+                       other->rank(), rank);
+        ranks.push_back(std::make_shared<ThreadComm>(meeting, backend, rank, size));
     }
     return ranks;
 }

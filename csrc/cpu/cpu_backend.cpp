@@ -25,9 +25,9 @@ namespace llmc {
 std::shared_ptr<Backend> make_cpu(int threads) { return std::make_shared<CpuBackend>(threads); }
 
 CpuBackend::CpuBackend(int threads)
-    : kernels_(choose_isa().kernels), threads_(threads > 0 ? threads : default_threads()),
-      scratch_(static_cast<std::size_t>(threads_)) {
+    : kernels_(choose_isa().kernels), threads_(threads > 0 ? threads : default_threads()) {
     LLMC_CHECK(threads_ <= 1024, "threads is {}, expected at most 1024", threads_);
+    scratch_.resize(static_cast<std::size_t>(threads_));
     if (kernels<bf16>().pack_weight) weights_ = std::make_unique<PackedWeights>();
 }
 

@@ -23,6 +23,10 @@
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#endif
 
 namespace llmc {
 
@@ -60,13 +64,18 @@ std::uint64_t xcr0() {
 #endif
 }
 
-// Linux gives the tile registers only to a process that asks: arch_prctl(ARCH_REQ_XCOMP_PERM,
-// XFEATURE_XTILEDATA).
+// The tile registers are given only to a process that asks: on Linux by arch_prctl(ARCH_REQ_XCOMP_PERM,
+// XFEATURE_XTILEDATA), on Windows by a function that Windows 11 and Server 2022 have.
 bool tiles_granted() {
 #if defined(__linux__)
     return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#elif defined(_WIN32)
+    using Enable = BOOL(WINAPI*)(DWORD64);
+    const auto enable = reinterpret_cast<Enable>(
+        GetProcAddress(GetModuleHandleW(L"kernel32.dll"), "EnableProcessOptionalXStateFeatures"));
+    return enable && enable(DWORD64{1} << 18);
 #else
-    return true;
+    return false;
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/dims.h"
 #include "cuda/device.cuh"
 
 namespace llmc {
@@ -157,13 +158,12 @@ void* CudaBackend::scratch(std::int64_t bytes) {
 }
 
 void CudaBackend::zero(Tensor x) {
+    detail::check_present("zero", "x", x);
     if (x.bytes() > 0) CUDA_CHECK(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.bytes()), stream()));
 }
 
 void CudaBackend::copy(Tensor out, Tensor inp) {
-    LLMC_CHECK(out.numel() == inp.numel(), "copy: out is {}, inp is {}", out, inp);
-    LLMC_CHECK(out.dtype == inp.dtype || (is_float(out.dtype) && is_float(inp.dtype)),
-               "copy: cannot convert {} to {}", inp.dtype, out.dtype);
+    copy_dims(out, inp);
     const std::int64_t n = out.numel();
     if (n == 0) return;
     if (out.dtype == inp.dtype)

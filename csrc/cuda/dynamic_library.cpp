@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <mutex>
 
 #include "core/check.h"
@@ -53,11 +54,15 @@ std::vector<std::string>& directories() {
 }
 
 #if defined(_WIN32)
-void* already_loaded(const std::string& file) { return GetModuleHandleA(file.c_str()); }
+// Paths come from Python, in UTF-8.
+std::filesystem::path native(const std::string& file) {
+    return std::filesystem::path(std::u8string(file.begin(), file.end())).make_preferred();
+}
+void* already_loaded(const std::string& file) { return GetModuleHandleW(native(file).c_str()); }
 void* open(const std::string& file) {
     // From a directory, the DLL's own neighbours are searched too.
-    const bool path = file.find_first_of("/\\") != std::string::npos;
-    return LoadLibraryExA(file.c_str(), nullptr, path ? LOAD_WITH_ALTERED_SEARCH_PATH : 0);
+    const std::filesystem::path path = native(file);
+    return LoadLibraryExW(path.c_str(), nullptr, path.has_parent_path() ? LOAD_WITH_ALTERED_SEARCH_PATH : 0);
 }
 void* find(void* handle, const char* name) {
     return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(handle), name));

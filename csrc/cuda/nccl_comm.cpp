@@ -9,6 +9,7 @@
 #include <nccl.h>
 
 #include <cstring>
+#include <thread>
 
 #include "core/comm.h"
 #include "cuda/cuda_backend.h"
@@ -32,6 +33,8 @@ struct Library {
     LLMC_FUNCTION(Broadcast);
     LLMC_FUNCTION(GroupStart);
     LLMC_FUNCTION(GroupEnd);
+    LLMC_FUNCTION(CommAbort);
+    LLMC_FUNCTION(CommGetAsyncError);
 #undef LLMC_FUNCTION
 
     void check(ncclResult_t result, const char* call) const {
@@ -77,15 +80,20 @@ class NcclComm final : public Comm {
 
     int rank() const override { return rank_; }
     int size() const override { return size_; }
+    Backend& backend() const override { return *backend_; }
 
     void all_reduce(const std::vector<Tensor>& xs) override {
         for (const Tensor& x : xs)
             data_type(x);  // an error between GroupStart and GroupEnd would leave it open
         begin();
         NCCL_CHECK(lib_, GroupStart());  // one launch for all
+        ncclResult_t result = ncclSuccess;
         for (const Tensor& x : xs)
-            NCCL_CHECK(lib_, AllReduce(x.data, x.data, count(x), data_type(x), ncclSum, comm_, stream_));
-        NCCL_CHECK(lib_, GroupEnd());
+            if (result == ncclSuccess)
+                result = lib_.AllReduce(x.data, x.data, count(x), data_type(x), ncclSum, comm_, stream_);
+        const ncclResult_t end = lib_.GroupEnd();  // whatever came before: a group must not stay open
+        lib_.check(result, "AllReduce");
+        lib_.check(end, "GroupEnd");
     }
     void reduce_scatter(Tensor shard, Tensor full) override {
         check_pieces("reduce_scatter", full, shard);
@@ -120,7 +128,7 @@ class NcclComm final : public Comm {
         NCCL_CHECK(lib_, AllGather(mine, scalars_, x.size(), ncclFloat64, comm_, stream_));
         std::vector<double> values(x.size() * static_cast<std::size_t>(size_));
         CUDA_CHECK(cudaMemcpyAsync(values.data(), scalars_, all, cudaMemcpyDeviceToHost, stream_));
-        CUDA_CHECK(cudaStreamSynchronize(stream_));
+        finish();
         for (std::size_t i = 0; i < x.size(); ++i) {
             x[i] = 0.0;
             for (std::size_t r = 0; r < static_cast<std::size_t>(size_); ++r)
@@ -133,7 +141,24 @@ class NcclComm final : public Comm {
     }
 
   private:
+    // The host waits for the stream, and hears of a rank that NCCL has lost instead of waiting for it.
+    void finish() {
+        for (;;) {
+            const cudaError_t state = cudaStreamQuery(stream_);
+            if (state == cudaSuccess) return;
+            if (state != cudaErrorNotReady) CUDA_CHECK(state);
+            ncclResult_t result = ncclSuccess;
+            NCCL_CHECK(lib_, CommGetAsyncError(comm_, &result));
+            if (result != ncclSuccess && result != ncclInProgress) {
+                lib_.CommAbort(comm_);
+                comm_ = nullptr;
+                lib_.check(result, "of another rank or the network");
+            }
+            std::this_thread::yield();
+        }
+    }
     void begin() {
+        if (!comm_) throw Error("nccl: the communicator was given up after an error");
         const cudaStream_t main = backend_->stream();
         CUDA_CHECK(cudaEventRecord(begin_, main));
         CUDA_CHECK(cudaStreamWaitEvent(stream_, begin_, 0));

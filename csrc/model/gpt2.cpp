@@ -26,6 +26,8 @@ void GPT2Config::validate() const {
                    channels <= 1 << 20,
                "max_seq_len {}, padded_vocab_size {}, num_layers {} and channels {} are out of range",
                max_seq_len, padded_vocab_size, num_layers, channels);
+    LLMC_CHECK(num_layers * channels <= (std::int64_t{1} << 42) / channels,
+               "{} layers of {} channels are out of range", num_layers, channels);
 }
 
 GPT2Config gpt2_config_from_descriptor(const std::string& descriptor) {
@@ -131,7 +133,7 @@ MemoryPlan GPT2::memory_plan(const GPT2Config& config, DType dtype, DType grad_d
                              std::int64_t T, Recompute recompute, std::int64_t classifier_rows, bool training,
                              bool master_weights) {
     config.validate();
-    LLMC_CHECK(B > 0 && T > 0 && B <= (std::int64_t{1} << 31) / T, "B {} times T {} is out of range", B, T);
+    LLMC_CHECK(B > 0 && T > 0 && B <= (std::int64_t{1} << 30) / T, "B {} times T {} is out of range", B, T);
     GPT2Tensors tensors;
     GPT2Activations activations;
     Arena parameters("", 1), gradients("", 1), acts("", 256);
@@ -403,7 +405,7 @@ KVCache::KVCache(const GPT2& model, std::int64_t B, std::int64_t max_len)
     : backend_(model.backend()), B_(B), max_len_(max_len), arena_("the cache of keys and values", 256),
       work_("the activations of generation", 256) {
     const GPT2Config& c = model.config();
-    LLMC_CHECK(B > 0, "B is {}, expected positive", B);
+    LLMC_CHECK(B > 0 && B <= 1 << 24, "B is {}, expected 1 to {}", B, 1 << 24);
     LLMC_CHECK(max_len > 0 && max_len <= c.max_seq_len, "max_len is {}, but the model's max_seq_len is {}",
                max_len, c.max_seq_len);
     lengths_.assign(static_cast<std::size_t>(B), 0);

@@ -169,12 +169,16 @@ class KVCache {
     KVCache(const GPT2& model, std::int64_t B, std::int64_t max_len);
     std::int64_t B() const { return B_; }
     std::int64_t max_len() const { return max_len_; }
-    std::int64_t length(std::int64_t b) const { return lengths_[static_cast<std::size_t>(b)]; }
-    void clear(std::int64_t b) { lengths_[static_cast<std::size_t>(b)] = 0; }
+    std::int64_t length(std::int64_t b) const { return lengths_[index(b)]; }
+    void clear(std::int64_t b) { lengths_[index(b)] = 0; }
     std::int64_t bytes() const { return arena_.bytes(); }
 
   private:
     friend class GPT2;
+    std::size_t index(std::int64_t b) const {
+        LLMC_CHECK(b >= 0 && b < B_, "sequence {} of {}", b, B_);
+        return static_cast<std::size_t>(b);
+    }
     std::shared_ptr<Backend> backend_;
     std::int64_t B_, max_len_;
     std::vector<std::int32_t> lengths_;

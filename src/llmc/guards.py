@@ -85,6 +85,8 @@ def check_memory(
         return _llmc.memory_plan(config.native(), dtype, grad_dtype, B, T, recompute, rows, True, master_weights)
 
     needed, free = plan(B, recompute), available_memory(backend)
+    if backend.info().isa == "amx" and dtype == "bf16":  # keeps weights packed, for both directions
+        free -= 2 * needed.parameters
     if needed.total <= free:
         return needed
     largest = next((b for b in range(B - 1, 0, -1) if plan(b, recompute).total <= free), 0)

@@ -47,6 +47,7 @@ class AdamW:
 
     def step(self, lr: float) -> None:
         """One update. Queues the work and returns; nothing waits."""
+        self.model.native.materialize_gradients()  # where no backward() came between zero_grad() and this
         self.native.step(lr, self.step_count)
         self.step_count += 1
 
