@@ -1,8 +1,9 @@
 #!/bin/sh
-# check_kernels on aarch64: cross-compiled, and run under qemu-user, with and without the bf16 dot product.
+# aarch64, cross-compiled and run under qemu-user, with and without the bf16 dot product: each kernel (check_kernels), and where
+# PYTHON names an interpreter that has llmc, the tests of the C++ programs, which compare whole models with PyTorch's.
 # Needs Debian's g++-aarch64-linux-gnu and qemu-user; exits with 77 where they are not there. About 4 minutes on 2 cores.
 #
-#   dev/check_neon.sh [build folder] [op...]     ops as of check_kernels: `copy` alone shows that it runs
+#   [PYTHON=python] dev/check_neon.sh [build folder] [op...]     ops as of check_kernels: `copy` alone shows that it runs
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=${1:-$root/build/check_neon}
@@ -11,12 +12,25 @@ for tool in aarch64-linux-gnu-g++ qemu-aarch64 cmake; do
     command -v $tool >/dev/null || { echo "check_neon: $tool is not installed" >&2; exit 77; }
 done
 cmake -S "$root" -B "$build" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
-    -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DLLMC_PYTHON=OFF -DLLMC_BUILD_CHECKS=ON >/dev/null
-cmake --build "$build" --target check_kernels -j "$(nproc)" >/dev/null
-run() {
+    -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DLLMC_PYTHON=OFF -DLLMC_BUILD_CHECKS=ON -DLLMC_BUILD_APPS=ON >/dev/null
+cmake --build "$build" --target check_kernels train_gpt2 test_gpt2 -j "$(nproc)" >/dev/null
+
+# under CPU SET: what follows runs each program so.
+under() {
     echo "== qemu-aarch64 -cpu $1"
-    QEMU_LD_PREFIX=/usr/aarch64-linux-gnu qemu-aarch64 -cpu "$@"
+    mkdir -p "$build/$2"
+    for program in check_kernels train_gpt2 test_gpt2; do
+        printf '#!/bin/sh\nQEMU_LD_PREFIX=/usr/aarch64-linux-gnu LLMC_ISA=%s exec qemu-aarch64 -cpu %s "%s" "$@"\n' \
+            "$2" "$1" "$(cd "$build" && pwd)/$program" >"$build/$2/$program"
+        chmod +x "$build/$2/$program"
+    done
 }
 # A Cortex-A72 has no bf16; "max" has.
-LLMC_ISA=neon run cortex-a72 "$build/check_kernels" "$@"
-LLMC_ISA=neon_bf16 run max "$build/check_kernels" "$@"
+for pair in "cortex-a72 neon" "max neon_bf16"; do
+    under $pair
+    set_name=${pair#* }
+    "$build/$set_name/check_kernels" "$@"
+    if [ -n "${PYTHON:-}" ]; then
+        (cd "$root" && LLMC_APPS="$build/$set_name" "$PYTHON" -m pytest -q tests/test_apps.py tests/test_gpt2_program.py)
+    fi
+done

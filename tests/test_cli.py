@@ -22,9 +22,11 @@ from llmc.settings import TrainConfig, load_toml
 
 
 def run(*argv: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "llmc", *argv]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120, **options
+    )
 
 
 TINY = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 -t 16 -b 2 -x 4 -v 2 -m 1 -s 0 --vocab-size 61".split()
@@ -256,6 +258,45 @@ def test_damaged_model_file(tmp_path: Path) -> None:
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = run("train", "--debug", "-i", "nothing.bin", cwd=tmp_path)
     assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+def test_tokenizers_of_data_text_in_its_help(tmp_path: Path) -> None:
+    shown = run("data", "text", "--help", cwd=tmp_path).stdout
+    assert "bpe:N" in shown and "--debug" in shown
+
+
+def test_debug_of_a_data_set_before_or_after_its_name(tmp_path: Path) -> None:
+    for argv in (("--debug", "tinystories"), ("tinystories", "--debug")):
+        result = run("data", *argv, "--source", "absent", "-tk", "bytes", cwd=tmp_path)
+        assert result.returncode == 1 and "Traceback" in result.stderr and "'absent' does not exist" in result.stderr
+    fails(run("data", "tinystories", "--source", "absent", "-tk", "bytes", cwd=tmp_path), 2, "'absent' does not exist")
+
+
+def test_generate_with_another_tokenizer_and_bad_options(tmp_path: Path) -> None:
+    config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=2000)
+    llmc.GPT2(config).save(tmp_path / "model.bin")
+    options = ("model.bin", "a", "-n", "8", "--tokenizer", "bytes")
+    done = run("generate", *options, cwd=tmp_path)  # nearly all ids are beyond the tokenizer's
+    assert done.returncode == 0 and "\ufffd" in done.stdout, done.stderr
+    for option, value, expected in (
+        ("--seed", "-1", r"seed is -1, expected 1 to 2\^64 - 1"),
+        ("--seed", str(2**64), r"expected 1 to 2\^64 - 1"),
+        ("--temperature", "-1", r"temperature is -1.0, expected 0"),
+        ("--temperature", "nan", r"temperature is nan, expected 0"),
+        ("--top-k", "-1", r"top_k is -1, expected 0"),
+        ("--top-p", "0", r"top_p is 0.0, expected above 0"),
+        ("--top-p", "1.5", r"top_p is 1.5, expected above 0"),
+    ):
+        fails(run("generate", *options, option, value, cwd=tmp_path), 2, expected)
+
+
+def test_lm_eval_without_its_package(tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys; sys.modules['lm_eval'] = None; sys.argv[1:] = ['--help'];"
+        "runpy.run_module('llmc.lm_eval', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    fails(done, 1, "^python -m llmc.lm_eval: error: .*pip install lm-eval")
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ def test_accumulation_equals_the_large_batch(tiny, tokens, dtype, grad_dtype):
     for row in range(4):
         model.forward(x[row : row + 1])
         model.backward(y[row : row + 1], 0.25)
-    assert model.mean_loss == pytest.approx(loss, rel=4 * ULP["f32"])
+    # Few rows and many go through different kernels, whose sums in another order may round a bf16 activation the other way.
+    assert model.mean_loss == pytest.approx(loss, rel=4 * ULP["f32"] if dtype == "f32" else ULP["bf16"] / 8)
     for name in NAMES:
         # The gradients of bf16 activations are rounded at another scale, and by the way those of parameters.
         allowed = 8 * ULP["f32"] if dtype == "f32" else 4 * ULP["bf16"]

@@ -20,8 +20,8 @@ from llmc.commands import export, import_
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 torch.set_num_threads(1)  # its tiny products gain nothing from threads, and lose to the waiting
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'llmc[test]'")
-pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'llmc[hub]'")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
+pytest.importorskip("safetensors", reason="safetensors is not installed: pip install safetensors")
 
 V, T, L, NH, C = 301, 24, 3, 3, 36
 
@@ -205,6 +205,60 @@ def test_tokenizer_out_and_in(bpe: llmc.Tokenizer, tmp_path: Path, kind: str) ->
     assert (tmp_path / "json" / "tokenizer.json").is_file()
     from_json = hub.read_tokenizer(tmp_path / "json")
     assert from_json is not None and from_json.tokens == tokenizer.tokens
+
+
+@pytest.fixture
+def json_run(theirs: Any, tmp_path: Path) -> Path:
+    """A run's folder with a tokenizer.json that is not GPT-2's: another split into words, other merges, another end of text."""
+    import tokenizers
+
+    folder = tmp_path / "run"
+    theirs.save_pretrained(tmp_path / "hf")
+    hub.import_model(tmp_path / "hf", folder / "model_00000001.bin")
+    (folder / "DONE_00000001").touch()
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|end_of_text|>"], initial_alphabet=byte_level.alphabet(), show_progress=False
+    )
+    made.train_from_iterator([TEXT] * 3, trainer)
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_run_with_a_tokenizer_json(json_run: Path, tmp_path: Path) -> None:
+    """Evaluated, generated from and exported with the tokens that it was trained with."""
+    trained_with = llmc.Tokenizer.beside(json_run)
+    assert trained_with is not None and trained_with.file_name == "tokenizer.json"
+    for found in (hub.find_tokenizer(json_run), hub.tokenizer_for(json_run / "model_00000001.bin", V)):
+        assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
+        assert (found.eot_token, found.tokens) == (0, trained_with.tokens)
+    out = tmp_path / "exported"
+    hub.export_model(json_run, out, tokenizer=llmc.Tokenizer.byte_level())  # what is there of another goes
+    hub.export_model(json_run, out, tokenizer=hub.find_tokenizer(json_run))
+    assert (out / "tokenizer.json").read_bytes() == (json_run / "tokenizer.json").read_bytes()
+    assert not (out / "vocab.json").exists()
+    other = transformers.AutoTokenizer.from_pretrained(out)
+    assert other.encode(TEXT, add_special_tokens=False) == trained_with.encode(TEXT) and other.eos_token_id == 0
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 0
+    found = hub.find_tokenizer(out)
+    assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
+    hub.import_model(out, tmp_path / "again" / "m.bin")  # and back
+    found = hub.find_tokenizer(tmp_path / "again" / "m.bin")
+    assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
+
+
+def test_the_hubs_gpt2_folder_becomes_llmcs_table(bpe: llmc.Tokenizer, tmp_path: Path) -> None:
+    """It has vocab.json, merges.txt and tokenizer.json, which say the same: a table of llm.c's has it all."""
+    hub.write_tokenizer(bpe, tmp_path, 64)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "json")
+    (tmp_path / "json" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    found = hub.find_tokenizer(tmp_path)
+    assert found is not None and found.file_name == "tokenizer.bin" and found.encode(TEXT) == bpe.encode(TEXT)
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ import pytest
 import llmc
 from llmc import hub
 
-lm_eval = pytest.importorskip(
-    "lm_eval", reason="the lm-evaluation-harness is not installed: pip install 'llmc[lm-eval]'"
-)
+lm_eval = pytest.importorskip("lm_eval", reason="the lm-evaluation-harness is not installed: pip install lm-eval")
 torch = pytest.importorskip("torch", reason="torch is not installed")
 torch.set_num_threads(1)
 
@@ -150,8 +148,24 @@ def test_command(
 
 def test_errors(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "alone.bin").write_bytes((folder / "ours" / "model.bin").read_bytes())
-    with pytest.raises(ValueError, match="no tokenizer was found"):
+    with pytest.raises(ValueError, match="there is no tokenizer beside"):
         adapter.LlmcLM(tmp_path / "alone.bin")
     lm = adapter.LlmcLM(tmp_path / "alone.bin", tokenizer="bytes", max_length=8)
     with pytest.raises(ValueError, match="9 tokens"):
         lm._loglikelihood_tokens([(None, [1], [2] * 9)], disable_tqdm=True)
+
+
+def test_no_room_for_the_prompt(folder: Path) -> None:
+    """As the harness's own model, which has an assert there."""
+    from lm_eval.api.instance import Instance
+
+    lm = adapter.LlmcLM(folder / "ours" / "model.bin", max_length=8)
+
+    def ask(**options: Any) -> list[str]:
+        return lm.generate_until([Instance("generate_until", {}, ("the cat", options), 0)], disable_tqdm=True)
+
+    with pytest.raises(ValueError, match="256 tokens are to be generated.*context of 8.*max_gen_toks"):
+        ask()
+    with pytest.raises(ValueError, match="8 tokens"):
+        ask(max_gen_toks=8)
+    assert len(ask(max_gen_toks=3)) == 1

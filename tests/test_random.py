@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
 import llmc
 from llmc import _llmc
+from llmc.data import write_shard
 
 
 def test_mt19937_golden():
@@ -148,3 +150,18 @@ def test_sampling_refuses_nonsense():
             sample(logits, 0.5)
     with pytest.raises(llmc.Error, match="cannot sample"):
         sample([0.0, math.nan, 1.0], 0.5)
+
+
+def test_seeds_out_of_range(tmp_path):
+    write_shard(tmp_path / "data.bin", np.arange(100))
+    model = llmc.GPT2(TINY)
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match=rf"seed is {seed}, expected 0 to 2\^32 - 1"):
+            llmc.GPT2(TINY, seed=seed)
+        with pytest.raises(ValueError, match=rf"seed is {seed}, expected 0 to 2\^32 - 1"):
+            llmc.DataLoader(tmp_path / "data.bin", 1, 8, seed=seed)
+    with pytest.raises(ValueError, match=r"seed is -1, expected 0 to 2\^64 - 1"):
+        llmc.AdamW(model, seed=-1)
+    with pytest.raises(ValueError, match=r"seed is -1, expected 1 to 2\^64 - 1"):
+        model.generate([1], 3, seed=-1)
+    assert len(model.generate([[1], [2]], 3, seed=2**64 - 1)) == 2  # the second goes round to the first seed

@@ -30,6 +30,15 @@ def trained() -> Tokenizer:
     return Tokenizer.train_bpe(TEXT, 700)
 
 
+def test_an_id_without_a_token_is_the_replacement_character(trained):
+    """A model's vocabulary may be larger than its tokenizer's."""
+    for tokenizer in (Tokenizer.byte_level(), trained):
+        for unknown in (tokenizer.vocab_size, 50256, -1):
+            ids = [97, unknown, 98]
+            assert tokenizer.decode(ids) == "".join(tokenizer.stream(ids)) == "a\ufffdb"
+            assert tokenizer.decode_bytes(ids) == "a\ufffdb".encode()
+
+
 # ---- GPT-2 ----
 
 

@@ -14,6 +14,10 @@ namespace {
 
 // What a rank brings to a collective.
 struct Operands {
+    Operands() = default;
+    explicit Operands(std::string op, std::vector<Tensor> out = {}, std::vector<Tensor> in = {})
+        : op(std::move(op)), out(std::move(out)), in(std::move(in)) {}
+
     std::string op;
     std::vector<Tensor> out, in;
     std::vector<double> values;
@@ -67,7 +71,7 @@ class ThreadComm final : public Comm {
     Backend& backend() const override { return *backend_; }
 
     void all_reduce(const std::vector<Tensor>& xs) override {
-        Operands mine{"all_reduce", xs, xs};
+        Operands mine("all_reduce", xs, xs);
         for (const Tensor& x : xs) check_float(mine, x);
         collective(std::move(mine), [&] {
             for (std::size_t i = 0; i < xs.size(); ++i) {
@@ -77,14 +81,14 @@ class ThreadComm final : public Comm {
         });
     }
     void reduce_scatter(Tensor shard, Tensor full) override {
-        Operands mine{"reduce_scatter", {shard}, {full}};
+        Operands mine("reduce_scatter", {shard}, {full});
         check_float(mine, full);
         check_pieces(mine, full, shard);
         const std::int64_t n = shard.numel();
         collective(std::move(mine), [&] { sum(0, n * rank_, n * (rank_ + 1), false); });
     }
     void all_gather(Tensor full, Tensor shard) override {
-        Operands mine{"all_gather", {full}, {shard}};
+        Operands mine("all_gather", {full}, {shard});
         check_pieces(mine, full, shard);
         collective(std::move(mine), [&] {
             for (const Operands& other : meeting_->published)
@@ -93,7 +97,7 @@ class ThreadComm final : public Comm {
         });
     }
     void broadcast(Tensor x, int root) override {
-        Operands mine{"broadcast", {x}, {x}};
+        Operands mine("broadcast", {x}, {x});
         mine.root = root;
         if (root < 0 || root >= size_) mine.error = format("broadcast: root is {} of {} ranks", root, size_);
         collective(std::move(mine), [&] {
@@ -106,7 +110,7 @@ class ThreadComm final : public Comm {
     void wait() override {}
 
     void sum(std::vector<double>& x) override {
-        Operands mine{"sum"};
+        Operands mine("sum");
         mine.values = x;
         collective(std::move(mine), [&] {
             for (std::size_t i = 0; i < x.size(); ++i) {
@@ -116,7 +120,7 @@ class ThreadComm final : public Comm {
         });
     }
     void barrier() override {
-        collective({"barrier"}, [] {});
+        collective(Operands("barrier"), [] {});
     }
 
   private:
@@ -128,7 +132,7 @@ class ThreadComm final : public Comm {
         const std::string own = mine.error, verdict = judge();
         if (verdict.empty()) body();
         meeting_->wait();
-        mine = {};
+        mine = Operands();
         if (!own.empty()) throw ArgumentError(own);
         if (!verdict.empty()) throw ArgumentError(verdict);
     }

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from llmc.cli import report_errors
 
 
 def parser(doc: str | None, tokenizer: bool = True) -> argparse.ArgumentParser:
@@ -21,6 +25,11 @@ def tokenizer(args: argparse.Namespace) -> str:
             "Llama 3's tokenizer needs Meta's permission to download: give --tokenizer path/to/tokenizer.json"
         )
     return str(args.tokenizer or "gpt2")
+
+
+def run(action: Callable[[], None]) -> None:
+    """Ends the script; what goes wrong is one line."""
+    sys.exit(report_errors(Path(sys.argv[0]).name, action))
 
 
 def output_folder(name: str) -> Path:

@@ -3,7 +3,7 @@
 `llmc data fineweb --tokenized` does what llm.c's fineweb.sh and edu_fineweb.sh do.
 """
 
-from common import output_folder, parser, tokenizer
+from common import output_folder, parser, run, tokenizer
 
 from llmc.commands.data import print_written
 from llmc.datasets import fineweb
@@ -19,13 +19,16 @@ if __name__ == "__main__":
     options.add_argument("-s", "--shard_size", type=int, default=10**8, help="tokens in a file")
     args = options.parse_args()
     folder = ("edu_fineweb" if args.type == "edu" else "fineweb") + args.version
-    written = fineweb.prepare(
-        output_folder(folder),
-        kind=args.type,
-        version=args.version,
-        shard_size=args.shard_size,
-        source=args.source,
-        tokenizer=tokenizer(args),
-        overwrite=True,
+    run(
+        lambda: print_written(
+            fineweb.prepare(
+                output_folder(folder),
+                kind=args.type,
+                version=args.version,
+                shard_size=args.shard_size,
+                source=args.source,
+                tokenizer=tokenizer(args),
+                overwrite=True,  # as llm.c's script, which writes over the shards of an earlier run
+            )
+        )
     )
-    print_written(written)

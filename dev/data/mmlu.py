@@ -4,7 +4,7 @@ llm.c's script evaluates a model (-m) on a device (-d) and writes no file. Both 
 evaluates.
 """
 
-from common import output_folder, parser
+from common import output_folder, parser, run
 
 from llmc.datasets import mmlu
 
@@ -13,4 +13,4 @@ if __name__ == "__main__":
     options.add_argument("-m", "--model_type", default="gpt2", help="without effect")
     options.add_argument("-d", "--device", default="cuda", help="without effect")
     args = options.parse_args()
-    print(f"wrote {mmlu.prepare(output_folder('mmlu'), source=args.source)}")
+    run(lambda: print(f"wrote {mmlu.prepare(output_folder('mmlu'), source=args.source)}"))

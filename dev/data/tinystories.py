@@ -1,10 +1,11 @@
 """llm.c's dev/data/tinystories.py over llmc.datasets: writes the shards into a folder beside this script."""
 
-from common import output_folder, parser, tokenizer
+from common import output_folder, parser, run, tokenizer
 
 from llmc.commands.data import print_written
 from llmc.datasets import tinystories
 
 if __name__ == "__main__":
     args = parser(__doc__).parse_args()
-    print_written(tinystories.prepare(output_folder("tinystories"), source=args.source, tokenizer=tokenizer(args)))
+    folder = output_folder("tinystories")
+    run(lambda: print_written(tinystories.prepare(folder, source=args.source, tokenizer=tokenizer(args))))

@@ -56,9 +56,6 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, argv: Sequence[str], prog: str) -> int:
     """Parses argv and runs the command."""
-    for stream in (sys.stdout, sys.stderr):  # a console that lacks a character must not end the run
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     module = importlib.import_module(f"llmc.commands.{name}_" if name == "import" else f"llmc.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -78,6 +75,9 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
 
 def report_errors(prog: str, action: Callable[[], int | None], debug: bool = False) -> int:
     """Does it; the exit code, and one line to stderr where it went wrong as things go wrong. debug: with the traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a character must not end the run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         return action() or 0
     except KeyboardInterrupt:

@@ -23,6 +23,12 @@ def canonical_dtype(name: str) -> str:
         raise ValueError(f"unknown dtype '{name}': expected one of {', '.join(_DTYPES)}") from None
 
 
+def check_seed(seed: int, bits: int, lowest: int = 0) -> None:
+    """ValueError where a seed does not fit its generator."""
+    if not lowest <= seed < 2**bits:
+        raise ValueError(f"seed is {seed}, expected {lowest} to 2^{bits} - 1")
+
+
 @dataclass(frozen=True)
 class GPT2Config:
     """The shape of a model. The defaults are GPT-2 124M.

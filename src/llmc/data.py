@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmc import _llmc
+from llmc.config import check_seed
 from llmc.fs import SYSTEM, temporary_name, write_atomically
 
 StrPath = str | os.PathLike[str]
@@ -34,6 +35,12 @@ def find_shards(patterns: StrPath | Sequence[StrPath]) -> list[Path]:
             raise FileNotFoundError(f"no files match '{text}'")
         found += [Path(m) for m in matches]
     return found
+
+
+def is_shard(path: StrPath) -> bool:
+    """Whether a file begins as a token file does."""
+    with open(path, "rb") as file:
+        return file.read(4) in (struct.pack("<i", magic) for magic, _ in (_UINT16, _UINT32))
 
 
 MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in an int32
@@ -155,7 +162,7 @@ class DataLoader:
 
     files: a path, a glob pattern, or several.
     batch_size, seq_len: B and T of a batch; targets are the inputs one token further.
-    shuffle: shards and samples in an order drawn anew each epoch (Mersenne Twister, seed); else file order.
+    shuffle: shards and samples in an order drawn anew each epoch (Mersenne Twister, seed from 0 to 2^32 - 1); else file order.
     rank, ranks: this process's rows of every global batch of ranks * batch_size rows.
     vocab_size: tokens outside of it are an error that names file and position.
     rows_per_sample: of the run that this one continues, where its batch size was another (DataLoader.state).
@@ -176,6 +183,7 @@ class DataLoader:
         vocab_size: int = 0,
         rows_per_sample: int = 0,
     ) -> None:
+        check_seed(seed, 32)
         self.files = find_shards(files)
         self.batch_size, self.seq_len = batch_size, seq_len
         self.native = _llmc.DataLoader(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
+from llmc.config import check_seed
 
 if TYPE_CHECKING:
     from llmc.model import GPT2
@@ -62,11 +63,18 @@ def generate(
     """
     if any(len(p) == 0 for p in prompts):
         raise ValueError("the prompt is empty: start from the end-of-text token")
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}, expected 0 (the most likely token) or more")
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}, expected 0 (no limit) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, expected above 0, to 1 (no limit)")
+    check_seed(seed, 64, lowest=1)
     if max_new_tokens <= 0 or not prompts:
         return
     length = min(model.config.max_seq_len, max(len(p) for p in prompts) + max_new_tokens)
     cache = _llmc.KVCache(model.native, len(prompts), length)
-    batch = [_Sequence(model, cache, i, p, seed + i) for i, p in enumerate(prompts)]
+    batch = [_Sequence(model, cache, i, p, (seed + i) % 2**64 or 1) for i, p in enumerate(prompts)]
     for s in batch:
         s.begin()
     for _ in range(max_new_tokens):

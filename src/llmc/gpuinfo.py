@@ -10,13 +10,13 @@ _THERMAL = 0x20 | 0x40
 
 
 class GpuInfo:
-    """NVML for one CUDA device. ImportError where `pip install llmc[gpu-info]` is missing, llmc.Error where NVML does not answer."""
+    """NVML for one CUDA device. ImportError where nvidia-ml-py is missing, llmc.Error where NVML does not answer."""
 
     def __init__(self, cuda_index: int) -> None:
         try:
             import pynvml
         except ImportError as e:
-            raise ImportError("--gpu-info-every needs nvidia-ml-py: pip install 'llmc[gpu-info]'") from e
+            raise ImportError("--gpu-info-every needs a package: pip install nvidia-ml-py") from e
         from llmc import _llmc
 
         self._nvml: Any = pynvml

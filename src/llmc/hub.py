@@ -27,7 +27,7 @@ from llmc.checkpoint import newest_model
 from llmc.config import GPT2Config, canonical_dtype
 from llmc.fs import write_atomically
 from llmc.model import GPT2
-from llmc.tokenizer import EOT, Tokenizer
+from llmc.tokenizer import EOT, JsonTokenizer, Tokenizer
 
 StrPath = str | os.PathLike[str]
 Array = NDArray[Any]
@@ -216,7 +216,7 @@ def _open_safetensors(path: Path) -> dict[str, Callable[[], Array]]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as e:
-        raise ImportError("safetensors files need a package of that name: pip install 'llmc[hub]'") from e
+        raise ImportError("safetensors files need a package: pip install safetensors") from e
 
     def reader(name: str) -> Callable[[], Array]:
         def read() -> Array:
@@ -273,7 +273,7 @@ def _download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as e:
         raise ImportError(
-            f"there is no folder '{name}'; to look for it on the Hugging Face Hub: pip install 'llmc[hub]'"
+            f"there is no folder '{name}'; to look for it on the Hugging Face Hub: pip install huggingface_hub"
         ) from e
     small = ["config.json", "vocab.json", "merges.txt", "tokenizer.json"]
     try:
@@ -293,16 +293,14 @@ def _download(name: str) -> Path:
 
 
 def import_model(source: StrPath, out: StrPath, *, dtype: str = "f32") -> HubModel:
-    """Writes a llm.c model file; and its tokenizer beside it, as gpt2_tokenizer.bin (tokenizer.bin for another vocabulary than
-    GPT-2's), where the source has one. Errors as of open_hub_model.
-    """
+    """Writes a llm.c model file; and its tokenizer beside it where the source has one (save_tokenizer). Errors as of open_hub_model."""
     dtype = canonical_dtype(dtype)
     model = open_hub_model(source)
     header = _llmc.checkpoint_header(model.config.native(), dtype)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, _chain([header], model.pieces(_NUMPY[dtype])))
     if (tokenizer := read_tokenizer(model.folder)) is not None:
-        tokenizer.save(Path(out).with_name("gpt2_tokenizer.bin" if tokenizer.vocab_size == 50257 else "tokenizer.bin"))
+        save_tokenizer(tokenizer, Path(out).parent)
     return model
 
 
@@ -473,11 +471,14 @@ def _byte_letters() -> list[str]:
 
 
 def read_tokenizer(folder: StrPath) -> Tokenizer | None:
-    """GPT-2's kind of tokenizer from vocab.json and merges.txt, or tokenizer.json; None where the folder has neither.
+    """A Hugging Face folder's tokenizer, as llm.c's table where that can say it; None where there is none.
 
-    llmc.Error where it is damaged, or is of another kind than llm.c's table can say: ids in the order of merges.
+    From vocab.json and merges.txt, or tokenizer.json. A tokenizer.json that splits or merges in another way than GPT-2's is taken as
+    it is (JsonTokenizer). llmc.Error where it is damaged, or its ids are not in the order of its merges.
     """
     folder = Path(folder)
+    if (folder / "tokenizer.json").is_file() and not _is_gpt2s(_json(folder / "tokenizer.json")):
+        return Tokenizer.load(folder / "tokenizer.json")
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         path = folder / "vocab.json"
         vocab = _json(path)
@@ -516,8 +517,25 @@ def read_tokenizer(folder: StrPath) -> Tokenizer | None:
         raise _llmc.Error(f"{path}: {e}") from e
 
 
+def _is_gpt2s(whole: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json makes of a text what the same vocabulary and merges do in GPT-2's tokenizer."""
+    model, split = whole.get("model"), whole.get("pre_tokenizer")
+    if not isinstance(model, dict) or not isinstance(split, dict):
+        return False
+    return (
+        model.get("type", "BPE") == "BPE"
+        and not any(model.get(key) for key in ("dropout", "byte_fallback", "ignore_merges", "end_of_word_suffix"))
+        and whole.get("normalizer") is None
+        and split.get("type") == "ByteLevel"
+        and not split.get("add_prefix_space", True)
+        and split.get("use_regex", True)
+    )
+
+
 def find_tokenizer(source: StrPath) -> Tokenizer | None:
-    """The tokenizer beside a model: llm.c's file, or Hugging Face's; None where there is neither. source: as of load_model."""
+    """The tokenizer beside a model: the one that its run was trained with (Tokenizer.beside), or that of a Hugging Face folder
+    (read_tokenizer); None where there is neither. source: as of load_model.
+    """
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     if not path.exists():
@@ -525,7 +543,18 @@ def find_tokenizer(source: StrPath) -> Tokenizer | None:
     for name in ("tokenizer.bin", "gpt2_tokenizer.bin"):
         if (folder / name).is_file():
             return Tokenizer.load(folder / name)
-    return read_tokenizer(folder)
+    if (folder / "vocab.json").is_file():
+        return read_tokenizer(folder)
+    return Tokenizer.beside(folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> Path:
+    """As gpt2_tokenizer.bin, tokenizer.bin for another vocabulary than GPT-2's, or tokenizer.json where it is one; which it was."""
+    path = folder / tokenizer.file_name
+    if path.name == "tokenizer.bin" and tokenizer.vocab_size == 50257:
+        path = folder / "gpt2_tokenizer.bin"
+    tokenizer.save(path)
+    return path
 
 
 def tokenizer_for(source: StrPath, vocab_size: int, spec: str | None = None) -> Tokenizer:
@@ -545,8 +574,22 @@ def tokenizer_for(source: StrPath, vocab_size: int, spec: str | None = None) -> 
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: StrPath, max_seq_len: int) -> None:
-    """vocab.json, merges.txt and tokenizer_config.json, as `transformers` reads them."""
+    """tokenizer_config.json, and vocab.json and merges.txt or the tokenizer.json that it came from, as `transformers` reads them."""
     folder = Path(folder)
+    for stale in ("vocab.json", "merges.txt", "tokenizer.json"):
+        (folder / stale).unlink(missing_ok=True)  # of an earlier export, with another tokenizer
+    is_json = isinstance(tokenizer, JsonTokenizer)
+    eot = tokenizer.tokens[tokenizer.eot_token].decode()
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast" if is_json else "GPT2Tokenizer",
+        "model_max_length": max_seq_len,
+        "add_prefix_space": False,
+        **{f"{role}_token": eot for role in ("bos", "eos", "unk")},
+    }
+    _write_json(folder / "tokenizer_config.json", config)
+    if is_json:
+        tokenizer.save(folder / tokenizer.file_name)
+        return
     letters = _byte_letters()
 
     def spelled(token: bytes) -> str:
@@ -562,13 +605,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: StrPath, max_seq_len: int) -> 
         for a, b in [_parts(token, i, ranks)]
     ]
     write_atomically(folder / "merges.txt", [("#version: 0.2\n" + "".join(m + "\n" for m in merges)).encode()])
-    config = {
-        "tokenizer_class": "GPT2Tokenizer",
-        "model_max_length": max_seq_len,
-        "add_prefix_space": False,
-        **{f"{role}_token": EOT for role in ("bos", "eos", "unk")},
-    }
-    _write_json(folder / "tokenizer_config.json", config)
 
 
 def _parts(token: bytes, rank: int, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:

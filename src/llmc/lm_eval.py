@@ -9,6 +9,7 @@ model_args:
     pretrained: a llm.c model file, a run directory, a Hugging Face folder or name.
     tokenizer: gpt2, bytes or a tokenizer file; default: found beside the model, else GPT-2's where the vocabulary is of its size.
     dtype: f32 or bf16, default the model's. threads: CPU threads. max_length: context to use, default the model's.
+    max_gen_toks: tokens to generate where a task does not say, default 256. The prompt keeps its last max_length - max_gen_toks tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
 except ImportError as e:
-    raise ImportError("the lm-evaluation-harness is not installed: pip install 'llmc[lm-eval]'") from e
+    message = f"the lm-evaluation-harness is not installed: pip install lm-eval ({e})"
+    if __name__ == "__main__":
+        sys.exit(f"python -m llmc.lm_eval: error: {message}")
+    raise ImportError(message) from e
 
 Scored = tuple[float, bool]
 Request = tuple[Any, list[int], list[int]]  # what the cache is keyed by, context, continuation
@@ -116,7 +120,12 @@ class LlmcLM(TemplateLM):  # type: ignore[misc]
         for context, options in (request.args for request in tqdm(requests, disable=disable_tqdm)):
             until = options.get("until") or []
             until = [until] if isinstance(until, str) else list(until)
-            count = min(int(options.get("max_gen_toks", self.max_gen_toks)), self.max_length - 1)
+            count = int(options.get("max_gen_toks", self.max_gen_toks))
+            if count >= self.max_length:  # the harness's own models refuse it as well
+                raise ValueError(
+                    f"{count} tokens are to be generated, which leaves no room for a prompt in a context of {self.max_length}: give a "
+                    "smaller max_gen_toks, in the task or in --model_args"
+                )
             prompt = (self.tok_encode(context) or [self.eot_token_id])[-(self.max_length - count) :]
             sampled = bool(options.get("do_sample", False))
             tokens = self.model.stream(

@@ -215,13 +215,13 @@ class BarConsole(LineConsole):
 
 
 class TensorBoardLog(Log):
-    """TensorBoard events; needs `pip install llmc[tensorboard]`."""
+    """TensorBoard events; needs `pip install tensorboardX`."""
 
     def __init__(self, directory: Path) -> None:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as e:
-            raise ImportError("TensorBoard events need tensorboardX: pip install 'llmc[tensorboard]'") from e
+            raise ImportError("TensorBoard events need a package: pip install tensorboardX") from e
         self._writer = SummaryWriter(str(directory))
 
     def step(self, info: StepInfo) -> None:
@@ -239,13 +239,13 @@ class TensorBoardLog(Log):
 
 
 class WandbLog(Log):
-    """Weights & Biases; needs `pip install llmc[wandb]`."""
+    """Weights & Biases; needs `pip install wandb`."""
 
     def __init__(self, project: str, directory: Path | None, settings: dict[str, Any]) -> None:
         try:
             import wandb
         except ImportError as e:
-            raise ImportError("logging to Weights & Biases needs wandb: pip install 'llmc[wandb]'") from e
+            raise ImportError("logging to Weights & Biases needs a package: pip install wandb") from e
         self._run = wandb.init(project=project, dir=None if directory is None else str(directory), config=settings)
 
     def step(self, info: StepInfo) -> None:

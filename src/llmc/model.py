@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmc import _llmc
-from llmc.config import GPT2Config, canonical_dtype
+from llmc.config import GPT2Config, canonical_dtype, check_seed
 
 _NUMPY = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -77,7 +77,7 @@ class GPT2:
     grad_dtype: of the parameters' gradients; by default dtype. "f32" with dtype "bf16" adds micro-batches up without rounding.
     recompute: what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm.
     threads: CPU threads; 0 for as many as the process may use.
-    seed: of the random weights (numerically PyTorch's for the same seed); None leaves them zero.
+    seed: of the random weights (numerically PyTorch's for the same seed), 0 to 2^32 - 1; None leaves them zero.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class GPT2:
         seed: int | None = 42,
     ) -> None:
         dtype = canonical_dtype(dtype)
+        if seed is not None:
+            check_seed(seed, 32)
         backend = _llmc.Backend(device, threads)
         self.config = config
         self.native = _llmc.GPT2(backend, config.native(), dtype, canonical_dtype(grad_dtype or dtype))
@@ -198,7 +200,7 @@ class GPT2:
         """Continues one prompt, or several in one batch; returns the new tokens of each.
 
         temperature: 0 takes the most likely token. top_k: 0 for no limit. top_p: nucleus sampling, 1 for no limit.
-        seed: of llm.c's xorshift*. Prompt i of a batch draws from seed + i, so its text does not depend on its neighbours.
+        seed: of llm.c's xorshift*, 1 to 2^64 - 1. Prompt i of a batch draws from seed + i, so its text does not depend on its neighbours.
         stop_token: ends a sequence (and is not returned).
 
         Keys and values are cached. When max_seq_len positions are full, the last max_seq_len // 2 tokens are encoded again at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmc import _llmc
+from llmc.config import check_seed
 from llmc.model import GPT2
 
 
@@ -31,6 +32,7 @@ class AdamW:
         master_weights: bool = True,
         seed: int = 13371337,
     ) -> None:
+        check_seed(seed, 64)
         self.model = model
         self.step_count = 0
         self.native = _llmc.AdamW(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmc.checkpoint import finished_steps
-from llmc.data import find_shards
+from llmc.data import find_shards, is_shard
 from llmc.datasets import text as text_data
 from llmc.settings import TrainConfig
 from llmc.tokenizer import Tokenizer
@@ -41,10 +42,25 @@ class Sources:
         return rows
 
 
-def _matches(pattern: str) -> list[Path]:
+def _folder_shards(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(training, validation) token files of a folder, told apart by `val` in their names, as `llmc data` has it: text_val_000000.bin."""
+    shards = sorted(p for p in folder.glob("*.bin") if p.is_file() and not p.name.startswith(".") and is_shard(p))
+    val = [p for p in shards if re.search(r"(^|_)val(_|$)", p.stem)]
+    return [p for p in shards if p not in val], val
+
+
+def _matches(pattern: str, validation: bool) -> list[Path]:
+    """The files of a path or glob; a folder without token files is one text. validation: of a folder, take its validation files."""
     path = Path(pattern)
     if path.is_dir():
-        return sorted(p for p in path.glob("*.bin") if not p.name.startswith(".")) or [path]
+        train, val = _folder_shards(path)
+        if validation:
+            return val or train or [path]
+        if val and not train:
+            raise ValueError(
+                f"folder '{path}' has token files for validation only, as '{val[0].name}'; name files to train on"
+            )
+        return train or [path]
     if path.exists():
         return [path]
     found = sorted(Path(p) for p in glob.glob(pattern))
@@ -53,9 +69,9 @@ def _matches(pattern: str) -> list[Path]:
     return found
 
 
-def _split_kinds(patterns: tuple[str, ...], what: str) -> tuple[list[Path], list[Path]]:
+def _split_kinds(patterns: tuple[str, ...], what: str, validation: bool = False) -> tuple[list[Path], list[Path]]:
     """(token files, texts); not both."""
-    paths = [p for pattern in patterns for p in _matches(pattern)]
+    paths = [p for pattern in patterns for p in _matches(pattern, validation)]
     bins = [p for p in paths if p.suffix == ".bin"]
     texts = [p for p in paths if p.suffix != ".bin"]
     if bins and texts:
@@ -66,7 +82,9 @@ def _split_kinds(patterns: tuple[str, ...], what: str) -> tuple[list[Path], list
 def prepare(config: TrainConfig, directory: Path | None) -> Sources:
     """Finds the data, and tokenises text into directory/data, or a temporary folder where there is no run directory."""
     bins, texts = _split_kinds(config.data, "the data")
-    val_bins, val_texts = _split_kinds(config.val_data, "the validation data")
+    val_bins, val_texts = _split_kinds(config.val_data, "the validation data", validation=True)
+    if bins and not config.val_data:
+        val_bins = [p for folder in map(Path, config.data) if folder.is_dir() for p in _folder_shards(folder)[1]]
     if bins:
         if val_texts:
             raise ValueError("the data are token files, but the validation data are text; give token files for both")

@@ -29,6 +29,8 @@ StrPath = str | os.PathLike[str]
 # GPT-2's split: contractions, then words, numbers and punctuation, each with the blank before it, then runs of white space.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 EOT = "<|endoftext|>"
+# What an id without a token reads as: a model's vocabulary may be larger than its tokenizer's.
+UNKNOWN = "\ufffd".encode()
 
 _MAGIC = 20240328
 
@@ -92,20 +94,23 @@ class Tokenizer:
         return np.asarray(tokens, dtype=np.uint32)
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        return b"".join(self.tokens[t] for t in tokens)
+        return b"".join(map(self._bytes_of, tokens))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Text; bytes that are no UTF-8 become U+FFFD."""
+        """Text; bytes that are no UTF-8, and ids outside of the vocabulary, become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
         """Pieces of text as tokens come in; a character split over tokens is held back until it is whole."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token in tokens:
-            if piece := decoder.decode(self.tokens[token]):
+            if piece := decoder.decode(self._bytes_of(token)):
                 yield piece
         if piece := decoder.decode(b"", final=True):
             yield piece
+
+    def _bytes_of(self, token: int) -> bytes:
+        return self.tokens[token] if 0 <= token < self.vocab_size else UNKNOWN
 
     def save(self, path: StrPath) -> None:
         """Writes llm.c's tokenizer file, version 2."""
@@ -246,7 +251,7 @@ class Tokenizer:
 
 
 class JsonTokenizer(Tokenizer):
-    """Hugging Face's tokenizer.json, where it is byte-level (GPT-2, Llama 3, Qwen, ...). Needs `pip install 'llmc[data]'`.
+    """Hugging Face's tokenizer.json, where it is byte-level (GPT-2, Llama 3, Qwen, ...). Needs the package tokenizers.
 
     end-of-text is the first of <|endoftext|>, <|begin_of_text|> (Llama 3's, as llm.c has it), <|end_of_text|>, </s>, <eos>.
     """
@@ -258,7 +263,7 @@ class JsonTokenizer(Tokenizer):
         try:
             import tokenizers
         except ImportError as e:
-            raise ImportError(f"{path}: reading this needs the package tokenizers: pip install 'llmc[data]'") from e
+            raise ImportError(f"{path}: reading this needs a package: pip install tokenizers") from e
         self._text = Path(path).read_text(encoding="utf-8")
         try:
             self._encoding: Any = tokenizers.Tokenizer.from_str(self._text)
@@ -277,7 +282,7 @@ class JsonTokenizer(Tokenizer):
             raise ValueError(f"{path}: has no end-of-text token among {', '.join(map(repr, added.values())) or 'none'}")
         self.name = Path(path).stem
         self.vocab_size = max(vocabulary.values()) + 1
-        self.tokens = [b""] * self.vocab_size
+        self.tokens = [UNKNOWN] * self.vocab_size
         byte_of = _byte_of_character()
         for token, i in vocabulary.items():
             known = i in added or any(c not in byte_of for c in token)

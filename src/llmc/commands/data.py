@@ -20,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         name: str, help: str, tokenizer: bool = True, workers: bool = True, source: str = ""
     ) -> argparse.ArgumentParser:
         sub = names.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        # --debug is the command's; after NAME it is the same.
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
         sub.add_argument("-o", "--output", metavar="DIR", help=f"output folder [{_default_output(name, '10B')}]")
         if source:
             sub.add_argument(
@@ -31,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--tokenizer",
                 default="gpt2",
                 metavar="SPEC",
-                help="gpt2, bytes, a llm.c tokenizer file, or a tokenizer.json [gpt2]",
+                help=(
+                    "gpt2, bytes, a llm.c tokenizer file, or a tokenizer.json [gpt2]"
+                    if name != "text"
+                    else "gpt2, bytes, bpe:N (trained on the text), a llm.c tokenizer file, or a tokenizer.json [gpt2]"
+                ),
             )
         if workers:
             sub.add_argument(

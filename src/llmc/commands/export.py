@@ -12,9 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="model file (.bin), or run directory")
     parser.add_argument("folder", metavar="FOLDER", help="folder to write")
     parser.add_argument("--dtype", help="f32 or bf16 [the model's]")
-    parser.add_argument(
-        "--tokenizer", help="gpt2, bytes, or a tokenizer file [tokenizer.bin or gpt2_tokenizer.bin beside the model]"
-    )
+    parser.add_argument("--tokenizer", help="gpt2, bytes, or a tokenizer file [the one beside the model]")
     parser.add_argument(
         "--max-shard-size",
         type=float,

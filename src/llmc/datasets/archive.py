@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,10 +32,26 @@ def unpacked(archive: Path, name: str, suffix: str) -> Path:
                 if wanted and (stream := tar.extractfile(member)) is not None:
                     with open(partial / file_name, "wb") as out:
                         shutil.copyfileobj(stream, out)
+            _check_end(tar)
         partial.rename(folder)
     except BaseException as e:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(e, (tarfile.TarError, EOFError)) or (isinstance(e, OSError) and e.errno is None):
+        if isinstance(e, (tarfile.TarError, EOFError, zlib.error)) or (isinstance(e, OSError) and e.errno is None):
             raise ValueError(f"{archive}: not a whole archive: {e}") from e
         raise
     return folder
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """tarfile takes a damaged header for the end. There, a whole archive has zeros to its last byte; reading up to it also makes gzip
+    compare its checksum.
+    """
+    stream = tar.fileobj
+    assert stream is not None
+    stream.seek(tar.offset)
+    size, zeros = 0, True
+    while chunk := stream.read(1 << 20):
+        size += len(chunk)
+        zeros &= not any(chunk)
+    if size < tarfile.BLOCKSIZE or not zeros:
+        raise tarfile.ReadError(f"its list of files breaks off at byte {tar.offset}")

@@ -46,7 +46,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise ImportError(f"downloading data sets needs the package {name}: pip install 'llmc[data]'") from e
+        raise ImportError(f"downloading data sets needs {name}: pip install pooch platformdirs") from e
 
 
 def fetch(remote: Remote, directory: Path | None = None) -> Path:

@@ -15,8 +15,9 @@ from llmc import _llmc
 from llmc.data import ShardWriter
 from llmc.datasets.download import Remote, fetch, hub_files
 from llmc.datasets.read import data_files, read_pieces
-from llmc.datasets.text import Written, refuse_or_remove, shard_name
+from llmc.datasets.text import Written, earlier_shards, remove_all, shard_name
 from llmc.datasets.tokenize import token_stream
+from llmc.fs import remove_temporaries
 from llmc.tokenizer import Tokenizer
 
 REPOSITORIES = {"classic": "HuggingFaceFW/fineweb", "edu": "HuggingFaceFW/fineweb-edu"}
@@ -48,11 +49,12 @@ def prepare(
     _check(kind, version, shards)
     encoder = Tokenizer.from_spec(tokenizer)
     folder, name = Path(output), NAMES[kind]
-    folder.mkdir(parents=True, exist_ok=True)
-    refuse_or_remove(folder, name, overwrite)
+    earlier = earlier_shards(folder, name, overwrite)
     paths = (
         data_files(Path(source)) if source is not None else _fetched(hub_files(REPOSITORIES[kind], SAMPLES[version]))
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
     pieces = chain.from_iterable(read_pieces(path) for path in paths)
     writer = ShardWriter(
         lambda i: folder / shard_name(name, "train" if i else "val", i), encoder.vocab_size, shard_size
@@ -61,6 +63,7 @@ def prepare(
     stream = token_stream(pieces, encoder, workers)
     with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer:
         for tokens in stream:
+            remove_all(earlier)
             if limit is not None:
                 tokens = tokens[: limit - writer.total]
             writer.write(tokens)

@@ -32,7 +32,7 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
         raise FileNotFoundError(f"folder '{folder}' has no *_test.csv")
     examples = []
     for path in files:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             try:
                 for row in csv.reader(file):
                     question, *answers, letter = row

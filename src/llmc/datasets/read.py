@@ -60,6 +60,11 @@ def _read_text(path: Path, progress: Progress) -> Iterator[Piece]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     rest, first, offset = "", True, 0
     with open(path, "rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:  # a mark of some editors, not a character of the text
+            offset = len(codecs.BOM_UTF8)
+            progress(offset)
+        else:
+            file.seek(0)
         while True:
             raw = file.read(_PIECE)
             kept = len(decoder.getstate()[0])  # bytes of a character that is not whole yet
@@ -116,7 +121,8 @@ def _read_json_lines(path: Path, column: str, progress: Progress) -> Iterator[st
             if len(line) == _LONGEST_LINE:
                 raise ValueError(f"{path}:{number}: a line of more than 1 GiB: is this JSON lines?")
             progress(len(line))
-            if line.isspace():
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not line.strip():
                 continue
             try:
                 record = json.loads(line)
@@ -145,7 +151,7 @@ def _read_json(path: Path, column: str, progress: Progress) -> Iterator[str]:
 
 def _read_csv(path: Path, column: str, progress: Progress) -> Iterator[str]:
     csv.field_size_limit(_LONGEST_LINE)
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
         try:
             rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
             if column not in (rows.fieldnames or ()):
@@ -168,7 +174,7 @@ def _read_parquet(path: Path, column: str, progress: Progress) -> Iterator[str]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as e:
-        raise ImportError(f"{path}: reading Parquet needs pyarrow: pip install 'llmc[data]'") from e
+        raise ImportError(f"{path}: reading Parquet needs a package: pip install pyarrow") from e
     size = path.stat().st_size
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

@@ -80,16 +80,22 @@ def shard_name(name: str, split: str, index: int) -> str:
     return f"{name}_{split}_{index:06d}.bin"
 
 
-def refuse_or_remove(directory: Path, name: str, overwrite: bool) -> None:
-    """Shards of an earlier run must not mix with the new ones: there may be fewer of these."""
+def earlier_shards(directory: Path, name: str, overwrite: bool) -> list[Path]:
+    """Shards of an earlier run, which must not mix with the new ones: there may be fewer of these. FileExistsError where there are some
+    and overwrite is not set.
+    """
     earlier = [
         p for split in ("train", "val") for p in directory.glob(f"{glob.escape(name)}_{split}_" + "[0-9]" * 6 + ".bin")
     ]
     if earlier and not overwrite:
         raise FileExistsError(f"{directory} already has {len(earlier)} shards of '{name}': --overwrite replaces them")
-    for path in earlier:
-        path.unlink()
-    remove_temporaries(directory)
+    return earlier
+
+
+def remove_all(paths: list[Path]) -> None:
+    """Empties the list too. Called with the first tokens at hand: input that cannot be read must not cost what is there."""
+    while paths:
+        paths.pop().unlink(missing_ok=True)
 
 
 def prepare(
@@ -119,9 +125,10 @@ def prepare(
     files, val_files = expand(inputs), expand(val_inputs)
     if not files:
         raise ValueError("no input files")
+    earlier = earlier_shards(output, name, overwrite)
     encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, column) if tokenizer.startswith("bpe:") else None)
     output.mkdir(parents=True, exist_ok=True)
-    refuse_or_remove(output, name, overwrite)
+    remove_temporaries(output)
 
     def write(paths: list[Path], split: str) -> ShardWriter:
         size = sum(p.stat().st_size for p in paths)
@@ -131,6 +138,7 @@ def prepare(
         ):
             pieces = (piece for path in paths for piece in read_pieces(path, column, bar.update))
             for tokens in token_stream(_whole(pieces, encoder), encoder, workers):
+                remove_all(earlier)
                 writer.write(tokens)
         return writer
 

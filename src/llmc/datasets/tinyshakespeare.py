@@ -32,7 +32,7 @@ def prepare(
     """
     encoder = Tokenizer.from_spec(tokenizer)
     path = Path(source) if source is not None else fetch(REMOTE)
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     *sections, last = text.split("\n\n")
     pieces = [Piece(s + "\n\n", True) for s in sections] + [Piece(last, True)]
     tokens = np.concatenate(list(token_stream(pieces, encoder, workers)))

@@ -1,4 +1,4 @@
-"""GPT-2 in PyTorch, as an independent check of llmc's own. Needs torch (pip install 'llmc[test]'), which llmc itself does not."""
+"""GPT-2 in PyTorch, as an independent check of llmc's own. Needs torch (pip install torch), which llmc itself does not."""
 
 from llmc.reference.model import GPT, KVPairs
 

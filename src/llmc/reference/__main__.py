@@ -170,9 +170,7 @@ def write_tensors(model: GPT, tokenizer: llmc.Tokenizer | None, x: Tensor, y: Te
     write_debug_state(path, debug_state(model, x, y))
     print(f"wrote {path}")
     if tokenizer is not None:
-        path = folder / ("gpt2_tokenizer.bin" if tokenizer.vocab_size == 50257 else "tokenizer.bin")
-        tokenizer.save(path)
-        print(f"wrote {path}")
+        print(f"wrote {hub.save_tokenizer(tokenizer, folder)}")
 
 
 @torch.no_grad()
