@@ -16,6 +16,7 @@ import pytest
 from runs import VOCAB, tiny_data
 
 import llmc
+from llmc.commands import watch
 from llmc.commands.train import parse
 from llmc.settings import TrainConfig, load_toml
 
@@ -98,6 +99,51 @@ def test_resume_by_run_directory(tmp_path: Path) -> None:
     assert (tmp_path / "log" / "DONE_00000004").is_file()
 
 
+def test_watch_reads_what_is_appended(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "start"}\n{"kind": "tr')
+    rows = watch.rows(path, once=False, interval=0)
+    assert [next(rows), next(rows), next(rows)] == [{"kind": "start"}, None, None]
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('ain", "step": 0}\nnot JSON\n{"kind": "end"}\n')
+    assert [next(rows), next(rows), next(rows)] == [{"kind": "train", "step": 0}, {"kind": "end"}, None]
+
+
+def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
+    train, val = tiny_data(tmp_path / "data")
+    flags = [
+        *TINY,
+        "-i",
+        train,
+        "-j",
+        val,
+        "-o",
+        "log",
+        "-x",
+        "300",
+        "-v",
+        "100",
+        "-n",
+        "300",
+        "--threads",
+        "1",
+        "--progress",
+        "none",
+    ]
+    child = subprocess.Popen([sys.executable, "-m", "llmc", "train", *flags], cwd=tmp_path)
+    metrics = tmp_path / "log" / "metrics.jsonl"
+    end = time.monotonic() + 60
+    while not (metrics.is_file() and b'"train"' in metrics.read_bytes()):
+        assert child.poll() in (None, 0) and time.monotonic() < end
+        time.sleep(0.01)
+    watched = run("watch", "log", "--interval", "0.05", cwd=tmp_path)  # does not return before the run ends
+    assert watched.returncode == 0, watched.stderr
+    assert re.search(r"step 300: val loss \d\.\d{4}", watched.stdout)
+    assert "300/300" in watched.stderr and "tok/s" in watched.stderr
+    assert '"end"' in metrics.read_text().splitlines()[-1]
+    assert child.wait(60) == 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(tmp_path: Path, number: int, code: int) -> None:
@@ -158,8 +204,8 @@ def test_usage_errors(tmp_path: Path) -> None:
     fails(run("train", "--config", "bad.toml", cwd=tmp_path), 2, "bad.toml: not TOML")
 
 
-def damaged(folder: Path) -> dict[str, tuple[bytes, str]]:
-    raw = (folder / "train.bin").read_bytes()
+def damaged(raw: bytes, kind: str) -> bytes:
+    """A token file of 4,000 uint16 tokens, damaged."""
     header = np.frombuffer(raw[:1024], dtype="<i4").copy()
 
     def with_header(index: int, value: int) -> bytes:
@@ -168,24 +214,33 @@ def damaged(folder: Path) -> dict[str, tuple[bytes, str]]:
         return changed.tobytes() + raw[1024:]
 
     return {
-        "magic": (with_header(0, 7), "magic"),
-        "version": (with_header(1, 9), "version"),
-        "truncated": (raw[:-2], "bytes"),
-        "longer": (raw + b"\0\0", "bytes"),
-        "empty": (with_header(2, 0)[:1024], "token"),
-        "short": (with_header(2, 10)[: 1024 + 20], "10 tokens|batch"),
-        "vocabulary": (raw[:2000] + np.uint16(VOCAB + 500).tobytes() + raw[2002:], str(VOCAB + 500)),
-    }
+        "magic": with_header(0, 7),
+        "version": with_header(1, 9),
+        "truncated": raw[:-2],
+        "longer": raw + b"\0\0",
+        "empty": with_header(2, 0)[:1024],
+        "short": with_header(2, 10)[: 1024 + 20],
+        "vocabulary": raw[:2000] + np.uint16(VOCAB + 500).tobytes() + raw[2002:],
+    }[kind]
 
 
-@pytest.mark.parametrize("kind", ["magic", "version", "truncated", "longer", "empty", "short", "vocabulary"])
-def test_damaged_token_files(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("magic", "bad magic 7 in token file, expected 20240520"),
+        ("version", "bad version 9 in token file, expected 1"),
+        ("truncated", "truncated by 2 bytes: .*4000 tokens of 2 bytes, that is 9024 bytes, but the file has 9022"),
+        ("longer", "too long by 2 bytes: .*4000 tokens of 2 bytes, that is 9024 bytes, but the file has 9026"),
+        ("empty", "the header says 0 tokens, expected at least 1"),
+        ("short", r"10 tokens are too few for one batch: .*2 \* 16 \+ 1 = 33 are needed"),
+        ("vocabulary", "token 561 at position 488 is outside of the model's vocabulary of 61"),
+    ],
+)
+def test_damaged_token_files(tmp_path: Path, kind: str, message: str) -> None:
     train, val = tiny_data(tmp_path / "data")
-    raw, message = damaged(tmp_path / "data")[kind]
-    Path(train).write_bytes(raw)
+    Path(train).write_bytes(damaged(Path(train).read_bytes(), kind))
     result = run("train", "-i", train, "-j", val, *TINY, "-x", "-1", "--no-shuffle", cwd=tmp_path)
-    fails(result, result.returncode, message)
-    assert "train.bin" in result.stderr
+    fails(result, 1, rf"train\.bin: {message}")
 
 
 def test_damaged_model_file(tmp_path: Path) -> None:

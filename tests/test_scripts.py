@@ -50,17 +50,49 @@ def test_llmc_s_flags_train(name: str, tmp_path: Path) -> None:
     assert "step    2/2 | loss" in done.stdout and (tmp_path / "log" / "DONE_00000002").is_file()
 
 
-@pytest.mark.skipif(sys.platform == "win32" or shutil.which("bash") is None, reason="needs bash")
-def test_run_script_restarts_until_done(tmp_path: Path) -> None:
-    """A stand-in for llmc-train that fails twice."""
-    fake = tmp_path / "llmc-train"
-    fake.write_text('#!/bin/sh\necho "$@" >> calls\n[ "$(wc -l < calls)" -ge 3 ] || exit 1\n')
+def run_script(shell: str, folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """run.sh or run.ps1 with a stand-in for llmc-train, which notes its arguments in the file `calls`."""
+    if sys.platform == "win32" or shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}, and a shell script in place of llmc-train")
+    fake = folder / "llmc-train"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> calls\ncount=$(wc -l < calls)\n{body}\n')
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    command = ["bash", str(SCRIPTS / "run.sh"), "gpt2_124M", "-b", "8"]
-    assert subprocess.run(command, cwd=tmp_path, env=environment, timeout=60).returncode == 0
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    command = {"bash": ["bash", str(SCRIPTS / "run.sh")], "pwsh": ["pwsh", "-File", str(SCRIPTS / "run.ps1")]}[shell]
+    return subprocess.run([*command, *argv], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+SAVES_TWICE = '[ "$count" -ge 3 ] && exit 0\nmkdir -p {folder}\ntouch {folder}/DONE_0000000$count\nexit 1'
+
+
+@pytest.mark.parametrize("shell", ["bash", "pwsh"])
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [("-b 8 -n 5 -d 2048", "log_gpt2_124M"), ("-o other", "other"), ("--output-dir=a/b", "a/b")],
+)
+def test_run_script_restarts_until_done(tmp_path: Path, shell: str, flags: str, folder: str) -> None:
+    """Fails twice, each time with a newer checkpoint."""
+    done = run_script(shell, tmp_path, SAVES_TWICE.format(folder=folder), "gpt2_124M", *flags.split())
+    assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 3 and all(call.endswith("gpt2_124M.toml -b 8") for call in calls)
+    assert len(calls) == 3 and all(call.endswith(f"gpt2_124M.toml {flags}") for call in calls)
+
+
+@pytest.mark.parametrize("shell", ["bash", "pwsh"])
+def test_run_script_does_not_repeat_what_fails(tmp_path: Path, shell: str) -> None:
+    """A run that saves once and fails for good after that; one that was stopped; names that are none."""
+    body = "mkdir -p log_gpt2_124M\ntouch log_gpt2_124M/DONE_00000005\nexit 1"
+    done = run_script(shell, tmp_path, body, "gpt2_124M")
+    assert done.returncode == 1 and "no new checkpoint in log_gpt2_124M: not started again" in done.stderr
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+    (tmp_path / "calls").unlink()
+    for code in (2, 130, 143):
+        assert run_script(shell, tmp_path, f"exit {code}", "gpt2_124M").returncode == code
+    assert len((tmp_path / "calls").read_text().splitlines()) == 3
+    for argv in ([], ["sweep_lr"], ["gpt2_999M"]):
+        wrong = run_script(shell, tmp_path, "exit 0", *argv)
+        assert wrong.returncode == 2 and "gpt2_124M" in wrong.stderr and "sweep_lr" not in wrong.stderr
+    assert len((tmp_path / "calls").read_text().splitlines()) == 3
 
 
 def test_sweep_file() -> None:

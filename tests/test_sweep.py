@@ -1,19 +1,29 @@
-"""Sweeps: every run of the grid, a failed one beside the others, continued where they were stopped."""
+"""Sweeps: every run of the grid, a failed one beside the others, stopped by signals, continued where they were stopped."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from runs import tiny_settings
 
+import llmc.sweep
+from llmc import _llmc
 from llmc.sweep import Sweep
 
 
-def write(folder: Path, **tables: str) -> Path:
-    settings = tiny_settings(folder, max_steps=3, val_every=3)
+def write(folder: Path, changes: dict[str, Any] | None = None, **tables: str) -> Path:
+    settings = tiny_settings(folder, **{"max_steps": 3, "val_every": 3, **(changes or {})})
     for name in ("output_dir", "progress"):
         del settings[name]
     body = "\n".join(f"{k} = {json.dumps(list(v) if isinstance(v, tuple) else v)}" for k, v in settings.items())
@@ -48,6 +58,181 @@ def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
     assert sum("done before" in line for line in said) == 2
 
 
+def command(path: Path) -> subprocess.Popen[str]:
+    """`llmc sweep` in a group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmc", "sweep", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_command(tmp_path: Path) -> None:
+    path = write(tmp_path, grid="seed = [1, 2]")
+    listed = subprocess.run(
+        [sys.executable, "-m", "llmc", "sweep", str(path), "--dry-run"], capture_output=True, text=True, timeout=60
+    )
+    assert (listed.returncode, listed.stdout.split()) == (0, ["seed=1", "seed=2"]), listed.stderr
+    assert not (tmp_path / "sweep").exists()
+    child = command(path)
+    out, _ = child.communicate(timeout=120)
+    assert child.returncode == 0 and "seed=1: done" in out and "seed=2: done" in out and "best_val_loss" in out
+    for name in ("seed=1", "seed=2"):
+        assert "step    3/3 | loss" in (tmp_path / "sweep" / name / "output.txt").read_text()
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_bytes().splitlines()) if path.is_file() else 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_stopped_sweep_saves_and_continues(tmp_path: Path, name: str) -> None:
+    """Three runs, two at a time. SIGINT goes to the whole group, as a terminal sends it."""
+    number = getattr(signal, name)
+    path = write(tmp_path, {"max_steps": 100_000_000, "val_every": 0, "plot": False}, grid="seed = [1, 2, 3]")
+    sweep = command(path)
+    folders = [tmp_path / "sweep" / f"seed={i}" for i in (1, 2, 3)]
+    end = time.monotonic() + 60
+    while not all(lines_of(f / "main.log") > 3 for f in folders[:2]):
+        assert sweep.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    children = psutil.Process(sweep.pid).children(recursive=True)
+    assert len(children) >= 2
+    try:
+        if name == "SIGINT":
+            os.killpg(sweep.pid, number)
+        else:
+            sweep.send_signal(number)
+        out, _ = sweep.communicate(timeout=60)
+        assert sweep.returncode == 128 + number and f"stopped by signal {int(number)}, 0 of 3 runs done" in out, out
+        assert not any(child.is_running() for child in children)
+    finally:
+        for child in children:
+            if child.is_running():
+                child.kill()
+    assert not folders[2].exists()  # none began after the signal
+    steps = []
+    for folder in folders[:2]:
+        (done,) = folder.glob("DONE_*")
+        steps.append(int(done.name[5:]))
+        assert "saved; continue with" in (folder / "output.txt").read_text()
+
+    # The same sweep, half-way through every run, goes on from those checkpoints to a nearer end.
+    text = path.read_text().replace("max_steps = 100000000", f"max_steps = {max(steps) + 2}\nallow_changes = true")
+    path.write_text(text.replace("seed = [1, 2, 3]", "seed = [1, 2]"))
+    again = command(path)
+    out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, out
+    for folder, step in zip(folders, steps):
+        assert f"continuing {folder.as_posix()} from step {step}" in (folder / "output.txt").read_text()
+
+
+STAND_IN = """
+import json, os, pathlib, sys, time, tomllib
+config = tomllib.loads(pathlib.Path(sys.argv[2]).read_text())
+log = pathlib.Path(config["output_dir"], "..", "gpu.log")
+gpu = os.environ["CUDA_VISIBLE_DEVICES"]
+for state in ("begins", "ends"):
+    with open(log, "a") as file:
+        print(gpu, config["device"], state, file=file)
+    end = time.monotonic() + 30
+    while log.read_text().count("begins") < 2:  # two run at once
+        assert time.monotonic() < end
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the stand-in reads TOML with the standard library")
+def test_one_run_at_a_time_on_each_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for `llmc train` notes what it was given."""
+    path = write(tmp_path, grid="seed = [1, 2, 3, 4]")
+    path.write_text(path.read_text().replace("jobs = 2", "devices = [0, 5]").replace('device = "cpu"', ""))
+    monkeypatch.setattr(_llmc, "cuda_built", lambda: True)
+    monkeypatch.setattr(llmc.sweep, "_TRAIN", [sys.executable, "-c", STAND_IN])
+    assert Sweep.load(path).execute(lambda text: None)
+    log = (tmp_path / "sweep" / "gpu.log").read_text().splitlines()
+    for gpu in "05":
+        mine = [line for line in log if line.startswith(gpu)]
+        assert mine and mine == [f"{gpu} cuda begins", f"{gpu} cuda ends"] * (len(mine) // 2)
+    assert len(log) == 8
+
+
+STUBBORN = """
+import os, pathlib, signal, sys, time, tomllib
+folder = pathlib.Path(tomllib.loads(pathlib.Path(sys.argv[2]).read_text())["output_dir"])
+came = []
+def handle(number, frame):
+    came.append(number)
+    (folder / f"signal {len(came)}").touch()
+    if len(came) == 2:
+        os._exit(9)
+signal.signal(signal.SIGTERM, handle)
+(folder / "signal 0").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32" or sys.version_info < (3, 11), reason="POSIX signals; tomllib")
+def test_a_second_signal_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for `llmc train` that is busy until the second."""
+    monkeypatch.setattr(llmc.sweep, "_TRAIN", [sys.executable, "-c", STUBBORN])
+    sweep = Sweep.load(write(tmp_path, grid="seed = [1, 2]"))
+
+    def press() -> None:
+        for count in (0, 1):
+            while not all((tmp_path / "sweep" / f"seed={i}" / f"signal {count}").exists() for i in (1, 2)):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    presser = threading.Thread(target=press, daemon=True)
+    presser.start()
+    start = time.monotonic()
+    assert not sweep.execute(lambda text: None) and sweep.stopped_by == signal.SIGTERM
+    assert time.monotonic() - start < 50  # the stand-in would end by itself after 60
+    presser.join()
+    assert [run.status for run in sweep.runs] == ["", ""]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(_llmc.cuda_built(), reason="of a build without CUDA")
+def test_gpus_of_a_build_without_cuda(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("jobs = 2", "devices = [0]").replace('device = "cpu"', ""))
+    with pytest.raises(_llmc.Error, match=r"devices lists GPUs, but CUDA is not built \(pip install"):
+        Sweep.load(path).execute()
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_run_that_cannot_start_is_a_failed_one(tmp_path: Path) -> None:
+    path = write(tmp_path, grid="seed = [1, 2]")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "seed=1").write_text("in the way of the folder")
+    sweep = Sweep.load(path)
+    assert not sweep.execute(lambda text: None)
+    assert sweep.runs[0].status.startswith("failed: ") and sweep.runs[1].status == "done"
+
+
+def test_damaged_memory(tmp_path: Path) -> None:
+    sweep = Sweep.load(write(tmp_path))
+    (tmp_path / "sweep").mkdir()
+    for text in ("{", "[1]", '{"run": 3}', '{"run": {}}'):
+        (tmp_path / "sweep" / "sweep.json").write_text(text)
+        with pytest.raises(_llmc.Error, match="sweep.json is damaged"):
+            sweep.execute()
+
+
+def test_names_of_paths(tmp_path: Path) -> None:
+    path = write(tmp_path, grid="data = ['a/x.txt', 'b/x.txt', 'y.txt', ['y.txt', 'z.txt']]")
+    names = [run.name for run in Sweep.load(path).runs]
+    assert names == ["data=a_x.txt", "data=b_x.txt", "data=y", "data=y+z"]
+    path = write(tmp_path, grid="prompt = ['a b', 'a_b']")
+    assert [run.name for run in Sweep.load(path).runs] == ["prompt=a_b", "prompt=a_b-2"]
+
+
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
@@ -55,9 +240,42 @@ def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
         ({"grid": "learning_rate = 1"}, "expected a list of values"),
         ({"gird": "learning_rate = [1]"}, "unknown key 'gird'"),
         ({"grid": "schedule = ['cosine', 'sine']"}, "schedule is 'sine'"),
-        ({"grid": "seed = [1, 1]"}, "two runs are the same"),
+        ({"grid": "seed = [1, 1]"}, "two runs are the same: seed=1"),
+        ({"grid": "output_dir = ['a', 'b']"}, "grid.output_dir"),
     ],
 )
 def test_refused(tmp_path: Path, tables: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sweep.load(write(tmp_path, **tables))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("devices = 2", "devices is 2, expected a list of different GPU numbers"),
+        ("devices = ['0']", r"devices is \['0'\], expected a list"),
+        ("devices = [1, 1]", "expected a list of different GPU numbers"),
+        ("devices = [0]", "device is 'cpu', but devices lists GPUs"),  # settings say cpu
+        ("jobs = 0", "jobs is 0, expected a number of at least 1"),
+        ("jobs = true", "jobs is True, expected a number"),
+        ("runs = 3", "runs is 3, expected tables"),
+        ("runs = [3]", "runs holds 3, expected a table of settings"),
+        ("grid = [1]", r"grid holds \[1\], expected a table of settings"),
+        ("output_dir = 5", "output_dir is 5, expected a path"),
+        ("", "output_dir is missing"),
+    ],
+)
+def test_values_of_the_wrong_kind(tmp_path: Path, line: str, message: str) -> None:
+    path = write(tmp_path)
+    kept = [old for old in path.read_text().splitlines() if not old.startswith(("jobs", "output_dir"))]
+    if not line.startswith("output_dir") and line:
+        kept.insert(0, 'output_dir = "sweep"')
+    path.write_text("\n".join([line, *kept]))
+    with pytest.raises(ValueError, match=message):
+        Sweep.load(path)
+
+
+def test_settings_that_are_no_table(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text('output_dir = "sweep"\nsettings = 3\n')
+    with pytest.raises(ValueError, match="settings holds 3, expected a table of settings"):
+        Sweep.load(tmp_path / "sweep.toml")

@@ -4,7 +4,7 @@ A sweep is a TOML file::
 
     output_dir = "runs/lr"            # a folder per run in it, the summary and the plot beside them
     jobs = 2                          # runs at a time on the CPU [1]
-    devices = [0, 1, 2, 3]            # or GPUs: one run at a time on each
+    devices = [0, 1, 2, 3]            # or GPUs: one run at a time on each, with device = "cuda"
 
     [settings]                        # of every run: the fields of TrainConfig
     data = ["my.txt"]
@@ -16,7 +16,8 @@ A sweep is a TOML file::
     model = "d6"
 
 What is done is written to sweep.json after each run, so the same command continues a sweep that was stopped; a run that was
-half-way resumes from its own checkpoints where it wrote any.
+half-way resumes from its own checkpoints where it wrote any. Ctrl-C and SIGTERM (Windows: Ctrl-Break too) stop every run after
+its step, saved; a second one stops them at once.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ import io
 import itertools
 import json
 import os
-import queue
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,110 +57,155 @@ class SweepRun:
     results: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sweep:
+    """stopped_by: the number of the signal that ended execute(), or 0."""
+
     output_dir: Path
     runs: list[SweepRun]
     jobs: int
     devices: list[int]
+    stopped_by: int = 0
 
     @staticmethod
     def load(path: str | Path) -> Sweep:
-        """ValueError where the file has an unknown key or setting, or two runs are the same."""
+        """ValueError where the file has an unknown key or setting, a value of the wrong kind, or two runs that are the same."""
         values = load_toml_file(path)
         for key in values:
             if key not in _KEYS:
                 raise ValueError(f"{path}: unknown key '{key}', expected {', '.join(sorted(_KEYS))}")
         settings, grid, listed = values.get("settings", {}), values.get("grid", {}), values.get("runs", [{}])
-        for table in (settings, grid, *listed):
+        if not isinstance(listed, list) or not listed:
+            raise ValueError(f"{path}: runs is {listed!r}, expected tables: [[runs]]")
+        for name, table in (("settings", settings), ("grid", grid), *(("runs", own) for own in listed)):
+            if not isinstance(table, dict):
+                raise ValueError(f"{path}: {name} holds {table!r}, expected a table of settings")
             TrainConfig.check_names(table, str(path))
+            if "output_dir" in table:
+                raise ValueError(
+                    f"{path}: {name}.output_dir: each run has a folder of its own in the sweep's output_dir"
+                )
         for name, choices in grid.items():
             if not isinstance(choices, list) or not choices:
                 raise ValueError(f"{path}: grid.{name} is {choices!r}, expected a list of values")
-        runs = []
-        for own in listed:
-            for combination in itertools.product(*grid.values()):
-                varied = {**own, **dict(zip(grid, combination))}
-                chosen = {**settings, **varied}
-                TrainConfig(**chosen)  # refuses what is wrong before anything runs
-                runs.append(SweepRun(_name(varied), varied, chosen))
-        names = [run.name for run in runs]
-        if len(set(names)) != len(names):
-            raise ValueError(f"{path}: two runs are the same: {next(n for n in names if names.count(n) > 1)}")
-        jobs, devices = values.get("jobs", 1), values.get("devices", [])
-        if not isinstance(jobs, int) or jobs < 1:
+        jobs, devices, folder = values.get("jobs", 1), values.get("devices", []), values.get("output_dir")
+        if not _is_count(jobs) or jobs < 1:
             raise ValueError(f"{path}: jobs is {jobs!r}, expected a number of at least 1")
-        if "output_dir" not in values:
-            raise ValueError(f"{path}: output_dir is missing")
-        return Sweep(Path(values["output_dir"]), runs, jobs, list(devices))
+        if not isinstance(devices, list) or not all(map(_is_count, devices)) or len(set(devices)) != len(devices):
+            raise ValueError(f"{path}: devices is {devices!r}, expected a list of different GPU numbers")
+        if not isinstance(folder, str) or not folder:
+            raise ValueError(
+                f"{path}: output_dir is " + ("missing" if folder is None else f"{folder!r}, expected a path")
+            )
+        combinations = [
+            {**own, **dict(zip(grid, chosen))} for own in listed for chosen in itertools.product(*grid.values())
+        ]
+        configs = []
+        for varied in combinations:
+            config = TrainConfig(**{**settings, **varied})  # refuses what is wrong before anything runs
+            if devices and config.device not in ("auto", "cuda"):
+                raise ValueError(f"{path}: device is '{config.device}', but devices lists GPUs: leave one of them out")
+            if config in configs:
+                raise ValueError(f"{path}: two runs are the same: {_name(varied)}")
+            configs.append(config)
+        runs = [SweepRun(n, v, {**settings, **v}) for n, v in zip(_names(combinations), combinations)]
+        return Sweep(Path(folder), runs, jobs, devices)
 
-    def execute(self, report: Any = print) -> bool:
-        """Runs what is not done yet; whether every run is done. A failed run is reported, and the rest goes on."""
+    def execute(self, report: Callable[[str], object] = print) -> bool:
+        """Runs what is not done yet; whether every run is done. A failed run is reported, and the rest goes on.
+
+        llmc.Error at once where GPUs are asked of a build without CUDA.
+        """
+        if self.devices and not _llmc.cuda_built():
+            raise _llmc.Error(f"devices lists GPUs, but CUDA is {_llmc.cuda_status()}; `jobs` is for the CPU")
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._recall()
-        slots: queue.Queue[int | None] = queue.Queue()
-        places: Sequence[int | None] = self.devices or [None] * self.jobs
-        for place in places:
-            slots.put(place)
-        lock = threading.Lock()
-        children: dict[str, subprocess.Popen[bytes]] = {}
-        stopping = threading.Event()
-
-        def one(run: SweepRun, slot: int | None) -> None:
+        waiting = []
+        for run in self.runs:
+            if run.status == "done":
+                report(f"{run.name}: done before")
+            else:
+                waiting.append(run)
+        free: list[int | None] = list(self.devices) or [None] * self.jobs
+        running: list[tuple[SweepRun, int | None, subprocess.Popen[bytes]]] = []
+        # One thread starts, stops and waits for all of them: no child can begin after the signal was passed on.
+        with _caught_signals() as signals:
+            passed_on = 0
             try:
-                if not stopping.is_set():
-                    status = self._execute_one(run, slot, children)
-                    with lock:
-                        if not stopping.is_set() or status == "done":
-                            run.status = status
-                            run.results = _results(self.output_dir / run.name)
-                            self._remember()
-                            report(f"{run.name}: {status}")
-            finally:
-                slots.put(slot)
-
-        threads = []
-        try:
-            for run in self.runs:
-                if run.status == "done":
-                    report(f"{run.name}: done before")
-                    continue
-                slot = slots.get()
-                thread = threading.Thread(target=one, args=(run, slot))
-                thread.start()
-                threads.append(thread)
-            for thread in threads:
-                thread.join()
-        except BaseException:
-            stopping.set()
-            for child in list(children.values()):
-                child.terminate()  # saves where it has a run directory, and ends
-            for thread in threads:
-                thread.join()
-            raise
-        self._summarise(report)
+                while running or (waiting and not signals):
+                    while waiting and free and not signals:
+                        run, place = waiting.pop(0), free.pop(0)
+                        try:
+                            running.append((run, place, self._start(run, place)))
+                        except OSError as e:
+                            free.append(place)
+                            self._finish(run, f"failed: {e}", report)
+                    while passed_on < len(signals):
+                        passed_on += 1
+                        for _, _, child in running:
+                            _stop(child)
+                    for entry in list(running):
+                        run, place, child = entry
+                        code = child.poll()
+                        if code is None:
+                            continue
+                        running.remove(entry)
+                        free.append(place)
+                        if code == 0:
+                            self._finish(run, "done", report)
+                        elif signals:
+                            report(f"{run.name}: stopped")
+                        else:
+                            output = self.output_dir / run.name / "output.txt"
+                            self._finish(run, f"failed: exit code {code}, see {output}", report)
+                    time.sleep(0.05)
+            except BaseException:
+                for _, _, child in running:
+                    _stop(child)  # saves where it has begun, and ends
+                for _, _, child in running:
+                    child.wait()
+                raise
+        self.stopped_by = signals[0] if signals else 0
+        if self.stopped_by:
+            done = sum(run.status == "done" for run in self.runs)
+            report(
+                f"stopped by signal {self.stopped_by}, {done} of {len(self.runs)} runs done; the same command goes on"
+            )
+        else:
+            self._summarise(report)
         return all(run.status == "done" for run in self.runs)
 
-    def _execute_one(self, run: SweepRun, slot: int | None, children: dict[str, subprocess.Popen[bytes]]) -> str:
+    def _start(self, run: SweepRun, place: int | None) -> subprocess.Popen[bytes]:
         folder = self.output_dir / run.name
         folder.mkdir(parents=True, exist_ok=True)
-        config = TrainConfig(**{**run.settings, "output_dir": folder.as_posix(), "resume": True, "progress": "lines"})
-        settings = folder / "sweep.toml"
-        settings.write_text(config.to_toml(), encoding="utf-8")
+        chosen = {**run.settings, "output_dir": folder.as_posix(), "resume": True, "progress": "lines"}
         environment = dict(os.environ)
-        if slot is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot)
+        if place is not None:
+            chosen["device"] = "cuda"
+            environment["CUDA_VISIBLE_DEVICES"] = str(place)
         else:
             environment["OMP_NUM_THREADS"] = str(max(1, _llmc.default_threads() // self.jobs))
+        settings = folder / "sweep.toml"
+        settings.write_text(TrainConfig(**chosen).to_toml(), encoding="utf-8")
+        # In a group of its own: Ctrl-C in a terminal goes to all of a group, and a run would have it twice.
+        group: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with open(folder / "output.txt", "ab") as output:
-            command = [sys.executable, "-m", "llmc", "train", "--config", str(settings)]
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+            return subprocess.Popen(
+                [*_TRAIN, "--config", str(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                **group,
             )
-            children[run.name] = child
-            code = child.wait()
-            del children[run.name]
-        return "done" if code == 0 else f"failed: exit code {code}, see {folder / 'output.txt'}"
+
+    def _finish(self, run: SweepRun, status: str, report: Callable[[str], object]) -> None:
+        run.status = status
+        run.results = _results(self.output_dir / run.name)
+        self._remember()
+        report(f"{run.name}: {status}")
 
     def _remember(self) -> None:
         rows = {run.name: {"status": run.status, "settings": run.settings, "results": run.results} for run in self.runs}
@@ -168,18 +217,19 @@ class Sweep:
             return
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as e:
-            raise _llmc.Error(f"{path} is damaged ({e}); remove it to run everything again") from e
+            done = {name: (row["settings"], row["results"]) for name, row in rows.items() if row["status"] == "done"}
+        except (ValueError, AttributeError, KeyError, TypeError) as e:
+            raise _llmc.Error(f"{path} is damaged ({e!r}); remove it to run everything again") from e
         for run in self.runs:
-            row = rows.get(run.name)
-            if row and row["status"] == "done":
-                if row["settings"] != json.loads(json.dumps(run.settings, default=str)):
+            if run.name in done:
+                settings, results = done[run.name]
+                if settings != json.loads(json.dumps(run.settings, default=str)):
                     raise ValueError(
                         f"{path}: run '{run.name}' was done with other settings; choose another output_dir"
                     )
-                run.status, run.results = "done", row["results"]
+                run.status, run.results = "done", results
 
-    def _summarise(self, report: Any) -> None:
+    def _summarise(self, report: Callable[[str], object]) -> None:
         varied = list(dict.fromkeys(name for run in self.runs for name in run.varied))
         columns = [*varied, "train_loss", "val_loss", "best_val_loss", "tokens_per_second", "status"]
         rows = [
@@ -206,9 +256,55 @@ class Sweep:
             report(f"summary.csv and summary.png are in {self.output_dir}")
 
 
-def _name(varied: Mapping[str, Any]) -> str:
+_TRAIN = [sys.executable, "-m", "llmc", "train"]
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Asks a run to save and end; the second time it ends at once."""
+    if sys.platform == "win32":
+        child.send_signal(signal.CTRL_BREAK_EVENT)
+    else:
+        child.send_signal(signal.SIGTERM)  # nothing, where it has ended
+
+
+@contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """The numbers of the signals that came, instead of what they do. Elsewhere than in the main thread it catches none."""
+    caught: list[int] = []
+    old: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):  # a closed terminal reaches the runs only through us
+            number = getattr(signal, name, None)
+            if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):  # nohup
+                old[number] = signal.signal(number, lambda n, frame: caught.append(n))
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _names(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A folder name for each run: short, with whole paths where those would be alike, numbered where even these are."""
+    short = [_name(varied) for varied in combinations]
+    names = [n if short.count(n) == 1 else _name(v, whole=True) for n, v in zip(short, combinations)]
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        seen[name] += 1
+        if seen[name] > 1:
+            names[i] = f"{name}-{seen[name]}"
+    return names
+
+
+def _name(varied: Mapping[str, Any], whole: bool = False) -> str:
     def plain(value: Any) -> str:
-        text = Path(str(value)).stem if isinstance(value, str) else str(value)
+        if isinstance(value, list):
+            return "+".join(map(plain, value))
+        text = Path(value).stem if isinstance(value, str) and not whole else str(value)
         return "".join(c if c.isalnum() or c in "+-." else "_" for c in text)
 
     return ",".join(f"{name}={plain(value)}" for name, value in varied.items()) or "run"
@@ -225,6 +321,8 @@ def _results(folder: Path) -> dict[str, float]:
         try:
             row = json.loads(line)
         except ValueError:
+            continue
+        if not isinstance(row, dict):
             continue
         if row.get("kind") == "train":
             out["train_loss"], out["tokens_per_second"] = float(row["loss"]), float(row["tokens_per_second"])

@@ -20,4 +20,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(run.name for run in sweep.runs))
         return 0
-    return 0 if sweep.execute() else 1
+    done = sweep.execute()
+    if sweep.stopped_by:
+        return 128 + sweep.stopped_by
+    return 0 if done else 1
