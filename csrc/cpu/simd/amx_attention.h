@@ -3,7 +3,7 @@
 // to T = 1024 the softmax is the plain one. Blocks of 32 x 32 above the diagonal are skipped.
 //
 // What limits it is the exponential and the conversions between f32 scores and bf16 operands, not the tiles.
-// So 2^x is a polynomial just good enough for bf16; and backward computes dK and dV transposed, for which P and
+// So 2^x has a form of its own, for arguments that need no clamping; and backward computes dK and dV transposed, for which P and
 // dS serve as right operands: pairs of their rows come straight out of the registers, and neither is ever
 // transposed.
 #pragma once
@@ -16,13 +16,15 @@ constexpr i64 kBlock = kSide * kSide;
 constexpr float kHidden = -1e30f;  // the score of a key that the query may not see
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 
-// 2^x to 3e-6, and 1 at 0. scale2 saturates.
-inline Vec exp2_coarse(Vec x) {
+// 2^x to an ulp, and 1 at 0. scale2 saturates.
+inline Vec exp2(Vec x) {
     const Vec n = round(x), f = x - n;
-    Vec p = set1(9.5828301e-3f);
-    p = fma(p, f, set1(5.5906400e-2f));
-    p = fma(p, f, set1(2.4024099e-1f));
-    p = fma(p, f, set1(6.9312420e-1f));
+    Vec p = set1(1.53533618e-4f);
+    p = fma(p, f, set1(1.33988745e-3f));
+    p = fma(p, f, set1(9.61843736e-3f));
+    p = fma(p, f, set1(5.55033247e-2f));
+    p = fma(p, f, set1(2.40226479e-1f));
+    p = fma(p, f, set1(6.93147203e-1f));
     return scale2(fma(p, f, set1(1.0f)), n);
 }
 
@@ -88,8 +90,8 @@ inline void raise_top(float* scores, float* top, bool diagonal) {
 inline void softmax_block(bf16* probs, float* sum, const float* scores, const float* highest, Vec factor) {
     for (int r = 0; r < kSide; ++r) {
         const Vec shift = set1(-highest[r]);
-        const Vec a = exp2_coarse(fma(load(scores + r * kSide), factor, shift));
-        const Vec b = exp2_coarse(fma(load(scores + r * kSide + 16), factor, shift));
+        const Vec a = exp2(fma(load(scores + r * kSide), factor, shift));
+        const Vec b = exp2(fma(load(scores + r * kSide + 16), factor, shift));
         store(sum + r * Vec::W, load(sum + r * Vec::W) + (a + b));
         store_line(probs + r * kSide, line_of(a, b));
     }
@@ -124,7 +126,7 @@ void tile_attention_forward(const AttentionHead<bf16>& h, i64 begin, i64 end, vo
                     s.highest[r] = now;
                     s.total[r] = 0.0f;
                 } else if (now > s.highest[r]) {
-                    const Vec shrink = exp2_coarse(set1(s.highest[r] - now));
+                    const Vec shrink = exp2(set1(s.highest[r] - now));
                     for (i64 d = 0; d < width; d += kSide)
                         for (int half = 0; half < 2; ++half) {
                             float* const o = s.out + d * kSide + r * kSide + half * 16;
@@ -204,7 +206,7 @@ inline void score_gradients(const TileBackwardScratch& s, bf16* probs_right, bf1
             LLMC_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const i64 at = (r + i) * kSide + half * 16;
-                Vec e = exp2_coarse(fma(load(s.scores + at), factor, lse));
+                Vec e = exp2(fma(load(s.scores + at), factor, lse));
                 if (diagonal) e = keep_first(e, r + i + 1 - half * 16, 0.0f);
                 p[i][half] = e;
                 ds[i][half] = e * vscale * (load(s.dprobs + at) - D);
