@@ -16,7 +16,8 @@ __device__ float lerp(float start, float end, float weight) {
     return fmaf(weight, end, fmaf(-weight, start, start));
 }
 
-// SquirrelNoise5 (Squirrel Eiserloh, GDC 2021): a hash of an index and a seed that passes for random bits.
+// SquirrelNoise5 (Squirrel Eiserloh, eiserloh.net/noise/SquirrelNoise5.hpp, CC BY 3.0 US): a hash of an index and a
+// seed that passes for random bits.
 __device__ std::uint32_t squirrel_noise5(std::uint32_t index, std::uint32_t seed) {
     std::uint32_t x = index * 0xd2a80a3fu + seed;
     x ^= x >> 9;

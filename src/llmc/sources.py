@@ -13,6 +13,7 @@ from pathlib import Path
 from llmc.checkpoint import finished_steps
 from llmc.data import find_shards, is_shard
 from llmc.datasets import text as text_data
+from llmc.fs import write_atomically
 from llmc.settings import TrainConfig
 from llmc.tokenizer import Tokenizer
 
@@ -151,6 +152,6 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
         else:
             text_data.write_splits(tokens, data, tokenizer.vocab_size)
         tokenizer.save(saved)
-        remembered.write_text(json.dumps(source))
+        write_atomically(remembered, [json.dumps(source).encode()])
     vocab_size = config.vocab_size or tokenizer.vocab_size
     return Sources([train], [val], tokenizer, vocab_size, description, temporary)

@@ -17,6 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llmc.fs import write_atomically
+
 _CHUNK = 1 << 16  # bytes; what a broken connection leaves of one is lost
 _ATTEMPTS = 4  # in a row that bring nothing
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
@@ -195,7 +197,7 @@ def hub_files(repository: str, folder: str = "") -> list[Remote]:
         files = [tuple(row) for row in json.loads(remembered.read_text(encoding="utf-8"))]
     else:
         remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(json.dumps(files), encoding="utf-8")
+        write_atomically(remembered, [json.dumps(files).encode()])
     if not files:
         raise ConnectionError(f"{_endpoint()}/datasets/{repository}: folder '{folder}' has no data files")
     base = f"{_endpoint()}/datasets/{repository}/resolve/main"
