@@ -34,6 +34,22 @@ class Busy {
     std::lock_guard<std::mutex> lock_;
 };
 
+// A method of what has a backend, as work of that backend.
+template <class C, class R, class... Args>
+auto busy(R (C::*method)(Args...)) {
+    return [method](C& self, Args... args) {
+        const Busy busy(self.backend());
+        return (self.*method)(args...);
+    };
+}
+template <class C, class R, class... Args>
+auto busy(R (C::*method)(Args...) const) {
+    return [method](const C& self, Args... args) {
+        const Busy busy(self.backend());
+        return (self.*method)(args...);
+    };
+}
+
 DType dtype_from_name(const std::string& name);  // "f32", "bf16", "i32", "i16"
 
 // A NumPy array over the tensor's memory, which `base` keeps alive; bf16 as uint16. Only where the memory is

@@ -47,11 +47,7 @@ void bind_comm(py::module_& m) {
                 c.broadcast(of(c, x), root);
             },
             "x"_a, "root"_a = 0)
-        .def("wait",
-             [](Comm& c) {
-                 const Busy busy(c.backend());
-                 c.wait();
-             })
+        .def("wait", busy(&Comm::wait))
         .def(
             "sum",
             [](Comm& c, std::vector<double> x) {
@@ -60,10 +56,7 @@ void bind_comm(py::module_& m) {
                 return x;
             },
             "x"_a, "The sums over all ranks.")
-        .def("barrier", [](Comm& c) {
-            const Busy busy(c.backend());
-            c.barrier();
-        });
+        .def("barrier", busy(&Comm::barrier));
 
     m.def("thread_comms", &make_thread_comms, "backends"_a,
           "A Comm per CPU backend, for as many threads of this process.");

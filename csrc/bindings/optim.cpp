@@ -18,30 +18,10 @@ void bind_optim(py::module_& m) {
              "model"_a, "beta1"_a = 0.9f, "beta2"_a = 0.95f, "eps"_a = 1e-8f, "weight_decay"_a = 0.0f,
              "grad_clip"_a = 1.0f, "decay_all"_a = false, "master_weights"_a = true, "seed"_a = 13371337,
              py::keep_alive<1, 2>())
-        .def(
-            "step",
-            [](AdamW& self, float lr, std::int64_t step) {
-                const Busy busy(self.backend());
-                self.step(lr, step);
-            },
-            "lr"_a, "step"_a)
-        .def("measure",
-             [](AdamW& self) {
-                 const Busy busy(self.backend());
-                 self.measure();
-             })
-        .def(
-            "apply",
-            [](AdamW& self, float lr, std::int64_t step) {
-                const Busy busy(self.backend());
-                self.apply(lr, step);
-            },
-            "lr"_a, "step"_a)
-        .def("norm",
-             [](const AdamW& self) {
-                 const Busy busy(self.backend());
-                 return self.norm();
-             })
+        .def("step", busy(&AdamW::step), "lr"_a, "step"_a)
+        .def("measure", busy(&AdamW::measure))
+        .def("apply", busy(&AdamW::apply), "lr"_a, "step"_a)
+        .def("norm", busy(&AdamW::norm))
         .def_property_readonly("bytes", &AdamW::bytes)
         .def_property(
             "rng_state", [](const AdamW& self) { return self.rng.state; },
