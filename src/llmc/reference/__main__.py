@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import statistics
 import sys
@@ -206,6 +207,11 @@ def run(args: argparse.Namespace) -> int:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         _train(args, processes, device, grad_accum_steps)
+        if processes.size > 1:
+            # The group's threads must have nothing left to do when it goes, or the process is terminated: DistributedDataParallel
+            # keeps itself alive in cycles, and a rank that leaves early breaks the connections of the others.
+            gc.collect()
+            torch.distributed.barrier()
     finally:
         if processes.size > 1:
             torch.distributed.destroy_process_group()
