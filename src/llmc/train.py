@@ -650,10 +650,11 @@ class Trainer:
         self._tell_saved()
 
     def _save(self, background: bool, final: bool = False) -> None:
-        if self._checkpointer is None or self.step == self._saved_step:
+        if self._checkpointer is None:
             return
         self._finish_saving(self._checkpointer.wait)  # the one before may have failed: that is another matter
-        self._finish_saving(lambda: self._write_checkpoint(background), final)
+        if self.step != self._saved_step:
+            self._finish_saving(lambda: self._write_checkpoint(background), final)
 
     def _write_checkpoint(self, background: bool) -> None:
         assert self._checkpointer is not None and self.run_dir is not None
