@@ -15,7 +15,7 @@ cmake -S "$root" -B "$build" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=
     -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DLLMC_PYTHON=OFF -DLLMC_BUILD_CHECKS=ON -DLLMC_BUILD_APPS=ON >/dev/null
 cmake --build "$build" --target check_kernels train_gpt2 test_gpt2 -j "$(nproc)" >/dev/null
 
-# under CPU SET: what follows runs each program so.
+# under CPU SET: makes a folder SET of scripts that run each program so.
 under() {
     echo "== qemu-aarch64 -cpu $1"
     mkdir -p "$build/$2"
@@ -26,11 +26,10 @@ under() {
     done
 }
 # A Cortex-A72 has no bf16; "max" has.
-for pair in "cortex-a72 neon" "max neon_bf16"; do
-    under $pair
-    set_name=${pair#* }
-    "$build/$set_name/check_kernels" "$@"
-    if [ -n "${PYTHON:-}" ]; then
-        (cd "$root" && LLMC_APPS="$build/$set_name" "$PYTHON" -m pytest -q tests/test_apps.py tests/test_gpt2_program.py)
-    fi
-done
+under cortex-a72 neon
+"$build/neon/check_kernels" "$@"
+under max neon_bf16
+"$build/neon_bf16/check_kernels" "$@"
+if [ -n "${PYTHON:-}" ]; then
+    (cd "$root" && LLMC_APPS="$build/neon_bf16" "$PYTHON" -m pytest -q tests/test_apps.py tests/test_gpt2_program.py)
+fi
