@@ -1,25 +1,19 @@
 #!/usr/bin/env bash
-# Compiles and links the CUDA and NCCL build for one architecture in a fresh folder, and checks what can be checked without a
+# Compiles and links the CUDA and NCCL build for one architecture, and checks what can be checked without a
 # GPU: that it imports, says what is missing, trains on the CPU, needs none of NVIDIA's libraries to be loaded, and that no
 # kernel spills registers. For machines with nvcc; headers that they lack come as wheels, into build/ci_cuda_wheels.
 #
 # (.ci/run runs it.)
 #
 #   PYTHON=.venv/bin/python dev/ci_cuda.sh [ARCHITECTURE]        # default 90
-set -euo pipefail
-cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+. "$(dirname "$0")/ci_common.sh"
 arch=${1:-90}
-build=build/ci_cuda
 wheels=build/ci_cuda_wheels
 
 if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
   echo "left out: there is no nvcc"
   exit 0
 fi
-"$python" -c "import pybind11, scikit_build_core" 2>/dev/null || "$python" -m pip install --quiet pybind11 "scikit-build-core>=0.11"
-command -v ninja >/dev/null || "$python" -m pip install --quiet ninja
-
 missing=$("$python" - <<'PY'
 import importlib.metadata, re, sys
 sys.path.insert(0, "cmake")
@@ -38,38 +32,23 @@ if [ -n "$missing" ] && [ ! -d "$wheels" ]; then
 fi
 [ -d "$wheels" ] && export PYTHONPATH="$PWD/$wheels${PYTHONPATH:+:$PYTHONPATH}"
 
-rm -rf "$build"
-"$python" -m cmake --version >/dev/null 2>&1 && cmake=("$python" -m cmake) || cmake=(cmake)
-"${cmake[@]}" -S . -B "$build" -G Ninja -DUSE_NCCL=ON "-DCMAKE_CUDA_ARCHITECTURES=$arch-real" \
-  "-DPython_EXECUTABLE=$("$python" -c 'import sys; print(sys.executable)')" "-Dpybind11_DIR=$("$python" -m pybind11 --cmakedir)" \
-  -DCMAKE_CUDA_FLAGS=-Xptxas=-v >"$build.log"
-"${cmake[@]}" --build "$build" >>"$build.log" 2>&1 || { tail -40 "$build.log"; exit 1; }
-if grep -E "[1-9][0-9]* bytes spill" "$build.log"; then
-  echo "ci_cuda: kernels spill registers, see $build.log"
+rm -rf "$build/CMakeFiles/llmc_cuda.dir" # or a second run would compile nothing, and see no spills
+build_extension -DLLMC_CUDA_EMULATION=OFF -DUSE_NCCL=ON "-DCMAKE_CUDA_ARCHITECTURES=$arch-real" -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
+  -DCMAKE_MODULE_LINKER_FLAGS=
+grep -q "bytes spill" "$build/log" || { echo "ci_cuda: no report of the kernels' registers in $build/log"; exit 1; }
+if grep -E "[1-9][0-9]* bytes spill" "$build/log"; then
+  echo "ci_cuda: kernels spill registers, see $build/log"
   exit 1
 fi
-
-mkdir -p "$build/site"
-cp -r src/llmc "$build/site/llmc"
-rm -f "$build"/site/llmc/_llmc*.so
-cp "$build"/_llmc*.so "$build/site/llmc/"
-cat >"$build/site/sitecustomize.py" <<'PY'
-# An editable llmc would be found before this one.
-import sys
-
-sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
-PY
 if ldd "$build"/_llmc*.so | grep -E "libcu(da|blas|dnn)|libnccl"; then
   echo "ci_cuda: the extension is linked to a library of NVIDIA's"
   exit 1
 fi
-cd "$build"
-PYTHONPATH="$PWD/site${PYTHONPATH:+:$PYTHONPATH}" "$python" - <<'PY'
+"$python" - <<'PY'
 import numpy as np
 import llmc
 from llmc import _llmc
 
-assert _llmc.__file__.startswith(__import__("os").getcwd()), _llmc.__file__
 assert _llmc.cuda_built()
 print("ci_cuda:", _llmc.cuda_status())
 try:
