@@ -10,11 +10,10 @@ import pytest
 
 from llmc import _llmc
 
-lief = pytest.importorskip("lief", reason="lief, which reads symbol tables, is not installed: pip install lief")
-
 
 def exported(path: str) -> set[str]:
     """Names that the file at `path` defines for other modules to see, whatever their binding (weak and unique ones too)."""
+    lief = pytest.importorskip("lief", reason="lief, which reads symbol tables, is not installed: pip install lief")
     binary = lief.parse(path)
     if isinstance(binary, lief.ELF.Binary):
         return {str(s.name) for s in binary.dynamic_symbols if s.shndx != 0}
