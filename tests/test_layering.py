@@ -60,6 +60,8 @@ def test_there_is_something_to_look_at():
     assert {p.name for p in MODULES} >= {"model.py", "train.py", "cli.py"}
     assert {name(p).split("/")[0] for p in SOURCES} <= set(MAY_INCLUDE)
     assert includes(CSRC / "core" / "dims.h") == [("cstdint", False), ("core/tensor.h", True)]
+    assert functions(CSRC / "core" / "check.h") == {"fill_into", "filled"}
+    assert STD_FUNCTIONS >= {"format", "move", "size", "exists", "floor"} and not STD_FUNCTIONS & {"string", "printf"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -114,6 +116,26 @@ def test_files_of_one_instruction_set_stand_alone():
     for path in (CSRC / "cpu" / "kernels.h", CSRC / "core" / "bf16.h"):
         assert set(includes(path)) <= {("cstdint", False), ("core/bf16.h", True)}
         assert "inline" not in code(path)
+
+
+# The functions of namespace std and of those inside it, C's own left out, in libc++, libstdc++ and Microsoft's library.
+STD_FUNCTIONS = set((ROOT / "tests" / "std_functions.txt").read_text(encoding="utf-8").split())
+
+
+def functions(path: Path) -> set[str]:
+    """What is declared at the beginning of a line: namespaces do not indent, classes and bodies do."""
+    lines = re.findall(r"^[A-Za-z_\[][^\n{]*", code(path), flags=re.M)
+    return {f for line in lines for f in re.findall(r"(?<![\w:.>~])([a-z]\w*)\(", line)}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, ROOT / "dev" / "check_kernels.cpp"], ids=lambda p: p.name)
+def test_no_function_is_named_like_one_of_std(path):
+    """A call with a std::string among its arguments looks for functions in std too (argument-dependent lookup): a format()
+    of ours is ambiguous with some libraries, and silently theirs with others. Functions of numbers and vectors are safe."""
+    if path.is_relative_to(CSRC / "cpu" / "simd"):  # they know no type of std, see above
+        return
+    safe = {"lerp"} if path == CSRC / "cuda" / "adamw.cu" else set()
+    assert not functions(path) & STD_FUNCTIONS - safe
 
 
 # ---- Python ----

@@ -28,8 +28,8 @@ class Arguments {
             std::string known;
             for (const auto& [name, value] : values_) known += " " + name;
             if (values_.find(flag) == values_.end())
-                throw ArgumentError(format("unknown argument '{}': expected one of{}", flag, known));
-            if (i + 1 == argc) throw ArgumentError(format("{} needs a value", flag));
+                throw ArgumentError(filled("unknown argument '{}': expected one of{}", flag, known));
+            if (i + 1 == argc) throw ArgumentError(filled("{} needs a value", flag));
             values_[flag] = argv[++i];
         }
     }
@@ -39,7 +39,7 @@ class Arguments {
         std::istringstream in(text(flag));
         T value{};
         if (!(in >> value) || in.peek() != std::istringstream::traits_type::eof())
-            throw ArgumentError(format("{} is '{}', expected a number", flag, text(flag)));
+            throw ArgumentError(filled("{} is '{}', expected a number", flag, text(flag)));
         return value;
     }
     std::int64_t integer(const std::string& flag) const { return number<std::int64_t>(flag); }
@@ -54,7 +54,7 @@ class Arguments {
 
 inline DType dtype_of(const std::string& name) {
     if (name == "f32" || name == "bf16") return name == "f32" ? DType::f32 : DType::bf16;
-    throw ArgumentError(format("dtype is '{}', expected f32 or bf16", name));
+    throw ArgumentError(filled("dtype is '{}', expected f32 or bf16", name));
 }
 
 // Prints the header as llm.c does, and loads the model.

@@ -51,14 +51,14 @@ State read_state(const std::string& path, const GPT2& model) {
     const Header h = read_header(file, path, "debug state");
     if (h[0] != 20240327 || h[1] != 2)
         throw Error(
-            format("{}: magic {} version {}, expected a debug state (20240327 version 2)", path, h[0], h[1]));
+            filled("{}: magic {} version {}, expected a debug state (20240327 version 2)", path, h[0], h[1]));
     const GPT2Config& c = model.config();
     if (h[2] < 1 || h[3] < 1 || h[3] > c.max_seq_len || h[4] < 0 || h[4] > 1000)
-        throw Error(format("{}: announces {} rows of {} tokens and {} losses; the model's context is {}",
+        throw Error(filled("{}: announces {} rows of {} tokens and {} losses; the model's context is {}",
                            path, h[2], h[3], h[4], c.max_seq_len));
     const std::int64_t B = h[2], T = h[3], N = B * T;
     check_size(path, kHeaderBytes + 4 * (2 * N + N * c.vocab_size + 1 + model.num_parameters() + h[4]),
-               format("B = {}, T = {} and {} losses for a model of {} parameters", B, T, h[4],
+               filled("B = {}, T = {} and {} losses for a model of {} parameters", B, T, h[4],
                       model.num_parameters()));
     State s{B, T, {}, {}, {}, {}, {}, 0.0f};
     std::int64_t at = kHeaderBytes;

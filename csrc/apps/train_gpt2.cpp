@@ -57,7 +57,7 @@ std::string printable(const std::string& bytes) {
 }
 
 // length - 1 tokens after end-of-text.
-void generate(GPT2& model, const std::optional<Tokenizer>& tokenizer, std::int64_t length, XorShift& rng) {
+void write_text(GPT2& model, const std::optional<Tokenizer>& tokenizer, std::int64_t length, XorShift& rng) {
     const std::int64_t V = model.config().vocab_size;
     std::int32_t token =
         tokenizer ? tokenizer->eot_token() : static_cast<std::int32_t>(std::min<std::int64_t>(V - 1, 50256));
@@ -66,7 +66,8 @@ void generate(GPT2& model, const std::optional<Tokenizer>& tokenizer, std::int64
     std::printf("generating:\n---\n");
     for (std::int64_t t = 1; t < length; ++t) {
         model.decode(cache, &token, logits.data());
-        token = static_cast<std::int32_t>(sample(logits.data(), V, SamplerOptions{}, rng.randfloat32()));
+        token =
+            static_cast<std::int32_t>(sample_token(logits.data(), V, SamplerOptions{}, rng.randfloat32()));
         if (tokenizer)  // whose vocabulary may be smaller than the model's
             std::printf("%s", token < tokenizer->vocab_size() ? printable(tokenizer->decode(token)).c_str()
                                                               : "\xef\xbf\xbd");
@@ -118,7 +119,7 @@ int run(const Arguments& args) {
         if (val_every > 0 && step % val_every == 0)
             std::printf("val loss %f\n", validate(*model, val, val_batches));
         if (sample_every > 0 && step > 0 && step % sample_every == 0)
-            generate(*model, tokenizer, sample_length, rng);
+            write_text(*model, tokenizer, sample_length, rng);
 
         const auto start = std::chrono::steady_clock::now();
         const Batch batch(train);

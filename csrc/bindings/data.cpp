@@ -108,7 +108,8 @@ void bind_data(py::module_& m) {
         [](const py::array_t<float, py::array::c_style | py::array::forcecast>& logits, float coin,
            float temperature, std::int64_t top_k, float top_p) {
             LLMC_CHECK(logits.ndim() == 1, "logits have {} dimensions, expected 1", logits.ndim());
-            return sample(logits.data(), logits.size(), SamplerOptions{temperature, top_k, top_p}, coin);
+            return sample_token(logits.data(), logits.size(), SamplerOptions{temperature, top_k, top_p},
+                                coin);
         },
         "logits"_a, "coin"_a, "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f);
 

@@ -48,10 +48,10 @@ struct Model {
     }
 };
 
-Parameter find(GPT2& model, const std::string& name) {
+Parameter parameter_named(GPT2& model, const std::string& name) {
     for (const Parameter& p : model.parameters())
         if (p.name == name) return p;
-    throw ArgumentError(format("no parameter is named '{}'", name));
+    throw ArgumentError(filled("no parameter is named '{}'", name));
 }
 
 }  // namespace
@@ -255,7 +255,7 @@ void bind_model(py::module_& m) {
             [](Model& self, const std::string& name) {
                 for (const auto& [n, tensor] : self.gpt2->parameter_tensors())
                     if (n == name) return OwnedTensor{self.gpt2->backend(), tensor, self.gpt2};
-                throw ArgumentError(format("no parameter is named '{}'", name));
+                throw ArgumentError(filled("no parameter is named '{}'", name));
             },
             "name"_a)
         .def(
@@ -265,7 +265,7 @@ void bind_model(py::module_& m) {
                     const Busy busy(*self.gpt2->backend());
                     self.gpt2->materialize_gradients();
                 }
-                return OwnedTensor{self.gpt2->backend(), find(*self.gpt2, name).grad, self.gpt2};
+                return OwnedTensor{self.gpt2->backend(), parameter_named(*self.gpt2, name).grad, self.gpt2};
             },
             "name"_a)
         .def(
@@ -273,7 +273,7 @@ void bind_model(py::module_& m) {
             [](Model& self, const std::string& name) {
                 for (const auto& [n, tensor] : self.gpt2->parameter_tensors())
                     if (n == name) return self.view(tensor);
-                throw ArgumentError(format("no parameter is named '{}'", name));
+                throw ArgumentError(filled("no parameter is named '{}'", name));
             },
             "name"_a)
         .def(
@@ -283,7 +283,7 @@ void bind_model(py::module_& m) {
                     const Busy busy(*self.gpt2->backend());
                     self.gpt2->materialize_gradients();
                 }
-                return self.view(find(*self.gpt2, name).grad);
+                return self.view(parameter_named(*self.gpt2, name).grad);
             },
             "name"_a)
         .def("all_parameters",

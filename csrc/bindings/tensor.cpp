@@ -48,8 +48,8 @@ py::array contiguous(const py::array& host, DType dtype) {
     return a;
 }
 
-OwnedTensor empty(const std::shared_ptr<Backend>& backend, const std::vector<std::int64_t>& shape,
-                  const std::string& dtype) {
+OwnedTensor new_tensor(const std::shared_ptr<Backend>& backend, const std::vector<std::int64_t>& shape,
+                       const std::string& dtype) {
     OwnedTensor t{backend, with_shape(dtype_from_name(dtype), shape), nullptr};
     const Busy busy(*backend);
     t.tensor.data = backend->allocate(static_cast<std::size_t>(t.tensor.bytes()));
@@ -62,7 +62,7 @@ OwnedTensor empty(const std::shared_ptr<Backend>& backend, const std::vector<std
 DType dtype_from_name(const std::string& name) {
     for (const DType t : {DType::f32, DType::bf16, DType::i32, DType::i16})
         if (name == name_of(t)) return t;
-    throw ArgumentError(format("unknown dtype '{}': expected f32, bf16, i32 or i16", name));
+    throw ArgumentError(filled("unknown dtype '{}': expected f32, bf16, i32 or i16", name));
 }
 
 py::array host_view(const Tensor& t, py::handle base) {
@@ -142,11 +142,11 @@ void bind_tensor(py::module_& m) {
                 return OwnedTensor{t.backend, t.tensor[i], t.owner};
             },
             "i"_a, "Row i, of one extent less: the same memory.")
-        .def("__repr__", [](const OwnedTensor& t) { return format("Tensor({})", t.tensor); });
+        .def("__repr__", [](const OwnedTensor& t) { return filled("Tensor({})", t.tensor); });
 }
 
 void bind_allocation(py::class_<Backend, std::shared_ptr<Backend>>& backend) {
-    backend.def("empty", &empty, "shape"_a, "dtype"_a = "f32", "A new tensor, filled with zeros.");
+    backend.def("empty", &new_tensor, "shape"_a, "dtype"_a = "f32", "A new tensor, filled with zeros.");
 }
 
 }  // namespace llmc

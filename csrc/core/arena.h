@@ -37,7 +37,7 @@ class Arena {
             try {
                 memory_ = backend->allocate(static_cast<std::size_t>(offset_));
             } catch (const Error& e) {
-                throw Error(format("{} for {}", e.what(), what_));
+                throw Error(filled("{} for {}", e.what(), what_));
             }
             backend_ = backend;
             capacity_ = offset_;

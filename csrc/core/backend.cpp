@@ -7,7 +7,7 @@
 namespace llmc {
 
 void Backend::set_option(const std::string& name, const std::string&) {
-    throw ArgumentError(format("{} has no option '{}'", info().name, name));
+    throw ArgumentError(filled("{} has no option '{}'", info().name, name));
 }
 
 void Backend::fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd,
@@ -38,7 +38,7 @@ std::shared_ptr<Backend> make_backend(const std::string& device, int threads) {
     if (device.rfind("cuda:", 0) == 0 && device.size() > 5 && device.size() < 9 &&
         device.find_first_not_of("0123456789", 5) == std::string::npos)
         return make_cuda(std::stoi(device.substr(5)));
-    throw ArgumentError(format("unknown device '{}': expected 'cpu', 'cuda' or 'cuda:N'", device));
+    throw ArgumentError(filled("unknown device '{}': expected 'cpu', 'cuda' or 'cuda:N'", device));
 }
 
 }  // namespace llmc

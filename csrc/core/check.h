@@ -23,26 +23,26 @@ class ArgumentError : public Error {
 };
 
 namespace detail {
-inline void format_into(std::ostringstream& out, std::string_view fmt) { out << fmt; }
+inline void fill_into(std::ostringstream& out, std::string_view fmt) { out << fmt; }
 
 template <class First, class... Rest>
-void format_into(std::ostringstream& out, std::string_view fmt, const First& first, const Rest&... rest) {
+void fill_into(std::ostringstream& out, std::string_view fmt, const First& first, const Rest&... rest) {
     const auto hole = fmt.find("{}");
     if (hole == std::string_view::npos) {
         out << fmt;
         return;
     }
     out << fmt.substr(0, hole) << first;
-    format_into(out, fmt.substr(hole + 2), rest...);
+    fill_into(out, fmt.substr(hole + 2), rest...);
 }
 }  // namespace detail
 
 // Replaces each "{}" by the next argument, printed with operator<<. (<format> is not in every compiler we
 // build with.)
 template <class... Args>
-std::string format(std::string_view fmt, const Args&... args) {
+std::string filled(std::string_view fmt, const Args&... args) {
     std::ostringstream out;
-    detail::format_into(out, fmt, args...);
+    detail::fill_into(out, fmt, args...);
     return out.str();
 }
 
@@ -51,5 +51,5 @@ std::string format(std::string_view fmt, const Args&... args) {
 #define LLMC_CHECK(condition, ...)                                                                           \
     do {                                                                                                     \
         if (!(condition)) [[unlikely]]                                                                       \
-            throw ::llmc::ArgumentError(::llmc::format(__VA_ARGS__));                                        \
+            throw ::llmc::ArgumentError(::llmc::filled(__VA_ARGS__));                                        \
     } while (0)

@@ -26,15 +26,15 @@ ShardInfo inspect_shard(const std::filesystem::path& path) {
         version = kVersion32;
     } else if (header[0] != kMagic16) {
         throw Error(
-            format("{}: bad magic {} in token file, expected {} (uint16 tokens) or {} (uint32 tokens)",
+            filled("{}: bad magic {} in token file, expected {} (uint16 tokens) or {} (uint32 tokens)",
                    shown(path), header[0], kMagic16, kMagic32));
     }
     if (header[1] != version)
-        throw Error(format("{}: bad version {} in token file, expected {}", shown(path), header[1], version));
+        throw Error(filled("{}: bad version {} in token file, expected {}", shown(path), header[1], version));
     if (shard.tokens <= 0)
-        throw Error(format("{}: the header says {} tokens, expected at least 1", shown(path), shard.tokens));
+        throw Error(filled("{}: the header says {} tokens, expected at least 1", shown(path), shard.tokens));
     check_size(path, kHeaderBytes + shard.tokens * shard.token_bytes,
-               format("a header and {} tokens of {} bytes", shard.tokens, shard.token_bytes));
+               filled("a header and {} tokens of {} bytes", shard.tokens, shard.token_bytes));
     return shard;
 }
 
@@ -53,7 +53,7 @@ DataLoader::DataLoader(std::vector<std::filesystem::path> files, std::int64_t B,
         shards_.push_back(inspect_shard(path));
         num_tokens_ += shards_.back().tokens;
         if (samples_in(shards_.back()) == 0)
-            throw Error(format("{}: {} tokens are too few for one batch: B * T * ranks + 1 = {} * {} + 1 = "
+            throw Error(filled("{}: {} tokens are too few for one batch: B * T * ranks + 1 = {} * {} + 1 = "
                                "{} are needed; use "
                                "a smaller batch size or sequence length",
                                shown(path), shards_.back().tokens, state_.rows_per_sample, T,
@@ -127,7 +127,7 @@ void DataLoader::read_row(std::int32_t* inputs, std::int32_t* targets) {
         std::memcpy(&token, buffer_.data() + i * shard.token_bytes,
                     static_cast<std::size_t>(shard.token_bytes));
         if (vocab_size_ > 0 && token >= static_cast<std::uint64_t>(vocab_size_))
-            throw Error(format("{}: token {} at position {} is outside of the model's vocabulary of {}: was "
+            throw Error(filled("{}: token {} at position {} is outside of the model's vocabulary of {}: was "
                                "the file made with "
                                "another tokenizer?",
                                shown(shard.path), token, first + i, vocab_size_));

@@ -8,17 +8,17 @@
 
 namespace llmc {
 
-std::int64_t sample(const float* logits, std::int64_t V, const SamplerOptions& options, float coin) {
+std::int64_t sample_token(const float* logits, std::int64_t V, const SamplerOptions& options, float coin) {
     LLMC_CHECK(V > 0, "the vocabulary is empty");
     LLMC_CHECK(options.temperature >= 0.0f, "temperature is {}, expected 0 or more", options.temperature);
     LLMC_CHECK(options.top_k >= 0, "top_k is {}, expected 0 (no limit) or more", options.top_k);
     LLMC_CHECK(options.top_p > 0.0f && options.top_p <= 1.0f, "top_p is {}, expected in (0, 1]",
                options.top_p);
     for (std::int64_t i = 0; i < V; ++i)
-        if (std::isnan(logits[i])) throw Error(format("cannot sample: logit {} is not a number", i));
+        if (std::isnan(logits[i])) throw Error(filled("cannot sample: logit {} is not a number", i));
     const std::int64_t best = std::max_element(logits, logits + V) - logits;
     if (!std::isfinite(logits[best]))
-        throw Error(format("cannot sample: the largest logit is {}", logits[best]));
+        throw Error(filled("cannot sample: the largest logit is {}", logits[best]));
     if (options.temperature == 0.0f) return best;
 
     std::vector<double> p(static_cast<std::size_t>(V));

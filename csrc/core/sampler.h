@@ -14,6 +14,6 @@ struct SamplerOptions {
 
 // coin in [0, 1). Walks the cumulative probabilities in the order of token ids, as llm.c does; top_k and
 // top_p only remove tokens from the walk. Throws Error where a logit is NaN or the largest is infinite.
-std::int64_t sample(const float* logits, std::int64_t V, const SamplerOptions& options, float coin);
+std::int64_t sample_token(const float* logits, std::int64_t V, const SamplerOptions& options, float coin);
 
 }  // namespace llmc

@@ -99,7 +99,7 @@ class ThreadComm final : public Comm {
     void broadcast(Tensor x, int root) override {
         Operands mine("broadcast", {x}, {x});
         mine.root = root;
-        if (root < 0 || root >= size_) mine.error = format("broadcast: root is {} of {} ranks", root, size_);
+        if (root < 0 || root >= size_) mine.error = filled("broadcast: root is {} of {} ranks", root, size_);
         collective(std::move(mine), [&] {
             if (rank_ != root) return;
             for (const Operands& other : meeting_->published)
@@ -142,13 +142,13 @@ class ThreadComm final : public Comm {
         const Operands& first = meeting_->published[0];
         for (std::size_t r = 0; r < meeting_->published.size(); ++r) {
             const Operands& other = meeting_->published[r];
-            if (!other.error.empty()) return format("rank {}: {}", r, other.error);
-            if (other.op != first.op) return format("rank 0 is in {}, rank {} in {}", first.op, r, other.op);
+            if (!other.error.empty()) return filled("rank {}: {}", r, other.error);
+            if (other.op != first.op) return filled("rank 0 is in {}, rank {} in {}", first.op, r, other.op);
             bool alike = other.in.size() == first.in.size() && other.values.size() == first.values.size() &&
                          other.root == first.root;
             for (std::size_t i = 0; alike && i < first.in.size(); ++i)
                 alike = other.in[i].dtype == first.in[i].dtype && other.in[i].is_like(first.in[i]);
-            if (!alike) return format("{}: ranks 0 and {} bring different arguments", first.op, r);
+            if (!alike) return filled("{}: ranks 0 and {} bring different arguments", first.op, r);
         }
         return {};
     }
@@ -173,11 +173,11 @@ class ThreadComm final : public Comm {
     }
 
     static void check_float(Operands& mine, const Tensor& x) {
-        if (!is_float(x.dtype)) mine.error = format("{}: {} is not of floats", mine.op, x);
+        if (!is_float(x.dtype)) mine.error = filled("{}: {} is not of floats", mine.op, x);
     }
     void check_pieces(Operands& mine, const Tensor& full, const Tensor& shard) const {
         if (full.dtype != shard.dtype || full.numel() != size_ * shard.numel())
-            mine.error = format("{}: full is {} and shard is {} for {} ranks", mine.op, full, shard, size_);
+            mine.error = filled("{}: full is {} and shard is {} for {} ranks", mine.op, full, shard, size_);
     }
 
     std::shared_ptr<Meeting> meeting_;

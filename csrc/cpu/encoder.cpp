@@ -66,13 +66,14 @@ void CpuBackend::encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor 
         using T = decltype(tag);
         visit_float(dwte.dtype, [&](auto grad_tag) {
             using G = decltype(grad_tag);
-            // The sum of the rows of dout that `row(0..n-1)` names, added to `into`.
-            const auto scatter = [&](int thread, G* into, std::int64_t n, auto row) {
+            // The sum of the rows of dout that `row(0..n-1)` names, added to `into`. (Its type is not called G:
+            // cl.exe loses this alias in a generic lambda inside.)
+            const auto scatter = [&]<class Into>(int thread, Into* into, std::int64_t n, auto row) {
                 float* const sum = static_cast<float*>(thread_scratch(thread));
                 std::fill(sum, sum + C, 0.0f);
                 for (std::int64_t i = 0; i < n; ++i)
                     kernels<T>().accumulate(sum, dout.as<T>() + row(i) * C, C);
-                kernels<G>().add_into(into, sum, C);
+                kernels<Into>().add_into(into, sum, C);
             };
             parallel_for(threads_, count, [&](std::int64_t run, int thread) {
                 const std::int64_t begin = runs[run];

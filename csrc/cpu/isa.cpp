@@ -154,7 +154,7 @@ IsaChoice choose_isa() {
         std::string list;
         for (const std::string& name : choice.usable) list += (list.empty() ? "" : ", ") + name;
         throw ArgumentError(
-            format("LLMC_ISA={}: {}; usable here: {}", wanted,
+            filled("LLMC_ISA={}: {}; usable here: {}", wanted,
                    known ? "not supported by this CPU, system or build" : "unknown instruction set", list));
     }
     return choice;

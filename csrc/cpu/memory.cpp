@@ -45,7 +45,7 @@ char* start_of(const void* memory) { return static_cast<char*>(const_cast<void*>
 void* allocate_pages(std::size_t bytes) {
     const std::size_t mapped = bytes + kHeader;
     char* p = mapped < bytes ? nullptr : static_cast<char*>(map_zeroed(mapped));
-    if (!p) throw Error(format("cpu: out of memory (allocating {} MB)", bytes >> 20));
+    if (!p) throw Error(filled("cpu: out of memory (allocating {} MB)", bytes >> 20));
     std::memcpy(p, &mapped, sizeof mapped);
     return p + kHeader;
 }

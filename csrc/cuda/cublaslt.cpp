@@ -38,7 +38,7 @@ struct Library {
 
 void check(cublasStatus_t status, const char* call) {
     if (status != CUBLAS_STATUS_SUCCESS)
-        throw Error(format("cuda: cuBLASLt returned status {} ({})", static_cast<int>(status), call));
+        throw Error(filled("cuda: cuBLASLt returned status {} ({})", static_cast<int>(status), call));
 }
 #define LT_CHECK(call) check(call, #call)
 

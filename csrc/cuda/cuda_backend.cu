@@ -32,7 +32,7 @@ double megabytes(std::size_t bytes) { return static_cast<double>(bytes >> 20); }
 }  // namespace
 
 void throw_cuda_error(cudaError_t error, const char* call) {
-    throw Error(format("cuda: {} ({})", cudaGetErrorString(error), call));
+    throw Error(filled("cuda: {} ({})", cudaGetErrorString(error), call));
 }
 
 CudaBackend::CudaBackend(int device) : device_(device) {
@@ -40,7 +40,7 @@ CudaBackend::CudaBackend(int device) : device_(device) {
     cudaDeviceProp p{};
     CUDA_CHECK(cudaGetDeviceProperties(&p, device_));
     if (p.major < 8)
-        throw Error(format("cuda:{} is a {} of compute capability {}.{}: llmc's kernels need 8.0 (Ampere) or "
+        throw Error(filled("cuda:{} is a {} of compute capability {}.{}: llmc's kernels need 8.0 (Ampere) or "
                            "newer",
                            device_, p.name, p.major, p.minor));
     // Below sm_90 cuBLASLt does not really fuse it, and is slower than the two steps.
@@ -83,7 +83,7 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
         }
         std::string known;
         for (const char* v : values) known += (known.empty() ? "" : ", ") + std::string(v);
-        throw ArgumentError(format("option {} is '{}', expected one of: {}", name, value, known));
+        throw ArgumentError(filled("option {} is '{}', expected one of: {}", name, value, known));
     };
     if (name == "attention") {
         const auto attention = static_cast<CudaOptions::Attention>(choose(kAttentions));
@@ -108,16 +108,16 @@ DeviceInfo CudaBackend::info() const {
     std::size_t free = 0, total = 0;
     CUDA_CHECK(cudaMemGetInfo(&free, &total));
     DeviceInfo info;
-    info.name = format("cuda:{}", device_);
+    info.name = filled("cuda:{}", device_);
     info.description = p.name;
-    info.isa = format("sm_{}{}", p.major, p.minor);
+    info.isa = filled("sm_{}{}", p.major, p.minor);
     info.total_bytes = static_cast<std::int64_t>(total);
     info.free_bytes = static_cast<std::int64_t>(free);
     info.multiprocessors = p.multiProcessorCount;
     int kilohertz = 0;
     CUDA_CHECK(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device_));
     info.clock_hz = 1e3 * kilohertz;
-    info.options = format("attention {}, tf32 {}, deterministic {}, fused_gelu {}",
+    info.options = filled("attention {}, tf32 {}, deterministic {}, fused_gelu {}",
                           kAttentions[static_cast<int>(options_.attention)], kOffOn[options_.tf32],
                           kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)]);
     return info;
@@ -133,7 +133,7 @@ void* CudaBackend::allocate(std::size_t bytes) {
         cudaGetLastError();  // the error is dealt with: the next launch must not find it
         std::size_t free = 0, total = 0;
         CUDA_CHECK(cudaMemGetInfo(&free, &total));
-        throw Error(format("cuda:{}: out of memory (allocating {} MB with {} of {} MB free)", device_,
+        throw Error(filled("cuda:{}: out of memory (allocating {} MB with {} of {} MB free)", device_,
                            megabytes(bytes), megabytes(free), megabytes(total)));
     }
     CUDA_CHECK(error);

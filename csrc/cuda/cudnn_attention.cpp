@@ -24,7 +24,7 @@ namespace fe = cudnn_frontend;
 enum Uid : std::int64_t { kQ, kK, kV, kOut, kStats, kDout, kDq, kDk, kDv };
 
 void check(const fe::error_object& e, const char* call) {
-    if (e.is_bad()) throw Error(format("cuDNN: {} ({})", e.err_msg, call));
+    if (e.is_bad()) throw Error(filled("cuDNN: {} ({})", e.err_msg, call));
 }
 #define FE_CHECK(call) check(call, #call)
 
@@ -34,7 +34,7 @@ class FrontendAttention final : public CudnnAttention {
         CUDA_CHECK(cudaSetDevice(device_));
         const cudnnStatus_t status = cudnnCreate(&handle_);
         if (status != CUDNN_STATUS_SUCCESS)
-            throw Error(format("cuDNN: {} (cudnnCreate)", cudnnGetErrorString(status)));
+            throw Error(filled("cuDNN: {} (cudnnCreate)", cudnnGetErrorString(status)));
     }
     ~FrontendAttention() override {
         cudaSetDevice(device_);
@@ -159,7 +159,7 @@ class FrontendAttention final : public CudnnAttention {
     void run(fe::graph::Graph& g, std::unordered_map<std::int64_t, void*> pointers, cudaStream_t stream) {
         const cudnnStatus_t status = cudnnSetStream(handle_, stream);
         if (status != CUDNN_STATUS_SUCCESS)
-            throw Error(format("cuDNN: {} (cudnnSetStream)", cudnnGetErrorString(status)));
+            throw Error(filled("cuDNN: {} (cudnnSetStream)", cudnnGetErrorString(status)));
         FE_CHECK(g.execute(handle_, pointers, workspace_));
     }
 

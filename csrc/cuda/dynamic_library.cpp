@@ -64,14 +64,14 @@ void* open(const std::string& file) {
     const std::filesystem::path path = native(file);
     return LoadLibraryExW(path.c_str(), nullptr, path.has_parent_path() ? LOAD_WITH_ALTERED_SEARCH_PATH : 0);
 }
-void* find(void* handle, const char* name) {
+void* function(void* handle, const char* name) {
     return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(handle), name));
 }
 #else
 void* already_loaded(const std::string& file) { return dlopen(file.c_str(), RTLD_LAZY | RTLD_NOLOAD); }
 // RTLD_GLOBAL: cuDNN opens its parts and cuBLASLt by name, and finds what is loaded.
 void* open(const std::string& file) { return dlopen(file.c_str(), RTLD_LAZY | RTLD_GLOBAL); }
-void* find(void* handle, const char* name) { return dlsym(handle, name); }
+void* function(void* handle, const char* name) { return dlsym(handle, name); }
 #endif
 
 struct Opened {
@@ -93,7 +93,7 @@ Opened open_first(const LibraryNames& names) {
 }
 
 std::string missing(const LibraryNames& names) {
-    return format("{} ({}) was not found: pip install {}, or name the file in {}", names.title,
+    return filled("{} ({}) was not found: pip install {}, or name the file in {}", names.title,
                   names.files.front(), names.package, names.variable);
 }
 
@@ -112,14 +112,14 @@ DynamicLibrary::DynamicLibrary(const LibraryNames& names) : title_(names.title) 
 }
 
 void* DynamicLibrary::symbol(const char* name) const {
-    void* const p = find(handle_, name);
-    if (!p) throw Error(format("{} has no function {}: {} is too old", path_, name, title_));
+    void* const p = function(handle_, name);
+    if (!p) throw Error(filled("{} has no function {}: {} is too old", path_, name, title_));
     return p;
 }
 
 std::string library_status(const LibraryNames& names) {
     const Opened opened = open_first(names);
-    return opened.handle ? format("{} found ({})", names.title, opened.path) : missing(names);
+    return opened.handle ? filled("{} found ({})", names.title, opened.path) : missing(names);
 }
 
 }  // namespace llmc

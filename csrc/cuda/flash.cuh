@@ -98,7 +98,7 @@ void visit_head_size(i64 HS, Body&& body) {
     case 96: return body(std::integral_constant<int, 96>{});
     case 128: return body(std::integral_constant<int, 128>{});
     }
-    throw Error(format("flash attention has no kernel for a head size of {}", HS));
+    throw Error(filled("flash attention has no kernel for a head size of {}", HS));
 }
 
 // Block i of B NH heads times `tiles` tiles of rows; the last tile of every head first, or the first.

@@ -9,7 +9,7 @@ namespace llmc {
 
 namespace {
 
-std::string version_text(int version) { return format("{}.{}", version / 1000, version % 1000 / 10); }
+std::string version_text(int version) { return filled("{}.{}", version / 1000, version % 1000 / 10); }
 
 // Empty where there are devices; else why not.
 std::string absence(int* count) {
@@ -23,7 +23,7 @@ std::string absence(int* count) {
         cudaDriverGetVersion(&driver);
         cudaRuntimeGetVersion(&runtime);
         if (driver == 0) return "no NVIDIA driver was found";
-        return format("the NVIDIA driver is for CUDA {}, but this build needs {}", version_text(driver),
+        return filled("the NVIDIA driver is for CUDA {}, but this build needs {}", version_text(driver),
                       version_text(runtime));
     }
     return cudaGetErrorString(error);
@@ -34,22 +34,22 @@ std::string absence(int* count) {
 std::shared_ptr<Backend> make_cuda(int device) {
     int count = 0;
     const std::string reason = absence(&count);
-    if (!reason.empty()) throw Error(format("cuda:{}: {}; device 'cpu' needs none", device, reason));
+    if (!reason.empty()) throw Error(filled("cuda:{}: {}; device 'cpu' needs none", device, reason));
     if (device >= count)
-        throw Error(format("cuda:{}: there are {} GPUs, the first is cuda:0", device, count));
+        throw Error(filled("cuda:{}: there are {} GPUs, the first is cuda:0", device, count));
     return std::make_shared<CudaBackend>(device);
 }
 
 std::string cuda_status() {
     int runtime = 0, count = 0;
     cudaRuntimeGetVersion(&runtime);
-    std::string status = format("CUDA {}; ", version_text(runtime));
+    std::string status = filled("CUDA {}; ", version_text(runtime));
     const std::string reason = absence(&count);
     status += reason.empty() ? "devices:" : reason;
     for (int i = 0; i < count; ++i) {
         cudaDeviceProp p{};
         if (cudaGetDeviceProperties(&p, i) != cudaSuccess) continue;
-        status += format(" cuda:{} {} (sm_{}{}, {} MB)", i, p.name, p.major, p.minor, p.totalGlobalMem >> 20);
+        status += filled(" cuda:{} {} (sm_{}{}, {} MB)", i, p.name, p.major, p.minor, p.totalGlobalMem >> 20);
     }
     return status + "; " + library_status(kCublasLt) + "; " + cudnn_status() + "; " + nccl_status();
 }

@@ -38,7 +38,7 @@ struct Library {
 #undef LLMC_FUNCTION
 
     void check(ncclResult_t result, const char* call) const {
-        if (result != ncclSuccess) throw Error(format("nccl: {} ({})", GetErrorString(result), call));
+        if (result != ncclSuccess) throw Error(filled("nccl: {} ({})", GetErrorString(result), call));
     }
 };
 #define NCCL_CHECK(library, call) (library).check((library).call, #call)
@@ -50,9 +50,9 @@ ncclDataType_t data_type(const Tensor& t) {
     case DType::i32: return ncclInt32;
     case DType::i16: break;
     }
-    throw ArgumentError(format("nccl: cannot send {}", t));
+    throw ArgumentError(filled("nccl: cannot send {}", t));
 }
-std::size_t count(const Tensor& t) { return static_cast<std::size_t>(t.numel()); }
+std::size_t numel(const Tensor& t) { return static_cast<std::size_t>(t.numel()); }
 
 class NcclComm final : public Comm {
   public:
@@ -90,7 +90,7 @@ class NcclComm final : public Comm {
         ncclResult_t result = ncclSuccess;
         for (const Tensor& x : xs)
             if (result == ncclSuccess)
-                result = lib_.AllReduce(x.data, x.data, count(x), data_type(x), ncclSum, comm_, stream_);
+                result = lib_.AllReduce(x.data, x.data, numel(x), data_type(x), ncclSum, comm_, stream_);
         const ncclResult_t end = lib_.GroupEnd();  // whatever came before: a group must not stay open
         lib_.check(result, "AllReduce");
         lib_.check(end, "GroupEnd");
@@ -98,18 +98,18 @@ class NcclComm final : public Comm {
     void reduce_scatter(Tensor shard, Tensor full) override {
         check_pieces("reduce_scatter", full, shard);
         begin();
-        NCCL_CHECK(lib_, ReduceScatter(full.data, shard.data, count(shard), data_type(full), ncclSum, comm_,
+        NCCL_CHECK(lib_, ReduceScatter(full.data, shard.data, numel(shard), data_type(full), ncclSum, comm_,
                                        stream_));
     }
     void all_gather(Tensor full, Tensor shard) override {
         check_pieces("all_gather", full, shard);
         begin();
-        NCCL_CHECK(lib_, AllGather(shard.data, full.data, count(shard), data_type(full), comm_, stream_));
+        NCCL_CHECK(lib_, AllGather(shard.data, full.data, numel(shard), data_type(full), comm_, stream_));
     }
     void broadcast(Tensor x, int root) override {
         LLMC_CHECK(root >= 0 && root < size_, "broadcast: root is {} of {} ranks", root, size_);
         begin();
-        NCCL_CHECK(lib_, Broadcast(x.data, x.data, count(x), data_type(x), root, comm_, stream_));
+        NCCL_CHECK(lib_, Broadcast(x.data, x.data, numel(x), data_type(x), root, comm_, stream_));
     }
     void wait() override {
         const cudaStream_t main = backend_->stream();

@@ -7,7 +7,7 @@ namespace llmc {
 namespace {
 [[noreturn]] void absent(const char* flag) {
     throw Error(
-        format("llmc was built without CUDA; build it with: pip install . -C cmake.define.{}=ON", flag));
+        filled("llmc was built without CUDA; build it with: pip install . -C cmake.define.{}=ON", flag));
 }
 }  // namespace
 

@@ -14,9 +14,9 @@ CheckpointInfo inspect_checkpoint(const std::filesystem::path& path) {
     std::ifstream file = open_for_reading(path, "model checkpoint");
     const Header h = read_header(file, path, "model checkpoint");
     if (h[0] != kMagic)
-        throw Error(format("{}: bad magic {} in model checkpoint, expected {}", shown(path), h[0], kMagic));
+        throw Error(filled("{}: bad magic {} in model checkpoint, expected {}", shown(path), h[0], kMagic));
     if (h[1] != kF32 && h[1] != kBf16)
-        throw Error(format(
+        throw Error(filled(
             "{}: bad version {} in model checkpoint, expected {} (f32) or {} (bf16); older versions have no "
             "padded vocabulary: export the model again",
             shown(path), h[1], kF32, kBf16));
@@ -25,13 +25,13 @@ CheckpointInfo inspect_checkpoint(const std::filesystem::path& path) {
     try {
         info.config.validate();
     } catch (const ArgumentError& e) {
-        throw Error(format("{}: the header does not describe a model: {}", shown(path), e.what()));
+        throw Error(filled("{}: the header does not describe a model: {}", shown(path), e.what()));
     }
     const MemoryPlan plan =
         GPT2::memory_plan(info.config, info.dtype, DType::f32, 1, 1, Recompute::gelu, 1, false, false);
     info.num_parameters = plan.parameters / size_of(info.dtype);
     check_size(path, kHeaderBytes + plan.parameters,
-               format("a header and {} {} parameters", info.num_parameters, info.dtype));
+               filled("a header and {} {} parameters", info.num_parameters, info.dtype));
     return info;
 }
 
@@ -78,7 +78,7 @@ Header checkpoint_header(const GPT2Config& config, DType dtype) {
 
 void save_checkpoint(const GPT2& model, const std::filesystem::path& path) {
     std::ofstream file(path, std::ios::binary | std::ios::trunc);
-    if (!file) throw Error(format("{}: cannot create this file", shown(path)));
+    if (!file) throw Error(filled("{}: cannot create this file", shown(path)));
     const Header header = checkpoint_header(model.config(), model.dtype());
     file.write(reinterpret_cast<const char*>(header.data()), kHeaderBytes);
     const Tensor all = model.all_parameters();
@@ -90,7 +90,7 @@ void save_checkpoint(const GPT2& model, const std::filesystem::path& path) {
         file.write(chunk.data(), piece.bytes());
     }
     file.close();
-    if (!file) throw Error(format("{}: cannot write this file: is the disk full?", shown(path)));
+    if (!file) throw Error(filled("{}: cannot write this file: is the disk full?", shown(path)));
 }
 
 }  // namespace llmc

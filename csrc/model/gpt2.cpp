@@ -49,7 +49,7 @@ GPT2Config gpt2_config_from_descriptor(const std::string& descriptor) {
             known += (known.empty() ? "" : ", ") + std::string(row.name);
         }
         throw ArgumentError(
-            format("unknown model descriptor '{}': '{}' is not one of {}", descriptor, name, known));
+            filled("unknown model descriptor '{}': '{}' is not one of {}", descriptor, name, known));
     };
     if (descriptor == "gpt3:c5140")
         throw ArgumentError("model descriptor 'gpt3:c5140' (GPT-3 13B) cannot be built: 5140 channels are "
@@ -59,7 +59,7 @@ GPT2Config gpt2_config_from_descriptor(const std::string& descriptor) {
     if (descriptor.rfind("gpt3:c", 0) == 0) return find(kGpt3, descriptor.substr(6), 2048);
     if (descriptor.rfind('d', 0) == 0) return find(kGpt2, descriptor.substr(1), 1024);
     throw ArgumentError(
-        format("unknown model descriptor '{}': expected d12 or gpt2:d12 (depth), or gpt3:c768 (channels)",
+        filled("unknown model descriptor '{}': expected d12 or gpt2:d12 (depth), or gpt3:c768 (channels)",
                descriptor));
 }
 

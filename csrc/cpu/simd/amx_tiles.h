@@ -33,11 +33,11 @@ inline void tile_zero() {
 }
 template <int TILE>
 inline void tile_load(const void* p, i64 row_bytes) {
-    _tile_loadd(TILE, p, row_bytes);
+    _tile_loadd(TILE, p, static_cast<int>(row_bytes));
 }
 template <int TILE>
 inline void tile_store(void* p, i64 row_bytes) {
-    _tile_stored(TILE, p, row_bytes);
+    _tile_stored(TILE, p, static_cast<int>(row_bytes));
 }
 template <int C, int A, int B>
 inline void tile_dot() {
