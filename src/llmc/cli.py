@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -105,5 +106,7 @@ def report_errors(prog: str, action: Callable[[], int | None], debug: bool = Fal
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        length = len(os.path.abspath(error.filename)) if sys.platform == "win32" else 0
+        limit = " (longer than the 247 characters of a folder, 259 of a file that Windows takes unless LongPathsEnabled is set)"
+        return f"{error.filename}: {error.strerror}{limit if length > 247 else ''}"
     return str(error) or type(error).__name__
