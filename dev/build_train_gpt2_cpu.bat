@@ -19,8 +19,7 @@ set "studio="
 set "tools=Microsoft.VisualStudio.Component.VC.Tools.x86.x64"
 for /f "delims=" %%I in ('vswhere -latest -products * -requires %tools% -property installationPath 2^>nul') do set "studio=%%I"
 if defined studio set "PATH=%studio%\Common7\IDE\CommonExtensions\Microsoft\CMake\CMake\bin;%PATH%"
-where /q cmake || echo CMake was not found: install Visual Studio's workload "Desktop development with C++" 1>&2
-where /q cmake || exit /b 1
+if not defined studio echo No Visual Studio with the workload "Desktop development with C++" was found. 1>&2
 
 cmake -S "%source%" -B "%build%" -DLLMC_PYTHON=OFF -DLLMC_BUILD_APPS=ON || exit /b 1
 cmake --build "%build%" --config Release --parallel --target train_gpt2 || exit /b 1
