@@ -1,5 +1,6 @@
 # Trains one of the configurations beside this file, and resumes it whenever it ends before its last step:
 #   scripts\run.ps1 gpt2_124M [more flags of llmc-train]
+# By llmc-train, or by the Python that $env:PYTHON names (python) if that is set or there is no llmc-train on the PATH.
 # Ends with the run's exit code when it is done (0), when a setting or file name is wrong (2), when a signal stopped it (130, 143,
 # 149), and when it ended otherwise without one new checkpoint since it was started: it would again.
 # No param block: PowerShell would take -n, -d and others of llmc-train's flags for parameters of this script.
@@ -19,9 +20,15 @@ for ($i = 0; $i -lt $Flags.Count; $i++) {
 }
 function Get-Newest { Get-ChildItem -Path $Folder -Filter DONE_* -ErrorAction SilentlyContinue | Sort-Object Name | Select-Object -Last 1 }
 
+$Program, $Before = 'llmc-train', @()
+if ($env:PYTHON -or -not (Get-Command llmc-train -ErrorAction SilentlyContinue)) {
+    $Program = if ($env:PYTHON) { $env:PYTHON } else { 'python' }
+    $Before = @('-m', 'llmc', 'train')
+}
+
 while ($true) {
     $Checkpoint = (Get-Newest).Name
-    llmc-train --config $File @Flags
+    & $Program @Before --config $File @Flags
     $Code = $LASTEXITCODE
     if (0, 2, 130, 143, 149 -contains $Code) { exit $Code }
     if ((Get-Newest).Name -eq $Checkpoint) {

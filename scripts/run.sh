@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains one of the configurations beside this file, and resumes it whenever it ends before its last step:
 #   scripts/run.sh gpt2_124M [more flags of llmc-train]
+# By llmc-train, or by the Python that PYTHON names (python3) if that is set or there is no llmc-train on the PATH.
 # Ends with the run's exit code when it is done (0), when a setting or file name is wrong (2), when a signal stopped it (130, 143),
 # and when it ended otherwise (1: an error; 137: killed; ...) without one new checkpoint since it was started: it would again.
 set -u
@@ -23,9 +24,14 @@ for flag in "$@"; do
 done
 newest() { ls "$folder" 2>/dev/null | grep '^DONE_' | sort | tail -n 1; }
 
+train=(llmc-train)
+if [ -n "${PYTHON:-}" ] || ! command -v llmc-train >/dev/null; then
+    train=("${PYTHON:-python3}" -m llmc train)
+fi
+
 while true; do
     checkpoint=$(newest)
-    llmc-train --config "$file" "$@"
+    "${train[@]}" --config "$file" "$@"
     code=$?
     case $code in 0 | 2 | 130 | 143) exit $code ;; esac
     if [ "$(newest)" = "$checkpoint" ]; then

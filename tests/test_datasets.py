@@ -558,7 +558,7 @@ def test_gpt2_from_its_file_encodes_as_tiktoken_does(tmp_path: Path, gpt2: Token
 def test_a_missing_package_is_named_as_pip_knows_it(
     missing: str, packages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """llmc is not on PyPI, so `pip install 'llmc[...]'` would not do."""
+    """By its own name: `pip install 'llmc[...]'` would bring another project, and `'.[...]'` needs a clone."""
     from llmc.datasets.download import Remote, fetch
     from llmc.logs import TensorBoardLog
 

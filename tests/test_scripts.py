@@ -50,6 +50,11 @@ def test_llmc_s_flags_train(name: str, tmp_path: Path) -> None:
     assert "step    2/2 | loss" in done.stdout and (tmp_path / "log" / "DONE_00000002").is_file()
 
 
+@pytest.fixture(autouse=True)
+def no_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHON", raising=False)
+
+
 def run_script(shell: str, folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess[str]:
     """run.sh or run.ps1 with a stand-in for llmc-train, which notes its arguments in the file `calls`."""
     if sys.platform == "win32" or shutil.which(shell) is None:
@@ -76,6 +81,39 @@ def test_run_script_restarts_until_done(tmp_path: Path, shell: str, flags: str, 
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 3 and all(call.endswith(f"gpt2_124M.toml {flags}") for call in calls)
+
+
+@pytest.mark.parametrize("shell", ["bash", "pwsh"])
+def test_run_script_with_a_python_that_is_named(tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "a folder" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "$@" > python_calls\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(python))
+    done = run_script(shell, tmp_path, "exit 1", "gpt2_124M", "-x", "2")
+    assert done.returncode == 0, done.stderr
+    call = (tmp_path / "python_calls").read_text()
+    assert call.startswith("-m llmc train --config ") and call.endswith("gpt2_124M.toml -x 2\n")
+    assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a PATH of symbolic links")
+@pytest.mark.parametrize("shell", ["bash", "pwsh"])
+def test_run_script_without_llmc_train_on_the_path(tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks the first Python on the PATH."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    for name in ("bash", "pwsh", "dirname", "ls", "sed", "tr", "grep", "sort", "tail", "sleep"):
+        if place := shutil.which(name):
+            (tmp_path / name).symlink_to(place)
+    python = tmp_path / ("python3" if shell == "bash" else "python")
+    python.write_text('#!/bin/sh\necho "$@" > python_calls\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    script = ["bash", str(SCRIPTS / "run.sh")] if shell == "bash" else ["pwsh", "-File", str(SCRIPTS / "run.ps1")]
+    done = subprocess.run([*script, "gpt2_124M"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "python_calls").read_text().startswith("-m llmc train --config ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "pwsh"])

@@ -8,19 +8,66 @@
 #include <string>
 #include <vector>
 
+#ifdef _WIN32
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+// which must come before
+#include <shellapi.h>
+#pragma comment(lib, "shell32")
+#endif
+
 #include "core/check.h"
+#include "core/file.h"
 #include "model/checkpoint.h"
 #include "model/gpt2.h"
 
 namespace llmc {
 
+// The arguments in UTF-8, and a console that takes UTF-8 as long as this lives. On Windows both would have
+// the system's code page, which lacks characters that file names and tokens have.
+#ifdef _WIN32
+class CommandLine {
+  public:
+    CommandLine(int, char**) : before_(GetConsoleOutputCP()) {
+        SetConsoleOutputCP(CP_UTF8);
+        int count = 0;
+        wchar_t** const words = CommandLineToArgvW(GetCommandLineW(), &count);
+        for (int i = 1; i < count; ++i) arguments.push_back(shown(words[i]));
+        LocalFree(words);
+    }
+    ~CommandLine() { SetConsoleOutputCP(before_); }
+    CommandLine(const CommandLine&) = delete;
+    CommandLine& operator=(const CommandLine&) = delete;
+    std::vector<std::string> arguments;
+
+  private:
+    const UINT before_;
+};
+#else
+struct CommandLine {
+    CommandLine(int argc, char** argv) : arguments(argv + 1, argv + argc) {}
+    const std::vector<std::string> arguments;
+};
+#endif
+
+inline std::filesystem::path path_of(const std::string& utf8) {
+#ifdef _WIN32
+    return std::u8string(utf8.begin(), utf8.end());
+#else
+    return utf8;
+#endif
+}
+
 // Pairs of flag and value, llm.c's way, after at most `max_names` file names. `flags` has their defaults.
 class Arguments {
   public:
-    Arguments(int argc, char** argv, std::map<std::string, std::string> flags, std::size_t max_names = 0)
+    Arguments(const std::vector<std::string>& words, std::map<std::string, std::string> flags,
+              std::size_t max_names = 0)
         : values_(std::move(flags)) {
-        for (int i = 1; i < argc; ++i) {
-            const std::string flag = argv[i];
+        for (std::size_t i = 0; i < words.size(); ++i) {
+            const std::string& flag = words[i];
             if (names_.size() < max_names && !flag.empty() && flag[0] != '-') {
                 names_.push_back(flag);
                 continue;
@@ -29,11 +76,12 @@ class Arguments {
             for (const auto& [name, value] : values_) known += " " + name;
             if (values_.find(flag) == values_.end())
                 throw ArgumentError(filled("unknown argument '{}': expected one of{}", flag, known));
-            if (i + 1 == argc) throw ArgumentError(filled("{} needs a value", flag));
-            values_[flag] = argv[++i];
+            if (i + 1 == words.size()) throw ArgumentError(filled("{} needs a value", flag));
+            values_[flag] = words[++i];
         }
     }
     const std::string& text(const std::string& flag) const { return values_.at(flag); }
+    std::filesystem::path path(const std::string& flag) const { return path_of(text(flag)); }
     template <class T>
     T number(const std::string& flag) const {
         std::istringstream in(text(flag));
@@ -43,8 +91,8 @@ class Arguments {
         return value;
     }
     std::int64_t integer(const std::string& flag) const { return number<std::int64_t>(flag); }
-    std::string name(std::size_t i, const std::string& otherwise) const {
-        return i < names_.size() ? names_[i] : otherwise;
+    std::filesystem::path name(std::size_t i, const std::string& otherwise) const {
+        return path_of(i < names_.size() ? names_[i] : otherwise);
     }
 
   private:
@@ -58,7 +106,8 @@ inline DType dtype_of(const std::string& name) {
 }
 
 // Prints the header as llm.c does, and loads the model.
-inline std::unique_ptr<GPT2> load_model(const std::string& path, const std::string& device, DType dtype) {
+inline std::unique_ptr<GPT2> load_model(const std::filesystem::path& path, const std::string& device,
+                                        DType dtype) {
     const CheckpointInfo info = inspect_checkpoint(path);
     auto model = std::make_unique<GPT2>(make_backend(device, 0), info.config, dtype, dtype);
     load_checkpoint(*model, path);

@@ -46,16 +46,16 @@ struct State {
     float loss;
 };
 
-State read_state(const std::string& path, const GPT2& model) {
+State read_state(const std::filesystem::path& path, const GPT2& model) {
     std::ifstream file = open_for_reading(path, "debug state");
     const Header h = read_header(file, path, "debug state");
     if (h[0] != 20240327 || h[1] != 2)
-        throw Error(
-            filled("{}: magic {} version {}, expected a debug state (20240327 version 2)", path, h[0], h[1]));
+        throw Error(filled("{}: magic {} version {}, expected a debug state (20240327 version 2)",
+                           shown(path), h[0], h[1]));
     const GPT2Config& c = model.config();
     if (h[2] < 1 || h[3] < 1 || h[3] > c.max_seq_len || h[4] < 0 || h[4] > 1000)
         throw Error(filled("{}: announces {} rows of {} tokens and {} losses; the model's context is {}",
-                           path, h[2], h[3], h[4], c.max_seq_len));
+                           shown(path), h[2], h[3], h[4], c.max_seq_len));
     const std::int64_t B = h[2], T = h[3], N = B * T;
     check_size(path, kHeaderBytes + 4 * (2 * N + N * c.vocab_size + 1 + model.num_parameters() + h[4]),
                filled("B = {}, T = {} and {} losses for a model of {} parameters", B, T, h[4],
@@ -195,8 +195,9 @@ int run(const Arguments& args) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    const CommandLine command(argc, argv);
     try {
-        return run(Arguments(argc, argv, {{"-p", "f32"}, {"-device", "cpu"}, {"-r", "1"}}, 2));
+        return run(Arguments(command.arguments, {{"-p", "f32"}, {"-device", "cpu"}, {"-r", "1"}}, 2));
     } catch (const ArgumentError& e) {
         std::fprintf(stderr, "test_gpt2: %s\n%s", e.what(), kUsage);
         return 2;

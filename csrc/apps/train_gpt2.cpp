@@ -84,25 +84,25 @@ int run(const Arguments& args) {
     const std::int64_t sample_every = args.integer("-s"), sample_length = args.integer("-g");
     LLMC_CHECK(B > 0 && T > 0 && val_batches > 0,
                "-b is {}, -t is {} and -m is {}, expected positive numbers", B, T, val_batches);
-    const auto model = load_model(args.text("-e"), args.text("-device"), dtype_of(args.text("-p")));
+    const auto model = load_model(args.path("-e"), args.text("-device"), dtype_of(args.text("-p")));
     const GPT2Config& config = model->config();
     LLMC_CHECK(sample_length <= config.max_seq_len, "-g is {}, the model's context {}", sample_length,
                config.max_seq_len);
 
     const bool shakespeare = std::filesystem::exists("dev/data/tinyshakespeare/tiny_shakespeare_train.bin");
     const auto data = [&](const char* flag, const char* split) {
-        if (!args.text(flag).empty()) return args.text(flag);
-        return std::string(shakespeare ? "dev/data/tinyshakespeare/tiny_shakespeare_"
-                                       : "dev/data/tinystories/TinyStories_") +
-               split + ".bin";
+        if (!args.text(flag).empty()) return args.path(flag);
+        return path_of(std::string(shakespeare ? "dev/data/tinyshakespeare/tiny_shakespeare_"
+                                               : "dev/data/tinystories/TinyStories_") +
+                       split + ".bin");
     };
     DataLoader train({data("-i", "train")}, B, T, 0, 1, true, 42, config.vocab_size);
     DataLoader val({data("-j", "val")}, B, T, 0, 1, false, 42, config.vocab_size);
     std::printf("train dataset num_batches: %lld\n", static_cast<long long>(train.num_tokens() / (B * T)));
     std::printf("val dataset num_batches: %lld\n", static_cast<long long>(val.num_tokens() / (B * T)));
     std::optional<Tokenizer> tokenizer;
-    if (std::filesystem::exists(args.text("-tk")))
-        tokenizer.emplace(args.text("-tk"));
+    if (std::filesystem::exists(args.path("-tk")))
+        tokenizer.emplace(args.path("-tk"));
     else
         std::printf("there is no tokenizer '%s': samples are token ids\n", args.text("-tk").c_str());
     const MemoryPlan plan = GPT2::memory_plan(config, model->dtype(), model->grad_dtype(), B, T,
@@ -135,7 +135,7 @@ int run(const Arguments& args) {
         std::fflush(stdout);
     }
     if (!args.text("-o").empty()) {
-        save_checkpoint(*model, args.text("-o"));
+        save_checkpoint(*model, args.path("-o"));
         std::printf("wrote %s\n", args.text("-o").c_str());
     }
     return 0;
@@ -144,23 +144,23 @@ int run(const Arguments& args) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    const CommandLine command(argc, argv);
     try {
-        return run(Arguments(argc, argv,
-                             {{"-e", "gpt2_124M.bin"},
-                              {"-i", ""},
-                              {"-j", ""},
-                              {"-tk", "gpt2_tokenizer.bin"},
-                              {"-o", ""},
-                              {"-b", "4"},
-                              {"-t", "64"},
-                              {"-x", "40"},
-                              {"-l", "1e-4"},
-                              {"-v", "10"},
-                              {"-m", "5"},
-                              {"-s", "20"},
-                              {"-g", "64"},
-                              {"-p", "f32"},
-                              {"-device", "cpu"}}));
+        return run(Arguments(command.arguments, {{"-e", "gpt2_124M.bin"},
+                                                 {"-i", ""},
+                                                 {"-j", ""},
+                                                 {"-tk", "gpt2_tokenizer.bin"},
+                                                 {"-o", ""},
+                                                 {"-b", "4"},
+                                                 {"-t", "64"},
+                                                 {"-x", "40"},
+                                                 {"-l", "1e-4"},
+                                                 {"-v", "10"},
+                                                 {"-m", "5"},
+                                                 {"-s", "20"},
+                                                 {"-g", "64"},
+                                                 {"-p", "f32"},
+                                                 {"-device", "cpu"}}));
     } catch (const ArgumentError& e) {
         std::fprintf(stderr, "train_gpt2: %s\n%s", e.what(), kUsage);
         return 2;

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -30,27 +32,29 @@ _USAGE_ERRORS = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectory
 _EXPECTED_ERRORS = (*_USAGE_ERRORS, _llmc.Error, OSError, MemoryError, ImportError)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The `llmc` command."""
+def main(argv: Sequence[str] | None = None, prog: str = "llmc") -> int:
+    """The `llmc` command, or `python -m llmc` as prog says."""
+    show_any_text()
     argv = list(sys.argv[1:] if argv is None else argv)
     listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog="llmc",
+        prog=prog,
         description="GPT-2 and GPT-3 pretraining with hand-written kernels.",
-        epilog=f"commands:\n{listing}\n\n`llmc COMMAND --help` shows a command's options.",
+        epilog=f"commands:\n{listing}\n\n`{prog} COMMAND --help` shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="llmc [--version] COMMAND ...",
+        usage="%(prog)s [--version] COMMAND ...",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     head, rest = argv[:1], argv[1:]
     name: str = parser.parse_args(head).command
-    return run_command(name, rest, prog=f"llmc {name}")
+    return run_command(name, rest, prog=f"{prog} {name}")
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """The `llmc-train` command."""
+    show_any_text()
     return run_command("train", list(sys.argv[1:] if argv is None else argv), prog="llmc-train")
 
 
@@ -73,11 +77,18 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
     return report_errors(prog, lambda: module.run(args), debug=args.debug)
 
 
+def show_any_text() -> None:
+    """A character that the console lacks (those of Windows have cp1252, cp936, ...) becomes "?", where Python would end the program.
+
+    stderr needs nothing: there Python writes \\u escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def report_errors(prog: str, action: Callable[[], int | None], debug: bool = False) -> int:
     """Does it; the exit code, and one line to stderr where it went wrong as things go wrong. debug: with the traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a console that lacks a character must not end the run
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    show_any_text()
     try:
         return action() or 0
     except KeyboardInterrupt:
@@ -95,5 +106,7 @@ def report_errors(prog: str, action: Callable[[], int | None], debug: bool = Fal
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        length = len(os.path.abspath(error.filename)) if sys.platform == "win32" else 0
+        limit = " (longer than the 247 characters of a folder, 259 of a file that Windows takes unless LongPathsEnabled is set)"
+        return f"{error.filename}: {error.strerror}{limit if length > 247 else ''}"
     return str(error) or type(error).__name__

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from llmc.cli import show_any_text
 from llmc.hub import load_model, tokenizer_for
 
 try:
@@ -160,6 +161,7 @@ def main() -> None:
     """The harness's own command, which now knows the model."""
     from lm_eval.__main__ import cli_evaluate
 
+    show_any_text()  # its tables have arrows
     cli_evaluate()
 
 

@@ -131,7 +131,9 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
     train, val = data / "train.bin", data / "val.bin"
     saved = folder / ("tokenizer.json" if spec.endswith(".json") else "tokenizer.bin")
     try:
-        unchanged = json.loads(remembered.read_text()) == source and all(p.is_file() for p in (train, val, saved))
+        unchanged = json.loads(remembered.read_text(encoding="utf-8")) == source and all(
+            p.is_file() for p in (train, val, saved)
+        )
     except (OSError, ValueError):
         unchanged = False
     if unchanged:

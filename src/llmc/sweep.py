@@ -41,6 +41,7 @@ from typing import Any
 
 from llmc import _llmc
 from llmc.fs import write_atomically
+from llmc.logs import LineConsole
 from llmc.settings import TrainConfig, load_toml_file
 
 _KEYS = {"output_dir", "jobs", "devices", "settings", "grid", "runs"}
@@ -111,11 +112,12 @@ class Sweep:
         runs = [SweepRun(n, v, {**settings, **v}) for n, v in zip(_names(combinations), combinations)]
         return Sweep(Path(folder), runs, jobs, devices)
 
-    def execute(self, report: Callable[[str], object] = print) -> bool:
+    def execute(self, report: Callable[[str], object] | None = None) -> bool:
         """Runs what is not done yet; whether every run is done. A failed run is reported, and the rest goes on.
 
         llmc.Error at once where GPUs are asked of a build without CUDA.
         """
+        report = report or LineConsole().text
         if self.devices and not _llmc.cuda_built():
             raise _llmc.Error(f"devices lists GPUs, but CUDA is {_llmc.cuda_status()}; `jobs` is for the CPU")
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -179,7 +181,7 @@ class Sweep:
         folder = self.output_dir / run.name
         folder.mkdir(parents=True, exist_ok=True)
         chosen = {**run.settings, "output_dir": folder.as_posix(), "resume": True, "progress": "lines"}
-        environment = dict(os.environ)
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # output.txt, as every file
         if place is not None:
             chosen["device"] = "cuda"
             environment["CUDA_VISIBLE_DEVICES"] = str(place)

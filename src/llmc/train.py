@@ -463,7 +463,8 @@ class Trainer:
         if self._checkpointer is not None:
             self._finish_saving(self._checkpointer.wait)
         if stopped_by:
-            again = f"; continue with: llmc train --resume {self.run_dir}" if self.run_dir else ""
+            folder = f'"{self.run_dir}"' if " " in str(self.run_dir) else self.run_dir
+            again = f"; continue with: llmc train --resume {folder}" if self.run_dir else ""
             saved = "saved" if self.run_dir else "not saved (no run directory)"
             self.log.text(f"stopped by signal {stopped_by} after step {self.step}, {saved}{again}")
         elif self._timing.count > 1:

@@ -101,7 +101,7 @@ def run(model_path: Path | None, data: Path, threads: int = 0) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="llmc.train_gpt2", description=(__doc__ or "").split("\n\n", 1)[1])
+    parser = argparse.ArgumentParser(prog="python -m llmc.train_gpt2", description=(__doc__ or "").split("\n\n", 1)[1])
     parser.add_argument(
         "--model", type=Path, help="llm.c checkpoint; default: gpt2_124M.bin if it is here, else random weights"
     )

@@ -7,6 +7,8 @@ and checked. `llmc data text` takes your own text, JSON lines, JSON, CSV or Parq
 from __future__ import annotations
 
 import argparse
+import glob
+import os
 import sys
 from pathlib import Path
 
@@ -159,4 +161,4 @@ def print_written(written: Written) -> None:
 def _pattern(paths: list[Path]) -> str:
     if len(paths) == 1:
         return str(paths[0])
-    return str(paths[0].with_name(paths[0].stem[:-6] + "*.bin"))
+    return os.path.join(glob.escape(str(paths[0].parent)), paths[0].stem[:-6] + "*.bin")

@@ -5,6 +5,7 @@ From the Hub's Parquet files, tokenised here; or the same shards as others have 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -103,5 +104,5 @@ def _check(kind: str, version: str, shards: int | None) -> None:
 
 def _fetched(files: list[Remote]) -> Iterator[Path]:
     for i, file in enumerate(files):
-        tqdm.write(f"file {i + 1} of {len(files)}: {file.name}")
+        tqdm.write(f"file {i + 1} of {len(files)}: {file.name}", file=sys.stderr)  # as the bars
         yield fetch(file)

@@ -1,0 +1,116 @@
+"""Consoles that lack characters: nothing that llmc prints ends a program there. cp936 is a Chinese Windows', cp1252 a Western one's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TEXT = "naïve café 你好 世界 🙂👍 — the cat sat on the mat. " * 300
+FOLDER = "träin 测试 🙂"
+SHAPE = (
+    "--layers 1 --heads 2 --channels 16 --max-seq-len 32 -t 32 -b 2 -x 3 -v 2 -m 1 -s 2 -g 16 --tokenizer bytes".split()
+)
+
+encodings = pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp936"])
+
+
+def python(encoding: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    """Runs it as on a console of this encoding; what comes is of this encoding too, and no traceback."""
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *argv], cwd=cwd, env=environment, capture_output=True, timeout=120)
+    for out in (done.stdout, done.stderr):
+        assert "Traceback" not in out.decode(encoding) and "UnicodeEncodeError" not in out.decode(encoding), out.decode(
+            encoding
+        )
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, and a run on it."""
+    folder = tmp_path_factory.mktemp("console")
+    (folder / f"{FOLDER}.txt").write_text(TEXT, encoding="utf-8")
+    done = python("utf-8", "-m", "llmc", "train", "--data", f"{FOLDER}.txt", "-o", FOLDER, *SHAPE, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@encodings
+@pytest.mark.parametrize("progress", ["lines", "bar"])
+def test_training(encoding: str, progress: str, trained: Path, tmp_path: Path) -> None:
+    command = ["-m", "llmc", "train", "--data", str(trained / f"{FOLDER}.txt"), "-o", FOLDER, "--progress", progress]
+    done = python(encoding, *command, *SHAPE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"generating:" in done.stdout and list((tmp_path / FOLDER).glob("DONE_*"))
+    (tmp_path / "sweep.toml").write_text(
+        f'output_dir = "{FOLDER}-sweep"\n[settings]\ndata = [{str(trained / f"{FOLDER}.txt")!r}]\nlayers = 1\nheads = 2\n'
+        "channels = 16\nmax_seq_len = 32\nseq_len = 32\nbatch_size = 2\nmax_steps = 2\ntokenizer = 'bytes'\n[grid]\nseed = [1, 2]\n",
+        encoding="utf-8",
+    )
+    if progress == "lines":
+        done = python(encoding, "-m", "llmc", "sweep", "sweep.toml", cwd=tmp_path)
+        assert done.returncode == 0 and b"summary.csv" in done.stdout, done
+        assert FOLDER in (tmp_path / f"{FOLDER}-sweep" / "seed=1" / "output.txt").read_text(encoding="utf-8")
+
+
+@encodings
+def test_commands(encoding: str, trained: Path, tmp_path: Path) -> None:
+    run, text = str(trained / FOLDER), str(trained / f"{FOLDER}.txt")
+    for argv in (
+        ["info"],
+        ["generate", run, "你好 🙂", "-n", "16", "--past-eot", "--stats"],
+        ["generate", run, "你好 🙂", "-n", "16", "--past-eot", "--samples", "2"],
+        ["watch", "--once", run],
+        ["plot", run, "-o", f"{FOLDER}.png"],
+        ["eval", run, "--data", str(trained / FOLDER / "data" / "val.bin")],
+        ["data", "text", text, "-tk", "bytes", "-o", FOLDER],
+        ["import", run, f"{FOLDER}.bin"],
+    ):
+        done = python(encoding, "-m", "llmc", *argv, cwd=tmp_path)
+        if argv[0] == "import":  # a run is no Hugging Face folder: the error names it
+            assert done.returncode == 2 and done.stderr
+        else:
+            assert done.returncode == 0 and done.stdout, done
+    shown = python(encoding, "-m", "llmc", "generate", run, "é 你", "-n", "0", cwd=tmp_path).stdout
+    assert shown.decode(encoding).splitlines() == [{"ascii": "? ?", "cp1252": "é ?", "cp936": "é 你"}[encoding]]
+
+
+@encodings
+def test_errors_name_the_file(encoding: str, tmp_path: Path) -> None:
+    for argv in (["generate", "测试 🙂"], ["train", "--data", "测试 🙂"], ["train", "测试 🙂"], ["测试 🙂"]):
+        done = python(encoding, "-m", "llmc", *argv, cwd=tmp_path)
+        assert done.returncode == 2 and rb"\U0001f642" in done.stderr, done
+
+
+@encodings
+@pytest.mark.parametrize(
+    "command",
+    [
+        "llmc",
+        *(f"llmc {name}" for name in "train generate info data import export eval plot watch sweep".split()),
+        *("llmc.train_gpt2", "llmc.test_gpt2"),
+    ],
+)
+def test_help(encoding: str, command: str, tmp_path: Path) -> None:
+    """Which names the program as it was called."""
+    done = python(encoding, "-m", *command.split(), "--help", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m {command}".encode())
+
+
+@encodings
+@pytest.mark.parametrize("progress", ["lines", "bar"])
+def test_a_script_that_trains(encoding: str, progress: str, trained: Path, tmp_path: Path) -> None:
+    """The library leaves the caller's stdout as it is, and still does not stumble over it."""
+    code = (
+        "import sys, llmc\n"
+        f"llmc.train(data={str(trained / f'{FOLDER}.txt')!r}, output_dir={FOLDER!r}, layers=1, heads=2, channels=16, max_seq_len=32,\n"
+        f"    seq_len=32, batch_size=2, max_steps=3, sample_every=2, sample_tokens=16, tokenizer='bytes', progress={progress!r})\n"
+        "assert sys.stdout.errors == 'strict'\n"
+    )
+    (tmp_path / "script.py").write_text(code, encoding="utf-8")
+    done = python(encoding, "script.py", cwd=tmp_path)
+    assert done.returncode == 0 and b"generating:" in done.stdout, done.stderr

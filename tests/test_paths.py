@@ -1,0 +1,106 @@
+"""Folders with spaces, letters of other languages, brackets, and more than 260 characters (Windows' old limit): everything works there."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llmc
+from llmc import cli
+
+TEXT = "the cat sat on the mat. 你好 世界. the dog sat on the log. " * 300
+SHAPE = "--layers 1 --heads 2 --channels 16 --max-seq-len 32 -t 32 -b 2 -v 2 -m 1 -s 0".split()
+
+
+@pytest.fixture(params=["short", "long"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "träin 测试 [x]"
+    while request.param == "long" and len(str(path)) <= 260:
+        path = path / "träin 测试 [x]"
+    try:
+        path.mkdir(parents=True)
+    except OSError:
+        if sys.platform == "win32" and request.param == "long":
+            pytest.skip("Windows' long paths are not enabled here")
+        raise
+    (path / "my text 文.txt").write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def run(*argv: str | Path, cwd: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "llmc", *map(str, argv)]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_commands(folder: Path, tmp_path: Path) -> None:
+    """On Windows no process can have a long path as its current folder, so every path is whole."""
+    text, tokens, trained = folder / "my text 文.txt", folder / "tokens 词", folder / "run 跑"
+    shown = run("data", "text", text, "-tk", "bytes", "-o", tokens, "-s", "8000", cwd=tmp_path)
+    train, val = re.findall(r'-[ij] "(.*?)"', shown)  # as the user would copy it
+    assert len(glob.glob(train)) > 1
+    run("train", "-i", train, "-j", val, "-o", folder / "on tokens", "-x", "2", *SHAPE, cwd=tmp_path)
+    assert (folder / "on tokens" / "DONE_00000002").is_file()
+
+    run("train", "--data", text, "--tokenizer", "bytes", "-o", trained, "-x", "4", "-n", "2", *SHAPE, cwd=tmp_path)
+    (trained / "DONE_00000004").unlink()
+    assert "from step 2" in run("train", "--resume", trained, cwd=tmp_path)
+    assert (trained / "DONE_00000004").is_file() and (trained / "loss.png").is_file()
+    assert run("generate", trained, "the", "-n", "8", "--past-eot", cwd=tmp_path).startswith("the")
+    assert "validation: loss" in run("eval", trained, "--data", val, "--json", folder / "out.json", cwd=tmp_path)
+    assert (folder / "out.json").is_file()
+    assert "best" in run("plot", trained, folder / "on tokens", "-o", folder / "curves 图.png", cwd=tmp_path)
+    assert "val loss" in run("watch", "--once", trained, cwd=tmp_path)
+
+    sweep = folder / "sweep 扫.toml"
+    sweep.write_text(
+        f"output_dir = '{folder / 'sweep 扫'}'\n[settings]\ndata = ['{text}']\ntokenizer = 'bytes'\nlayers = 1\nheads = 2\nchannels = 16\n"
+        "max_seq_len = 32\nseq_len = 32\nbatch_size = 2\nmax_steps = 2\n[grid]\nseed = [1, 2]\n",
+        encoding="utf-8",
+    )
+    run("sweep", sweep, cwd=tmp_path)
+    assert (folder / "sweep 扫" / "summary.png").is_file()
+
+
+def test_hugging_face(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="safetensors is not installed: pip install safetensors")
+    model = llmc.GPT2(llmc.GPT2Config(max_seq_len=16, vocab_size=257, num_layers=1, num_heads=2, channels=16))
+    model.save(folder / "model 模.bin")
+    run("export", folder / "model 模.bin", folder / "hf 模", "--tokenizer", "bytes", cwd=tmp_path)
+    run("import", folder / "hf 模", folder / "back 模.bin", cwd=tmp_path)
+    back = llmc.GPT2.from_checkpoint(folder / "back 模.bin")
+    for name, array in model.parameters.items():
+        assert np.array_equal(
+            array[:257] if name == "wte" else array,
+            back.parameters[name][:257] if name == "wte" else back.parameters[name],
+        )
+    assert llmc.GPT2.from_checkpoint(str(folder / "model 模.bin")).num_parameters == model.num_parameters
+
+
+def test_errors_show_the_path(folder: Path) -> None:
+    missing = folder / "none 无.bin"
+    with pytest.raises(llmc.Error, match="none 无.bin: no such model checkpoint"):
+        llmc.GPT2.from_checkpoint(missing)
+    with pytest.raises(llmc.Error, match=re.escape(str(folder))):
+        llmc.Tokenizer.load(missing)
+
+
+def test_windows_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows itself says that the file is not there."""
+    path = os.path.abspath("long/" * 60)
+    error = FileNotFoundError(2, "No such file or directory", path)
+    assert "LongPathsEnabled" not in cli._message(error)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "LongPathsEnabled" in cli._message(error)
+    assert "LongPathsEnabled" not in cli._message(FileNotFoundError(2, "No such file or directory", "short"))
