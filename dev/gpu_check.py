@@ -72,6 +72,8 @@ class Check:
         self.stages: list[Result] = []  # of this part
         self.simple = False
         self.lock = threading.Lock()
+        self.running: set[int] = set()  # processes, each the first of its group
+        signal.signal(signal.SIGTERM, self.stopped)
         path = [str(self.site), os.environ.get("PYTHONPATH", "")]
         self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p)}
         sabotage = os.environ.get("LLMC_GPU_CHECK_SABOTAGE", "")
@@ -95,22 +97,27 @@ class Check:
         logs = [self.build_dir / f"{name}.{kind}" for kind in ("out", "err")]
         with open(logs[0], "w") as out, open(logs[1], "w") as err:
             process = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=env, start_new_session=True)
+            self.running.add(process.pid)
             try:
                 code: int | None = process.wait(limit)
             except subprocess.TimeoutExpired:
                 code = None
-            finally:  # whatever it has started ends with it
-                try:
-                    os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+            finally:
+                kill_group(process.pid)  # and so whatever it has started
                 process.wait()
+                self.running.discard(process.pid)
         out_text, err_text = (log.read_text(encoding="utf-8", errors="replace") for log in logs)
         with self.lock, open(self.out / f"log_{self.part}.txt", "a", encoding="utf-8") as file:
             file.write(f"==== {name}: {' '.join(command)}\n{out_text[-100000:]}\n---- stderr\n{err_text[-30000:]}\n")
         if code is None:
             raise TimeoutError(f"stopped after {limit:.0f} s")
         return subprocess.CompletedProcess(command, code, out_text, err_text)
+
+    def stopped(self, *_: object) -> None:
+        """By SIGTERM: no stage may go on and keep the card busy."""
+        for pid in list(self.running):
+            kill_group(pid)
+        os._exit(128 + signal.SIGTERM)
 
     def stage(self, name: str, body: Callable[[], str | tuple[str, str]]) -> bool:
         """body gives a line of detail, and a report if it has one; or raises."""
@@ -241,15 +248,15 @@ class Check:
         self.simple = "attention simple" in done.stdout  # is the default, which takes minutes at a real size
         return done.stdout.splitlines()[-1]
 
-    def worker(self, name: str, limit: float) -> tuple[str, str]:
+    def worker(self, name: str, limit: float, threads: int = 0) -> tuple[str, str]:
         """A stage of gpu_stages.py."""
         command = [sys.executable, "dev/gpu_stages.py", name, "--results", str(self.results)]
-        done = self.run(name, [*command, *["--dry-run"] * self.dry_run], limit)
+        done = self.run(name, [*command, *["--dry-run"] * self.dry_run], limit, threads)
         bad = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
         if done.returncode:
             raise RuntimeError(f"{len(bad)} checks: {'; '.join(bad[:3])}" if bad else error_line(done.stderr))
         checks = re.findall(r"^ok ", done.stdout, re.MULTILINE)
-        return (f"{len(checks)} checks" if checks else "see below"), done.stdout
+        return (f"{len(checks)} checks", "") if checks else ("see below", done.stdout)
 
     def bench(self, name: str, limit: float, *flags: str) -> tuple[str, str]:
         own = str(
@@ -267,7 +274,7 @@ class Check:
             sys.executable,
             "-m",
             "pytest",
-            "-q",
+            "-v",
             "-p",
             "no:cacheprovider",
             "--tb=short",
@@ -278,7 +285,15 @@ class Check:
         return self.pytest(name, [*command, "--continue-on-collection-errors", *files, *flags], limit)
 
     def pytest(self, name: str, command: list[str], limit: float) -> str:
-        done = self.run(name, command, limit, threads=2)
+        try:
+            done = self.run(name, command, limit, threads=2)
+        except TimeoutError as e:
+            log = self.build_dir / f"{name}.out"
+            said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            passed, failed = (re.findall(rf"^.*\b{word}\b.*", said, re.MULTILINE) for word in ("PASSED", "FAILED"))
+            raise TimeoutError(
+                f"{e}; until then {len(passed)} passed, {len(failed)} failed {'; '.join(failed[:4])}"
+            ) from None
         lines = done.stdout.strip().splitlines()
         counts = [re.findall(r"\d+ (?:passed|failed|errors?|skipped)", line) for line in lines]
         summary = next((c for c in reversed(counts) if c), [])
@@ -313,8 +328,8 @@ class Check:
             raise NotRun("compute-sanitizer was not found: pip install 'nvidia-cuda-sanitizer-api==13.0.*'")
         command = [sanitizer, "--tool", tool, "--kernel-regex", "kns=llmc", "--error-exitcode", "9"]
         command += ["--target-processes", "all"]
-        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *self.chosen()]
-        return self.pytest(tool, [*command, *pytest], 75)
+        pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short", *self.chosen()]
+        return self.pytest(tool, [*command, *pytest], 90)
 
     # ---- the parts ----
 
@@ -339,16 +354,16 @@ class Check:
             more = ["tests/test_gpt2.py"]
         self.together(
             ("parity", lambda: self.worker("parity", 60)),
-            ("steps", lambda: self.worker("steps", 60)),
+            ("steps", lambda: self.worker("steps", 90, threads=4)),
             ("memcheck", lambda: self.sanitizer("memcheck")),
             ("racecheck", lambda: self.sanitizer("racecheck")),
-            ("more_tests", lambda: self.tests("more_tests", [f for f in more if f not in FILES], 75)),
+            ("more_tests", lambda: self.tests("more_tests", [f for f in more if f not in FILES], 90)),
         )
         base = FLASH if self.simple else ""
         options = ["--models", "d12:64", "--updates", "1", "--options", "--settings", base]
-        self.stage("options", lambda: self.bench("options", 75, *options))
+        self.stage("options", lambda: self.bench("options", 60, *options))
         sizes = ["--models", "d24:32", "d48:16", "--updates", "2", "--parts", "llmc", "--settings", self.fastest()]
-        self.stage("sizes", lambda: self.bench("sizes", 75, *sizes))
+        self.stage("sizes", lambda: self.bench("sizes", 60, *sizes))
         torch = ["--models", "d12:64", "--updates", "3", "--parts", "torch"]
         self.stage("PyTorch", lambda: self.bench("PyTorch", 120, *torch))
 
@@ -380,6 +395,13 @@ class Check:
             failed |= any(r.status == "FAILED" for r in self.stages)
         print(f"written: {self.out}")
         return 1 if failed else 0
+
+
+def kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def installed(package: str) -> bool:

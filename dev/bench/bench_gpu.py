@@ -69,7 +69,7 @@ def parse_settings(text: str) -> dict[str, str]:
 
 def options_of(backend: _llmc.Backend) -> dict[str, str]:
     """The backend's options and their values."""
-    return dict(pair.split(" ", 1) for pair in backend.info().options.split(", ") if pair)
+    return dict(pair.split(" ", 1) for pair in backend.info().options.split(", ") if " " in pair)
 
 
 def option_values(backend: _llmc.Backend, name: str) -> list[str]:
@@ -137,6 +137,9 @@ def run_llmc(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             choose(_llmc.Backend(device_of(args)), settings)
         except _llmc.Error as e:
             yield {"settings": text, "left_out": str(e).splitlines()[0]}
+            continue
+        except ValueError as e:
+            yield {"settings": text, "failed": str(e).splitlines()[0]}
             continue
         try:
             yield {"settings": text, **measure_llmc(args, settings)}
@@ -439,9 +442,8 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 def throughput_row(run: dict[str, Any], peak: float | None) -> list[str]:
     name = f"{run['model']} B={run['batch']} {run['who']} {run.get('settings', '')}".strip()
-    for why in ("failed", "left_out"):
-        if why in run:
-            return [name, f"{why.replace('_', ' ')}: {run[why]}", "", "", "", ""]
+    if "step_seconds" not in run:
+        return [name, "failed" if "failed" in run else "left out", "", "", "", ""]
     mfu = f"{100 * run['flops'] / peak:.1f}%" if peak else "-"
     return [name, f"{run['tokens_per_second']:,.0f}", mfu, f"{1e3 * run['step_seconds']:.1f}",
             f"{run['memory_bytes'] / 2**30:.1f}", f"{run['loss']:.3f}"]  # fmt: skip
@@ -563,6 +565,10 @@ def main() -> int:
     if runs:
         print()
         print_table(["", "tokens/s", "MFU", "ms/update", "GiB", "loss"], [throughput_row(r, peak) for r in runs])
+        for r in runs:
+            for why in ("failed", "left_out"):
+                if why in r:
+                    print(f"{why.replace('_', ' ')}: {r['who']} {r.get('settings', '')}: {r[why]}")
     return 1 if failed else 0
 
 
