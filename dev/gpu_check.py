@@ -413,10 +413,10 @@ def installed(package: str) -> bool:
 
 
 def error_line(output: str) -> str:
+    """The first that names an error, with the one after it, which has CMake's message; else the last."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next(
-        (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1] if lines else "no output"
-    )[:300]
+    found = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)), len(lines) - 1)
+    return " ".join(lines[found : found + 2])[:300] if lines else "no output"
 
 
 def main() -> int:

@@ -258,7 +258,11 @@ def smoke(stage: Stage) -> None:
         except Exception as e:  # the others are worth seeing
             print(f"{part.__name__}: {type(e).__name__}: {e}", flush=True)
             stage.check(f"{part.__name__} ran", math.nan, 0.0)
-    stage.keep("note", options=be.info().options)
+    info = be.info()
+    fallbacks = getattr(info, "fallbacks", "")
+    print(f"options: {info.options}; fallbacks: {fallbacks or 'none'}", flush=True)
+    stage.keep("note", options=info.options, fallbacks=fallbacks)
+    stage.check("kernels that were not the ones asked for", float(bool(fallbacks)), 0.0)
 
 
 # ---- profile: one micro-batch, and a few tokens, kernel by kernel ----

@@ -68,8 +68,8 @@ def parse_settings(text: str) -> dict[str, str]:
 
 
 def options_of(backend: _llmc.Backend) -> dict[str, str]:
-    """The backend's options and their values."""
-    return dict(pair.split(" ", 1) for pair in backend.info().options.split(", ") if " " in pair)
+    """The backend's options and their values, without the remarks in brackets."""
+    return dict(pair.split(" ")[:2] for pair in backend.info().options.split(", ") if " " in pair)
 
 
 def option_values(backend: _llmc.Backend, name: str) -> list[str]:
@@ -170,7 +170,7 @@ def measure_llmc(args: argparse.Namespace, settings: dict[str, str]) -> dict[str
     info = model.native.backend.info()
     return {
         **result, "memory_bytes": max(0, before - info.free_bytes), "options": info.options,
-        "rows": model.native.classifier_rows,
+        "rows": model.native.classifier_rows, "fallbacks": getattr(info, "fallbacks", ""),
     }  # fmt: skip
 
 
