@@ -1,4 +1,8 @@
-"""The stages of dev/gpu_check.sh, which says what they are for."""
+"""The stages of dev/gpu_check.sh, which says what they are for. dev/gpu_stages.py and dev/bench/bench_gpu.py do the measuring.
+
+In --out: results.jsonl, all figures, a line each as they come; table_PART.txt, the summary, written again after each stage;
+log_PART.txt, what the stages said. LLMC_GPU_CHECK_SABOTAGE=hang:parity,fail:ops tries what becomes of the other stages.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
+from common import append_json
 
 ROOT = Path(__file__).resolve().parent.parent
-# Ops alone, without whole models, in bf16: under compute-sanitizer everything is many times slower.
+
+SECONDS = {"a": 180, "b": 300}  # for each part, after the build
+# Ops alone, in bf16: under compute-sanitizer everything is many times slower.
 OPS = "attention or layernorm or encoder or classifier or matmul or gelu or adamw or sums"
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
-
+FLASH, CUDNN = "attention=flash rows=16384", "attention=cudnn deterministic=off rows=16384"
+FILES = ["tests/test_cuda_ops.py", "tests/test_cuda_training.py"]
 
 # An editable llmc would be found before the one that is built here.
 BEFORE_EDITABLE = """\
@@ -33,105 +45,162 @@ sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuild
 """
 
 
+class NotRun(Exception):
+    pass
+
+
 @dataclass
 class Result:
     stage: str
     status: str  # "ok", "FAILED", "not run"
     seconds: float
     detail: str
+    report: str  # tables that are printed below the summary
 
 
 class Check:
     def __init__(self, args: argparse.Namespace) -> None:
         self.dry_run: bool = args.dry_run
-        self.build_dir = ROOT / "build" / ("emulation" if args.dry_run else "gpu_check")
-        self.out = args.json or self.build_dir / "results.json"
+        self.part = ""
+        self.out: Path = args.out
+        self.results = self.out / "results.jsonl"
+        self.build_dir: Path = args.build_dir or Path(tempfile.gettempdir()) / (
+            f"llmc_{'emulation' if args.dry_run else 'gpu'}_{zlib.crc32(str(ROOT).encode()):08x}"
+        )
         self.site = self.build_dir / "site"
-        self.deadline = time.monotonic() + args.minutes * 60
-        self.results: list[Result] = []
-        self.more: dict[str, Any] = {}
+        self.deadline = time.monotonic() + 600
+        self.stages: list[Result] = []  # of this part
+        self.simple = False
+        self.lock = threading.Lock()
+        self.running: set[int] = set()  # processes, each the first of its group
+        signal.signal(signal.SIGTERM, self.stopped)
         path = [str(self.site), os.environ.get("PYTHONPATH", "")]
         self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p)}
+        sabotage = os.environ.get("LLMC_GPU_CHECK_SABOTAGE", "")
+        self.sabotage = {name: how for how, _, name in (s.partition(":") for s in sabotage.split(",") if s)}
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.build_dir.mkdir(parents=True, exist_ok=True)
 
     # ---- running ----
 
-    def run(
-        self, command: list[str], limit: float, log: str, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Output goes to a file too. TimeoutError past the limit, or when the 8 minutes are over."""
-        limit = min(limit, self.deadline - time.monotonic())
+    def run(self, name: str, command: list[str], limit: float, threads: int = 0) -> subprocess.CompletedProcess[str]:
+        """TimeoutError past the limit, or when the part's time is over: then the process and all that it started are killed."""
+        how = self.sabotage.get(name)
+        if how == "hang":
+            command, limit = ["sh", "-c", "sleep 1000 & sleep 1000"], 3
+        elif how == "fail":
+            command = [sys.executable, "-c", "raise SystemExit('error: sabotage')"]
+        limit = min(limit * (10 if self.dry_run and not how else 1), self.deadline - time.monotonic())
         if limit <= 0:
             raise TimeoutError("no time left")
-        with open(self.build_dir / f"{log}.log", "w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=env or self.env, start_new_session=True
-            )
+        env = {**self.env, "OMP_NUM_THREADS": str(threads)} if threads else self.env
+        logs = [self.build_dir / f"{name}.{kind}" for kind in ("out", "err")]
+        with open(logs[0], "w") as out, open(logs[1], "w") as err:
+            process = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=env, start_new_session=True)
+            self.running.add(process.pid)
             try:
-                code = process.wait(limit)
+                code: int | None = process.wait(limit)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+                code = None
+            finally:
+                kill_group(process.pid)  # and so whatever it has started
                 process.wait()
-                raise TimeoutError(f"stopped after {limit:.0f} s, see {file.name}") from None
-        output = Path(file.name).read_text(encoding="utf-8", errors="replace")
-        return subprocess.CompletedProcess(command, code, output)
+                self.running.discard(process.pid)
+        out_text, err_text = (log.read_text(encoding="utf-8", errors="replace") for log in logs)
+        with self.lock, open(self.out / f"log_{self.part}.txt", "a", encoding="utf-8") as file:
+            file.write(f"==== {name}: {' '.join(command)}\n{out_text[-100000:]}\n---- stderr\n{err_text[-30000:]}\n")
+        if code is None:
+            raise TimeoutError(f"stopped after {limit:.0f} s")
+        return subprocess.CompletedProcess(command, code, out_text, err_text)
 
-    def stage(self, name: str, body: Callable[[], str]) -> bool:
-        """body gives a line of detail, or raises."""
+    def stopped(self, *_: object) -> None:
+        """By SIGTERM: no stage may go on and keep the card busy."""
+        for pid in list(self.running):
+            kill_group(pid)
+        os._exit(128 + signal.SIGTERM)
+
+    def stage(self, name: str, body: Callable[[], str | tuple[str, str]]) -> bool:
+        """body gives a line of detail, and a report if it has one; or raises."""
         print(f"... {name}", file=sys.stderr, flush=True)
-        start = time.monotonic()
+        start, report = time.monotonic(), ""
+        for kind in ("out", "err"):
+            (self.build_dir / f"{name}.{kind}").unlink(missing_ok=True)
         try:
-            status, detail = "ok", body()
+            done = body()
+            detail, report = (done, "") if isinstance(done, str) else done
+            status = "ok"
         except NotRun as e:
             status, detail = "not run", str(e)
         except Exception as e:  # a stage must not stop the others
             status, detail = "FAILED", f"{type(e).__name__}: {e}"
-        self.results.append(Result(name, status, round(time.monotonic() - start, 1), detail))
+        if status == "FAILED":  # what it has found so far
+            logs = [self.build_dir / f"{name}.{kind}" for kind in ("out", "err")]
+            said = [log.read_text(encoding="utf-8", errors="replace") for log in logs if log.exists()]
+            report = "\n".join("\n".join(said).splitlines()[-150:])
+        with self.lock:
+            self.stages.append(Result(name, status, round(time.monotonic() - start, 1), detail, report))
+            row = {"what": "stage", "part": self.part, "stage": name, "status": status, "detail": detail}
+            append_json(self.results, {**row, "seconds": self.stages[-1].seconds})
+            (self.out / f"table_{self.part}.txt").write_text(self.table(), encoding="utf-8")
         return status == "ok"
 
-    def worker(self, name: str, limit: float) -> dict[str, Any]:
-        command = [sys.executable, str(ROOT / "dev" / "gpu_check.py"), "--worker", name] + ["--dry-run"] * self.dry_run
-        done = self.run(command, limit, name)
-        last = (done.stdout.strip().splitlines() or [""])[-1]
-        if done.returncode:
-            raise RuntimeError(last)
-        self.more[name] = json.loads(last)
-        return self.more[name]  # type: ignore[no-any-return]
+    def together(self, *stages: tuple[str, Callable[[], str | tuple[str, str]]]) -> None:
+        """At the same time: for what is judged by its result and not by its speed."""
+        threads = [threading.Thread(target=self.stage, args=s) for s in stages]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
 
-    # ---- stages ----
+    def table(self) -> str:
+        lines = ["REHEARSAL on the emulated device: nothing here ran on a GPU."] * self.dry_run
+        width = max(len(r.stage) for r in self.stages)
+        lines += [f"{r.stage:{width}}  {r.status:7}  {r.seconds:6.1f} s  {r.detail}" for r in self.stages]
+        lines += [f"\n==== {r.stage}\n{r.report.strip()}" for r in self.stages if r.report.strip()]
+        return "\n".join(lines) + "\n"
+
+    # ---- building ----
 
     def build(self) -> str:
-        self.build_dir.mkdir(parents=True, exist_ok=True)
         pybind11 = subprocess.run(
             [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
         )
-        command = ["cmake", "-S", ".", "-B", str(self.build_dir), f"-DPython_EXECUTABLE={sys.executable}",
-                   f"-Dpybind11_DIR={pybind11.stdout.strip()}"]  # fmt: skip
-        if shutil.which("ninja"):
-            command += ["-G", "Ninja"]
-        notes = []
+        cmake = ["cmake", "-S", str(ROOT), "-B", str(self.build_dir), f"-DPython_EXECUTABLE={sys.executable}",
+                 f"-Dpybind11_DIR={pybind11.stdout.strip()}", *(["-G", "Ninja"] if shutil.which("ninja") else [])]  # fmt: skip
+        notes: list[str] = []
         if self.dry_run:
-            command.append("-DLLMC_CUDA_EMULATION=ON")
+            self.compile([*cmake, "-DLLMC_CUDA_EMULATION=ON"])
+            notes.append("the emulated device")
         else:
-            arch = self.capability()
-            flags = self.flags(notes)
-            if "USE_CUDA" not in flags:
-                raise RuntimeError("; ".join(notes))
-            command += [*(f"-D{flag}=ON" for flag in flags), f"-DCMAKE_CUDA_ARCHITECTURES={arch}-real"]
-            notes.insert(0, f"sm_{arch}, {' '.join(flags)}")
-        for step, limit, log in (
-            (command, 60, "configure"),
-            (["cmake", "--build", str(self.build_dir), "--parallel"], 240 * (1 + 3 * self.dry_run), "build"),
-        ):
-            done = self.run(step, limit, log)
-            if done.returncode:
-                raise RuntimeError(error_line(done.stdout))
+            arch, optional = self.capability(), self.optional(notes)
+            cmake += ["-DUSE_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={arch}-real"]
+            switches = {f: f"-D{f}={'ON' if f in optional else 'OFF'}" for f in ("USE_CUDNN", "USE_NCCL")}
+            try:
+                self.compile([*cmake, *switches.values()])
+            except RuntimeError as e:
+                if not optional:
+                    raise
+                notes.append(f"without {' '.join(optional)}, with which it does not build: {e}")
+                optional = []
+                self.compile([*cmake, *(f"-D{f}=OFF" for f in switches)])
+            notes.insert(0, f"sm_{arch} {' '.join(optional)}")
         package = self.site / "llmc"
         shutil.rmtree(package, ignore_errors=True)
         shutil.copytree(ROOT / "src" / "llmc", package, ignore=shutil.ignore_patterns("__pycache__", "_llmc*.so"))
         for library in self.build_dir.glob("_llmc*.so"):
             shutil.copy2(library, package)
         (self.site / "sitecustomize.py").write_text(BEFORE_EDITABLE)
-        return ", ".join(notes) or "the emulated device"
+        return ", ".join(notes)
+
+    def compile(self, configure: list[str]) -> None:
+        jobs = ["--parallel"] if not self.dry_run else ["--parallel", "2"]
+        for name, command, limit in (
+            ("configure", configure, 60),
+            ("build", ["cmake", "--build", str(self.build_dir), *jobs], 240),
+        ):
+            done = self.run(name, command, limit)
+            if done.returncode:
+                raise RuntimeError(error_line(done.stdout + done.stderr))
 
     def capability(self) -> str:
         query = ["nvidia-smi", "--query-gpu=compute_cap,name,driver_version,clocks.max.sm", "--format=csv,noheader"]
@@ -143,60 +212,112 @@ class Check:
             if not torch.cuda.is_available():
                 raise RuntimeError("there is no GPU here; --dry-run rehearses without one") from None
             first = ".".join(map(str, torch.cuda.get_device_capability())) + f", {torch.cuda.get_device_name()}"
-        self.more["card"] = first
+        append_json(self.results, {"what": "nvidia-smi", "card": first})
         return first.split(",")[0].replace(".", "")
 
-    def flags(self, notes: list[str]) -> list[str]:
-        """cuDNN and NCCL where their headers are here or can be had."""
+    def optional(self, notes: list[str]) -> list[str]:
+        """USE_CUDNN and USE_NCCL, if their headers are here or pip brings them within 10 seconds."""
         spec = importlib.util.spec_from_file_location("build_backend", ROOT / "cmake" / "build_backend.py")
         assert spec is not None and spec.loader is not None
         backend = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(backend)
         flags = []
-        for flag in ("USE_CUDA", "USE_CUDNN", "USE_NCCL"):
+        for flag in ("USE_CUDNN", "USE_NCCL"):
             required = backend.cuda_requirements({f"cmake.define.{flag}": "ON"})
             missing = [r for r in required if not installed(re.split(r"[<>=]", r)[0])]
             if missing:
-                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "10", *missing]
-                if self.run(pip, 90, f"pip_{flag}").returncode:
-                    notes.append(f"without {flag}: {' '.join(missing)} cannot be had")
+                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--retries", "0", "--timeout", "4", *missing]
+                try:
+                    code = self.run(f"pip_{flag}", pip, 10).returncode
+                except TimeoutError:
+                    code = 1
+                if code:
+                    notes.append(f"without {flag}: {' '.join(missing)} could not be had in 10 s")
                     continue
             flags.append(flag)
         return flags
 
+    # ---- stages ----
+
     def status(self) -> str:
         code = "from llmc import _llmc; i = _llmc.Backend('cuda').info(); print(_llmc.__file__, _llmc.cuda_status()); "
-        code += "print(i.description, i.options)"
-        done = self.run([sys.executable, "-c", code], 30, "status")
+        code += "print(f'{i.description}; {i.options}')"
+        done = self.run("status", [sys.executable, "-c", code], 30)
         if done.returncode:
-            raise RuntimeError(error_line(done.stdout))
-        self.more["status"] = done.stdout.splitlines()
+            raise RuntimeError(error_line(done.stderr))
+        self.simple = "attention simple" in done.stdout  # is the default, which takes minutes at a real size
         return done.stdout.splitlines()[-1]
 
-    def tests(self) -> str:
-        files = (
-            sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_cuda_*.py"))
-            if self.dry_run
-            else ["tests"]
-        )
-        return self.pytest([sys.executable], files, "tests", 400 if self.dry_run else 120, ["-m", "cuda"])
+    def worker(self, name: str, limit: float, threads: int = 0) -> tuple[str, str]:
+        """A stage of gpu_stages.py."""
+        command = [sys.executable, "dev/gpu_stages.py", name, "--results", str(self.results)]
+        done = self.run(name, [*command, *["--dry-run"] * self.dry_run], limit, threads)
+        bad = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+        if done.returncode:
+            raise RuntimeError(f"{len(bad)} checks: {'; '.join(bad[:3])}" if bad else error_line(done.stderr))
+        checks = re.findall(r"^ok ", done.stdout, re.MULTILINE)
+        return (f"{len(checks)} checks", "") if checks else ("see below", done.stdout)
 
-    def pytest(self, prefix: list[str], files: list[str], log: str, limit: float, more: list[str]) -> str:
-        done = self.run(
-            [*prefix, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *files, *more], limit, log
-        )
-        summary = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", (done.stdout.strip().splitlines() or [""])[-1])
+    def bench(self, name: str, limit: float, *flags: str) -> tuple[str, str]:
+        own = str(
+            max(1.0, min(limit, self.deadline - time.monotonic()) - 3)
+        )  # so that it gives up and prints its table
+        command = [sys.executable, "dev/bench/bench_gpu.py", "--out", str(self.results), "--limit", own, *flags]
+        done = self.run(name, [*command, *["--dry-run"] * self.dry_run], limit)
+        if done.returncode:
+            raise RuntimeError(error_line(done.stdout + done.stderr))
+        return "see below", done.stdout
+
+    def tests(self, name: str, files: list[str], limit: float, *flags: str) -> str:
+        parallel = ["-n", "2" if self.dry_run else "8"] if importlib.util.find_spec("xdist") else []
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-v",
+            "-p",
+            "no:cacheprovider",
+            "--tb=short",
+            "-m",
+            "cuda",
+            *parallel,
+        ]
+        return self.pytest(name, [*command, "--continue-on-collection-errors", *files, *flags], limit)
+
+    def pytest(self, name: str, command: list[str], limit: float) -> str:
+        try:
+            done = self.run(name, command, limit, threads=2)
+        except TimeoutError as e:
+            log = self.build_dir / f"{name}.out"
+            said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            passed, failed = (re.findall(rf"^.*\b{word}\b.*", said, re.MULTILINE) for word in ("PASSED", "FAILED"))
+            raise TimeoutError(
+                f"{e}; until then {len(passed)} passed, {len(failed)} failed {'; '.join(failed[:4])}"
+            ) from None
+        lines = done.stdout.strip().splitlines()
+        counts = [re.findall(r"\d+ (?:passed|failed|errors?|skipped)", line) for line in lines]
+        summary = next((c for c in reversed(counts) if c), [])
         sanitizer = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", done.stdout)
         detail = ", ".join([*summary, *sanitizer])
         if done.returncode or not any("passed" in s for s in summary):
-            failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
-            raise RuntimeError(f"{detail or error_line(done.stdout)} {' '.join(failed[:3])}".strip())
+            failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+            raise RuntimeError(f"{detail or error_line(done.stdout + done.stderr)} {' '.join(failed[:4])}".strip())
         return detail
+
+    def chosen(self) -> list[str]:
+        """Some 25 tests of the kernels in bf16: of each test the last two cases, which are among the larger ones."""
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda", "-k", SANITIZED, FILES[0]]
+        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60)
+        cases: dict[tuple[str, bool], list[str]] = {}
+        for case in done.stdout.splitlines():
+            if "::" in case:
+                cases.setdefault((case.split("[")[0], "flash" in case), []).append(case)
+        return [case for of_one in cases.values() for case in of_one[-2:]]
 
     def sanitizer(self, tool: str) -> str:
         if self.dry_run:
             raise NotRun(
-                "needs a GPU; the emulated device checks barriers, collectives, alignment and bounds by itself"
+                f"needs a GPU, for {len(self.chosen())} tests; the emulated device checks barriers and bounds itself"
             )
         spec = importlib.util.find_spec("nvidia")
         wheels = [f"{p}/cu13/bin" for p in (spec.submodule_search_locations or [])] if spec else []
@@ -205,51 +326,82 @@ class Check:
         )
         if not sanitizer:
             raise NotRun("compute-sanitizer was not found: pip install 'nvidia-cuda-sanitizer-api==13.0.*'")
-        prefix = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", sys.executable]
-        return self.pytest(prefix, ["tests/test_cuda_ops.py"], tool, 60, ["-k", SANITIZED])
+        command = [sanitizer, "--tool", tool, "--kernel-regex", "kns=llmc", "--error-exitcode", "9"]
+        command += ["--target-processes", "all"]
+        pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short", *self.chosen()]
+        return self.pytest(tool, [*command, *pytest], 90)
 
-    def parity(self) -> str:
-        return verdict(self.worker("parity", 60))
+    # ---- the parts ----
 
-    def forty_steps(self) -> str:
-        return verdict(self.worker("forty_steps", 200 if self.dry_run else 60))
+    def a(self) -> None:
+        self.together(
+            ("smoke", lambda: self.worker("smoke", 80)),
+            ("tests", lambda: self.tests("tests", FILES, 80)),
+        )
+        speed = ["--models", "d12:64", "--updates", "2"]
+        settings = [FLASH, CUDNN, "", "attention=flash rows=1024", "attention=cudnn deterministic=off rows=1024",
+                    "attention=cudnn deterministic=on rows=16384"]  # fmt: skip
+        throughput = [*speed, "--parts", "llmc", "--settings", *settings]
+        self.stage("throughput", lambda: self.bench("throughput", 60, *throughput))
+        ops = [*speed, "--parts", "ceilings", "ops", "--settings", self.fastest()]
+        self.stage("ops", lambda: self.bench("ops", 45, *ops))
+        self.stage("profile", lambda: self.worker("profile", 45))
+        self.stage("generation", lambda: self.worker("generation", 45))
 
-    def bench(self) -> str:
-        out = self.build_dir / "bench.json"
-        mode = ["--dry-run"] if self.dry_run else ["--short", "--seconds", "3"]
-        command = [sys.executable, "dev/bench/bench_gpu.py", "--json", str(out), *mode]
-        done = self.run(command, 240, "bench")
-        print(done.stdout[done.stdout.find("\n\n") :] if "\n\n" in done.stdout else done.stdout)
-        if done.returncode:
-            raise RuntimeError(error_line(done.stdout))
-        self.more["bench"] = json.loads(out.read_text())
-        runs = self.more["bench"]["runs"]
-        return "; ".join(f"{r['who']} {r['tokens_per_second']:,.0f} tokens/s" for r in runs)
+    def b(self) -> None:
+        more = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_*.py"))
+        if self.dry_run:  # the emulated device takes minutes for all: dev/ci_emulation.sh
+            more = ["tests/test_gpt2.py"]
+        self.together(
+            ("parity", lambda: self.worker("parity", 60)),
+            ("steps", lambda: self.worker("steps", 90, threads=4)),
+            ("memcheck", lambda: self.sanitizer("memcheck")),
+            ("racecheck", lambda: self.sanitizer("racecheck")),
+            ("more_tests", lambda: self.tests("more_tests", [f for f in more if f not in FILES], 90)),
+        )
+        base = FLASH if self.simple else ""
+        options = ["--models", "d12:64", "--updates", "1", "--options", "--settings", base]
+        self.stage("options", lambda: self.bench("options", 60, *options))
+        sizes = ["--models", "d24:32", "d48:16", "--updates", "2", "--parts", "llmc", "--settings", self.fastest()]
+        self.stage("sizes", lambda: self.bench("sizes", 60, *sizes))
+        torch = ["--models", "d12:64", "--updates", "3", "--parts", "torch"]
+        self.stage("PyTorch", lambda: self.bench("PyTorch", 120, *torch))
 
-    def all(self) -> int:
-        if self.stage("build", self.build):
-            self.stage("status", self.status)
-            self.stage("pytest -m cuda", self.tests)
-            self.stage("parity with PyTorch", self.parity)
-            self.stage("40 steps, CPU and GPU", self.forty_steps)
-            self.stage("memcheck", lambda: self.sanitizer("memcheck"))
-            self.stage("racecheck", lambda: self.sanitizer("racecheck"))
-            self.stage("short benchmark", self.bench)
-        report = {"rehearsal": self.dry_run, "date": datetime.datetime.now().isoformat(timespec="minutes"), **self.more}
-        report["stages"] = [asdict(r) for r in self.results]
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.out.write_text(json.dumps(report, indent=1) + "\n")
-        if self.dry_run:
-            print("REHEARSAL on the emulated device: nothing here ran on a GPU.")
-        width = max(len(r.stage) for r in self.results)
-        for r in self.results:
-            print(f"{r.stage:{width}}  {r.status:7}  {r.seconds:6.1f} s  {r.detail}")
+    def fastest(self) -> str:
+        """Of the settings of bf16 gradients that have been measured in this --out."""
+        rows = [json.loads(line) for line in self.results.read_text(encoding="utf-8").splitlines()]
+        speed = {
+            r["settings"]: r["tokens_per_second"]
+            for r in rows
+            if r["what"] == "run" and r["who"] == "llmc" and r["model"] in ("d12", "tiny") and "tokens_per_second" in r
+        }
+        fair = [s for s in speed if "grad_dtype" not in s and "recompute" not in s]
+        return max(fair, key=lambda s: speed[s], default=FLASH)
+
+    def all(self, parts: list[str]) -> int:
+        failed = False
+        for self.part in parts:
+            append_json(self.results, {
+                "what": "begin", "part": self.part, "rehearsal": self.dry_run,
+                "date": datetime.datetime.now().isoformat(timespec="seconds"),
+            })  # fmt: skip
+            self.stages = []
+            self.deadline = time.monotonic() + 600 * (1 + 5 * self.dry_run)
+            if self.stage("build", self.build):
+                self.deadline = time.monotonic() + SECONDS[self.part] * (1 + 9 * self.dry_run)
+                if self.stage("status", self.status):
+                    {"a": self.a, "b": self.b}[self.part]()
+            print(self.table(), flush=True)
+            failed |= any(r.status == "FAILED" for r in self.stages)
         print(f"written: {self.out}")
-        return 1 if any(r.status == "FAILED" for r in self.results) else 0
+        return 1 if failed else 0
 
 
-class NotRun(Exception):
-    pass
+def kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def installed(package: str) -> bool:
@@ -261,157 +413,23 @@ def installed(package: str) -> bool:
 
 
 def error_line(output: str) -> str:
+    """The first that names an error, with the one after it, which has CMake's message; else the last."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next(
-        (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1] if lines else "no output"
-    )[:300]
-
-
-def verdict(rows: dict[str, Any]) -> str:
-    """Of a worker's {name: [figure, limit]}."""
-    bad = [f"{name} {figure:.2g} > {limit:.2g}" for name, (figure, limit) in rows.items() if not figure <= limit]
-    if bad:
-        raise RuntimeError("; ".join(bad))
-    return ", ".join(f"{name} {figure:.1e}" for name, (figure, _) in rows.items())
-
-
-# ---- workers: in processes of their own, with the build on the path ----
-
-
-def attentions(backend: Any) -> list[str]:
-    from llmc import _llmc
-
-    usable = ["simple", "flash"]
-    try:
-        backend.set_option("attention", "cudnn")
-        usable.append("cudnn")
-    except _llmc.Error as e:
-        print(f"without cudnn: {e}", file=sys.stderr)
-    backend.set_option("attention", "simple")
-    return usable
-
-
-def parity(dry_run: bool) -> dict[str, Any]:
-    """llmc on the GPU beside llmc.reference in PyTorch, of the same weights."""
-    import numpy as np
-    import torch
-
-    import llmc
-    from llmc.reference import GPT
-
-    torch.backends.cuda.matmul.allow_tf32 = False
-    where = "cpu" if dry_run else "cuda"
-    if dry_run:
-        config, B, T = llmc.GPT2Config(max_seq_len=32, vocab_size=250, num_layers=2, num_heads=1, channels=64), 1, 20
-    else:
-        config, B, T = llmc.GPT2Config.from_descriptor("d12"), 4, 512
-    rng = np.random.default_rng(1)
-    inputs, targets = (rng.integers(0, config.vocab_size, (B, T), dtype=np.int32) for _ in range(2))
-    x, y = (torch.from_numpy(a).to(where, torch.int64) for a in (inputs, targets))
-    rows: dict[str, Any] = {}
-
-    def reference(model: llmc.GPT2, dtype: torch.dtype) -> tuple[Any, float, dict[str, Any]]:
-        net = GPT(config)
-        net.load_llmc({n: widen(model.native.parameter(n).to_host()) for n in model.native.parameter_names()})
-        net.to(where, dtype)
-        logits, loss = net(x, y)
-        assert loss is not None
-        loss.backward()
-        return logits.detach().float().cpu().numpy(), float(loss.detach()), net.gradients()
-
-    def ours(model: llmc.GPT2) -> tuple[Any, float, dict[str, Any]]:
-        logits = model.logits(inputs)
-        model.zero_grad()
-        model.forward(inputs)
-        model.backward(targets)
-        return (
-            logits,
-            model.mean_loss,
-            {n: widen(model.native.gradient(n).to_host()) for n in model.native.parameter_names()},
-        )
-
-    def worst(a: dict[str, Any], b: dict[str, Any]) -> float:
-        return max(float(np.linalg.norm(a[n] - b[n]) / np.linalg.norm(b[n])) for n in b)
-
-    model = llmc.GPT2(config, device="cuda", dtype="f32")
-    logits, loss, gradients = ours(model)
-    logits_t, loss_t, gradients_t = reference(model, torch.float32)
-    rows["f32 logits"] = [float(np.abs(logits - logits_t).max()), 1e-3]
-    rows["f32 loss"] = [abs(loss - loss_t), 1e-5]
-    rows["f32 gradients"] = [worst(gradients, gradients_t), 1e-3]
-    del model
-
-    # bf16: no further from f32 than twice what PyTorch's own bf16 is.
-    model = llmc.GPT2(config, device="cuda", dtype="bf16")
-    logits_t, loss_t, gradients_t = reference(model, torch.float32)
-    logits_b, _, gradients_b = reference(model, torch.bfloat16)
-    for attention in attentions(model.native.backend):
-        model.native.backend.set_option("attention", attention)
-        logits, loss, gradients = ours(model)
-        scale = float(np.abs(logits_t).max())
-        limit = 2 * float(np.abs(logits_b - logits_t).max()) / scale
-        rows[f"bf16 {attention} logits"] = [float(np.abs(logits - logits_t).max()) / scale, limit]
-        rows[f"bf16 {attention} loss"] = [abs(loss - loss_t), 2e-2]
-        rows[f"bf16 {attention} gradients"] = [worst(gradients, gradients_t), 2 * worst(gradients_b, gradients_t)]
-    return rows
-
-
-def forty_steps(dry_run: bool) -> dict[str, Any]:
-    """Losses of the same run on the CPU and on the GPU: the largest difference, relative."""
-    import pydoc_data.topics
-
-    import numpy as np
-
-    import llmc
-
-    joined = "".join(pydoc_data.topics.topics[k] for k in sorted(pydoc_data.topics.topics))
-    text = np.frombuffer(joined.encode("ascii", "replace"), np.uint8).astype(np.int32)
-    L, C, NH, B, T = (1, 64, 1, 1, 32) if dry_run else (4, 256, 4, 8, 256)
-    config = llmc.GPT2Config(max_seq_len=T, vocab_size=128, num_layers=L, num_heads=NH, channels=C)
-
-    def losses(device: str, dtype: str, attention: str) -> Any:
-        model = llmc.GPT2(config, device=device, dtype=dtype)
-        if device != "cpu":
-            model.native.backend.set_option("attention", attention)
-        optimizer = llmc.AdamW(model, weight_decay=0.1)
-        history = []
-        for step in range(40):
-            at = step * 7919 % (len(text) - B * T - 1)
-            piece = text[at : at + B * T + 1]
-            model.zero_grad()
-            model.forward(piece[:-1].reshape(B, T))
-            model.backward(piece[1:].reshape(B, T))
-            optimizer.step(1e-3)
-            history.append(model.mean_loss)
-        return np.array(history)
-
-    rows: dict[str, Any] = {}
-    f32 = losses("cpu", "f32", "")
-    rows["f32"] = [float(np.abs(losses("cuda", "f32", "simple") / f32 - 1).max()), 2e-4]
-    bf16 = losses("cpu", "bf16", "")
-    for attention in attentions(llmc.Backend("cuda")):
-        rows[f"bf16 {attention}"] = [float(np.abs(losses("cuda", "bf16", attention) / bf16 - 1).max()), 2e-2]
-    return rows
-
-
-def widen(host: Any) -> Any:
-    """f32 of what to_host() gives: bf16 comes as its bits."""
-    import numpy as np
-
-    return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == np.uint16 else host
+    found = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)), len(lines) - 1)
+    return " ".join(lines[found : found + 2])[:300] if lines else "no output"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=("a", "b", "all"), default="all")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu_check", metavar="DIR")
+    parser.add_argument(
+        "--build-dir", type=Path, metavar="DIR", help="default: in the folder for temporary files; kept"
+    )
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the emulated device")
-    parser.add_argument("--minutes", type=float, default=8, help="after which no stage begins or goes on")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--worker", choices=("parity", "forty_steps"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        print(json.dumps({"parity": parity, "forty_steps": forty_steps}[args.worker](args.dry_run)))
-        return 0
-    return Check(args).all()
+    args.out = args.out.resolve()
+    return Check(args).all(["a", "b"] if args.part == "all" else [args.part])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one command and at most 8 minutes: builds for the card that is here, runs the cuda tests,
-# compute-sanitizer, parity with PyTorch, 40 training steps beside the CPU's, and the short benchmark. Prints one table last
-# and writes build/gpu_check/results.json. A stage that fails does not stop the others.
+# Everything that wants a GPU, in one command, without a network: builds for the card that is here, then
+#   --part a  (3 minutes and the build): does it work, how fast is it, and where does the time go
+#   --part b  (5 minutes): parity with PyTorch, the first steps beside the CPU's, compute-sanitizer, other sizes, each option's
+#             worth, PyTorch's own speed
+# Each result is written the moment it is known; a stage that fails or hangs loses itself alone. A table comes last.
 #
-#   dev/gpu_check.sh              # PYTHON=... chooses the interpreter: it needs numpy, pytest, torch, pybind11 and cmake
+#   dev/gpu_check.sh [--part a|b|all] [--out DIR] [--build-dir DIR]
 #   dev/gpu_check.sh --dry-run    # a rehearsal on the emulated device, without a GPU
+#
+# PYTHON=... chooses the interpreter: it needs numpy, ml_dtypes, pytest, torch, pybind11 and cmake; pytest-xdist and ninja help.
+# CUDNN_PATH=... names a folder with cuDNN frontend's headers in include/; without them attention=cudnn is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec "${PYTHON:-python3}" dev/gpu_check.py "$@"

@@ -1,38 +1,49 @@
 """GPU training throughput: the card's ceilings, then llmc beside PyTorch (compiled, bf16 autocast, SDPA, fused AdamW) and, where
 its binary is given, llm.c, on the same card in the same run; and llmc's time by op beside what the ceilings allow.
 
-    python dev/bench/bench_gpu.py --json results.json            # 124M, 350M and 1558M: about 15 minutes on one H100
+    python dev/bench/bench_gpu.py --out results.jsonl            # 124M, 350M and 1558M: about 15 minutes on one H100
     python dev/bench/bench_gpu.py --short                        # 124M alone, about 2 minutes
-    python dev/bench/bench_gpu.py --dry-run                      # a rehearsal on the CPU: tiny sizes, the same table and JSON
+    python dev/bench/bench_gpu.py --options                      # what each option is worth: one changed at a time
+    python dev/bench/bench_gpu.py --parts llmc --settings 'attention=flash rows=1024' 'attention=flash rows=16384'
+    python dev/bench/bench_gpu.py --dry-run                      # a rehearsal: tiny sizes, on the emulated device or the CPU
 
 Every contender runs in a process of its own, with the card to itself, on random tokens. A step is one update of --total-batch
-tokens in micro-batches of B sequences; figures are medians over the steps after the first two. MFU is llm.c's: 6 N + 6 L C T
-FLOP per token, over the card's peak. Memory is what the process took of the card.
+tokens in micro-batches of B sequences; figures are medians over the steps after a warm-up of two micro-batches and an optimizer
+step. MFU is llm.c's: 6 N + 6 L C T FLOP per token, over the card's peak. Memory is what the contender took of the card.
+
+--out appends each figure the moment it is known, one JSON object per line: nothing is lost if a later one hangs.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import append_json
 
 import llmc
 from llmc import _llmc
 from llmc.mfu import peak_flops
 
 MODELS = {"d12": 64, "d24": 32, "d48": 16}  # descriptor -> B: 124M, 350M, 1558M
-TINY = {"max_seq_len": 32, "vocab_size": 250, "num_layers": 2, "num_heads": 2, "channels": 64}
+TINY = {"max_seq_len": 32, "vocab_size": 250, "num_layers": 2, "num_heads": 1, "channels": 64}
+# What --settings may name besides the backend's options.
+OF_THE_MODEL = ("rows", "grad_dtype", "recompute")
 
 
 # ---- what is measured ----
@@ -42,37 +53,112 @@ def config_of(args: argparse.Namespace) -> llmc.GPT2Config:
     return llmc.GPT2Config(**TINY) if args.dry_run else llmc.GPT2Config.from_descriptor(args.model)
 
 
+def device_of(args: argparse.Namespace) -> str:
+    if args.dry_run:
+        try:
+            _llmc.Backend("cuda")
+        except _llmc.Error:
+            return "cpu"
+    return "cuda"
+
+
+def parse_settings(text: str) -> dict[str, str]:
+    """Of 'attention=flash rows=1024'."""
+    return dict(pair.split("=", 1) for pair in text.split())
+
+
+def options_of(backend: _llmc.Backend) -> dict[str, str]:
+    """The backend's options and their values, without the remarks in brackets."""
+    return dict(pair.split(" ")[:2] for pair in backend.info().options.split(", ") if " " in pair)
+
+
+def option_values(backend: _llmc.Backend, name: str) -> list[str]:
+    """All values that an option takes, which the error about a wrong one names."""
+    try:
+        backend.set_option(name, "?")
+    except ValueError as e:
+        _, colon, values = str(e).partition("expected one of: ")
+        return values.split(", ") if colon else []
+    return []
+
+
 def tokens(config: llmc.GPT2Config, B: int, T: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, config.vocab_size, (B, T + 1), dtype=np.int32)
 
 
-def medians(args: argparse.Namespace, step: Callable[[], float]) -> dict[str, Any]:
-    """Runs step() for args.seconds and at least three times, after two to warm up; step returns the loss."""
-    loss = 0.0
+def fill(t: _llmc.Tensor, rng: np.random.Generator, scale: float = 1.0) -> None:
+    """Random values in a block, repeated: zeros would make products run faster than they do, and a billion draws take long."""
+    block = scale * rng.standard_normal(min(t.numel, 1 << 20), np.float32)
+    raw = (block.view(np.uint32) >> 16).astype(np.uint16) if t.dtype == "bf16" else block
+    for begin in range(0, t.numel, raw.size):
+        t.write(begin, raw[: t.numel - begin])
+
+
+def choose(backend: _llmc.Backend, settings: dict[str, str]) -> None:
+    """Sets the backend's options. _llmc.Error if one cannot be had here. The CPU, on which a rehearsal may run, has none."""
+    for name, value in settings.items():
+        if name not in OF_THE_MODEL and backend.info().name != "cpu":
+            backend.set_option(name, value)
+
+
+def make_model(args: argparse.Namespace, settings: dict[str, str], device: str) -> llmc.GPT2:
+    """A model in bf16 with random weights."""
+    grad_dtype, recompute = settings.get("grad_dtype"), int(settings.get("recompute", args.recompute))
+    model = llmc.GPT2(
+        config_of(args), device=device, dtype="bf16", grad_dtype=grad_dtype, recompute=recompute, seed=None
+    )
+    choose(model.native.backend, settings)
+    if "rows" in settings:
+        model.native.classifier_rows = int(settings["rows"])
+    fill(model.native.all_parameters(), np.random.default_rng(0), 0.02)
+    for name in ("ln1w", "ln2w", "lnfw"):
+        model.parameters[name] = np.ones(model.native.parameter(name).shape)
+    return model
+
+
+def medians(args: argparse.Namespace, step: Callable[[int], float], micro_steps: int) -> dict[str, Any]:
+    """Runs step(micro_steps) args.updates times, or for args.seconds and at least three times; step returns the loss."""
     start = time.perf_counter()
-    for _ in range(2):
-        loss = step()
+    loss = step(min(2, micro_steps))
     warm_up, times = time.perf_counter() - start, []
     end = time.perf_counter() + args.seconds
-    while len(times) < 3 or time.perf_counter() < end:
+    while len(times) < (args.updates or 3) or (not args.updates and time.perf_counter() < end):
         start = time.perf_counter()
-        loss = step()
+        loss = step(micro_steps)
         times.append(time.perf_counter() - start)
-    return {"step_seconds": statistics.median(times), "steps": len(times), "warm_up_seconds": warm_up, "loss": loss}
+    return {"step_seconds": statistics.median(times), "steps": times, "warm_up_seconds": warm_up, "loss": loss}
 
 
-def run_llmc(args: argparse.Namespace) -> dict[str, Any]:
+def run_llmc(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each of args.settings, in one process: each makes a model and a backend of its own."""
+    for text in args.settings:
+        settings = parse_settings(text)
+        try:
+            choose(_llmc.Backend(device_of(args)), settings)
+        except _llmc.Error as e:
+            yield {"settings": text, "left_out": str(e).splitlines()[0]}
+            continue
+        except ValueError as e:
+            yield {"settings": text, "failed": str(e).splitlines()[0]}
+            continue
+        try:
+            yield {"settings": text, **measure_llmc(args, settings)}
+        except (_llmc.Error, ValueError) as e:
+            yield {"settings": text, "failed": str(e).splitlines()[0]}
+        gc.collect()
+
+
+def measure_llmc(args: argparse.Namespace, settings: dict[str, str]) -> dict[str, Any]:
     config, B, T = config_of(args), args.batch, args.seq_len
-    device = "cpu" if args.dry_run else "cuda"
+    device = device_of(args)
     before = _llmc.Backend(device).info().free_bytes
-    model = llmc.GPT2(config, device=device, dtype="bf16", recompute=args.recompute)
-    if not args.dry_run:
-        model.native.backend.set_option("attention", args.attention)
+    model = make_model(args, settings, device)
+    if options_of(model.native.backend).get("attention") == "simple" and not args.dry_run and B * T > 4096:
+        return {"left_out": "attention=simple takes minutes at this size"}
     optimizer = llmc.AdamW(model, weight_decay=0.1)
     data = tokens(config, B, T)
-    micro_steps = args.total_batch // (B * T)
 
-    def step() -> float:
+    def step(micro_steps: int) -> float:
         model.zero_grad()
         for _ in range(micro_steps):
             model.forward(data[:, :-1])
@@ -80,12 +166,15 @@ def run_llmc(args: argparse.Namespace) -> dict[str, Any]:
         optimizer.step(1e-4)
         return model.mean_loss
 
-    result = medians(args, step)
+    result = medians(args, step, args.total_batch // (B * T))
     info = model.native.backend.info()
-    return {**result, "memory_bytes": max(0, before - info.free_bytes), "options": info.options}
+    return {
+        **result, "memory_bytes": max(0, before - info.free_bytes), "options": info.options,
+        "rows": model.native.classifier_rows, "fallbacks": getattr(info, "fallbacks", ""),
+    }  # fmt: skip
 
 
-def run_torch(args: argparse.Namespace) -> dict[str, Any]:
+def run_torch(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     import torch
 
     from llmc.reference import GPT
@@ -106,9 +195,8 @@ def run_torch(args: argparse.Namespace) -> dict[str, Any]:
     run = model if args.dry_run else torch.compile(model)
     data = torch.from_numpy(tokens(config, B, T)).to(device, torch.int64)
     inputs, targets = data[:, :-1].contiguous(), data[:, 1:].contiguous()
-    micro_steps = args.total_batch // (B * T)
 
-    def step() -> float:
+    def step(micro_steps: int) -> float:
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for _ in range(micro_steps):
@@ -120,12 +208,12 @@ def run_torch(args: argparse.Namespace) -> dict[str, Any]:
         optimizer.step()
         return float(total)
 
-    result = medians(args, step)
+    result = medians(args, step, args.total_batch // (B * T))
     memory = 0 if args.dry_run else before - torch.cuda.mem_get_info()[0]
-    return {**result, "memory_bytes": memory, "options": f"torch {torch.__version__}"}
+    yield {**result, "memory_bytes": memory, "options": f"torch {torch.__version__}"}
 
 
-def run_llm_c(args: argparse.Namespace) -> dict[str, Any]:
+def run_llm_c(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """llm.c's train_gpt2cu, whose own step lines are read."""
     from llmc.data import write_shard
 
@@ -144,11 +232,11 @@ def run_llm_c(args: argparse.Namespace) -> dict[str, Any]:
         raise llmc.Error(f"{args.llm_c} ended with {out.returncode}: {(out.stderr or out.stdout)[-300:]}")
     times = [float(ms) / 1e3 for _, ms in lines[2:]]
     memory = re.search(r"device memory usage: (\d+) MiB", out.stdout)
-    return {"step_seconds": statistics.median(times), "steps": len(times), "loss": float(lines[-1][0]),
-            "memory_bytes": int(memory[1]) << 20 if memory else 0, "options": "-ge 1"}  # fmt: skip
+    yield {"step_seconds": statistics.median(times), "steps": times, "loss": float(lines[-1][0]),
+           "memory_bytes": int(memory[1]) << 20 if memory else 0, "options": "-ge 1"}  # fmt: skip
 
 
-def run_ceilings(args: argparse.Namespace) -> dict[str, Any]:
+def run_ceilings(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What the card reaches at most, by PyTorch's copy and products of random matrices."""
     import torch
 
@@ -181,26 +269,24 @@ def run_ceilings(args: argparse.Namespace) -> dict[str, Any]:
     except (RuntimeError, AttributeError, TypeError) as e:
         out["fp8_flops"] = None
         out["fp8_reason"] = str(e).splitlines()[0]
-    return out
+    yield out
 
 
-def run_ops(args: argparse.Namespace) -> dict[str, Any]:
-    """Time of each op at the model's sizes, and its floor: the larger of its bytes and its FLOP at the measured ceilings."""
+def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Time of each op at the model's sizes with the first of args.settings, and what it reads, writes and multiplies."""
     config, B, T = config_of(args), args.batch, args.seq_len
     L, C, NH, Vp = config.num_layers, config.channels, config.num_heads, config.padded_vocab_size
-    be = _llmc.Backend("cpu" if args.dry_run else "cuda")
-    if not args.dry_run:
-        be.set_option("attention", args.attention)
-    N, rows = B * T, min(B * T, 1024 if args.dry_run else 8192)
+    device, settings = device_of(args), parse_settings(args.settings[0])
+    be = _llmc.Backend(device)
+    choose(be, settings)
+    # As many rows of logits at a time as a model has with these settings.
+    small = llmc.GPT2Config(**TINY).native()
+    N, rows = B * T, min(B * T, int(settings.get("rows", _llmc.GPT2(be, small).classifier_rows)))
     rng = np.random.default_rng(0)
 
     def random(*shape: int, dtype: str = "bf16") -> _llmc.Tensor:
-        """Random values in a small block, repeated: zeros would make products run faster than they do."""
         t = be.empty(list(shape), dtype)
-        block = rng.standard_normal(min(t.numel, 1 << 20), np.float32)
-        raw = (block.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bf16" else block
-        for begin in range(0, t.numel, raw.size):
-            t.write(begin, raw[: t.numel - begin])
+        fill(t, rng)
         return t
 
     def integers(*shape: int) -> _llmc.Tensor:
@@ -225,18 +311,18 @@ def run_ops(args: argparse.Namespace) -> dict[str, Any]:
     qkv, dqkv = random(B, T, 3 * C), random(B, T, 3 * C)
     mean, rstd, lse = be.empty([B, T]), be.empty([B, T]), be.empty([B, NH, T])
     vector, dvector = random(C), random(C)
-    measured: list[tuple[str, int, float, float, float]] = []  # name, calls per micro-batch, seconds, FLOP, bytes
 
-    def op(name: str, calls: int, run: Callable[[], object], flop: float, size: float) -> None:
-        measured.append((name, calls, seconds(run), flop, size))
+    def op(name: str, calls: float, run: Callable[[], object], flop: float, size: float) -> dict[str, Any]:
+        """calls: per micro-batch. flop and size: floating-point operations and bytes of one."""
+        return {"op": name, "calls": calls, "seconds": seconds(run), "flop": flop, "bytes": size}
 
     ids, wpe = integers(B, T), random(config.max_seq_len, C)
     wte, dwte, dwpe = random(Vp, C), random(Vp, C), random(config.max_seq_len, C)
-    op("encoder forward", 1, lambda: be.encoder_forward(x, ids, wte, wpe), 0, 2 * U)
-    op("encoder backward", 1, lambda: be.encoder_backward(dwte, dwpe, dx, ids), 0, 2 * U)
-    op("residual + layernorm forward", 2 * L, lambda: be.fused_residual_layernorm_forward(
+    yield op("encoder forward", 1, lambda: be.encoder_forward(x, ids, wte, wpe), 0, 2 * U)
+    yield op("encoder backward", 1, lambda: be.encoder_backward(dwte, dwpe, dx, ids), 0, 2 * U)
+    yield op("residual + layernorm forward", 2 * L, lambda: be.fused_residual_layernorm_forward(
         residual, x, mean, rstd, x, dx, vector, vector), 0, 4 * U)  # fmt: skip
-    op("layernorm backward", 2 * L + 1, lambda: be.layernorm_backward(
+    yield op("layernorm backward", 2 * L + 1, lambda: be.layernorm_backward(
         dx, dvector, dvector, x, residual, vector, mean, rstd), 0, 4 * U)  # fmt: skip
     for name, out, inp, dout, dinp in (
         ("qkv", qkv, x, dqkv, dx), ("attproj", x, residual, dx, residual), ("fcproj", x, gelu, dx, dwide)
@@ -244,26 +330,30 @@ def run_ops(args: argparse.Namespace) -> dict[str, Any]:
         OC, IC = out.shape[2], inp.shape[2]
         w, dw, bias, dbias = random(OC, IC), random(OC, IC), random(OC), random(OC)
         product, traffic = 2.0 * N * OC * IC, 2.0 * (N * (OC + IC) + OC * IC)
-        op(f"{name} forward", L, lambda o=out, i=inp, w=w, b=bias: be.matmul_forward(o, i, w, b), product, traffic)
+        yield op(
+            f"{name} forward", L, lambda o=out, i=inp, w=w, b=bias: be.matmul_forward(o, i, w, b), product, traffic
+        )
         if name == "fcproj":
-            op("fcproj backward, with GELU's", L, lambda dw=dw, w=w, db=dbias: be.matmul_gelu_backward(
+            yield op("fcproj backward, with GELU's", L, lambda dw=dw, w=w, db=dbias: be.matmul_gelu_backward(
                 dwide, dw, db, dx, gelu, w, wide, True), 2 * product, 2 * traffic + 2 * 4 * U)  # fmt: skip
         else:
-            op(f"{name} backward", L, lambda di=dinp, dw=dw, db=dbias, do=dout, i=inp, w=w: be.matmul_backward(
+            yield op(f"{name} backward", L, lambda di=dinp, dw=dw, db=dbias, do=dout, i=inp, w=w: be.matmul_backward(
                 di, dw, db, do, i, w, True), 2 * product, 2 * traffic)  # fmt: skip
     w, dw, bias, dbias = random(4 * C, C), random(4 * C, C), random(4 * C), random(4 * C)
-    op("fc forward, with GELU", L, lambda: be.matmul_gelu_forward(gelu, wide, x, w, bias), 8.0 * N * C * C, 9 * U)
-    op("fc backward", L, lambda: be.matmul_backward(dx, dw, dbias, dwide, x, w, True), 16.0 * N * C * C, 10 * U)
+    yield op("fc forward, with GELU", L, lambda: be.matmul_gelu_forward(gelu, wide, x, w, bias), 8.0 * N * C * C, 9 * U)
+    yield op("fc backward", L, lambda: be.matmul_backward(dx, dw, dbias, dwide, x, w, True), 16.0 * N * C * C, 10 * U)
     if args.recompute:
-        op("GELU again", L, lambda: be.gelu_forward(gelu, wide), 0, 8 * U)
-    op("attention forward", L, lambda: be.attention_forward(x, lse, qkv, NH), causal, 4 * U)
-    op("attention backward", L, lambda: be.attention_backward(dqkv, dx, qkv, x, lse, NH), 2.5 * causal, 8 * U)
+        yield op("GELU again", L, lambda: be.gelu_forward(gelu, wide), 0, 8 * U)
+    yield op("attention forward", L, lambda: be.attention_forward(x, lse, qkv, NH), causal, 4 * U)
+    yield op("attention backward", L, lambda: be.attention_backward(dqkv, dx, qkv, x, lse, NH), 2.5 * causal, 8 * U)
     logits, losses, targets, some = random(rows, Vp), be.empty([rows]), integers(rows), random(rows, C)
     chunks = -(-N // rows)
-    op("logits forward", chunks, lambda: be.matmul_forward(logits, some, wte), 2.0 * rows * C * Vp, 2.0 * rows * Vp)
-    op("softmax, loss, gradient", chunks, lambda: be.fused_classifier(
+    yield op(
+        "logits forward", chunks, lambda: be.matmul_forward(logits, some, wte), 2.0 * rows * C * Vp, 2.0 * rows * Vp
+    )
+    yield op("softmax, loss, gradient", chunks, lambda: be.fused_classifier(
         losses, logits, targets, 1e-6, config.vocab_size), 0, 4.0 * rows * Vp)  # fmt: skip
-    op("logits backward", chunks, lambda: be.matmul_backward(some, dwte, None, logits, some, wte, True),
+    yield op("logits backward", chunks, lambda: be.matmul_backward(some, dwte, None, logits, some, wte, True),
        4.0 * rows * C * Vp, 4.0 * rows * Vp)  # fmt: skip
     P = config.num_parameters
     part = min(P, 1 << 27)  # AdamW is measured on so many parameters, and scaled
@@ -279,58 +369,66 @@ def run_ops(args: argparse.Namespace) -> dict[str, Any]:
         ("AdamW", lambda: be.adamw(p, low, m, v, g, factor, adamw), 26.0),
         ("gradient norm", lambda: be.global_norm_squared(norm, g), 2.0),
     ):
-        measured.append((name, once, seconds(run), 0.0, size * part))  # type: ignore[arg-type]
-    return {"ops": [dict(zip(("op", "calls", "seconds", "flop", "bytes"), row)) for row in measured]}
+        yield op(name, once, run, 0.0, size * part)
 
 
-WORKERS = {"llmc": run_llmc, "torch": run_torch, "llm.c": run_llm_c, "ceilings": run_ceilings, "ops": run_ops}
+WORKERS: dict[str, Callable[[argparse.Namespace], Iterable[dict[str, Any]]]] = {
+    "llmc": run_llmc, "torch": run_torch, "llm.c": run_llm_c, "ceilings": run_ceilings, "ops": run_ops,
+}  # fmt: skip
 
 
 # ---- who runs it, and what becomes of it ----
 
 
-def in_a_process(args: argparse.Namespace, what: str, model: str, batch: int, attention: str) -> dict[str, Any]:
-    """The worker's result, or {"failed": why}."""
-    command = [
-        sys.executable,
-        __file__,
-        "--worker",
-        what,
-        "--model",
-        model,
-        "--batch",
-        str(batch),
-        "--attention",
-        attention,
-    ]
-    command += ["--seq-len", str(args.seq_len), "--total-batch", str(args.total_batch), "--seconds", str(args.seconds)]
-    command += ["--recompute", str(args.recompute)]
-    command += ["--dry-run"] * args.dry_run + (["--llm-c", str(args.llm_c)] if args.llm_c else [])
-    print(f"... {what} {model} B={batch} {attention if what in ('llmc', 'ops') else ''}", file=sys.stderr, flush=True)
-    try:
-        out = subprocess.run(command, capture_output=True, text=True, timeout=args.limit)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"longer than {args.limit} s"}
-    lines = out.stdout.strip().splitlines()
-    if out.returncode or not lines:
-        return {"failed": (out.stderr.strip().splitlines() or [f"exit code {out.returncode}"])[-1][:200]}
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result
+def in_a_process(args: argparse.Namespace, what: str, **more: Any) -> Iterator[dict[str, Any]]:
+    """The worker's results as they come, and {"failed": why} as the last one if it does not end well."""
+    job = {**vars(args), **more}
+    print(f"... {what} {more.get('model', '')}", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--worker", what, json.dumps(job, default=str)]
+    with tempfile.TemporaryFile("w+") as errors:
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        timer = threading.Timer(args.limit, worker.kill)
+        timer.start()
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            if line.startswith("{"):
+                yield json.loads(line)
+        code, late = worker.wait(), not timer.is_alive()
+        timer.cancel()
+        if code:
+            errors.seek(0)
+            text = errors.read()
+            print(text, file=sys.stderr, flush=True)
+            last = (text.strip().splitlines() or [f"exit code {code}"])[-1][:200]
+            yield {"failed": f"longer than {args.limit:.0f} s" if late else last}
 
 
-def attentions(args: argparse.Namespace) -> list[str]:
-    if args.attention != "all":
-        return [args.attention]
+def default_settings(args: argparse.Namespace) -> list[str]:
+    """As the backend comes, and each attention that is fast and here."""
+    backend = _llmc.Backend(device_of(args))
     if args.dry_run:
-        return ["simple"]
-    backend = _llmc.Backend("cuda")
-    usable = ["flash"]
-    try:
-        backend.set_option("attention", "cudnn")
-        usable.append("cudnn")
-    except llmc.Error as e:
-        print(f"without cuDNN's attention: {e}", file=sys.stderr)
+        return [""]
+    usable = [] if options_of(backend)["attention"] == "simple" else [""]
+    for attention in ("flash", "cudnn"):
+        try:
+            backend.set_option("attention", attention)
+            usable.append(f"attention={attention}")
+        except _llmc.Error as e:
+            print(f"without attention={attention}: {e}", file=sys.stderr)
     return usable
+
+
+def one_changed(args: argparse.Namespace, base: str) -> list[str]:
+    """base, each setting changed alone, and base again: what differs between the two is the measurement's own spread."""
+    backend, settings = _llmc.Backend(device_of(args)), parse_settings(base)
+    choose(backend, settings)
+    out = [base]
+    for name, value in options_of(backend).items():
+        others = [v for v in option_values(backend, name) if v != value and (name, v) != ("attention", "simple")]
+        out += [] if name == "tf32" else [f"{base} {name}={v}".strip() for v in others]  # tf32 is for f32 models
+    N = args.batch * args.seq_len
+    out += [f"{base} rows={rows}".strip() for rows in (1024, 4096, 16384, 65536) if rows <= N]
+    return [*out, f"{base} grad_dtype=f32".strip(), f"{base} recompute=1".strip(), base]
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -339,23 +437,24 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         print("| " + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) + " |")
         if n == 0:
             print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    sys.stdout.flush()
 
 
 def throughput_row(run: dict[str, Any], peak: float | None) -> list[str]:
-    name = f"{run['model']} B={run['batch']} {run['who']}"
-    if "failed" in run:
-        return [name, "failed: " + run["failed"], "", "", "", ""]
+    name = f"{run['model']} B={run['batch']} {run['who']} {run.get('settings', '')}".strip()
+    if "step_seconds" not in run:
+        return [name, "failed" if "failed" in run else "left out", "", "", "", ""]
     mfu = f"{100 * run['flops'] / peak:.1f}%" if peak else "-"
     return [name, f"{run['tokens_per_second']:,.0f}", mfu, f"{1e3 * run['step_seconds']:.1f}",
             f"{run['memory_bytes'] / 2**30:.1f}", f"{run['loss']:.3f}"]  # fmt: skip
 
 
 def op_rows(ops: list[dict[str, Any]], ceilings: dict[str, Any]) -> list[list[str]]:
+    """The floor of an op: the larger of its bytes and its operations at the measured ceilings."""
     rows, total, total_floor = [], 0.0, 0.0
     for o in ops:
         took = o["calls"] * o["seconds"]
         floor = o["calls"] * max(o["flop"] / ceilings["bf16_flops"], o["bytes"] / ceilings["copy_bytes_per_second"])
-        o["floor_seconds"] = floor
         total, total_floor = total + took, total_floor + floor
         rows.append(
             [o["op"], f"{o['calls']:.3g}", f"{1e3 * took:.3f}", f"{1e3 * floor:.3f}", f"{100 * floor / took:.0f}%"]
@@ -366,29 +465,31 @@ def op_rows(ops: list[dict[str, Any]], ceilings: dict[str, Any]) -> list[list[st
     return rows
 
 
+PARTS = ("ceilings", "llmc", "torch", "llm.c", "ops")
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", nargs="+", metavar="MODEL[:B]", help=f"default: {' '.join(f'{m}:{b}' for m, b in MODELS.items())}"
-    )
-    parser.add_argument("--seq-len", type=int, default=1024)
-    parser.add_argument("--total-batch", type=int, default=524288, help="tokens per update")
-    parser.add_argument("--attention", default="all", help="simple, flash, cudnn, or all that are fast and here")
-    parser.add_argument(
-        "--recompute", type=int, default=0, choices=(0, 1, 2), help="as of llmc.GPT2, for llmc and llm.c"
-    )
-    parser.add_argument("--seconds", type=float, default=15, help="per contender and model")
-    parser.add_argument("--limit", type=float, default=420, help="seconds after which a contender is given up")
-    parser.add_argument("--llm-c", type=Path, metavar="FILE", help="llm.c's train_gpt2cu")
-    parser.add_argument("--no-torch", action="store_true", help="without PyTorch as a contender")
-    parser.add_argument("--short", action="store_true", help="124M alone, fewer steps")
-    parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
-    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--models", nargs="+", metavar="MODEL[:B]", help=f"default: {' '.join(f'{m}:{b}' for m, b in MODELS.items())}")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; ops wants ceilings (default: all)")
+    add("--settings", nargs="+", metavar="'NAME=VALUE ...'",
+        help="of llmc: the backend's options, rows (of logits at a time), grad_dtype, recompute. Each is measured; ops takes the"
+        " fastest, or the first if llmc is not among the parts. Default: '', and each attention that is fast and here")  # fmt: skip
+    add("--options", action="store_true", help="llmc alone, the first of --settings and each setting changed alone")
+    add("--seq-len", type=int, default=1024)
+    add("--total-batch", type=int, default=524288, help="tokens per update")
+    add("--recompute", type=int, default=0, choices=(0, 1, 2), help="as of llmc.GPT2, for llmc and llm.c")
+    add("--seconds", type=float, default=15, help="per contender and model")
+    add("--updates", type=int, default=0, help="measure so many updates, however long they take")
+    add("--limit", type=float, default=420, help="seconds after which a contender is given up")
+    add("--llm-c", type=Path, metavar="FILE", help="llm.c's train_gpt2cu")
+    add("--short", action="store_true", help="124M alone, fewer steps")
+    add("--dry-run", action="store_true", help="rehearse at tiny sizes")
+    add("--out", type=Path, metavar="FILE", help="append each figure to it, as a line of JSON")
+    add("--worker", nargs=2, metavar=("WHAT", "JOB"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.dry_run and not args.worker:
+    if args.dry_run:
         args.models, args.seq_len, args.total_batch, args.seconds = ["tiny:2"], 32, 128, 0.2
     if args.short:
         args.models, args.seconds = args.models or ["d12:64"], min(args.seconds, 5)
@@ -398,58 +499,81 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     if args.worker:
-        print(json.dumps(WORKERS[args.worker](args)))
+        for row in WORKERS[args.worker[0]](argparse.Namespace(**json.loads(args.worker[1]))):
+            print(json.dumps(row), flush=True)
         return 0
     models = [m.partition(":") for m in args.models] if args.models else [(m, ":", str(b)) for m, b in MODELS.items()]
-    backend = _llmc.Backend("cpu" if args.dry_run else "cuda")
+    backend = _llmc.Backend(device_of(args))
     info, peak = backend.info(), peak_flops(backend, "bf16")
     del backend
-    results: dict[str, Any] = {
+    failed = False
+
+    def keep(what: str, row: dict[str, Any]) -> dict[str, Any]:
+        nonlocal failed
+        failed |= "failed" in row
+        if args.out:
+            append_json(args.out, {"what": what, **row})
+        return row
+
+    keep("card", {
         "rehearsal": args.dry_run, "date": datetime.datetime.now().isoformat(timespec="minutes"), "device": info.description,
         "peak_bf16_flops": peak, "llmc": llmc.__version__, "cuda": _llmc.cuda_status(), "seq_len": args.seq_len,
-        "total_batch": args.total_batch, "runs": [], "ops": {},
-    }  # fmt: skip
-    ceilings = in_a_process(args, "ceilings", "d12", 1, "simple")
-    results["ceilings"] = ceilings
+        "total_batch": args.total_batch,
+    })  # fmt: skip
+    ceilings = {}
+    if "ceilings" in args.parts and not args.options:
+        ceilings = [keep("ceilings", row) for row in in_a_process(args, "ceilings")][-1]
+    runs: list[dict[str, Any]] = []
+    ops: dict[str, list[dict[str, Any]]] = {}
     for model, _, b in models:
-        batch = int(b or MODELS[model])
-        contenders = [("llmc", a) for a in attentions(args)]
-        contenders += [] if args.no_torch else [("torch", "simple")]
-        contenders += [("llm.c", "simple")] if args.llm_c else []
-        for who, attention in contenders:
-            run = in_a_process(args, who, model, batch, attention)
-            if "failed" not in run:
-                rate = args.total_batch / run["step_seconds"]
-                config = llmc.GPT2Config(**TINY) if args.dry_run else llmc.GPT2Config.from_descriptor(model)
-                run |= {"tokens_per_second": rate, "flops": rate * config.flops_per_token(args.seq_len)}
-            results["runs"].append(
-                {"model": model, "batch": batch, "who": f"{who} {attention}" if who == "llmc" else who, **run}
-            )
-        fastest = attentions(args)[-1]
-        results["ops"][model] = in_a_process(args, "ops", model, batch, fastest)
-    mark = "REHEARSAL ON THE CPU, tiny sizes: no figure here says anything of a GPU. " if args.dry_run else ""
+        args.model, args.batch = model, int(b or MODELS[model])
+        settings = args.settings or default_settings(args)
+        contenders = [who for who in ("llmc", "torch", "llm.c") if who in args.parts and (who != "llm.c" or args.llm_c)]
+        if args.options:
+            contenders, settings = ["llmc"], one_changed(args, settings[0])
+        for who in contenders:
+            for run in in_a_process(args, who, model=model, settings=settings):
+                run = {"model": model, "batch": args.batch, "who": who, **run}
+                if "step_seconds" in run:
+                    rate = args.total_batch / run["step_seconds"]
+                    run |= {"tokens_per_second": rate, "flops": rate * config_of(args).flops_per_token(args.seq_len)}
+                print(" ".join(throughput_row(run, peak)), file=sys.stderr, flush=True)
+                runs.append(keep("run", run))
+        if "ops" in args.parts and not args.options:
+            ours = [r for r in runs if r["model"] == model and r["who"] == "llmc" and "tokens_per_second" in r]
+            best = max(ours, key=lambda r: r["tokens_per_second"])["settings"] if ours else settings[0]
+            ops[f"{model}, {best or 'as it comes'}"] = [
+                keep("op", {"model": model, "settings": best, **row})
+                for row in in_a_process(args, "ops", model=model, settings=[best])
+            ]
+    mark = "REHEARSAL, tiny sizes: no figure here says anything of a GPU. " if args.dry_run else ""
     print(f"\n{mark}{info.description}, T={args.seq_len}, {args.total_batch} tokens per update")
-    if "failed" in ceilings:
-        print(f"ceilings: failed: {ceilings['failed']}")
-    else:
+    if "copy_bytes_per_second" in ceilings:
         fp8 = f"{ceilings['fp8_flops'] / 1e12:.2f}" if ceilings["fp8_flops"] else "-"
         copy, bf16 = ceilings["copy_bytes_per_second"] / 1e9, ceilings["bf16_flops"] / 1e12
         print(f"ceilings: copy {copy:.1f} GB/s, bf16 {bf16:.2f} TFLOP/s, fp8 {fp8} TFLOP/s")
-    for model, measured in results["ops"].items():
-        print(f"\n{model}: time by op, per micro-batch")
-        if "failed" in measured or "failed" in ceilings:
-            print(f"failed: {measured.get('failed', 'no ceilings')}")
-            continue
-        print_table(["op", "calls", "ms", "floor ms", "of it"], op_rows(measured["ops"], ceilings))
-    print()
-    print_table(["", "tokens/s", "MFU", "ms/update", "GiB", "loss"], [throughput_row(r, peak) for r in results["runs"]])
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return 1 if any("failed" in r for r in [*results["runs"], ceilings, *results["ops"].values()]) else 0
+    elif ceilings:
+        print(f"ceilings: failed: {ceilings['failed']}")
+    for name, rows in ops.items():
+        print(f"\n{name}: time by op, per micro-batch")
+        whole = [row for row in rows if "failed" not in row]
+        if "copy_bytes_per_second" in ceilings and whole:
+            print_table(["op", "calls", "ms", "floor ms", "of it"], op_rows(whole, ceilings))
+        for row in rows:
+            if "failed" in row:
+                print(f"failed: {row['failed']}")
+    if runs:
+        print()
+        print_table(["", "tokens/s", "MFU", "ms/update", "GiB", "loss"], [throughput_row(r, peak) for r in runs])
+        for r in runs:
+            for why in ("failed", "left_out"):
+                if why in r:
+                    print(f"{why.replace('_', ' ')}: {r['who']} {r.get('settings', '')}: {r[why]}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except llmc.Error as error:
-        sys.exit(f"bench_gpu: {error}; --dry-run rehearses on the CPU" if "--worker" not in sys.argv else str(error))
+        sys.exit(f"bench_gpu: {error}; --dry-run rehearses without a GPU" if "--worker" not in sys.argv else str(error))

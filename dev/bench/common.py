@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -94,3 +95,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 def write_json(path: Path | None, results: dict[str, Any]) -> None:
     if path is not None:
         path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def append_json(path: Path, row: dict[str, Any]) -> None:
+    """One more line of JSON, on the disk when this returns: whatever hangs or is killed later, it is there."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
