@@ -402,6 +402,7 @@ def merge(x):
 
 SHAPES = [(1, 1, 1, 1), (2, 7, 3, 11), (1, 70, 2, 16), (2, 33, 1, 100)]  # B, T, NH, HS
 FLASH_SHAPES = [(B, T, NH, HS) for HS in (64, 80, 96, 128) for B, T, NH in [(1, 1, 1), (2, 70, 2), (1, 193, 1)]]
+FLASH_SHAPES += [(1, 64, 3, 64), (3, 65, 1, 80), (1, 129, 2, 96), (2, 32, 1, 128)]  # whole tiles, and one row more
 KERNELS = [("simple", *s) for s in SHAPES + [(1, 70, 2, 64)]] + [
     (k, *s) for k in ("flash", "cudnn") for s in FLASH_SHAPES
 ]
