@@ -246,7 +246,12 @@ def test_layernorm_forward(cuda, cpu, rng, dtype, fused, N, C):
 
 
 @pytest.mark.parametrize("dtype,grad", [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16")])
-@pytest.mark.parametrize("N,C", [(1, 1), (5, 33), (300, 40), (517, 264), (9, 768)])
+@pytest.mark.parametrize(
+    "N,C",
+    [(1, 1), (5, 33), (300, 40), (517, 264), (9, 768)]
+    + [(2201, 16), (1061, 776)]  # more rows than the grid takes at once, by one warp and by two
+    + [(4, 100), (3, 1600), (2, 2056), (3, 769), (2, 6152)],  # rows shared by several warps, and too long for that
+)
 def test_layernorm_backward(cuda, cpu, rng, dtype, grad, N, C):
     x, dout, w = rng.standard_normal((N, C)), rng.standard_normal((N, C)), rng.standard_normal(C)
     dinp, dw, db = rng.standard_normal((N, C)), rng.standard_normal(C), rng.standard_normal(C)
@@ -402,6 +407,7 @@ def merge(x):
 
 SHAPES = [(1, 1, 1, 1), (2, 7, 3, 11), (1, 70, 2, 16), (2, 33, 1, 100)]  # B, T, NH, HS
 FLASH_SHAPES = [(B, T, NH, HS) for HS in (64, 80, 96, 128) for B, T, NH in [(1, 1, 1), (2, 70, 2), (1, 193, 1)]]
+FLASH_SHAPES += [(1, 64, 3, 64), (3, 65, 1, 80), (1, 129, 2, 96), (2, 32, 1, 128)]  # whole tiles, and one row more
 KERNELS = [("simple", *s) for s in SHAPES + [(1, 70, 2, 64)]] + [
     (k, *s) for k in ("flash", "cudnn") for s in FLASH_SHAPES
 ]
@@ -524,7 +530,19 @@ def test_gelu_far_out(cuda):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("N,V,Vp", [(1, 1, 1), (3, 5, 5), (4, 50, 128), (7, 4999, 5120), (2, 77, 77)])
+@pytest.mark.parametrize(
+    "N,V,Vp",
+    [
+        (1, 1, 1),
+        (3, 5, 5),
+        (4, 50, 128),
+        (7, 4999, 5120),
+        (2, 77, 77),
+        (2, 8192, 8192),
+        (3, 12301, 12352),
+        (2, 9001, 9001),
+    ],
+)
 def test_classifier(cuda, cpu, rng, dtype, N, V, Vp):
     x = rng.standard_normal((N, Vp)) * 4
     x[:, V:] = 1e4  # padding must not count
@@ -564,6 +582,47 @@ def test_classifier_extremes(cuda):
     cuda.fused_classifier(losses, logits, put(cuda, [0, 3, 12], "i32"), 1.0, 10)
     np.testing.assert_allclose(get(losses), [300.0, 0.0, np.nan])
     assert np.isfinite(get(logits)[:2]).all() and np.isnan(get(logits)[2, :10]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("V,Vp", [(13, 16), (9000, 9024)])
+def test_classifier_of_extreme_logits(cuda, dtype, V, Vp):
+    """-infinity is a probability of 0, the largest numbers are numbers; a NaN or +infinity makes its row NaN, and no other."""
+    x = np.zeros((9, Vp))
+    x[:, V:] = np.nan  # padding is not read
+    x[0, 1:V] = -np.inf  # all but one
+    x[1, : V - 1] = -np.inf
+    x[2, : V // 2] = -np.inf
+    x[3, 0], x[3, 1:V] = 3e38, -3e38
+    x[4, :V] = -3e38
+    x[5, 2] = np.nan
+    x[6, V - 1] = np.inf
+    x[7, :V] = -np.inf  # no probability at all
+    targets = np.array([0, V - 1, V - 1, 0, 5, 3, 2, 1, 4])
+    losses, logits = nans(cuda, 9, "f32"), put(cuda, x, dtype)
+    cuda.fused_classifier(losses, logits, put(cuda, targets, "i32"), 1.0, V)
+    uniform = math.log(V)
+    expected = [0, 0, math.log(V - V // 2), 0, uniform, np.nan, np.nan, np.nan, uniform]
+    np.testing.assert_allclose(get(losses), expected, rtol=1e-5, atol=1e-6)
+    d = get(logits)
+    assert not d[:, V:].any()
+    bad = np.isnan(d[:, :V]).any(axis=1)
+    np.testing.assert_array_equal(bad, np.isnan(expected))
+    wanted = np.zeros((9, V))
+    wanted[2, V // 2 :] = 1 / (V - V // 2)
+    wanted[[4, 8]] = 1 / V
+    wanted[[2, 4, 8], targets[[2, 4, 8]]] -= 1
+    np.testing.assert_allclose(d[~bad, :V], wanted[~bad], rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("V,Vp", [(13, 16), (33, 64), (5, 5)])
+def test_an_ignored_row_has_no_gradient(cuda, dtype, V, Vp):
+    """Whatever is in it."""
+    logits = put(cuda, np.full((2, Vp), np.nan), dtype)
+    losses = nans(cuda, 2, "f32")
+    cuda.fused_classifier(losses, logits, put(cuda, [-1, -100], "i32"), 1.0, V)
+    assert not get(losses).any() and not get(logits).any()
 
 
 # ---- sums, clipping ----

@@ -50,11 +50,11 @@ struct Update {
         if (!(fabsf(f) <= std::numeric_limits<float>::max())) return;  // the norm was not finite: no update
         const Floats<W> g = load<W>(grad + i);
         Floats<W> m1 = load<W>(m + i), v1 = load<W>(v + i), p;
-        detail::Words<W * sizeof(P)> p_words;
-        detail::Words<W * 2> low_words;
+        Packed<W, P> p_words;
+        Packed<W, std::int16_t> low_words;
         p_words.load(param + i);
-        P* const upper = reinterpret_cast<P*>(p_words.bytes);
-        std::int16_t* const lower = reinterpret_cast<std::int16_t*>(low_words.bytes);
+        P* const upper = reinterpret_cast<P*>(p_words.words);
+        std::int16_t* const lower = reinterpret_cast<std::int16_t*>(low_words.words);
         if constexpr (rounding == Rounding::split) {  // join_master of core/optimizer.h
             low_words.load(master + i);
 #pragma unroll

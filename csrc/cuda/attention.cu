@@ -135,18 +135,43 @@ __global__ void attention_decode_kernel(T* out, const T* kcache, const T* vcache
            reinterpret_cast<float*>(shared));
 }
 
-// delta (B,NH,T): one warp per row.
-template <class T>
-__global__ void delta_kernel(float* delta, const T* dout, const T* out, AttentionDims d) {
-    const int lane = threadIdx.x % kWarp;
-    const i64 row = global_thread() / kWarp;  // (b, t, h): memory order
-    if (row >= d.B * d.T * d.NH) return;
-    const i64 h = row % d.NH, t = row / d.NH % d.T, b = row / d.NH / d.T;
+// delta (B,NH,T): 8 lanes per row (b, t, h), in memory order.
+constexpr int kDeltaLanes = 8, kDeltaThreads = 256;
+
+template <class T, int W>
+__global__ void delta_kernel(float* delta, const T* dout, const T* out, unsigned rows, unsigned T_,
+                             unsigned NH, int HS) {
+    const unsigned row = (blockIdx.x * kDeltaThreads + threadIdx.x) / kDeltaLanes;
+    const int lane = static_cast<int>(threadIdx.x) % kDeltaLanes;
+    const i64 begin = static_cast<i64>(row) * HS;
     float sum = 0.0f;
-    for (i64 i = lane; i < d.HS; i += kWarp)
-        sum = fmaf(widen(dout[row * d.HS + i]), widen(out[row * d.HS + i]), sum);
-    sum = warp_reduce(sum, Sum());
-    if (lane == 0) delta[(b * d.NH + h) * d.T + t] = sum;
+    if (row < rows)
+        for (int i = lane * W; i < HS; i += kDeltaLanes * W) {
+            const Floats<W> a = load<W>(dout + begin + i), b = load<W>(out + begin + i);
+#pragma unroll
+            for (int k = 0; k < W; ++k) sum = fmaf(a[k], b[k], sum);
+        }
+#pragma unroll
+    for (int distance = kDeltaLanes / 2; distance > 0; distance /= 2)
+        sum += __shfl_xor_sync(kAllLanes, sum, distance);
+    if (row >= rows || lane != 0) return;
+    const unsigned position = row / NH, h = row % NH, b = position / T_, t = position % T_;
+    delta[(static_cast<i64>(b) * NH + h) * T_ + t] = sum;
+}
+template <class T>
+void launch_delta(float* delta, const Tensor& dout, const Tensor& out, const AttentionDims& d,
+                  cudaStream_t stream) {
+    const i64 rows = d.B * d.T * d.NH;
+    LLMC_CHECK(rows <= std::numeric_limits<int>::max() / kDeltaLanes,
+               "{} rows of heads are more than attention on a GPU takes", rows);
+    visit_width<T>(
+        d.HS,
+        [&](auto width) {
+            launch(delta_kernel<T, decltype(width)::value>, blocks_for(rows * kDeltaLanes, kDeltaThreads),
+                   kDeltaThreads, 0, stream, delta, dout.as<T>(), out.as<T>(), static_cast<unsigned>(rows),
+                   static_cast<unsigned>(d.T), static_cast<unsigned>(d.NH), static_cast<int>(d.HS));
+        },
+        dout.data, out.data);
 }
 
 // One warp per owner: of a query (dq) or of a key (dk, dv). shared, per warp: the owner's two rows, then what
@@ -247,7 +272,7 @@ void CudaBackend::attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tenso
     const unsigned blocks = blocks_for(rows, kWarps);
     visit_float(qkv.dtype, [&](auto tag) {
         using T = decltype(tag);
-        launch(delta_kernel<T>, blocks, kWarps * kWarp, 0, stream(), delta, dout.as<T>(), out.as<T>(), d);
+        launch_delta<T>(delta, dout, out, d, stream());
         if (options_.attention == Attention::flash && flash_supports(d, qkv, out) &&
             flash_supports(d, dqkv, dout))
             return flash_backward(dqkv, dout, qkv, lse, delta, d, stream());

@@ -14,32 +14,61 @@ namespace llmc {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr float kLowest = -3e38f;
+constexpr float kLowest = -std::numeric_limits<float>::max();  // a logit may be no lower, or -infinity
+constexpr float kLog2e = 1.4426950408889634f;
 
-// losses null: not wanted.
-template <class T, int W, bool gradient>
-__global__ void classifier_kernel(float* losses, T* logits, const std::int32_t* targets, float dloss, i64 V,
-                                  i64 Vp) {
-    T* const x = logits + static_cast<i64>(blockIdx.x) * Vp;
-    const i64 target = targets[blockIdx.x];
+// e^(x - top). The difference comes first: scaled on their own, two extreme values would be infinite, and their
+// difference NaN.
+__device__ __forceinline__ float exponential(float x, float top) { return ptx::exp2((x - top) * kLog2e); }
+
+// The maximum of what a thread has seen, and the sum of exponentials relative to it. A NaN is not greater than
+// the maximum, but comes through the exponential.
+struct OnlineSum {
     float highest = kLowest, total = 0.0f;
-    for (i64 c = threadIdx.x * W; c < V; c += kThreads * W) {
-        const Floats<W> v = load<W>(x + c);
+    template <int vectors, int W>
+    __device__ __forceinline__ void add(const Floats<W> (&x)[vectors]) {
         float top = highest;
 #pragma unroll
-        for (int k = 0; k < W; ++k)
-            if (c + k < V) top = Max()(v[k], top);  // a NaN is not greater, but comes through the exponential
-        total *= expf(highest - top);
+        for (int j = 0; j < vectors; ++j)
 #pragma unroll
-        for (int k = 0; k < W; ++k)
-            if (c + k < V) total += expf(v[k] - top);
+            for (int k = 0; k < W; ++k) top = Max()(x[j][k], top);
+        total *= exponential(highest, top);
+#pragma unroll
+        for (int j = 0; j < vectors; ++j)
+#pragma unroll
+            for (int k = 0; k < W; ++k) total += exponential(x[j][k], top);
         highest = top;
     }
-    const float shift = block_reduce(highest, kLowest, Max());
-    total = block_reduce(total * expf(highest - shift), 0.0f, Sum());
+};
+
+// losses null: not wanted. A row is V / W whole vectors, which the threads take in pairs, for two loads to be
+// under way at once; then fewer than W logits; then padding.
+template <class T, int W, bool gradient>
+__global__ void __launch_bounds__(kThreads)
+    classifier_kernel(float* losses, T* logits, const std::int32_t* targets, float dloss, int V, int Vp) {
+    T* const x = logits + static_cast<i64>(blockIdx.x) * Vp;
+    const int target = targets[blockIdx.x];
+    const int thread = static_cast<int>(threadIdx.x), whole = V / W * W;
+    constexpr int kStep = kThreads * W;
+    OnlineSum sum;
+    int c = thread * W;
+    for (; c + kStep < whole; c += 2 * kStep) {
+        const Floats<W> v[2] = {load<W>(x + c), load<W>(x + c + kStep)};
+        sum.add(v);
+    }
+    if (c < whole) {
+        const Floats<W> v[1] = {load<W>(x + c)};
+        sum.add(v);
+    }
+    if (whole + thread < V) {
+        const Floats<1> v[1] = {load<1>(x + whole + thread)};
+        sum.add(v);
+    }
+    const float shift = block_reduce(sum.highest, kLowest, Max());
+    const float total = block_reduce(sum.total * exponential(sum.highest, shift), 0.0f, Sum());
 
     const bool ignored = target < 0, impossible = target >= V;
-    if (losses && threadIdx.x == 0) {
+    if (losses && thread == 0) {
         // Not -log(p): p underflows where the loss passes 87.
         if (impossible)
             losses[blockIdx.x] = std::numeric_limits<float>::quiet_NaN();
@@ -49,16 +78,34 @@ __global__ void classifier_kernel(float* losses, T* logits, const std::int32_t* 
     if constexpr (gradient) {
         if (losses) __syncthreads();  // the loss reads a logit that its thread does not own
         const float factor = impossible ? std::numeric_limits<float>::quiet_NaN() : dloss / total;
-        for (i64 c = threadIdx.x * W; c < Vp; c += kThreads * W) {
-            Floats<W> v = load<W>(x + c);
+        const auto derive = [&](auto& v, int column) {
+            constexpr int width = sizeof(v) / sizeof(float);
 #pragma unroll
-            for (int k = 0; k < W; ++k) {
-                float d = expf(v[k] - shift) * factor;
-                if (c + k == target) d -= dloss;
-                v[k] = ignored || c + k >= V ? 0.0f : d;
-            }
-            store(x + c, v);
+            for (int k = 0; k < width; ++k) v[k] = exponential(v[k], shift) * factor;
+            if (static_cast<unsigned>(target - column) < width)
+#pragma unroll
+                for (int k = 0; k < width; ++k)
+                    if (column + k == target) v[k] -= dloss;
+            store(x + column, v);
+        };
+        const int live = ignored ? 0 : whole;
+        for (c = thread * W; c + kStep < live; c += 2 * kStep) {
+            Floats<W> v = load<W>(x + c), next = load<W>(x + c + kStep);
+            derive(v, c);
+            derive(next, c + kStep);
         }
+        if (c < live) {
+            Floats<W> v = load<W>(x + c);
+            derive(v, c);
+        }
+        c = whole + thread;
+        if (c < V && !ignored) {
+            Floats<1> v = load<1>(x + c);
+            derive(v, c);
+        } else if (c < whole + W && c < Vp) {  // a row's padding begins within a vector
+            store(x + c, zeros<1>());
+        }
+        for (c = (ignored ? 0 : whole + W) + thread * W; c < Vp; c += kStep) store(x + c, zeros<W>());
     }
 }
 
@@ -68,6 +115,8 @@ void CudaBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float
                              bool gradient) {
     const ClassifierDims d = classifier_dims("classifier", logits, targets, V);
     if (losses) detail::check_stat("classifier", "losses", losses, d.N);
+    constexpr i64 kMost = std::numeric_limits<int>::max() / 2;  // the kernel's columns are of 32 bits
+    LLMC_CHECK(d.Vp <= kMost, "{} columns are more than a classifier on a GPU takes", d.Vp);
     visit_float(logits.dtype, [&](auto tag) {
         using T = decltype(tag);
         visit_width<T>(
@@ -76,7 +125,7 @@ void CudaBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float
                 constexpr int W = decltype(width)::value;
                 launch(gradient ? classifier_kernel<T, W, true> : classifier_kernel<T, W, false>,
                        blocks_for(d.N, 1), kThreads, 0, stream(), losses.as<float>(), logits.as<T>(),
-                       targets.as<std::int32_t>(), dloss, d.V, d.Vp);
+                       targets.as<std::int32_t>(), dloss, static_cast<int>(d.V), static_cast<int>(d.Vp));
             },
             logits.data);
     });

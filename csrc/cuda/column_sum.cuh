@@ -42,19 +42,35 @@ __global__ void column_sum_kernel(float* partial, i64 N, i64 C, Terms terms) {
     }
 }
 
-// out_k (+)= sum over pieces of partial[., k]
-template <int K, class G>
-__global__ void add_pieces_kernel(G* out0, G* out1, const float* partial, i64 pieces, i64 C,
+// out_k (+)= sum over pieces of partial[., k], where k is blockIdx.y: thread (x, y) sums every 8th piece.
+template <class G>
+__global__ void add_pieces_kernel(G* out0, G* out1, const float* partial, int pieces, i64 C,
                                   bool accumulate) {
-    const i64 column = global_thread();
-    if (column >= C) return;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-        G* const out = (k == 0 ? out0 : out1) + column;
-        float total = 0.0f;
-        for (i64 piece = 0; piece < pieces; ++piece) total += partial[(piece * K + k) * C + column];
-        *out = narrow<G>(accumulate ? widen(*out) + total : total);
+    LLMC_SHARED(shared, float[kRowLanes][kColumnLanes]);
+    const int x = threadIdx.x, y = threadIdx.y, k = blockIdx.y, K = gridDim.y;
+    const i64 column = static_cast<i64>(blockIdx.x) * kColumnLanes + x;
+    float sum = 0.0f;
+    if (column < C) {
+        const float* from = partial + (static_cast<i64>(y) * K + k) * C + column;
+        const i64 step = static_cast<i64>(kRowLanes) * K * C;
+#pragma unroll 8
+        for (int piece = y; piece < pieces; piece += kRowLanes, from += step) sum += *from;
     }
+    shared[y][x] = sum;
+    __syncthreads();
+    if (y != 0 || column >= C) return;
+    float total = 0.0f;
+#pragma unroll
+    for (int r = 0; r < kRowLanes; ++r) total += shared[r][x];
+    G* const out = (k == 0 ? out0 : out1) + column;
+    *out = narrow<G>(accumulate ? widen(*out) + total : total);
+}
+// partial (pieces, K, C)
+template <int K, class G>
+void launch_add_pieces(cudaStream_t stream, G* out0, G* out1, const float* partial, i64 pieces, i64 C,
+                       bool accumulate) {
+    launch(add_pieces_kernel<G>, dim3(blocks_for(C, kColumnLanes), K), dim3(kColumnLanes, kRowLanes), 0,
+           stream, out0, out1, partial, static_cast<int>(pieces), C, accumulate);
 }
 
 inline i64 column_sum_pieces(i64 N) { return ceil_div(N, kPieceRows); }
@@ -78,9 +94,7 @@ void launch_column_sum(cudaStream_t stream, G* out0, G* out1, float* partial, i6
                    dim3(kColumnLanes, kRowLanes), 0, stream, partial, N, C, terms);
         },
         pointers...);
-    constexpr int kThreads = 128;
-    launch(add_pieces_kernel<K, G>, blocks_for(C, kThreads), kThreads, 0, stream, out0, out1, partial, pieces,
-           C, accumulate);
+    launch_add_pieces<K>(stream, out0, out1, partial, pieces, C, accumulate);
 }
 
 }  // namespace llmc

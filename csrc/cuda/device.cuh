@@ -65,61 +65,84 @@ __device__ __forceinline__ Floats<W> zeros() {
     return x;
 }
 
-namespace detail {
-// Bytes between registers and memory in the widest accesses that the alignment of `Bytes`, 16 at most, allows.
-template <int Bytes>
-struct Words {
-    static_assert(Bytes == 2 || Bytes == 4 || Bytes == 8 || Bytes % 16 == 0);
-    alignas(Bytes < 16 ? Bytes : 16) unsigned char bytes[Bytes];
-    __device__ __forceinline__ void load(const void* p) { move(bytes, p); }
-    __device__ __forceinline__ void store(void* p) const { move(p, bytes); }
+// W values as they lie in memory: half the registers of Floats, for bf16. They move in the widest accesses that
+// the alignment of their bytes, 16 at most, allows.
+template <int W, class T>
+struct Packed {
+    static constexpr int kBytes = W * sizeof(T), kAligned = kBytes < 16 ? kBytes : 16;
+    static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes % 16 == 0);
+    using Word = std::conditional_t<kBytes == 2, std::uint16_t, std::uint32_t>;
+    alignas(kAligned) Word words[kBytes / sizeof(Word)];
+
+    __device__ __forceinline__ void load(const T* p) { move(words, p); }
+    __device__ __forceinline__ void store(T* p) const { move(p, words); }
+
+    __device__ __forceinline__ Floats<W> floats() const {
+        Floats<W> x;
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            if constexpr (std::is_same_v<T, float>)
+                x[i] = __uint_as_float(words[i]);
+            else if constexpr (W == 1)
+                x[i] = widen(bf16{words[0]});
+            else
+                x[i] = __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+        }
+        return x;
+    }
+    __device__ __forceinline__ void forget() {
+#pragma unroll
+        for (Word& word : words) ptx::forget(word);
+    }
+    __device__ __forceinline__ static Packed of(const Floats<W>& x) {
+        Packed packed;
+        if constexpr (std::is_same_v<T, float>) {
+#pragma unroll
+            for (int i = 0; i < W; ++i) packed.words[i] = __float_as_uint(x[i]);
+        } else if constexpr (W == 1) {
+            packed.words[0] = ptx::bf16_bits(x[0]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < W / 2; ++i) packed.words[i] = ptx::bf16x2_bits(x[2 * i], x[2 * i + 1]);
+        }
+        return packed;
+    }
 
   private:
     __device__ __forceinline__ static void move(void* to, const void* from) {
 #if defined(LLMC_CUDA_EMULATION)
-        cuda_emulation::check_aligned(to, Bytes < 16 ? Bytes : 16);
-        cuda_emulation::check_aligned(from, Bytes < 16 ? Bytes : 16);
-        std::memcpy(to, from, Bytes);
+        cuda_emulation::check_aligned(to, kAligned);
+        cuda_emulation::check_aligned(from, kAligned);
+        std::memcpy(to, from, kBytes);
 #else
-        if constexpr (Bytes == 2)
+        if constexpr (kBytes == 2)
             *static_cast<std::uint16_t*>(to) = *static_cast<const std::uint16_t*>(from);
-        else if constexpr (Bytes == 4)
+        else if constexpr (kBytes == 4)
             *static_cast<std::uint32_t*>(to) = *static_cast<const std::uint32_t*>(from);
-        else if constexpr (Bytes == 8)
+        else if constexpr (kBytes == 8)
             *static_cast<uint2*>(to) = *static_cast<const uint2*>(from);
         else
 #pragma unroll
-            for (int i = 0; i < Bytes / 16; ++i)
+            for (int i = 0; i < kBytes / 16; ++i)
                 static_cast<uint4*>(to)[i] = static_cast<const uint4*>(from)[i];
 #endif
     }
 };
-}  // namespace detail
 
 // p must be a multiple of min(16, W sizeof(T)) bytes.
 template <int W, class T>
-__device__ __forceinline__ Floats<W> load(const T* p) {
-    detail::Words<W * sizeof(T)> words;
-    words.load(p);
-    const T* const t = reinterpret_cast<const T*>(words.bytes);
-    Floats<W> x;
-#pragma unroll
-    for (int i = 0; i < W; ++i) x[i] = widen(t[i]);
+__device__ __forceinline__ Packed<W, T> load_packed(const T* p) {
+    Packed<W, T> x;
+    x.load(p);
     return x;
 }
 template <int W, class T>
+__device__ __forceinline__ Floats<W> load(const T* p) {
+    return load_packed<W>(p).floats();
+}
+template <int W, class T>
 __device__ __forceinline__ void store(T* p, const Floats<W>& x) {
-    detail::Words<W * sizeof(T)> words;
-    if constexpr (std::is_same_v<T, bf16> && W % 2 == 0) {
-        std::uint32_t* const pairs = reinterpret_cast<std::uint32_t*>(words.bytes);
-#pragma unroll
-        for (int i = 0; i < W / 2; ++i) pairs[i] = ptx::bf16x2_bits(x[2 * i], x[2 * i + 1]);
-    } else {
-        T* const t = reinterpret_cast<T*>(words.bytes);
-#pragma unroll
-        for (int i = 0; i < W; ++i) t[i] = narrow<T>(x[i]);
-    }
-    words.store(p);
+    Packed<W, T>::of(x).store(p);
 }
 
 // ---- reductions: every thread receives the result; the order does not depend on timing ----
@@ -130,8 +153,8 @@ struct Sum {
         return a + b;
     }
 };
-struct Max {
-    __device__ float operator()(float a, float b) const { return a > b ? a : b; }
+struct Max {  // of a number and a NaN the number, in one instruction
+    __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
 template <class T, class Op>

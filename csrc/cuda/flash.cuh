@@ -19,15 +19,20 @@ inline constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 template <int HS>
 inline constexpr int kLd = HS + 8;
 
-// Rows row0.. of one head to a tile; zeros past the last row. To be committed and waited for.
+// Rows row0.. of one head to a tile; zeros past the last row. To be committed and waited for. Offsets within a
+// tile are of 32 bits (flash_supports), from one base; with a constant number of turns the loop unrolls.
 template <int HS, int rows>
-__device__ __forceinline__ void load_tile(bf16* tile, const bf16* head, i64 stride, i64 row0, i64 T_) {
-    constexpr int kChunks = HS / 8;  // of 16 bytes
+__device__ __forceinline__ void load_tile(bf16* tile, const bf16* head, int stride, int row0, int T_) {
+    constexpr int kChunks = rows * (HS / 8);  // of 16 bytes
+    const bf16* const from = head + static_cast<i64>(row0) * stride;
+    const int left = T_ - row0;
 #pragma unroll
-    for (int i = threadIdx.x; i < rows * kChunks; i += kThreads) {
-        const int r = i / kChunks, c = i % kChunks * 8;
-        const bool valid = row0 + r < T_;
-        ptx::cp_async16(tile + r * kLd<HS> + c, valid ? head + (row0 + r) * stride + c : head, valid);
+    for (int turn = 0; turn < (kChunks + kThreads - 1) / kThreads; ++turn) {
+        const int i = turn * kThreads + static_cast<int>(threadIdx.x);
+        if (kChunks % kThreads != 0 && i >= kChunks) break;
+        const int r = i / (HS / 8), c = i % (HS / 8) * 8;
+        const bool valid = r < left;
+        ptx::cp_async16(tile + r * kLd<HS> + c, from + (valid ? r * stride + c : 0), valid);
     }
 }
 
@@ -104,14 +109,16 @@ void visit_head_size(i64 HS, Body&& body) {
 // Block i of B NH heads times `tiles` tiles of rows; the last tile of every head first, or the first.
 struct Place {
     i64 b, h, row;  // row: b NH + h
-    i64 tile;
+    int tile;
 };
-__device__ __forceinline__ Place place(const AttentionDims& d, i64 tiles, bool last_first) {
-    const i64 heads = d.B * d.NH, order = blockIdx.x / heads;
+__device__ __forceinline__ Place place(const AttentionDims& d, bool last_first) {
+    const unsigned heads = static_cast<unsigned>(d.B * d.NH), NH = static_cast<unsigned>(d.NH);
+    const unsigned row = blockIdx.x % heads, order = blockIdx.x / heads;
+    const int tiles = (static_cast<int>(d.T) + kRows - 1) / kRows;
     Place p;
-    p.row = blockIdx.x % heads;
-    p.b = p.row / d.NH, p.h = p.row % d.NH;
-    p.tile = last_first ? tiles - 1 - order : order;
+    p.row = row;
+    p.b = row / NH, p.h = row % NH;
+    p.tile = static_cast<int>(last_first ? tiles - 1 - order : order);
     return p;
 }
 

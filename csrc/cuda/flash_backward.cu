@@ -28,8 +28,8 @@ constexpr std::size_t kSharedBytes =
 
 // lse in units of log2, +infinity past the end: then p is 0 there. delta 0.
 template <int HS>
-__device__ __forceinline__ void load_stats(float* stats, const float* lse, const float* delta, i64 row0,
-                                           i64 T_) {
+__device__ __forceinline__ void load_stats(float* stats, const float* lse, const float* delta, int row0,
+                                           int T_) {
     const int r = threadIdx.x;
     if (r >= kStep<HS>) return;
     const bool valid = row0 + r < T_;
@@ -39,12 +39,12 @@ __device__ __forceinline__ void load_stats(float* stats, const float* lse, const
 
 // The two bf16 of row g (half 0) or g + 8 of a warp's result, to row t of a head.
 template <int HS>
-__device__ __forceinline__ void store_rows(bf16* head, i64 stride, i64 row, i64 T_,
+__device__ __forceinline__ void store_rows(bf16* head, i64 stride, int row, int T_,
                                            const float (&x)[HS / 8][4], float scale) {
     const int i = threadIdx.x % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const i64 t = row + half * 8;
+        const int t = row + half * 8;
         if (t >= T_) continue;
 #pragma unroll
         for (int n = 0; n < HS / 8; ++n)
@@ -63,19 +63,20 @@ __global__ void __launch_bounds__(kThreads)
     bf16 *const queries = values + kRows * kLd<HS>, *const douts = queries + 2 * kTile;
     float* const stats = reinterpret_cast<float*>(douts + 2 * kTile);
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, i = lane % 4;
-    const Place at = place(d, ceil_div(d.T, kRows), false);
-    const i64 stride = 3 * d.C, key0 = at.tile * kRows;
+    const Place at = place(d, false);
+    const int T_ = static_cast<int>(d.T), C = static_cast<int>(d.C);
+    const int stride = 3 * C, key0 = at.tile * kRows;
     const bf16* const q = qkv + at.b * d.T * stride + at.h * HS;
     const bf16* const dy = dout + at.b * d.T * d.C + at.h * HS;
     const float *const lse_row = lse + at.row * d.T, *const delta_row = delta + at.row * d.T;
     const float scale_log2e = scale * kLog2e;
 
-    load_tile<HS, kRows>(keys, q + d.C, stride, key0, d.T);
-    load_tile<HS, kRows>(values, q + 2 * d.C, stride, key0, d.T);
-    const auto fetch = [&](int buffer, i64 query0) {
-        load_tile<HS, kQueries>(queries + buffer * kTile, q, stride, query0, d.T);
-        load_tile<HS, kQueries>(douts + buffer * kTile, dy, d.C, query0, d.T);
-        load_stats<HS>(stats + buffer * 2 * kQueries, lse_row, delta_row, query0, d.T);
+    load_tile<HS, kRows>(keys, q + d.C, stride, key0, T_);
+    load_tile<HS, kRows>(values, q + 2 * d.C, stride, key0, T_);
+    const auto fetch = [&](int buffer, int query0) {
+        load_tile<HS, kQueries>(queries + buffer * kTile, q, stride, query0, T_);
+        load_tile<HS, kQueries>(douts + buffer * kTile, dy, C, query0, T_);
+        load_stats<HS>(stats + buffer * 2 * kQueries, lse_row, delta_row, query0, T_);
     };
     fetch(0, key0);
     ptx::cp_async_commit();
@@ -84,10 +85,10 @@ __global__ void __launch_bounds__(kThreads)
     clear(dk);
     clear(dv);
     const bf16 *const my_keys = keys + warp * 16 * kLd<HS>, *const my_values = values + warp * 16 * kLd<HS>;
-    const i64 row = key0 + warp * 16 + g;  // and row + 8
+    const int row = key0 + warp * 16 + g;  // and row + 8
     int buffer = 0;
-    for (i64 query0 = key0; query0 < d.T; query0 += kQueries, buffer ^= 1) {
-        if (query0 + kQueries < d.T) fetch(buffer ^ 1, query0 + kQueries);
+    for (int query0 = key0; query0 < T_; query0 += kQueries, buffer ^= 1) {
+        if (query0 + kQueries < T_) fetch(buffer ^ 1, query0 + kQueries);
         ptx::cp_async_commit();
         ptx::cp_async_wait<1>();
         __syncthreads();
@@ -117,8 +118,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     ptx::cp_async_wait<0>();
     bf16* const to = dqkv + at.b * d.T * stride + at.h * HS;
-    store_rows<HS>(to + d.C, stride, row, d.T, dk, scale);
-    store_rows<HS>(to + 2 * d.C, stride, row, d.T, dv, 1.0f);
+    store_rows<HS>(to + d.C, stride, row, T_, dk, scale);
+    store_rows<HS>(to + 2 * d.C, stride, row, T_, dv, 1.0f);
 }
 
 template <int HS>
@@ -130,35 +131,36 @@ __global__ void __launch_bounds__(kThreads)
     bf16 *const queries = reinterpret_cast<bf16*>(shared), *const douts = queries + kRows * kLd<HS>;
     bf16 *const keys = douts + kRows * kLd<HS>, *const values = keys + 2 * kTile;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, i = lane % 4;
-    const Place at = place(d, ceil_div(d.T, kRows), true);
-    const i64 stride = 3 * d.C, query0 = at.tile * kRows;
+    const Place at = place(d, true);
+    const int T_ = static_cast<int>(d.T), C = static_cast<int>(d.C);
+    const int stride = 3 * C, query0 = at.tile * kRows;
     const bf16* const q = qkv + at.b * d.T * stride + at.h * HS;
     const float scale_log2e = scale * kLog2e;
 
-    load_tile<HS, kRows>(queries, q, stride, query0, d.T);
-    load_tile<HS, kRows>(douts, dout + at.b * d.T * d.C + at.h * HS, d.C, query0, d.T);
-    const auto fetch = [&](int buffer, i64 key0) {
-        load_tile<HS, kKeys>(keys + buffer * kTile, q + d.C, stride, key0, d.T);
-        load_tile<HS, kKeys>(values + buffer * kTile, q + 2 * d.C, stride, key0, d.T);
+    load_tile<HS, kRows>(queries, q, stride, query0, T_);
+    load_tile<HS, kRows>(douts, dout + at.b * d.T * d.C + at.h * HS, C, query0, T_);
+    const auto fetch = [&](int buffer, int key0) {
+        load_tile<HS, kKeys>(keys + buffer * kTile, q + d.C, stride, key0, T_);
+        load_tile<HS, kKeys>(values + buffer * kTile, q + 2 * d.C, stride, key0, T_);
     };
     fetch(0, 0);
     ptx::cp_async_commit();
 
-    const i64 row = query0 + warp * 16 + g;  // and row + 8
+    const int row = query0 + warp * 16 + g;  // and row + 8
     float log2_sum[2], mean[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const i64 t = row + half * 8;
-        log2_sum[half] = t < d.T ? lse[at.row * d.T + t] * kLog2e : std::numeric_limits<float>::infinity();
-        mean[half] = t < d.T ? delta[at.row * d.T + t] : 0.0f;
+        const int t = row + half * 8;
+        log2_sum[half] = t < T_ ? lse[at.row * d.T + t] * kLog2e : std::numeric_limits<float>::infinity();
+        mean[half] = t < T_ ? delta[at.row * d.T + t] : 0.0f;
     }
     float dq[HS / 8][4];
     clear(dq);
     const bf16 *const my_queries = queries + warp * 16 * kLd<HS>, *const my_douts =
                                                                       douts + warp * 16 * kLd<HS>;
-    const i64 last = query0 + kRows < d.T ? query0 + kRows : d.T;
+    const int last = query0 + kRows < T_ ? query0 + kRows : T_;
     int buffer = 0;
-    for (i64 key0 = 0; key0 < last; key0 += kKeys, buffer ^= 1) {
+    for (int key0 = 0; key0 < last; key0 += kKeys, buffer ^= 1) {
         if (key0 + kKeys < last) fetch(buffer ^ 1, key0 + kKeys);
         ptx::cp_async_commit();
         ptx::cp_async_wait<1>();
@@ -183,7 +185,7 @@ __global__ void __launch_bounds__(kThreads)
         __syncthreads();  // before this buffer is filled again
     }
     ptx::cp_async_wait<0>();
-    store_rows<HS>(dqkv + at.b * d.T * stride + at.h * HS, stride, row, d.T, dq, scale);
+    store_rows<HS>(dqkv + at.b * d.T * stride + at.h * HS, stride, row, T_, dq, scale);
 }
 
 }  // namespace

@@ -14,22 +14,27 @@ using namespace flash;
 
 constexpr int kKeys = 64;  // of a tile
 
+// Blocks on a multiprocessor at once for which the compiler is to save registers: it can for this head size
+// without spilling. 0: as it likes.
 template <int HS>
-__global__ void __launch_bounds__(kThreads)
+constexpr int kBlocks = HS == 64 ? 4 : 0;
+
+template <int HS>
+__global__ void __launch_bounds__(kThreads, kBlocks<HS>)
     flash_forward_kernel(bf16* out, float* lse, const bf16* qkv, AttentionDims d, float scale_log2e) {
     LLMC_DYNAMIC_SHARED(shared);
     constexpr int kTile = kKeys * kLd<HS>;
     bf16 *const keys = reinterpret_cast<bf16*>(shared), *const values = keys + 2 * kTile;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, i = lane % 4;
-    const Place at = place(d, ceil_div(d.T, kRows), true);
-    const i64 stride = 3 * d.C, query0 = at.tile * kRows;
+    const Place at = place(d, true);
+    const int T_ = static_cast<int>(d.T), stride = static_cast<int>(3 * d.C), query0 = at.tile * kRows;
     const bf16* const q = qkv + at.b * d.T * stride + at.h * HS;
     const bf16 *const k = q + d.C, *const v = q + 2 * d.C;
 
     // The queries pass through the second buffer of keys, which is free until the loop begins.
-    load_tile<HS, kRows>(keys + kTile, q, stride, query0, d.T);
-    load_tile<HS, kKeys>(keys, k, stride, 0, d.T);
-    load_tile<HS, kKeys>(values, v, stride, 0, d.T);
+    load_tile<HS, kRows>(keys + kTile, q, stride, query0, T_);
+    load_tile<HS, kKeys>(keys, k, stride, 0, T_);
+    load_tile<HS, kKeys>(values, v, stride, 0, T_);
     ptx::cp_async_commit();
     ptx::cp_async_wait<0>();
     __syncthreads();
@@ -42,14 +47,14 @@ __global__ void __launch_bounds__(kThreads)
     clear(o);
     float highest[2] = {-std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()};
     float total[2] = {0.0f, 0.0f};           // this lane's share
-    const i64 row = query0 + warp * 16 + g;  // and row + 8
-    const i64 last = query0 + kRows < d.T ? query0 + kRows : d.T;
-    const int tiles = static_cast<int>(ceil_div(last, kKeys));
+    const int row = query0 + warp * 16 + g;  // and row + 8
+    const int last = query0 + kRows < T_ ? query0 + kRows : T_;
+    const int tiles = (last + kKeys - 1) / kKeys;
     for (int tile = 0; tile < tiles; ++tile) {
         const int buffer = tile % 2;
         if (tile + 1 < tiles) {
-            load_tile<HS, kKeys>(keys + (1 - buffer) * kTile, k, stride, (tile + 1) * i64{kKeys}, d.T);
-            load_tile<HS, kKeys>(values + (1 - buffer) * kTile, v, stride, (tile + 1) * i64{kKeys}, d.T);
+            load_tile<HS, kKeys>(keys + (1 - buffer) * kTile, k, stride, (tile + 1) * kKeys, T_);
+            load_tile<HS, kKeys>(values + (1 - buffer) * kTile, v, stride, (tile + 1) * kKeys, T_);
         }
         ptx::cp_async_commit();  // of nothing, at the end: then the count below is right all the same
         ptx::cp_async_wait<1>();
@@ -65,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
             },
             keys + buffer * kTile);
 
-        const i64 key0 = tile * i64{kKeys};
+        const int key0 = tile * kKeys;
         if (key0 + kKeys > query0) {  // on the diagonal
 #pragma unroll
             for (int n = 0; n < kKeys / 8; ++n)
@@ -108,8 +113,8 @@ __global__ void __launch_bounds__(kThreads)
         float sum = total[half];
         sum += __shfl_xor_sync(kAllLanes, sum, 1);
         sum += __shfl_xor_sync(kAllLanes, sum, 2);
-        const i64 t = row + half * 8;
-        if (t >= d.T) continue;
+        const int t = row + half * 8;
+        if (t >= T_) continue;
         bf16* const to = out + (at.b * d.T + t) * d.C + at.h * HS + 2 * i;
 #pragma unroll
         for (int n = 0; n < HS / 8; ++n)
@@ -122,8 +127,10 @@ __global__ void __launch_bounds__(kThreads)
 
 bool flash_supports(const AttentionDims& d, const Tensor& qkv, const Tensor& out) {
     const auto aligned = [](const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0; };
+    constexpr i64 kInt =
+        std::numeric_limits<int>::max();  // the kernels' offsets within a tile, and positions
     return qkv.dtype == DType::bf16 && (d.HS == 64 || d.HS == 80 || d.HS == 96 || d.HS == 128) &&
-           aligned(qkv) && aligned(out);
+           3 * d.C <= kInt / flash::kRows && d.T <= kInt - flash::kRows && aligned(qkv) && aligned(out);
 }
 
 void flash_forward(Tensor out, Tensor lse, Tensor qkv, const AttentionDims& d, cudaStream_t stream) {

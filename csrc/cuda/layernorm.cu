@@ -2,8 +2,10 @@
 // memory once: it waits in shared memory, as it was stored, for its mean, its variance and its output; a lane
 // reads back only what it wrote, so no barrier is needed. Rows too long for that are read from memory again.
 //
-// Backward is two kernels: the input's gradient, one warp per row; and the parameters', which are sums over
-// all rows (column_sum.cuh).
+// Backward reads everything once, too: a row waits in the registers of the 1 to 8 warps that share it, and each
+// lane adds up the parameters' gradients of its columns over all rows that its block takes. The blocks' sums
+// are added by a second kernel, in order. Rows too long for registers go the longer way: one kernel for the
+// input's gradient, and sums over rows (column_sum.cuh) for the parameters'.
 #include "core/dims.h"
 #include "cuda/column_sum.cuh"
 #include "cuda/cuda_backend.h"
@@ -81,7 +83,117 @@ void launch_forward(cudaStream_t stream, Tensor residual, Tensor out, Tensor mea
         residual.data, out.data, a.data, b.data, weight.data, bias.data);
 }
 
-// With n = (x - mean) rstd and g = dout w:  dinp += rstd (g - avg(g) - n avg(g n))
+// Two blocks on each of an H100's 132 multiprocessors. Not the number of the GPU that is here: the same bits
+// come from every GPU.
+constexpr int kBackwardBlocks = 264;
+constexpr int kMostVectors = 3;  // of a row, in the registers of a lane
+
+// How rows of C columns are shared out: `warps` to a row, each lane has `vectors` times W columns; no vectors:
+// the row is too long.
+struct RowShare {
+    int warps, vectors;
+};
+RowShare row_share(i64 C, int W) {
+    for (int warps = 1; warps <= kWarps; warps *= 2)
+        if (const i64 vectors = ceil_div(C, warps * kWarp * W); vectors <= kMostVectors)
+            return {warps, static_cast<int>(vectors)};
+    return {0, 0};
+}
+
+// With n = (x - mean) rstd and g = dout w:
+//   dinp += rstd (g - avg(g) - n avg(g n));   dweight += sum dout n;   dbias += sum dout
+// partial (blocks, 2, C): the block's dweight and dbias.
+template <class T, int W, int V>
+__global__ void __launch_bounds__(kWarps* kWarp, 2)
+    layernorm_backward_kernel(T* dinp, float* partial, const T* dout, const T* inp, const T* weight,
+                              const float* mean, const float* rstd, i64 N, int C, int row_warps) {
+    LLMC_SHARED(row_sums, float[2][2][kWarps]);  // of the rows of this turn and of the one before
+    LLMC_SHARED(shared, float[kWarps][kWarp * W]);
+    const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int rows = kWarps / row_warps, my_row = warp / row_warps, part = warp % row_warps;
+    const int column0 = (part * kWarp + lane) * W, step = row_warps * kWarp * W;
+    const float share = 1.0f / static_cast<float>(C);
+    Packed<W, T> w[V] = {};
+    Floats<W> dweight[V], dbias[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+        if (column0 + v * step < C) w[v] = load_packed<W>(weight + column0 + v * step);
+        dweight[v] = dbias[v] = zeros<W>();
+    }
+    int turn = 0;
+    for (i64 row0 = static_cast<i64>(blockIdx.x) * rows; row0 < N;
+         row0 += static_cast<i64>(gridDim.x) * rows, turn ^= 1) {
+        const bool live = row0 + my_row < N;  // what is not there is zero, and adds nothing
+        const i64 row = live ? row0 + my_row : row0, begin = row * C + column0;
+        const T *const from_x = inp + begin, *const from_d = dout + begin;
+        T* const to = dinp + begin;
+        Packed<W, T> x[V] = {}, d[V] = {}, old[V] = {};
+#pragma unroll
+        for (int v = 0; v < V; ++v)
+            if (live && column0 + v * step < C) {
+                x[v] = load_packed<W>(from_x + v * step);
+                d[v] = load_packed<W>(from_d + v * step);
+                old[v] = load_packed<W>(to + v * step);
+            }
+        const float mu = mean[row], rs = rstd[row];
+        float sum_g = 0.0f, sum_gn = 0.0f;
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            w[v].forget();
+            const Floats<W> xs = x[v].floats(), ds = d[v].floats(), ws = w[v].floats();
+#pragma unroll
+            for (int k = 0; k < W; ++k) {
+                const float n = (xs[k] - mu) * rs, g = ds[k] * ws[k];
+                sum_g += g;
+                sum_gn = fmaf(g, n, sum_gn);
+                dweight[v][k] = fmaf(ds[k], n, dweight[v][k]);
+                dbias[v][k] += ds[k];
+            }
+        }
+        sum_g = warp_reduce(sum_g, Sum());
+        sum_gn = warp_reduce(sum_gn, Sum());
+        if (row_warps > 1) {
+            if (lane == 0) row_sums[turn][0][warp] = sum_g, row_sums[turn][1][warp] = sum_gn;
+            __syncthreads();
+            sum_g = sum_gn = 0.0f;
+            for (int i = warp - part; i < warp - part + row_warps; ++i)
+                sum_g += row_sums[turn][0][i], sum_gn += row_sums[turn][1][i];
+        }
+        const float avg_g = sum_g * share, avg_gn = sum_gn * share;
+#pragma unroll
+        for (int v = 0; v < V; ++v)
+            if (live && column0 + v * step < C) {
+                x[v].forget(), d[v].forget(), w[v].forget();
+                const Floats<W> xs = x[v].floats(), ds = d[v].floats(), ws = w[v].floats();
+                Floats<W> g = old[v].floats();
+#pragma unroll
+                for (int k = 0; k < W; ++k) {
+                    const float n = (xs[k] - mu) * rs;
+                    g[k] = fmaf(rs, ds[k] * ws[k] - avg_g - n * avg_gn, g[k]);
+                }
+                store(to + v * step, g);
+            }
+    }
+    float* const mine = partial + static_cast<i64>(blockIdx.x) * 2 * C;
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+            __syncthreads();
+#pragma unroll
+            for (int k = 0; k < W; ++k) shared[warp][k * kWarp + lane] = p == 0 ? dweight[v][k] : dbias[v][k];
+            __syncthreads();
+            // Each of the warps with the same columns finishes some of them.
+            const int column = column0 + v * step;
+            for (int k = my_row; k < W; k += rows) {
+                float total = 0.0f;
+                for (int i = part; i < kWarps; i += row_warps) total += shared[i][k * kWarp + lane];
+                if (column < C) mine[p * C + column + k] = total;
+            }
+        }
+}
+
+// For rows too long: dinp as above.
 template <class T, int W>
 __global__ void layernorm_input_gradient_kernel(T* dinp, const T* dout, const T* inp, const T* weight,
                                                 const float* mean, const float* rstd, i64 N, i64 C) {
@@ -115,7 +227,7 @@ __global__ void layernorm_input_gradient_kernel(T* dinp, const T* dout, const T*
     }
 }
 
-// dweight += sum dout n;   dbias += sum dout
+// And dweight, dbias.
 template <class T>
 struct ParameterTerms {
     const T *dout, *inp;
@@ -164,24 +276,37 @@ void CudaBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, 
     detail::check_shape(op, "dweight", dweight, {C});
     detail::check_float(op, "dweight", dweight);
     detail::check_like(op, "dbias", dbias, dweight);
-    float* const partial = static_cast<float*>(scratch(column_sum_scratch<2>(N, C)));
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
-        visit_width<T>(
-            C,
-            [&](auto width) {
-                constexpr int W = decltype(width)::value;
-                launch(layernorm_input_gradient_kernel<T, W>, blocks_for(N, kWarps), kWarps * kWarp, 0,
-                       stream(), dinp.as<T>(), dout.as<T>(), inp.as<T>(), weight.as<T>(), mean.as<float>(),
-                       rstd.as<float>(), N, C);
-            },
-            dinp.data, dout.data, inp.data, weight.data);
         visit_float(dweight.dtype, [&](auto grad_tag) {
             using G = decltype(grad_tag);
-            launch_column_sum<T, 2>(
-                stream(), dweight.as<G>(), dbias.as<G>(), partial, N, C, true,
-                ParameterTerms<T>{dout.as<T>(), inp.as<T>(), mean.as<float>(), rstd.as<float>(), C},
-                dout.data, inp.data);
+            visit_width<T>(
+                C,
+                [&](auto width) {
+                    constexpr int W = decltype(width)::value;
+                    const RowShare share = row_share(C, W);
+                    if (share.vectors == 0) {
+                        launch(layernorm_input_gradient_kernel<T, W>, blocks_for(N, kWarps), kWarps * kWarp,
+                               0, stream(), dinp.as<T>(), dout.as<T>(), inp.as<T>(), weight.as<T>(),
+                               mean.as<float>(), rstd.as<float>(), N, C);
+                        float* const partial = static_cast<float*>(scratch(column_sum_scratch<2>(N, C)));
+                        return launch_column_sum<T, 2>(
+                            stream(), dweight.as<G>(), dbias.as<G>(), partial, N, C, true,
+                            ParameterTerms<T>{dout.as<T>(), inp.as<T>(), mean.as<float>(), rstd.as<float>(),
+                                              C},
+                            dout.data, inp.data);
+                    }
+                    const i64 needed = ceil_div(N * share.warps, kWarps);
+                    const i64 blocks = needed < kBackwardBlocks ? needed : kBackwardBlocks;
+                    float* const partial = static_cast<float*>(scratch(blocks * 2 * C * 4));
+                    launch(share.vectors == kMostVectors ? layernorm_backward_kernel<T, W, kMostVectors>
+                                                         : layernorm_backward_kernel<T, W, kMostVectors - 1>,
+                           blocks_for(blocks, 1), kWarps * kWarp, 0, stream(), dinp.as<T>(), partial,
+                           dout.as<T>(), inp.as<T>(), weight.as<T>(), mean.as<float>(), rstd.as<float>(), N,
+                           static_cast<int>(C), share.warps);
+                    launch_add_pieces<2>(stream(), dweight.as<G>(), dbias.as<G>(), partial, blocks, C, true);
+                },
+                dinp.data, dout.data, inp.data, weight.data);
         });
     });
 }

@@ -36,6 +36,11 @@ __device__ __forceinline__ float exp2(float x) {
     return y;
 }
 
+// x as it is, but for the compiler another value: what it has made of x before, it makes again from here on
+// instead of keeping it in registers.
+__device__ __forceinline__ void forget(std::uint32_t& x) { asm volatile("" : "+r"(x)); }
+__device__ __forceinline__ void forget(std::uint16_t& x) { asm volatile("" : "+h"(x)); }
+
 __device__ __forceinline__ std::uint32_t shared_address(const void* p) {
     return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }

@@ -12,6 +12,8 @@ inline std::uint32_t bf16x2_bits(float low, float high) {
     return bf16_bits(low) | static_cast<std::uint32_t>(bf16_bits(high)) << 16;
 }
 inline float exp2(float x) { return std::exp2(x); }
+inline void forget(std::uint32_t&) {}
+inline void forget(std::uint16_t&) {}
 
 namespace detail {
 inline float half(std::uint32_t bits, int upper) {
