@@ -18,7 +18,7 @@ for ($i = 0; $i -lt $Flags.Count; $i++) {
     if ('-o', '--output-dir' -ccontains $Flags[$i] -and $i + 1 -lt $Flags.Count) { $Folder = $Flags[$i + 1] }
     if ($Flags[$i] -clike '--output-dir=*') { $Folder = "$($Flags[$i])".Substring(13) }
 }
-function Get-Newest { Get-ChildItem -Path $Folder -Filter DONE_* -ErrorAction SilentlyContinue | Sort-Object Name | Select-Object -Last 1 }
+function Get-Newest { Get-ChildItem -LiteralPath $Folder -Filter DONE_* -ErrorAction SilentlyContinue | Sort-Object Name | Select-Object -Last 1 }
 
 $Program, $Before = 'llmc-train', @()
 if ($env:PYTHON -or -not (Get-Command llmc-train -ErrorAction SilentlyContinue)) {

@@ -70,6 +70,23 @@ def test_options(folder: Path) -> None:
     assert llmc.GPT2.from_checkpoint(folder / "out.bin").dtype == "bf16"
 
 
+def test_paths_in_any_language(folder: Path) -> None:
+    """As they were typed, and as Windows would not have them in its code page."""
+    place = folder / "träin 测试 🙂"
+    (folder / "dev" / "data" / "tinyshakespeare").rename(place)
+    for name in ("gpt2_124M.bin", "gpt2_tokenizer.bin"):
+        (folder / name).rename(place / name)
+    train, val = (f"{place.name}/tiny_shakespeare_{split}.bin" for split in ("train", "val"))
+    code, out = run_app(
+        "train_gpt2", "-e", f"{place.name}/gpt2_124M.bin", "-tk", f"{place.name}/gpt2_tokenizer.bin", "-i", train, "-j", val,
+        "-x", "1", "-s", "0", "-o", f"{place.name}/新.bin", cwd=folder,
+    )  # fmt: skip
+    assert code == 0 and f"wrote {place.name}/新.bin" in out and "there is no tokenizer" not in out, out
+    assert llmc.GPT2.from_checkpoint(place / "新.bin").config == CONFIG
+    code, out = run_app("test_gpt2", f"{place.name}/新.bin", f"{place.name}/无.bin", cwd=folder)
+    assert code == 1 and f"{place.name}/无.bin: no such debug state" in out, out
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
