@@ -30,6 +30,7 @@ LOADS = (
     "column_sum",
     "wte_chunk",
     "wpe_backward",
+    "delta_kernel",
 )
 STORES = ("elementwise", "layernorm", "encoder_forward")
 

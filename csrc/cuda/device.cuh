@@ -45,11 +45,6 @@ __device__ __forceinline__ T narrow(float x) {
     else
         return bf16{ptx::bf16_bits(x)};
 }
-// What a later reader of the stored value will see.
-template <class T>
-__device__ __forceinline__ float as_stored(float x) {
-    return widen(narrow<T>(x));
-}
 
 template <int W>
 struct Floats {

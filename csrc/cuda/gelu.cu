@@ -23,7 +23,7 @@ struct GeluForward {
     __device__ void at(i64 i) const {
         Floats<W> x = load<W>(inp + i);
 #pragma unroll
-        for (int k = 0; k < W; ++k) x[k] *= 1.0f / (1.0f + gelu_exponential(x[k]));
+        for (int k = 0; k < W; ++k) x[k] *= ptx::reciprocal(1.0f + gelu_exponential(x[k]));
         store(out + i, x);
     }
 };
@@ -38,7 +38,7 @@ struct GeluBackward {
         Floats<W> d = load<W>(dout + i);
 #pragma unroll
         for (int k = 0; k < W; ++k) {
-            const float e = gelu_exponential(x[k]), s = 1.0f / (1.0f + e);
+            const float e = gelu_exponential(x[k]), s = ptx::reciprocal(1.0f + e);
             const float slope = fmaf(x[k] * x[k], 3.0f * kGelu3, kGelu1);
             // e s is 1 - s without its cancellation; where e is infinite, s is 0, and the product must be 0.
             d[k] *= fmaf(x[k] * slope * s, fminf(e, std::numeric_limits<float>::max()) * s, s);

@@ -31,14 +31,17 @@ __global__ void layernorm_forward_kernel(T* residual, T* out, float* mean, float
     const T* x = keep ? kept : fused ? residual + row * C : a + row * C;
     float sum = 0.0f;
     for (i64 c = lane * W; c < C; c += kWarp * W) {
-        Floats<W> v = load<W>(a + row * C + c);
+        Packed<W, T> packed = load_packed<W>(a + row * C + c);
+        Floats<W> v = packed.floats();
         if constexpr (fused) {
             const Floats<W> v2 = load<W>(b + row * C + c);
 #pragma unroll
-            for (int k = 0; k < W; ++k) v[k] = as_stored<T>(v[k] + v2[k]);
-            store(residual + row * C + c, v);
+            for (int k = 0; k < W; ++k) v[k] += v2[k];
+            packed = Packed<W, T>::of(v);
+            packed.store(residual + row * C + c);
+            v = packed.floats();  // as a later reader will see it
         }
-        if (keep) store(kept + c, v);
+        if (keep) packed.store(kept + c);
 #pragma unroll
         for (int k = 0; k < W; ++k) sum += v[k];
     }

@@ -36,6 +36,13 @@ __device__ __forceinline__ float exp2(float x) {
     return y;
 }
 
+// 1 / x, to 1 ulp; 0 for infinity.
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // x as it is, but for the compiler another value: what it has made of x before, it makes again from here on
 // instead of keeping it in registers.
 __device__ __forceinline__ void forget(std::uint32_t& x) { asm volatile("" : "+r"(x)); }

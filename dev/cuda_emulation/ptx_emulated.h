@@ -12,6 +12,7 @@ inline std::uint32_t bf16x2_bits(float low, float high) {
     return bf16_bits(low) | static_cast<std::uint32_t>(bf16_bits(high)) << 16;
 }
 inline float exp2(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 inline void forget(std::uint32_t&) {}
 inline void forget(std::uint16_t&) {}
 
