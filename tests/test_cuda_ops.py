@@ -343,7 +343,7 @@ def test_matmul_gelu_forward(cuda, cpu, rng, options, dtype, fused, bias, N, C, 
 @pytest.mark.parametrize("dtype,grad", [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16")])
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("with_gelu", ["no", "off", "on"])
-@pytest.mark.parametrize("N,C,OC", MATMULS + [(300, 40, 20)])
+@pytest.mark.parametrize("N,C,OC", MATMULS + [(300, 40, 20), (2600, 8, 33)])
 def test_matmul_backward(cuda, cpu, rng, options, dtype, grad, accumulate, with_gelu, N, C, OC):
     x, w, dout = rng.standard_normal((N, C)), rng.standard_normal((OC, C)), rng.standard_normal((N, OC))
     dw, db, pre = rng.standard_normal((OC, C)), rng.standard_normal(OC), rng.standard_normal((N, C))
