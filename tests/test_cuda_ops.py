@@ -8,6 +8,7 @@ Outputs are filled with NaN first, so that an unwritten element shows.
 from __future__ import annotations
 
 import math
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -37,13 +38,14 @@ def cpu():
 
 @pytest.fixture
 def rng(request):
-    return np.random.default_rng(abs(hash(request.node.name)) % 2**32)
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture
 def options(cuda):
     """set_option for one test, set back afterwards."""
-    defaults = {"attention": "simple", "tf32": "off", "deterministic": "on", "fused_gelu": "auto"}
+    defaults = {"attention": "auto", "tf32": "off", "deterministic": "on", "fused_gelu": "auto"}
+    defaults |= {"tune": "off", "bias_gradient": "sum"}
     changed = []
 
     def set_option(name, value):
@@ -323,6 +325,12 @@ def gelu_gradient(x):
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
 
 
+def gelu_slack(dtype, fused):
+    """cuBLASLt's own GELU is by a less exact tanh: 2.5e-6 off in its gradient on an H200, where f32 allows 1e-6. So it is not the
+    default in f32, and is held to 4e-6."""
+    return 16 if dtype == "f32" and fused == "on" else 4
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fused", ["off", "on"])
 @pytest.mark.parametrize("bias", [False, True])
@@ -337,14 +345,17 @@ def test_matmul_gelu_forward(cuda, cpu, rng, options, dtype, fused, bias, N, C, 
         return {"out": get(out), "pre": get(pre)}
 
     pre = rounded(x, dtype) @ rounded(w, dtype).T + (rounded(b, dtype) if bias else 0)
-    check(cuda, cpu, run, {"out": gelu(pre), "pre": pre}, dtype, slack=4)
+    check(cuda, cpu, run, {"out": gelu(pre), "pre": pre}, dtype, slack=gelu_slack(dtype, fused))
 
 
 @pytest.mark.parametrize("dtype,grad", [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16")])
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("with_gelu", ["no", "off", "on"])
+@pytest.mark.parametrize("with_gelu", ["no", "off", "on", "bias in the product"])
 @pytest.mark.parametrize("N,C,OC", MATMULS + [(300, 40, 20), (2600, 8, 33)])
 def test_matmul_backward(cuda, cpu, rng, options, dtype, grad, accumulate, with_gelu, N, C, OC):
+    if with_gelu == "bias in the product":
+        options("bias_gradient", "product")
+        with_gelu = "no"
     x, w, dout = rng.standard_normal((N, C)), rng.standard_normal((OC, C)), rng.standard_normal((N, OC))
     dw, db, pre = rng.standard_normal((OC, C)), rng.standard_normal(OC), rng.standard_normal((N, C))
     if with_gelu != "no":
@@ -363,7 +374,7 @@ def test_matmul_backward(cuda, cpu, rng, options, dtype, grad, accumulate, with_
 
     dr = rounded(dout, dtype)
     dinp = dr @ rounded(w, dtype) * (1 if with_gelu == "no" else gelu_gradient(rounded(pre, dtype)))
-    check(cuda, cpu, run, {"dinp": dinp}, dtype, slack=4)
+    check(cuda, cpu, run, {"dinp": dinp}, dtype, slack=gelu_slack(dtype, with_gelu))
     dweight, dbias = dr.T @ rounded(x, dtype), dr.sum(axis=0)
     if accumulate:
         dweight, dbias = dweight + rounded(dw, grad), dbias + rounded(db, grad)
@@ -464,6 +475,58 @@ def test_attention_backward_runs_alike(cuda, rng, options, kernel):
         cuda.attention_backward(dqkv, to, tq, to, lse, 1)
         results.append(dqkv.to_host())
     assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("dtype,T,kernel", [("bf16", 70, "flash"), ("f32", 64, "simple")])
+def test_automatic_attention(cuda, rng, options, dtype, T, kernel):
+    """In a length that only evaluations have it is flash attention; in f32 the simple kernels."""
+    qkv, dout = put(cuda, rng.standard_normal((2, T, 192)), dtype), put(cuda, rng.standard_normal((2, T, 64)), dtype)
+    results = []
+    for choice in ("auto", kernel):
+        options("attention", choice)
+        out, lse, dqkv = nans(cuda, (2, T, 64), dtype), nans(cuda, (2, 1, T), "f32"), nans(cuda, (2, T, 192), dtype)
+        cuda.attention_forward(out, lse, qkv, 1)
+        cuda.attention_backward(dqkv, dout, qkv, out, lse, 1)
+        results.append([t.to_host() for t in (out, lse, dqkv)])
+    for ours, theirs in zip(*results):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_automatic_attention_says_whether_it_has_cudnn(cuda, rng, options):
+    options("attention", "auto")
+    out, lse = nans(cuda, (1, 64, 64), "bf16"), nans(cuda, (1, 1, 64), "f32")
+    cuda.attention_forward(out, lse, put(cuda, rng.standard_normal((1, 64, 192)), "bf16"), 1)
+    assert np.isfinite(get(out)).all() and np.isfinite(get(lse)).all()
+    try:
+        _llmc.Backend("cuda").set_option("attention", "cudnn")
+        expected = "attention auto (with cuDNN)"
+    except _llmc.Error:
+        expected = "attention auto (without cuDNN)"
+    assert cuda.info().options.startswith(expected)
+
+
+def test_slow_products_are_counted(rng):
+    be = _llmc.Backend("cuda")
+    if "emulated" not in be.info().description:
+        pytest.skip("only the emulated cuBLASLt lacks algorithms for certain")
+
+    def product(K):
+        be.matmul_forward(
+            nans(be, (3, 5), "f32"), put(be, np.ones((3, K)), "f32"), put(be, np.ones((5, K)), "f32"), None
+        )
+
+    product(8)
+    assert be.info().fallbacks == ""
+    product(14)
+    product(7)
+    assert be.info().fallbacks == "cuBLASLt had no algorithm for 2 products, the largest 5 x 3 x 14"
+
+
+def test_workspace(cuda):
+    """It grows with the batch; what encoder_backward takes of it is in it."""
+    small, large = (cuda.workspace_bytes(B, 1024, 768, 12, "bf16") for B in (1, 64))
+    assert 32 << 20 < small < large
+    assert large - small > 63 * 1024 * (4 * 4 + 2 * 768 * 4 // 32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ import pytest
 from runs import VOCAB, same_weights, tiny_data, tiny_run, tiny_settings, weights
 
 import llmc
+from llmc import _llmc
 from llmc.checkpoint import finished_steps
 from llmc.commands import train as train_command
-from llmc.guards import OutlierDetector
+from llmc.guards import OutlierDetector, check_memory
 from llmc.logs import BarConsole, LineConsole, StepInfo, step_line
 from llmc.settings import load_toml
 from llmc.train import Callback, Trainer, TrainingStopped
@@ -364,6 +366,48 @@ def test_data_that_are_not_there(tmp_path: Path) -> None:
 def test_not_enough_memory_is_said_before_allocating(tmp_path: Path) -> None:
     with pytest.raises(MemoryError, match=r"needs [\d.]+ GB on cpu, [\d.]+ GB are free.*--dtype bf16"):
         tiny_run(tmp_path, model="d48", layers=None, heads=None, channels=None, max_seq_len=None, batch_size=512)
+
+
+class FakeGpu:
+    """A GPU of so much free memory, of which ops take 1 MB for themselves."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+    def info(self) -> SimpleNamespace:
+        return SimpleNamespace(name="cuda:0", isa="sm_90", free_bytes=self.free)
+
+    def workspace_bytes(self, *_: object) -> int:
+        return 1 << 20
+
+
+def test_a_gpu_recomputes_only_what_it_must() -> None:
+    config = llmc.GPT2Config()  # 124M
+    batch: dict[str, Any] = {"dtype": "bf16", "grad_dtype": "f32", "B": 32, "T": 1024, "master_weights": True}
+
+    def need(recompute: int, rows: int) -> int:
+        plan = _llmc.memory_plan(config.native(), "bf16", "f32", 32, 1024, recompute, rows, True, True)
+        return plan.total + (1 << 20)
+
+    def choice(free: int, recompute: int | None = None, rows: int | None = None) -> tuple[int, int]:
+        gpu: Any = FakeGpu(free)
+        plan, *chosen = check_memory(gpu, config, recompute=recompute, classifier_rows=rows, **batch)
+        assert plan.total + (1 << 20) == need(*chosen) <= free
+        return tuple(chosen)  # type: ignore[return-value]
+
+    assert choice(80 << 30) == (0, 16384)
+    for level, rows, next_best in [
+        (0, 16384, (0, 4096)),
+        (0, 4096, (0, 1024)),
+        (0, 1024, (1, 16384)),
+        (1, 1024, (2, 4096)),
+    ]:
+        assert choice(need(level, rows)) == (level, rows)
+        assert choice(need(level, rows) - 1) == next_best
+    assert choice(need(0, 16384) - 1, rows=16384) == (1, 16384)
+    assert choice(80 << 30, recompute=2, rows=100) == (2, 100)
+    with pytest.raises(MemoryError, match=r"on cuda:0.*workspace 0\.00.*--batch-size \d+ fits"):
+        choice(need(2, 1024) - 1)
 
 
 @pytest.mark.skipif(

@@ -62,6 +62,16 @@ void bind_ops(py::module_& m) {
             },
             "name"_a, "value"_a,
             "A choice that the backend offers, as ('attention', 'flash') of 'cuda': doc/cuda.md.")
+        .def(
+            "workspace_bytes",
+            [](Backend& self, std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,
+               const std::string& dtype) {
+                const Busy busy(self);
+                return self.workspace_bytes(B, T, C, NH, dtype_from_name(dtype));
+            },
+            "B"_a, "T"_a, "C"_a, "NH"_a, "dtype"_a,
+            "Bytes that the ops of a training step take for themselves, beside the tensors that they are "
+            "given.")
         .def("zero", op(&Backend::zero), "x"_a)
         .def("copy", op(&Backend::copy), "out"_a, "inp"_a)
         .def("changed", op(&Backend::changed), "memory"_a,

@@ -80,7 +80,8 @@ void bind_tensor(py::module_& m) {
         .def_readonly("free_bytes", &DeviceInfo::free_bytes)
         .def_readonly("multiprocessors", &DeviceInfo::multiprocessors)
         .def_readonly("clock_hz", &DeviceInfo::clock_hz)
-        .def_readonly("options", &DeviceInfo::options);
+        .def_readonly("options", &DeviceInfo::options)
+        .def_readonly("fallbacks", &DeviceInfo::fallbacks);
 
     py::class_<OwnedTensor>(m, "Tensor",
                             "A contiguous array in a backend's memory. dtype: 'f32', 'bf16', 'i32' or 'i16'.")

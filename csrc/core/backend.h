@@ -36,7 +36,8 @@ struct DeviceInfo {
     std::int64_t free_bytes = 0;
     int multiprocessors = 0;  // of a GPU
     double clock_hz = 0.0;    // of its multiprocessors, at most
-    std::string options;      // what set_option has chosen: "attention simple, tf32 off, ..."
+    std::string options;      // what set_option has chosen: "attention auto, tf32 off, ..."
+    std::string fallbacks;    // what was computed by slower means than chosen; empty if nothing was
 };
 
 // One step of AdamW (Loshchilov & Hutter 2019), everything that the host knows.
@@ -67,6 +68,13 @@ class Backend {
     // only of such. So whoever has named memory here names it again after writing to it, and before the next
     // product: unless it was written by zero, copy, from_host or adamw, which see to that themselves.
     virtual void changed(Tensor memory) { (void)memory; }
+
+    // Bytes that the ops of a training step take for themselves, beside the tensors that they are given.
+    virtual std::int64_t workspace_bytes(std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,
+                                         DType dtype) {
+        (void)B, (void)T, (void)C, (void)NH, (void)dtype;
+        return 0;
+    }
 
     // A choice that this backend offers, by name: doc/cuda.md lists those of "cuda". Throws ArgumentError where
     // there is no such option or value.

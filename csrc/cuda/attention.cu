@@ -239,18 +239,33 @@ float scale_of(i64 HS) { return 1.0f / std::sqrt(static_cast<float>(HS)); }
 
 }  // namespace
 
-CudnnAttention& CudaBackend::cudnn() {
-    if (!cudnn_) cudnn_ = make_cudnn_attention(device_);
-    return *cudnn_;
+// All kernels keep the same lse, so forward and backward of one step need not be of one kind.
+
+CudnnAttention* CudaBackend::cudnn(const AttentionDims& d, const Tensor& qkv) {
+    using Attention = CudaOptions::Attention;
+    const bool automatic = options_.attention == Attention::automatic;
+    if ((!automatic && options_.attention != Attention::cudnn) || qkv.dtype != DType::bf16) return nullptr;
+    // cuDNN takes tenths of a second for a shape that is new to it. Training has one; evaluations have many.
+    if (automatic && d.T % 64 != 0) return nullptr;
+    if (!cudnn_ && cudnn_absence_.empty()) {
+        try {
+            cudnn_ = make_cudnn_attention(device_);
+        } catch (const Error& e) {
+            cudnn_absence_ = e.what();
+        }
+    }
+    return cudnn_ && cudnn_->supports(d, qkv) ? cudnn_.get() : nullptr;
+}
+
+bool CudaBackend::flash(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const {
+    return options_.attention != CudaOptions::Attention::simple && flash_supports(d, qkv, out);
 }
 
 void CudaBackend::attention_forward(Tensor out, Tensor lse, Tensor qkv, std::int64_t NH) {
     const AttentionDims d = attention_training_dims("attention_forward", out, lse, qkv, NH);
-    using Attention = CudaOptions::Attention;
-    if (options_.attention == Attention::cudnn && cudnn().supports(d, qkv))
-        return cudnn().forward(out, lse, qkv, d, stream());
-    if (options_.attention == Attention::flash && flash_supports(d, qkv, out))
-        return flash_forward(out, lse, qkv, d, stream());
+    CudnnAttention* const by_cudnn = cudnn(d, qkv);
+    if (by_cudnn && by_cudnn->forward(out, lse, qkv, d, stream())) return;
+    if (flash(d, qkv, out)) return flash_forward(out, lse, qkv, d, stream());
     visit_float(qkv.dtype, [&](auto tag) {
         using T = decltype(tag);
         launch(attention_forward_kernel<T>, blocks_for(d.B * d.NH * d.T, 1), kWarps * kWarp,
@@ -264,17 +279,16 @@ void CudaBackend::attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tenso
     const AttentionDims d = attention_training_dims(op, out, lse, qkv, NH);
     detail::check_like(op, "dqkv", dqkv, qkv);
     detail::check_like(op, "dout", dout, out);
-    using Attention = CudaOptions::Attention;
-    if (options_.attention == Attention::cudnn && cudnn().supports(d, qkv))
-        return cudnn().backward(dqkv, dout, qkv, out, lse, d, options_.deterministic, stream());
+    CudnnAttention* const by_cudnn = cudnn(d, qkv);
+    if (by_cudnn && by_cudnn->backward(dqkv, dout, qkv, out, lse, d, options_.deterministic, stream()))
+        return;
     const i64 rows = d.B * d.NH * d.T;
     float* const delta = static_cast<float*>(scratch(rows * 4));
     const unsigned blocks = blocks_for(rows, kWarps);
     visit_float(qkv.dtype, [&](auto tag) {
         using T = decltype(tag);
         launch_delta<T>(delta, dout, out, d, stream());
-        if (options_.attention == Attention::flash && flash_supports(d, qkv, out) &&
-            flash_supports(d, dqkv, dout))
+        if (flash(d, qkv, out) && flash(d, dqkv, dout))
             return flash_backward(dqkv, dout, qkv, lse, delta, d, stream());
         const std::size_t shared = static_cast<std::size_t>(kWarps * 4 * d.HS) * sizeof(float);
         LLMC_CHECK(shared <= 96 << 10, "a head size of {} is more than attention on a GPU takes", d.HS);

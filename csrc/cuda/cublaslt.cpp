@@ -5,6 +5,8 @@
 #include <cublasLt.h>
 
 #include <cstring>
+#include <limits>
+#include <type_traits>
 #include <unordered_map>
 
 #include "cuda/dynamic_library.h"
@@ -14,8 +16,7 @@ namespace llmc {
 
 namespace {
 
-// What NVIDIA recommends for Hopper, and enough for any split-k of older GPUs.
-constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+constexpr std::size_t kWorkspaceBytes = ProductEngine::kWorkspaceBytes;
 
 struct Library {
     DynamicLibrary file{kCublasLt};
@@ -36,6 +37,8 @@ struct Library {
 #undef LLMC_FUNCTION
 };
 
+constexpr int kOffers = 8;  // of the heuristic's algorithms that tuning tries
+
 void check(cublasStatus_t status, const char* call) {
     if (status != CUBLAS_STATUS_SUCCESS)
         throw Error(filled("cuda: cuBLASLt returned status {} ({})", static_cast<int>(status), call));
@@ -51,6 +54,7 @@ cublasLtEpilogue_t epilogue_of(Epilogue e) {
     case Epilogue::gelu_bias: return CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
     case Epilogue::gelu: return CUBLASLT_EPILOGUE_GELU_AUX;
     case Epilogue::dgelu: return CUBLASLT_EPILOGUE_DGELU;
+    case Epilogue::bgradb: return CUBLASLT_EPILOGUE_BGRADB;
     }
     return CUBLASLT_EPILOGUE_DEFAULT;
 }
@@ -93,7 +97,7 @@ Key key_of(const Product& p) {
 
 // What the documentation demands of epilogues; the heuristic is asked only for the rest.
 bool allowed(const Product& p) {
-    if (p.epilogue == Epilogue::none) return true;
+    if (p.epilogue == Epilogue::none || p.epilogue == Epilogue::bgradb) return true;
     if (p.output != p.inputs) return false;  // bias and aux would be of another type than D
     if (p.epilogue == Epilogue::bias) return true;
     return p.ldd % 8 == 0 && alignment_of(p.aux) >= 16 && alignment_of(p.d) >= 16;
@@ -109,9 +113,11 @@ struct ProductEngine::State {
         bool usable = false;
     };
 
-    explicit State(bool tf32) : tf32(tf32) {
-        LT_CHECK(lib.Create(&handle));
+    State(bool tf32, bool tune) : tf32(tf32), tune(tune) {
         CUDA_CHECK(cudaMalloc(&workspace, kWorkspaceBytes));
+        const cublasStatus_t status = lib.Create(&handle);
+        if (status != CUBLAS_STATUS_SUCCESS) cudaFree(workspace);
+        check(status, "cublasLtCreate");
     }
     ~State() {
         for (auto& [key, plan] : plans) destroy(plan);
@@ -141,6 +147,8 @@ struct ProductEngine::State {
         set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(p.epilogue));
         if (p.epilogue == Epilogue::bias || p.epilogue == Epilogue::gelu_bias)
             set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(p.inputs));
+        if (p.epilogue == Epilogue::bgradb)
+            set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(p.output));
         if (p.aux) set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p.ldd);
         const auto layout = [&](cublasLtMatrixLayout_t* out, DType type, bool transposed, std::int64_t rows,
                                 std::int64_t columns, std::int64_t ld) {
@@ -153,25 +161,89 @@ struct ProductEngine::State {
         layout(&plan.d, p.output, false, p.m, p.n, p.ldd);
     }
 
-    void choose(Plan& plan, const Key& key, const Product& p) {
+    void choose(Plan& plan, const Key& key, const Product& p, cudaStream_t stream) {
         cublasLtMatmulPreference_t preference;
         LT_CHECK(lib.MatmulPreferenceCreate(&preference));
+        const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>,
+                              decltype(lib.MatmulPreferenceDestroy)>
+            owner(preference, lib.MatmulPreferenceDestroy);
         const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
             LT_CHECK(lib.MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
         };
         prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+        // Where k is split, the parts are added in f32, never in a bf16 output.
+        constexpr std::uint32_t reductions =
+            CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+        prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.align_a);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.align_b);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.align_d);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.align_d);
         point(plan, p);
-        cublasLtMatmulHeuristicResult_t best{};
+        cublasLtMatmulHeuristicResult_t offers[kOffers] = {};
         int found = 0;
-        const cublasStatus_t status = lib.MatmulAlgoGetHeuristic(
-            handle, plan.operation, plan.a, plan.b, plan.d, plan.d, preference, 1, &best, &found);
-        lib.MatmulPreferenceDestroy(preference);
+        const cublasStatus_t status =
+            lib.MatmulAlgoGetHeuristic(handle, plan.operation, plan.a, plan.b, plan.d, plan.d, preference,
+                                       tune ? kOffers : 1, offers, &found);
         plan.usable = status == CUBLAS_STATUS_SUCCESS && found > 0;
-        if (plan.usable) plan.algorithm = best.algo;
+        if (!plan.usable) return;
+        plan.algorithm = offers[0].algo;
+        if (found > 1) choose_fastest(plan, p, offers, found, stream);
+    }
+
+    cublasStatus_t multiply(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algorithm,
+                            void* d, cudaStream_t stream) {
+        const float alpha = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
+        return lib.Matmul(handle, plan.operation, &alpha, p.a, plan.a, p.b, plan.b, &beta, d, plan.d, d,
+                          plan.d, &algorithm, workspace, kWorkspaceBytes, stream);
+    }
+
+    // By the clock, on the product's own inputs, into memory that nobody reads; without such memory the
+    // heuristic's own order stands. (What an epilogue writes beside D, the product itself will write again.)
+    void choose_fastest(Plan& plan, const Product& p, const cublasLtMatmulHeuristicResult_t* offers,
+                        int count, cudaStream_t stream) {
+        constexpr int kRuns = 3;
+        const std::size_t bytes = static_cast<std::size_t>(p.ldd * p.n * size_of(p.output));
+        void* output = nullptr;
+        if (cudaMalloc(&output, bytes) != cudaSuccess) {
+            cudaGetLastError();
+            return;
+        }
+        const std::unique_ptr<void, cudaError_t (*)(void*)> owner(output, cudaFree);
+        CUDA_CHECK(cudaMemsetAsync(output, 0, bytes, stream));
+        cudaEvent_t begin, end;
+        CUDA_CHECK(cudaEventCreate(&begin));
+        CUDA_CHECK(cudaEventCreate(&end));
+        float least = std::numeric_limits<float>::infinity();
+        for (int i = 0; i < count; ++i) {
+            if (offers[i].state != CUBLAS_STATUS_SUCCESS ||
+                multiply(plan, p, offers[i].algo, output, stream) != CUBLAS_STATUS_SUCCESS)  // and warms up
+                continue;
+            cudaEventRecord(begin, stream);
+            for (int run = 0; run < kRuns; ++run) multiply(plan, p, offers[i].algo, output, stream);
+            cudaEventRecord(end, stream);
+            float milliseconds = 0.0f;
+            if (cudaEventSynchronize(end) == cudaSuccess &&
+                cudaEventElapsedTime(&milliseconds, begin, end) == cudaSuccess && milliseconds < least) {
+                least = milliseconds;
+                plan.algorithm = offers[i].algo;
+            }
+        }
+        cudaEventDestroy(begin);
+        cudaEventDestroy(end);
+        CUDA_CHECK(cudaStreamSynchronize(stream));  // or say what went wrong
+    }
+
+    Plan make(const Key& key, const Product& p, cudaStream_t stream) {
+        Plan plan;
+        try {
+            describe(plan, p);
+            choose(plan, key, p, stream);
+        } catch (...) {
+            destroy(plan);
+            throw;
+        }
+        return plan;
     }
 
     // The two pointers that cuBLASLt wants in the description.
@@ -180,31 +252,26 @@ struct ProductEngine::State {
         if (p.aux) set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
     }
 
-    bool tf32;
+    bool tf32, tune;
     Library lib;
     cublasLtHandle_t handle = nullptr;
     void* workspace = nullptr;
     std::unordered_map<Key, Plan, KeyHash> plans;
 };
 
-ProductEngine::ProductEngine(bool tf32) : state_(std::make_unique<State>(tf32)) {}
+ProductEngine::ProductEngine(bool tf32, bool tune) : state_(std::make_unique<State>(tf32, tune)) {}
 ProductEngine::~ProductEngine() = default;
 
 bool ProductEngine::run(const Product& p, cudaStream_t stream) {
     if (!allowed(p)) return false;
     State& s = *state_;
     const Key key = key_of(p);
-    const auto [it, is_new] = s.plans.try_emplace(key);
-    State::Plan& plan = it->second;
-    if (is_new) {
-        s.describe(plan, p);
-        s.choose(plan, key, p);
-    }
+    auto found = s.plans.find(key);
+    if (found == s.plans.end()) found = s.plans.emplace(key, s.make(key, p, stream)).first;
+    State::Plan& plan = found->second;
     if (!plan.usable) return false;
     s.point(plan, p);
-    const float alpha = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
-    LT_CHECK(s.lib.Matmul(s.handle, plan.operation, &alpha, p.a, plan.a, p.b, plan.b, &beta, p.d, plan.d, p.d,
-                          plan.d, &plan.algorithm, s.workspace, kWorkspaceBytes, stream));
+    check(s.multiply(plan, p, plan.algorithm, p.d, stream), "cublasLtMatmul");
     return true;
 }
 

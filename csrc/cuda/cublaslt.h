@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
@@ -18,6 +19,7 @@ enum class Epilogue {
     gelu_bias,  // aux = A B + bias;  D = gelu(aux)
     gelu,       // aux = A B;  D = gelu(aux)
     dgelu,      // D = (A B) gelu'(aux)
+    bgradb,     // D = A B;  bias = the sums of op(B) over k
 };
 
 // D (m,n) = op(A) (m,k) op(B) (k,n), or += where accumulate; column-major, as BLAS has it: a row-major matrix
@@ -35,14 +37,18 @@ struct Product {
     DType inputs, output;  // of A, B, bias and aux; of D
     bool accumulate = false;
     Epilogue epilogue = Epilogue::none;
-    const void* bias = nullptr;  // (m)
+    const void* bias = nullptr;  // (m); of bgradb (n), of D's type, and written
     void* aux = nullptr;         // as D
 };
 
 class ProductEngine {
   public:
-    // tf32: products of f32 matrices in TF32. Throws Error where the library is not there.
-    explicit ProductEngine(bool tf32);
+    // What NVIDIA recommends for Hopper, and enough for any split-k of older GPUs.
+    static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+
+    // tf32: products of f32 matrices in TF32. tune: each product's algorithm by the clock, when it first comes.
+    // Throws Error where the library is not there.
+    ProductEngine(bool tf32, bool tune);
     ~ProductEngine();
 
     // Queues the product. False, and nothing queued, where the library has no algorithm for it.

@@ -23,9 +23,10 @@ struct Convert {
 };
 
 // The values of the options, in the order of their enums.
-constexpr const char* kAttentions[] = {"simple", "flash", "cudnn"};
+constexpr const char* kAttentions[] = {"auto", "cudnn", "flash", "simple"};
 constexpr const char* kSwitches[] = {"off", "on", "auto"};
 constexpr const char* kOffOn[] = {"off", "on"};
+constexpr const char* kBiasGradients[] = {"sum", "product"};
 
 double megabytes(std::size_t bytes) { return static_cast<double>(bytes >> 20); }
 
@@ -45,7 +46,7 @@ CudaBackend::CudaBackend(int device) : device_(device) {
                            device_, p.name, p.major, p.minor));
     // Below sm_90 cuBLASLt does not really fuse it, and is slower than the two steps.
     fuse_gelu_by_default_ = p.major >= 9;
-    for (const char* name : {"attention", "tf32", "deterministic", "fused_gelu"}) {
+    for (const char* name : {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient"}) {
         std::string variable = "LLMC_CUDA_" + std::string(name);
         std::transform(variable.begin(), variable.end(), variable.begin(),
                        [](char c) { return static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c); });
@@ -87,7 +88,8 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
     };
     if (name == "attention") {
         const auto attention = static_cast<CudaOptions::Attention>(choose(kAttentions));
-        if (attention == CudaOptions::Attention::cudnn) cudnn();  // or say now why not
+        if (attention == CudaOptions::Attention::cudnn && !cudnn_)  // or say now why not
+            cudnn_ = make_cudnn_attention(device_);
         options_.attention = attention;
     } else if (name == "tf32") {
         options_.tf32 = choose(kOffOn) == 1;
@@ -96,6 +98,11 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
         options_.deterministic = choose(kOffOn) == 1;
     } else if (name == "fused_gelu") {
         options_.fused_gelu = static_cast<CudaOptions::Switch>(choose(kSwitches));
+    } else if (name == "tune") {
+        options_.tune = choose(kOffOn) == 1;
+        engine_.reset();
+    } else if (name == "bias_gradient") {
+        options_.bias_in_product = choose(kBiasGradients) == 1;
     } else {
         Backend::set_option(name, value);
     }
@@ -117,9 +124,20 @@ DeviceInfo CudaBackend::info() const {
     int kilohertz = 0;
     CUDA_CHECK(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device_));
     info.clock_hz = 1e3 * kilohertz;
-    info.options = filled("attention {}, tf32 {}, deterministic {}, fused_gelu {}",
-                          kAttentions[static_cast<int>(options_.attention)], kOffOn[options_.tf32],
-                          kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)]);
+    // "auto" says whether cuDNN is among its choices, once it has had one to make.
+    const bool tried =
+        options_.attention == CudaOptions::Attention::automatic && (cudnn_ || !cudnn_absence_.empty());
+    info.options =
+        filled("attention {}{}, tf32 {}, deterministic {}, fused_gelu {}, tune {}, bias_gradient {}",
+               kAttentions[static_cast<int>(options_.attention)],
+               tried ? cudnn_ ? " (with cuDNN)" : " (without cuDNN)" : "", kOffOn[options_.tf32],
+               kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)],
+               kOffOn[options_.tune], kBiasGradients[options_.bias_in_product]);
+    if (plain_products_ > 0)
+        info.fallbacks = filled("cuBLASLt had no algorithm for {} products, the largest {}", plain_products_,
+                                largest_plain_);
+    const std::string refusals = cudnn_ ? cudnn_->refusals() : "";
+    if (!refusals.empty()) info.fallbacks += (info.fallbacks.empty() ? "" : "; ") + refusals;
     return info;
 }
 
@@ -145,6 +163,19 @@ void CudaBackend::release(void* memory) noexcept {
     if (!memory) return;
     cudaSetDevice(device_);
     cudaFree(memory);  // waits for the work that uses it
+}
+
+std::int64_t CudaBackend::workspace_bytes(std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,
+                                          DType dtype) {
+    // The code of cuBLASLt and cuDNN, which the driver loads at first use: an allowance, not a measurement.
+    constexpr std::int64_t kLibraries = std::int64_t{256} << 20;
+    // Of all ops encoder_backward wants the most scratch memory (encoder.cu): four lists, a share of two rows for
+    // every 32 positions, and the sort's; only for very many heads it is attention's delta.
+    const std::int64_t N = B * T, scratch = std::max(N * (4 * 4 + 8 + C / 4), 4 * N * NH) + (1 << 20);
+    const AttentionDims d{B, T, C, NH, C / NH};
+    const bool by_cudnn = cudnn(d, Tensor(nullptr, dtype, {B, T, 3 * C})) != nullptr;
+    return kLibraries + static_cast<std::int64_t>(ProductEngine::kWorkspaceBytes) + scratch +
+           (by_cudnn ? cudnn_->workspace_bytes(d, options_.deterministic) : 0);
 }
 
 void* CudaBackend::scratch(std::int64_t bytes) {

@@ -16,13 +16,17 @@ namespace llmc {
 
 // What a user may choose, by set_option or an environment variable (doc/cuda.md).
 struct CudaOptions {
-    enum class Attention { simple, flash, cudnn };
+    // Each falls to the next for what it does not take; automatic begins with cudnn, but only in lengths that
+    // training has.
+    enum class Attention { automatic, cudnn, flash, simple };
     enum class Switch { off, on, automatic };
 
-    Attention attention = Attention::simple;
+    Attention attention = Attention::automatic;
     bool tf32 = false;                      // f32 products in TF32
     bool deterministic = true;              // of cuDNN's attention backward
-    Switch fused_gelu = Switch::automatic;  // GELU inside of products: on from sm_90
+    bool tune = false;                      // products' algorithms by the clock
+    bool bias_in_product = false;           // gradients of biases as a part of the weights' product
+    Switch fused_gelu = Switch::automatic;  // GELU inside of products: in bf16, from sm_90 on
 };
 
 class CudaBackend final : public Backend {
@@ -38,6 +42,8 @@ class CudaBackend final : public Backend {
     void from_host(Tensor out, const void* host) override;
     void to_host(void* host, Tensor inp) override;
     void synchronize() override;
+    std::int64_t workspace_bytes(std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,
+                                 DType dtype) override;
     void set_option(const std::string& name, const std::string& value) override;
 
     void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) override;
@@ -82,10 +88,12 @@ class CudaBackend final : public Backend {
 
     void product(const Product& p);
     bool fused_product(const Product& p);
+    void count_plain_product(const Product& p);
     void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
     void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
     ProductEngine& engine();
-    CudnnAttention& cudnn();
+    CudnnAttention* cudnn(const AttentionDims& d, const Tensor& qkv);  // null: not by cuDNN
+    bool flash(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const;
 
     // Pinned memory through which host data goes to the device, in turns.
     struct Staging {
@@ -104,7 +112,11 @@ class CudaBackend final : public Backend {
     void* scratch_ = nullptr;
     std::int64_t scratch_bytes_ = 0;
     std::unique_ptr<ProductEngine> engine_;
+    std::int64_t plain_products_ = 0;  // that cuBLASLt had no algorithm for
+    double largest_plain_flops_ = 0.0;
+    std::string largest_plain_;
     std::unique_ptr<CudnnAttention> cudnn_;
+    std::string cudnn_absence_;  // why cudnn_ could not be made, once that was tried
 };
 
 }  // namespace llmc

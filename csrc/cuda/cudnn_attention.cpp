@@ -1,5 +1,6 @@
 // Attention by cuDNN's fused kernels, described as graphs to cuDNN's frontend. A graph is made once per shape,
-// which takes cuDNN some tenths of a second, and is then run as often as wanted.
+// which takes cuDNN some tenths of a second, and is then run as often as wanted. A shape that cuDNN makes no plan
+// for, or whose plan wants more memory than there is, is refused from then on.
 //
 // The frontend is a header library that calls cuDNN's functions by name. cudnn_functions.cpp defines them all,
 // and looks each up in the library that was opened at run time.
@@ -38,7 +39,7 @@ class FrontendAttention final : public CudnnAttention {
     }
     ~FrontendAttention() override {
         cudaSetDevice(device_);
-        graphs_.clear();
+        plans_.clear();
         if (workspace_) cudaFree(workspace_);
         cudnnDestroy(handle_);
     }
@@ -47,27 +48,40 @@ class FrontendAttention final : public CudnnAttention {
         return qkv.dtype == DType::bf16 && d.HS % 8 == 0 && d.HS <= 128;
     }
 
-    void forward(Tensor out, Tensor lse, Tensor qkv, const AttentionDims& d, cudaStream_t stream) override {
+    bool forward(Tensor out, Tensor lse, Tensor qkv, const AttentionDims& d, cudaStream_t stream) override {
         const auto [q, k, v] = thirds(qkv, d);
-        run(graph(d, Pass::forward), {{kQ, q}, {kK, k}, {kV, v}, {kOut, out.data}, {kStats, lse.data}},
-            stream);
+        return run(d, Pass::forward, {{kQ, q}, {kK, k}, {kV, v}, {kOut, out.data}, {kStats, lse.data}},
+                   stream);
     }
 
-    void backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse, const AttentionDims& d,
+    bool backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse, const AttentionDims& d,
                   bool deterministic, cudaStream_t stream) override {
         const auto [q, k, v] = thirds(qkv, d);
         const auto [dq, dk, dv] = thirds(dqkv, d);
-        run(graph(d, deterministic ? Pass::backward_deterministic : Pass::backward),
-            {{kQ, q},
-             {kK, k},
-             {kV, v},
-             {kOut, out.data},
-             {kStats, lse.data},
-             {kDout, dout.data},
-             {kDq, dq},
-             {kDk, dk},
-             {kDv, dv}},
-            stream);
+        return run(d, deterministic ? Pass::backward_deterministic : Pass::backward,
+                   {{kQ, q},
+                    {kK, k},
+                    {kV, v},
+                    {kOut, out.data},
+                    {kStats, lse.data},
+                    {kDout, dout.data},
+                    {kDq, dq},
+                    {kDk, dk},
+                    {kDv, dv}},
+                   stream);
+    }
+
+    // As the frontend has it: deterministic keeps the gradients of all scores, else dq is added up in f32; and a
+    // sum for every row.
+    std::int64_t workspace_bytes(const AttentionDims& d, bool deterministic) const override {
+        const std::int64_t rows = d.B * d.NH * d.T;
+        return rows * (deterministic ? 2 * d.T : 4 * d.HS) + 4 * rows;
+    }
+
+    std::string refusals() const override {
+        if (refused_ == 0) return "";
+        return filled("cuDNN refused {} attention {}, the first {}", refused_,
+                      refused_ == 1 ? "shape" : "shapes", first_refusal_);
     }
 
   private:
@@ -80,13 +94,32 @@ class FrontendAttention final : public CudnnAttention {
         return {p, p + d.C, p + 2 * d.C};
     }
 
-    fe::graph::Graph& graph(const AttentionDims& d, Pass pass) {
-        const Key key{d.B, d.T, d.NH, d.HS, pass};
-        const auto found = graphs_.find(key);
-        if (found != graphs_.end()) return *found->second;
-        const auto made = build(d, pass);
-        reserve(made->get_workspace_size());
-        return *graphs_.emplace(key, made).first->second;
+    struct Plan {
+        std::shared_ptr<fe::graph::Graph> graph;  // null: refused
+        std::int64_t workspace = 0;
+    };
+
+    Plan& plan(const AttentionDims& d, Pass pass) {
+        const auto [it, is_new] = plans_.try_emplace(Key{d.B, d.T, d.NH, d.HS, pass});
+        Plan& p = it->second;
+        if (is_new) {
+            try {
+                p.graph = build(d, pass);
+                p.workspace = p.graph->get_workspace_size();
+                reserve(p.workspace);
+            } catch (const std::exception& e) {  // the frontend throws errors of its own, too
+                refuse(p, d, pass, e.what());
+            }
+        }
+        return p;
+    }
+
+    void refuse(Plan& p, const AttentionDims& d, Pass pass, const std::string& why) {
+        p.graph = nullptr;
+        if (refused_++ == 0)
+            first_refusal_ =
+                filled("{} with B {}, T {}, {} heads of {}: {}",
+                       pass == Pass::forward ? "forward" : "backward", d.B, d.T, d.NH, d.HS, why);
     }
 
     // A head's rows lie `row` elements apart: 3C in qkv, C in out.
@@ -152,20 +185,33 @@ class FrontendAttention final : public CudnnAttention {
         if (bytes <= workspace_bytes_) return;
         CUDA_CHECK(cudaFree(workspace_));  // waits for the work that uses it
         workspace_ = nullptr, workspace_bytes_ = 0;
-        CUDA_CHECK(cudaMalloc(&workspace_, static_cast<std::size_t>(bytes)));
+        const cudaError_t error = cudaMalloc(&workspace_, static_cast<std::size_t>(bytes));
+        if (error == cudaErrorMemoryAllocation) {
+            cudaGetLastError();  // the error is dealt with: the next launch must not find it
+            throw Error(filled("out of memory (a workspace of {} MB)", bytes >> 20));
+        }
+        CUDA_CHECK(error);
         workspace_bytes_ = bytes;
     }
 
-    void run(fe::graph::Graph& g, std::unordered_map<std::int64_t, void*> pointers, cudaStream_t stream) {
+    bool run(const AttentionDims& d, Pass pass, std::unordered_map<std::int64_t, void*> pointers,
+             cudaStream_t stream) {
+        Plan& p = plan(d, pass);
+        if (!p.graph) return false;
+        reserve(p.workspace);
         const cudnnStatus_t status = cudnnSetStream(handle_, stream);
         if (status != CUDNN_STATUS_SUCCESS)
             throw Error(filled("cuDNN: {} (cudnnSetStream)", cudnnGetErrorString(status)));
-        FE_CHECK(g.execute(handle_, pointers, workspace_));
+        const fe::error_object error = p.graph->execute(handle_, pointers, workspace_);
+        if (error.is_bad()) refuse(p, d, pass, error.err_msg);  // it refuses some shapes only here
+        return error.is_good();
     }
 
     int device_;
     cudnnHandle_t handle_ = nullptr;
-    std::map<Key, std::shared_ptr<fe::graph::Graph>> graphs_;
+    std::map<Key, Plan> plans_;
+    int refused_ = 0;
+    std::string first_refusal_;
     void* workspace_ = nullptr;
     std::int64_t workspace_bytes_ = 0;
 };

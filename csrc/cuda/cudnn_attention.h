@@ -14,10 +14,15 @@ class CudnnAttention {
   public:
     virtual ~CudnnAttention() = default;
     virtual bool supports(const AttentionDims& d, const Tensor& qkv) const = 0;
-    virtual void forward(Tensor out, Tensor lse, Tensor qkv, const AttentionDims& d, cudaStream_t stream) = 0;
+    // False, and nothing queued, where cuDNN refuses the shape: it is asked once, and the answer kept.
+    virtual bool forward(Tensor out, Tensor lse, Tensor qkv, const AttentionDims& d, cudaStream_t stream) = 0;
     // deterministic: the same bits on every run; slower.
-    virtual void backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+    virtual bool backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                           const AttentionDims& d, bool deterministic, cudaStream_t stream) = 0;
+    // What backward wants beside its tensors, and keeps.
+    virtual std::int64_t workspace_bytes(const AttentionDims& d, bool deterministic) const = 0;
+    // The shapes refused so far, in words; empty where there are none.
+    virtual std::string refusals() const = 0;
 };
 
 // Throws Error where cuDNN is not built in or not found.

@@ -156,6 +156,7 @@ void CudaBackend::encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor
     if (N == 0) return;
 
     // keys and positions, unsorted and sorted; the chunks' shares; what the sort needs.
+    const cudaStream_t s = stream();  // first: cub, too, asks which device is current
     const i64 list = aligned_bytes(N * 4), shares_bytes = aligned_bytes(chunks * 2 * C * 4);
     const int bits = sort_bits(Vp);
     char* const memory = static_cast<char*>(scratch(4 * list + shares_bytes + sort_scratch(N, bits)));
@@ -165,9 +166,9 @@ void CudaBackend::encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor
     std::int32_t* const positions = reinterpret_cast<std::int32_t*>(memory + 3 * list);
     float* const shares = reinterpret_cast<float*>(memory + 4 * list);
     void* const sort_memory = memory + 4 * list + shares_bytes;
-    launch(sort_input_kernel, blocks_for(N, kThreads), kThreads, 0, stream(), keys_in, positions_in,
+    launch(sort_input_kernel, blocks_for(N, kThreads), kThreads, 0, s, keys_in, positions_in,
            inp.as<std::int32_t>(), N, Vp);
-    sort_pairs(keys, positions, keys_in, positions_in, N, bits, sort_memory, stream());
+    sort_pairs(keys, positions, keys_in, positions_in, N, bits, sort_memory, s);
 
     visit_float(dout.dtype, [&, B = B, T_ = T_, C = C, Vp = Vp](auto tag) {
         using T = decltype(tag);
@@ -180,12 +181,12 @@ void CudaBackend::encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor
                     const i64 lanes = ceil_div(ceil_div(C, W), kWarp) * kWarp;
                     const unsigned threads = static_cast<unsigned>(lanes < kThreads ? lanes : kThreads);
                     const unsigned blocks = static_cast<unsigned>(chunks);
-                    launch(wte_chunk_kernel<T, G, W>, blocks, threads, 0, stream(), dwte.as<G>(), shares,
+                    launch(wte_chunk_kernel<T, G, W>, blocks, threads, 0, s, dwte.as<G>(), shares,
                            dout.as<T>(), keys, positions, N, C, Vp);
-                    launch(wte_shares_kernel<G, W>, blocks, threads, 0, stream(), dwte.as<G>(), shares, keys,
-                           N, C, Vp);
-                    launch(wpe_backward_kernel<T, G, W>, blocks_for(T_ * C / W, kThreads), kThreads, 0,
-                           stream(), dwpe.as<G>(), dout.as<T>(), B, T_, C);
+                    launch(wte_shares_kernel<G, W>, blocks, threads, 0, s, dwte.as<G>(), shares, keys, N, C,
+                           Vp);
+                    launch(wpe_backward_kernel<T, G, W>, blocks_for(T_ * C / W, kThreads), kThreads, 0, s,
+                           dwpe.as<G>(), dout.as<T>(), B, T_, C);
                 },
                 dwte.data, dwpe.data, dout.data);
         });

@@ -5,6 +5,7 @@
 // cuBLASLt does them (cublaslt.cpp). Shapes that it has no algorithm for, as odd ones with an epilogue, go
 // step by step, and at last to the plain kernel below, which takes any shape.
 #include <algorithm>
+#include <cstdio>
 
 #include "core/dims.h"
 #include "cuda/column_sum.cuh"
@@ -16,6 +17,8 @@ namespace {
 
 constexpr int kTile = 32;     // the plain kernel's block of D
 constexpr int kTileRows = 8;  // thread (x, y) computes rows y, y + 8, ..
+
+constexpr double kLargeFlops = 1e9;  // of a product that is worth a warning if it is slow
 
 // Element (row, column) of op(X), 0 outside.
 template <class T>
@@ -83,27 +86,47 @@ Product forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor weig
 }  // namespace
 
 ProductEngine& CudaBackend::engine() {
-    if (!engine_) engine_ = std::make_unique<ProductEngine>(options_.tf32);
+    if (!engine_) engine_ = std::make_unique<ProductEngine>(options_.tf32, options_.tune);
     return *engine_;
 }
 
-// With an epilogue of GELU, which only the library has: false where it has not.
+// With an epilogue of GELU, which only the library has: false where it has not. Its GELU is not as exact as
+// f32 is, but more exact than bf16 can show.
 bool CudaBackend::fused_product(const Product& p) {
     const bool wanted = options_.fused_gelu == CudaOptions::Switch::automatic
-                            ? fuse_gelu_by_default_
+                            ? fuse_gelu_by_default_ && p.inputs == DType::bf16
                             : options_.fused_gelu == CudaOptions::Switch::on;
-    return wanted && p.m > 0 && p.n > 0 && p.k > 0 && engine().run(p, stream());
+    const cudaStream_t s = stream();  // before the engine, which is made on the current device
+    return wanted && p.m > 0 && p.n > 0 && p.k > 0 && engine().run(p, s);
+}
+
+// The plain kernel is hundreds of times slower, so a shape that comes to it is counted, and a large one named.
+void CudaBackend::count_plain_product(const Product& p) {
+    const double flops = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
+    ++plain_products_;
+    if (flops <= largest_plain_flops_) return;
+    const bool warn = flops > kLargeFlops && largest_plain_flops_ <= kLargeFlops;
+    largest_plain_flops_ = flops;
+    largest_plain_ = filled("{} x {} x {}", p.m, p.n, p.k);
+    if (warn)
+        std::fprintf(stderr,
+                     "llmc: warning: cuBLASLt has no algorithm for a product of %s, which goes to a slow "
+                     "kernel\n",
+                     largest_plain_.c_str());
 }
 
 void CudaBackend::product(const Product& p) {
     if (p.m == 0 || p.n == 0) return;
-    if (p.k > 0 && engine().run(p, stream())) return;
+    const cudaStream_t s = stream();  // before the engine, which is made on the current device
+    if (p.k > 0) {
+        if (engine().run(p, s)) return;
+        count_plain_product(p);
+    }
     LLMC_CHECK(ceil_div(p.n, kTile) <= 65535, "a product of {} columns is too large", p.n);
     visit_float(p.inputs, [&](auto in) {
         visit_float(p.output, [&](auto out) {
             launch(product_kernel<decltype(in), decltype(out)>,
-                   dim3(blocks_for(p.m, kTile), blocks_for(p.n, kTile)), dim3(kTile, kTileRows), 0, stream(),
-                   p);
+                   dim3(blocks_for(p.m, kTile), blocks_for(p.n, kTile)), dim3(kTile, kTileRows), 0, s, p);
         });
     });
 }
@@ -149,6 +172,7 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
             if (pre) gelu_backward(dinp, pre, dinp);
         }
     }
+    bool has_dbias = false;
     if (dweight) {
         Product p{};
         p.m = d.C, p.n = d.OC, p.k = d.N;
@@ -157,9 +181,20 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
         p.d = dweight.data, p.ldd = d.C;
         p.inputs = weight.dtype, p.output = dweight.dtype;
         p.accumulate = accumulate;
-        product(p);
+        if (dbias && options_.bias_in_product && dbias.dtype == dweight.dtype && p.m > 0 && p.n > 0 &&
+            p.k > 0) {
+            // The library overwrites the sums, so what is to be added to goes by way of scratch memory.
+            Product both = p;
+            const Tensor sums = accumulate ? Tensor(scratch(d.OC * 4), dbias.dtype, {d.OC}) : dbias;
+            both.epilogue = Epilogue::bgradb;
+            both.bias = sums.data;
+            const cudaStream_t s = stream();
+            has_dbias = engine().run(both, s);
+            if (has_dbias && accumulate) residual_forward(dbias, dbias, sums);
+        }
+        if (!has_dbias) product(p);
     }
-    if (dbias) bias_gradient(dbias, dout, accumulate);
+    if (dbias && !has_dbias) bias_gradient(dbias, dout, accumulate);
 }
 
 void CudaBackend::bias_gradient(Tensor dbias, Tensor dout, bool accumulate) {

@@ -8,6 +8,7 @@
 
 #include <nccl.h>
 
+#include <chrono>
 #include <cstring>
 #include <thread>
 
@@ -64,19 +65,19 @@ class NcclComm final : public Comm {
         LLMC_CHECK(id.size() == sizeof unique, "an NCCL id has {} bytes, got {}", sizeof unique, id.size());
         std::memcpy(&unique, id.data(), sizeof unique);
         backend_->stream();  // makes the device current
-        NCCL_CHECK(lib_, CommInitRank(&comm_, size_, unique, rank_));
-        CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-        for (cudaEvent_t* event : {&begin_, &end_})
-            CUDA_CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+        try {
+            int lowest = 0, highest = 0;  // the fewer blocks of collectives go before those of backward
+            CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+            CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest));
+            for (cudaEvent_t* event : {&begin_, &end_})
+                CUDA_CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+            NCCL_CHECK(lib_, CommInitRank(&comm_, size_, unique, rank_));
+        } catch (...) {
+            close();
+            throw;
+        }
     }
-    ~NcclComm() override {
-        if (stream_) cudaStreamSynchronize(stream_);
-        if (comm_) lib_.CommDestroy(comm_);
-        if (scalars_) backend_->release(scalars_);
-        for (cudaEvent_t event : {begin_, end_})
-            if (event) cudaEventDestroy(event);
-        if (stream_) cudaStreamDestroy(stream_);
-    }
+    ~NcclComm() override { close(); }
 
     int rank() const override { return rank_; }
     int size() const override { return size_; }
@@ -86,30 +87,32 @@ class NcclComm final : public Comm {
         for (const Tensor& x : xs)
             data_type(x);  // an error between GroupStart and GroupEnd would leave it open
         begin();
-        NCCL_CHECK(lib_, GroupStart());  // one launch for all
+        checked(lib_.GroupStart(), "GroupStart");  // one launch for all
         ncclResult_t result = ncclSuccess;
         for (const Tensor& x : xs)
             if (result == ncclSuccess)
                 result = lib_.AllReduce(x.data, x.data, numel(x), data_type(x), ncclSum, comm_, stream_);
         const ncclResult_t end = lib_.GroupEnd();  // whatever came before: a group must not stay open
-        lib_.check(result, "AllReduce");
-        lib_.check(end, "GroupEnd");
+        checked(result, "AllReduce");
+        checked(end, "GroupEnd");
     }
     void reduce_scatter(Tensor shard, Tensor full) override {
         check_pieces("reduce_scatter", full, shard);
         begin();
-        NCCL_CHECK(lib_, ReduceScatter(full.data, shard.data, numel(shard), data_type(full), ncclSum, comm_,
-                                       stream_));
+        checked(
+            lib_.ReduceScatter(full.data, shard.data, numel(shard), data_type(full), ncclSum, comm_, stream_),
+            "ReduceScatter");
     }
     void all_gather(Tensor full, Tensor shard) override {
         check_pieces("all_gather", full, shard);
         begin();
-        NCCL_CHECK(lib_, AllGather(shard.data, full.data, numel(shard), data_type(full), comm_, stream_));
+        checked(lib_.AllGather(shard.data, full.data, numel(shard), data_type(full), comm_, stream_),
+                "AllGather");
     }
     void broadcast(Tensor x, int root) override {
         LLMC_CHECK(root >= 0 && root < size_, "broadcast: root is {} of {} ranks", root, size_);
         begin();
-        NCCL_CHECK(lib_, Broadcast(x.data, x.data, numel(x), data_type(x), root, comm_, stream_));
+        checked(lib_.Broadcast(x.data, x.data, numel(x), data_type(x), root, comm_, stream_), "Broadcast");
     }
     void wait() override {
         const cudaStream_t main = backend_->stream();
@@ -121,13 +124,15 @@ class NcclComm final : public Comm {
     void sum(std::vector<double>& x) override {
         if (x.empty()) return;
         const std::size_t bytes = x.size() * sizeof(double), all = bytes * static_cast<std::size_t>(size_);
+        require_comm();
+        backend_->stream();
         reserve_scalars(all);
         char* const mine = static_cast<char*>(scalars_) + bytes * static_cast<std::size_t>(rank_);
-        backend_->stream();
-        CUDA_CHECK(cudaMemcpyAsync(mine, x.data(), bytes, cudaMemcpyHostToDevice, stream_));
-        NCCL_CHECK(lib_, AllGather(mine, scalars_, x.size(), ncclFloat64, comm_, stream_));
-        std::vector<double> values(x.size() * static_cast<std::size_t>(size_));
-        CUDA_CHECK(cudaMemcpyAsync(values.data(), scalars_, all, cudaMemcpyDeviceToHost, stream_));
+        double* const values = static_cast<double*>(host_scalars_);
+        std::memcpy(values, x.data(), bytes);
+        CUDA_CHECK(cudaMemcpyAsync(mine, values, bytes, cudaMemcpyHostToDevice, stream_));
+        checked(lib_.AllGather(mine, scalars_, x.size(), ncclFloat64, comm_, stream_), "AllGather");
+        CUDA_CHECK(cudaMemcpyAsync(values, scalars_, all, cudaMemcpyDeviceToHost, stream_));
         finish();
         for (std::size_t i = 0; i < x.size(); ++i) {
             x[i] = 0.0;
@@ -141,6 +146,21 @@ class NcclComm final : public Comm {
     }
 
   private:
+    static constexpr auto kPatience = std::chrono::seconds(60);
+
+    // After an error the ranks no longer agree on what comes next: the communicator is given up, which ends
+    // what runs in its stream.
+    void checked(ncclResult_t result, const char* call) {
+        if (result != ncclSuccess) abort();
+        lib_.check(result, call);
+    }
+    void abort() {
+        if (comm_) lib_.CommAbort(comm_);
+        comm_ = nullptr;
+    }
+    void require_comm() const {
+        if (!comm_) throw Error("nccl: the communicator was given up after an error");
+    }
     // The host waits for the stream, and hears of a rank that NCCL has lost instead of waiting for it.
     void finish() {
         for (;;) {
@@ -148,17 +168,38 @@ class NcclComm final : public Comm {
             if (state == cudaSuccess) return;
             if (state != cudaErrorNotReady) CUDA_CHECK(state);
             ncclResult_t result = ncclSuccess;
-            NCCL_CHECK(lib_, CommGetAsyncError(comm_, &result));
-            if (result != ncclSuccess && result != ncclInProgress) {
-                lib_.CommAbort(comm_);
-                comm_ = nullptr;
-                lib_.check(result, "of another rank or the network");
-            }
+            checked(lib_.CommGetAsyncError(comm_, &result), "CommGetAsyncError");
+            if (result != ncclInProgress) checked(result, "of another rank or the network");
             std::this_thread::yield();
         }
     }
+    // What is under way is waited for, but not for ever: if this rank ends by an error, the others' parts of it
+    // may never come.
+    void close() noexcept {
+        cudaSetDevice(backend_->device());
+        if (comm_) {
+            const auto end = std::chrono::steady_clock::now() + kPatience;
+            cudaError_t state;
+            ncclResult_t result = ncclSuccess;
+            while ((state = cudaStreamQuery(stream_)) == cudaErrorNotReady &&
+                   lib_.CommGetAsyncError(comm_, &result) == ncclSuccess &&
+                   (result == ncclSuccess || result == ncclInProgress) &&
+                   std::chrono::steady_clock::now() < end)
+                std::this_thread::sleep_for(std::chrono::microseconds(100));
+            if (state == cudaSuccess)
+                lib_.CommDestroy(comm_);
+            else
+                lib_.CommAbort(comm_);
+            comm_ = nullptr;
+        }
+        if (scalars_) backend_->release(scalars_);
+        if (host_scalars_) cudaFreeHost(host_scalars_);
+        for (cudaEvent_t event : {begin_, end_})
+            if (event) cudaEventDestroy(event);
+        if (stream_) cudaStreamDestroy(stream_);
+    }
     void begin() {
-        if (!comm_) throw Error("nccl: the communicator was given up after an error");
+        require_comm();
         const cudaStream_t main = backend_->stream();
         CUDA_CHECK(cudaEventRecord(begin_, main));
         CUDA_CHECK(cudaStreamWaitEvent(stream_, begin_, 0));
@@ -170,8 +211,12 @@ class NcclComm final : public Comm {
     void reserve_scalars(std::size_t bytes) {
         if (bytes <= scalar_bytes_) return;
         if (scalars_) backend_->release(scalars_);
-        scalars_ = nullptr, scalar_bytes_ = 0;
+        if (host_scalars_) cudaFreeHost(host_scalars_);
+        scalars_ = host_scalars_ = nullptr, scalar_bytes_ = 0;
         scalars_ = backend_->allocate(bytes);
+        // Pinned: a copy into other memory would hold the host inside of cudaMemcpyAsync, where finish() does not
+        // look after the other ranks.
+        CUDA_CHECK(cudaMallocHost(&host_scalars_, bytes));
         backend_->synchronize();  // it is zeroed in the backend's stream
         scalar_bytes_ = bytes;
     }
@@ -182,7 +227,7 @@ class NcclComm final : public Comm {
     ncclComm_t comm_ = nullptr;
     cudaStream_t stream_ = nullptr;
     cudaEvent_t begin_ = nullptr, end_ = nullptr;
-    void* scalars_ = nullptr;
+    void *scalars_ = nullptr, *host_scalars_ = nullptr;
     std::size_t scalar_bytes_ = 0;
 };
 

@@ -8,7 +8,7 @@ namespace llmc {
 struct ProductEngine::State {
     bool tf32;
 };
-ProductEngine::ProductEngine(bool tf32) : state_(new State{tf32}) {}
+ProductEngine::ProductEngine(bool tf32, bool) : state_(new State{tf32}) {}
 ProductEngine::~ProductEngine() = default;
 
 namespace {
@@ -29,6 +29,13 @@ float as_tf32(float x) {
 }
 
 void compute(const Product& p, bool tf32) {
+    const bool bgradb = p.epilogue == Epilogue::bgradb;
+    for (std::int64_t n = 0; bgradb && n < p.n; ++n) {
+        double sum = 0.0;
+        for (std::int64_t k = 0; k < p.k; ++k)
+            sum += read(p.b, p.inputs, p.transpose_b ? k * p.ldb + n : n * p.ldb + k);
+        write(const_cast<void*>(p.bias), p.output, n, static_cast<float>(sum));
+    }
     for (std::int64_t n = 0; n < p.n; ++n)
         for (std::int64_t m = 0; m < p.m; ++m) {
             double sum = 0.0;
@@ -39,7 +46,7 @@ void compute(const Product& p, bool tf32) {
                 sum += static_cast<double>(a) * b;
             }
             const std::int64_t at = n * p.ldd + m;
-            double x = sum + (p.bias ? read(p.bias, p.inputs, m) : 0.0);
+            double x = sum + (p.bias && !bgradb ? read(p.bias, p.inputs, m) : 0.0);
             if (p.accumulate) x += read(p.d, p.output, at);
             const auto u = [](double v) { return 0.7978845608028654 * (v + 0.044715 * v * v * v); };
             if (p.epilogue == Epilogue::gelu || p.epilogue == Epilogue::gelu_bias) {
@@ -58,7 +65,7 @@ void compute(const Product& p, bool tf32) {
 
 bool ProductEngine::run(const Product& p, cudaStream_t stream) {
     if (p.k % 7 == 0) return false;  // now and then "no algorithm", so that what comes then is tested too
-    if (p.epilogue != Epilogue::none && p.output != p.inputs) return false;
+    if (p.epilogue != Epilogue::none && p.epilogue != Epilogue::bgradb && p.output != p.inputs) return false;
     const auto misaligned = [](const void* q) { return reinterpret_cast<std::uintptr_t>(q) % 16 != 0; };
     if (p.aux && (p.ldd % 8 != 0 || misaligned(p.aux) || misaligned(p.d))) return false;
     cuda_emulation::enqueue(stream, [p, tf32 = state_->tf32] { compute(p, tf32); });

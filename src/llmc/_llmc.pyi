@@ -60,6 +60,8 @@ class DeviceInfo:
     @property
     def description(self) -> str: ...
     @property
+    def fallbacks(self) -> str: ...
+    @property
     def free_bytes(self) -> int: ...
     @property
     def isa(self) -> str: ...
@@ -217,6 +219,10 @@ class Backend:
         """
     def sum(self, out: Tensor, inp: Tensor, scale: float = 1.0) -> None: ...
     def synchronize(self) -> None: ...
+    def workspace_bytes(self, B: int, T: int, C: int, NH: int, dtype: str) -> int:
+        """
+        Bytes that the ops of a training step take for themselves, beside the tensors that they are given.
+        """
     def zero(self, x: Tensor) -> None: ...
 
 class Comm:
@@ -526,5 +532,5 @@ def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:
     A Comm per CPU backend, for as many threads of this process.
     """
 
-__version__: str = "0.1.0"
+__version__: str = ""
 compiler: str = "GNU 12.2.0"

@@ -75,35 +75,52 @@ def check_memory(
     grad_dtype: str,
     B: int,
     T: int,
-    recompute: int,
-    classifier_rows: int,
+    recompute: int | None,
+    classifier_rows: int | None,
     master_weights: bool,
-) -> _llmc.MemoryPlan:
-    """Estimates a training run's memory before any of it is allocated. MemoryError, with what would help, where it does not fit."""
+) -> tuple[_llmc.MemoryPlan, int, int]:
+    """Estimates a training run's memory before any of it is allocated. MemoryError, with what would help, where it does not fit.
 
-    def plan(B: int, recompute: int, rows: int = classifier_rows) -> _llmc.MemoryPlan:
+    Returns the plan, recompute and classifier_rows. The two, if None, are a CPU's constants, or on a GPU what is fastest in the
+    memory that there is: it is best used up, while a computer's is shared.
+    """
+    on_cpu = backend.info().name == "cpu"
+    levels = (recompute,) if recompute is not None else (1,) if on_cpu else (0, 1, 2)
+    chunks = (classifier_rows,) if classifier_rows is not None else (1024,) if on_cpu else (16384, 4096, 1024)
+
+    def plan(B: int, recompute: int, rows: int = chunks[-1]) -> _llmc.MemoryPlan:
         return _llmc.memory_plan(config.native(), dtype, grad_dtype, B, T, recompute, rows, True, master_weights)
 
-    needed, free = plan(B, recompute), available_memory(backend)
+    def workspace(B: int) -> int:
+        return backend.workspace_bytes(B, T, config.channels, config.num_heads, dtype)
+
+    def fits(B: int, recompute: int, rows: int = chunks[-1]) -> bool:
+        return plan(B, recompute, rows).total + workspace(B) <= free
+
+    free = available_memory(backend)
     if backend.info().isa == "amx" and dtype == "bf16":  # keeps weights packed, for both directions
-        free -= 2 * needed.parameters
-    if needed.total <= free:
-        return needed
-    largest = next((b for b in range(B - 1, 0, -1) if plan(b, recompute).total <= free), 0)
+        free -= 2 * plan(B, levels[0]).parameters
+    for level in levels:
+        for rows in chunks:
+            if fits(B, level, rows):
+                return plan(B, level, rows), level, rows
+    recompute = levels[-1]
+    needed = plan(B, recompute)
+    largest = next((b for b in range(B - 1, 0, -1) if fits(b, recompute)), 0)
     advice = []
     if largest:
         advice.append(f"--batch-size {largest} fits (give --total-batch-size {B * T} to keep the update the same)")
-    elif plan(1, 2).total <= free:
+    elif fits(1, 2):
         advice.append("--batch-size 1 --recompute 2 fits")
-    if recompute < 2 and plan(B, 2).total <= free:
+    if recompute < 2 and fits(B, 2):
         advice.append("--recompute 2 fits")
     if dtype == "f32":
         advice.append("--dtype bf16 needs about half")
     gb = 1e9
     raise MemoryError(
-        f"this run needs {needed.total / gb:.2f} GB on {backend.info().name}, {free / gb:.2f} GB are free: parameters "
-        f"{needed.parameters / gb:.2f}, gradients {needed.gradients / gb:.2f}, optimizer {needed.optimizer / gb:.2f}, activations "
-        f"{needed.activations / gb:.2f} (B = {B}, T = {T}). "
+        f"this run needs {(needed.total + workspace(B)) / gb:.2f} GB on {backend.info().name}, {free / gb:.2f} GB are free: "
+        f"parameters {needed.parameters / gb:.2f}, gradients {needed.gradients / gb:.2f}, optimizer {needed.optimizer / gb:.2f}, "
+        f"activations {needed.activations / gb:.2f}, workspace {workspace(B) / gb:.2f} (B = {B}, T = {T}). "
         + ("; ".join(advice) if advice else "Choose a smaller model.")
     )
 

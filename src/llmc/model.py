@@ -16,6 +16,11 @@ from llmc.config import GPT2Config, canonical_dtype, check_seed
 _NUMPY = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
+def default_grad_dtype(device: str, dtype: str) -> str:
+    """On a GPU f32, which costs no speed that could be measured; on a CPU memory is slow, so dtype."""
+    return "f32" if device.startswith("cuda") else dtype
+
+
 class Tensors(Mapping[str, NDArray[Any]]):
     """Parameters or gradients by llm.c's names, in file order.
 
@@ -74,7 +79,8 @@ class GPT2:
     config: the model's shape.
     device: "cpu", "cuda" or "cuda:N".
     dtype: "f32" or "bf16" (parameters and activations; all sums are f32 either way).
-    grad_dtype: of the parameters' gradients; by default dtype. "f32" with dtype "bf16" adds micro-batches up without rounding.
+    grad_dtype: of the parameters' gradients; by default "f32" on a GPU, else dtype. "f32" with dtype "bf16" adds micro-batches up
+    without rounding.
     recompute: what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm.
     threads: CPU threads; 0 for as many as the process may use.
     seed: of the random weights (numerically PyTorch's for the same seed), 0 to 2^32 - 1; None leaves them zero.
@@ -96,7 +102,8 @@ class GPT2:
             check_seed(seed, 32)
         backend = _llmc.Backend(device, threads)
         self.config = config
-        self.native = _llmc.GPT2(backend, config.native(), dtype, canonical_dtype(grad_dtype or dtype))
+        grad_dtype = canonical_dtype(grad_dtype) if grad_dtype else default_grad_dtype(device, dtype)
+        self.native = _llmc.GPT2(backend, config.native(), dtype, grad_dtype)
         self.native.recompute = recompute
         if seed is not None:
             self.native.init_weights(seed)

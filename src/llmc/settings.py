@@ -95,13 +95,16 @@ class TrainConfig:
 
     device: str = _setting("auto", "machine", "cpu, cuda, cuda:N, or auto: cuda where there is one")
     dtype: str | None = _setting(None, "machine", "f32 or bf16 [bf16 on cuda, else f32; a checkpoint's own]", "-p")
-    grad_dtype: str | None = _setting(None, "machine", "dtype of gradients: f32 with bf16 adds micro-batches up exactly; default: dtype")
+    grad_dtype: str | None = _setting(None, "machine", "dtype of gradients: f32 with bf16 adds micro-batches up exactly [f32 on cuda, else dtype]")
     threads: int = _setting(0, "machine", "CPU threads; 0: as many as the process may use", "", int)
-    recompute: int = _setting(1, "machine", "recompute in backward: 0 nothing, 1 GELU, 2 GELU and layernorm", "-r", int)
+    recompute: int | None = _setting(None, "machine", "recompute in backward: 0 nothing, 1 GELU, 2 GELU and layernorm [on cuda the least that fits, else 1]", "-r", int)
     master_weights: bool = _setting(True, "machine", "keep f32 weights beside bf16 ones", "-w", bool)
-    classifier_rows: int = _setting(1024, "machine", "rows of logits that exist at a time", "", int)
-    gelu_fusion: int = _setting(0, "machine", "llm.c's -ge; accepted, and without effect: GELU is fused wherever the backend can", "-ge", int)
+    classifier_rows: int | None = _setting(None, "machine", "rows of logits that exist at a time [on cuda up to 16384, as memory allows, else 1024]", "", int)
+    gelu_fusion: int = _setting(0, "machine", "llm.c's -ge; accepted, and without effect: see fused_gelu", "-ge", int)
     tf32: bool = _setting(True, "machine", "TF32 for f32 matmuls on GPUs that have it", "-f", bool)
+    attention: str = _setting("auto", "machine", "attention on GPUs: auto takes the first of the others that there is and that fits the model (the CPU has one kind)", "", str, ("auto", "cudnn", "flash", "simple"))
+    deterministic: bool = _setting(True, "machine", "the same bits on every run; on GPUs it costs cuDNN's attention time and memory (the CPU always is)", "", bool)
+    fused_gelu: str = _setting("auto", "machine", "GELU inside of matmuls on GPUs: auto in bf16 from Hopper on (no effect on the CPU)", "", str, ("auto", "off", "on"))
     zero_stage: int = _setting(0, "machine", "llm.c's -z; with one process there is nothing to shard", "-z", int)
 
     processes: int = _setting(1, "processes", "number of processes", "-pn", int)
@@ -199,7 +202,7 @@ class TrainConfig:
             raise ValueError(
                 f"checkpoint_every is {self.checkpoint_every}, expected -1 (never), 0 (at the end) or more"
             )
-        if self.recompute not in (0, 1, 2):
+        if self.recompute not in (None, 0, 1, 2):
             raise ValueError(f"recompute is {self.recompute}, expected 0, 1 or 2")
         if self.max_steps is not None and self.max_steps < -1:
             raise ValueError(f"max_steps is {self.max_steps}, expected -1 (one epoch) or more")

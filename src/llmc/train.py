@@ -23,7 +23,7 @@ from llmc.gpuinfo import GpuInfo
 from llmc.guards import OutlierDetector, check_memory
 from llmc.logs import BarConsole, LineConsole, Log, Logs, MainLog, MetricsLog, StepInfo, TensorBoardLog, WandbLog
 from llmc.mfu import peak_flops
-from llmc.model import GPT2
+from llmc.model import GPT2, default_grad_dtype
 from llmc.optim import AdamW
 from llmc.report import short_report, startup_report
 from llmc.schedule import lr_schedule
@@ -326,29 +326,43 @@ class Trainer:
         if config.seq_len > shape.max_seq_len:
             raise ValueError(f"seq_len is {config.seq_len}, but the model's max_seq_len is {shape.max_seq_len}")
         dtype = config.dtype or default_dtype
-        options: dict[str, Any] = {
-            "device": config.device,
-            "dtype": dtype,
-            "grad_dtype": config.grad_dtype or dtype,
-            "recompute": config.recompute,
-            "threads": config.threads,
-        }
-        self.memory = check_memory(
-            _llmc.Backend(config.device, config.threads),
+        grad_dtype = config.grad_dtype or default_grad_dtype(config.device, dtype)
+        backend = _llmc.Backend(config.device, config.threads)
+        self._set_options(backend)
+        self.memory, recompute, classifier_rows = check_memory(
+            backend,
             shape,
             dtype=dtype,
-            grad_dtype=config.grad_dtype or dtype,
+            grad_dtype=grad_dtype,
             B=config.batch_size,
             T=config.seq_len,
             recompute=config.recompute,
             classifier_rows=config.classifier_rows,
             master_weights=config.master_weights,
         )
+        del backend
+        # What was chosen here belongs to the run: config.toml keeps it.
+        self.config = config = config.replace(recompute=recompute, classifier_rows=classifier_rows)
+        options: dict[str, Any] = {
+            "device": config.device,
+            "dtype": dtype,
+            "grad_dtype": grad_dtype,
+            "recompute": recompute,
+            "threads": config.threads,
+        }
         model = GPT2.from_checkpoint(path, **options) if path else GPT2(shape, seed=config.seed, **options)
-        model.native.classifier_rows = config.classifier_rows
-        if config.device != "cpu":
-            model.native.backend.set_option("tf32", "on" if config.tf32 else "off")
+        model.native.classifier_rows = classifier_rows
+        self._set_options(model.native.backend)
         return model
+
+    def _set_options(self, backend: _llmc.Backend) -> None:
+        config = self.config
+        if config.device == "cpu":
+            return
+        backend.set_option("tf32", "on" if config.tf32 else "off")
+        backend.set_option("attention", config.attention)
+        backend.set_option("deterministic", "on" if config.deterministic else "off")
+        backend.set_option("fused_gelu", config.fused_gelu)
 
     def _build_loaders(self, resumed: tuple[int, dict[str, Any] | None] | None) -> tuple[DataLoader, DataLoader | None]:
         config = self.config
@@ -470,6 +484,9 @@ class Trainer:
         elif self._timing.count > 1:
             average = 1000 * self._timing.total_seconds / (self._timing.count - 1)
             self.log.text(f"total average iteration time: {average:f} ms")
+        fallbacks = self.model.native.backend.info().fallbacks
+        if fallbacks:
+            self.log.text(f"note: {fallbacks}")
         self._write_plot()
 
     @contextmanager
