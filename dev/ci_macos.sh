@@ -37,6 +37,7 @@ chmod +x "$tools"/*
 "${cmake[@]}" -S . -B "$build" -G Ninja -DCMAKE_SYSTEM_NAME=Darwin -DCMAKE_SYSTEM_PROCESSOR=arm64 "-DCMAKE_CXX_COMPILER=$tools/c++" \
   "-DCMAKE_AR=$tools/ar" "-DCMAKE_RANLIB=$tools/ranlib" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=$quick" \
   -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DLLMC_PYTHON=OFF -DLLMC_BUILD_APPS=ON -DLLMC_BUILD_CHECKS=ON >"$build.log"
+[ "$(grep -c "LLMC_COMPILES_NEON.* - Success" "$build.log")" = 2 ] || { echo "ci_macos: a kernel set is missing, see $build.log"; exit 1; }
 "${cmake[@]}" --build "$build" --parallel "${LLMC_BUILD_JOBS:-2}" >>"$build.log" 2>&1 || { tail -40 "$build.log"; exit 1; }
 
 python_headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
