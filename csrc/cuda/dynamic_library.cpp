@@ -64,14 +64,14 @@ void* open(const std::string& file) {
     const std::filesystem::path path = native(file);
     return LoadLibraryExW(path.c_str(), nullptr, path.has_parent_path() ? LOAD_WITH_ALTERED_SEARCH_PATH : 0);
 }
-void* function(void* handle, const char* name) {
+void* find_symbol(void* handle, const char* name) {
     return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(handle), name));
 }
 #else
 void* already_loaded(const std::string& file) { return dlopen(file.c_str(), RTLD_LAZY | RTLD_NOLOAD); }
 // RTLD_GLOBAL: cuDNN opens its parts and cuBLASLt by name, and finds what is loaded.
 void* open(const std::string& file) { return dlopen(file.c_str(), RTLD_LAZY | RTLD_GLOBAL); }
-void* function(void* handle, const char* name) { return dlsym(handle, name); }
+void* find_symbol(void* handle, const char* name) { return dlsym(handle, name); }
 #endif
 
 struct Opened {
@@ -112,7 +112,7 @@ DynamicLibrary::DynamicLibrary(const LibraryNames& names) : title_(names.title) 
 }
 
 void* DynamicLibrary::symbol(const char* name) const {
-    void* const p = function(handle_, name);
+    void* const p = find_symbol(handle_, name);
     if (!p) throw Error(filled("{} has no function {}: {} is too old", path_, name, title_));
     return p;
 }

@@ -151,10 +151,10 @@ class NcclComm final : public Comm {
     // After an error the ranks no longer agree on what comes next: the communicator is given up, which ends
     // what runs in its stream.
     void checked(ncclResult_t result, const char* call) {
-        if (result != ncclSuccess) abort();
+        if (result != ncclSuccess) abandon();
         lib_.check(result, call);
     }
-    void abort() {
+    void abandon() {
         if (comm_) lib_.CommAbort(comm_);
         comm_ = nullptr;
     }
