@@ -109,6 +109,28 @@ def test_a_run_moves(tmp_path, text, first, second):
     np.testing.assert_allclose(rest.history["train_loss"], whole.history["train_loss"][4:], rtol=1e-5)
 
 
+def test_what_memory_chose_is_kept(tmp_path, text):
+    """A run chooses by the memory that is free, and keeps its choice when it is resumed."""
+    data = tmp_path / "text.txt"
+    data.write_bytes(bytes(text[:4000].astype(np.uint8)))
+    small = {
+        "data": str(data), "layers": 1, "heads": 2, "channels": 32, "max_seq_len": 16, "seq_len": 16, "batch_size": 2,
+        "max_steps": 2, "val_every": 0, "sample_every": 0, "plot": False, "progress": "none", "device": "cuda",
+    }  # fmt: skip
+
+    def run(folder, **settings):
+        config = llmc.TrainConfig(**small, **settings, output_dir=str(tmp_path / folder))
+        trainer = llmc.Trainer(config)
+        trainer.fit()
+        native = trainer.model.native
+        return native.recompute, native.classifier_rows, native.dtype, native.grad_dtype
+
+    assert run("free") == (0, 16384, "bf16", "f32")
+    assert run("given", recompute=2, classifier_rows=7, grad_dtype="bf16") == (2, 7, "bf16", "bf16")
+    assert run("given", resume=True) == (2, 7, "bf16", "f32")
+    assert run("given", resume=True, recompute=1) == (1, 7, "bf16", "f32")
+
+
 class Stop(Exception):
     pass
 

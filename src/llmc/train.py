@@ -322,6 +322,12 @@ class Trainer:
             raise ValueError(
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens, but the model's vocabulary is {shape.vocab_size}"
             )
+        if resumed is not None and resumed[1] is not None and config.device != "cpu":
+            # What the memory of then chose stays chosen: other sums would be other bits.
+            then = resumed[1]["config"]
+            if then.get("device") == config.device:
+                kept = {n: then.get(n) for n in ("recompute", "classifier_rows") if getattr(config, n) is None}
+                self.config = config = config.replace(**kept)
         assert config.seq_len is not None and config.batch_size is not None
         if config.seq_len > shape.max_seq_len:
             raise ValueError(f"seq_len is {config.seq_len}, but the model's max_seq_len is {shape.max_seq_len}")
