@@ -259,7 +259,7 @@ def smoke(stage: Stage) -> None:
             print(f"{part.__name__}: {type(e).__name__}: {e}", flush=True)
             stage.check(f"{part.__name__} ran", math.nan, 0.0)
     info = be.info()
-    fallbacks = getattr(info, "fallbacks", "")
+    fallbacks = info.fallbacks
     print(f"options: {info.options}; fallbacks: {fallbacks or 'none'}", flush=True)
     stage.keep("note", options=info.options, fallbacks=fallbacks)
     stage.check("kernels that were not the ones asked for", float(bool(fallbacks)), 0.0)

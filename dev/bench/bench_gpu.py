@@ -170,7 +170,7 @@ def measure_llmc(args: argparse.Namespace, settings: dict[str, str]) -> dict[str
     info = model.native.backend.info()
     return {
         **result, "memory_bytes": max(0, before - info.free_bytes), "options": info.options,
-        "rows": model.native.classifier_rows, "fallbacks": getattr(info, "fallbacks", ""),
+        "rows": model.native.classifier_rows, "fallbacks": info.fallbacks,
     }  # fmt: skip
 
 
