@@ -51,6 +51,14 @@ def assert_same(a, b):
 
 # ---- parity ----
 
+
+def allowed(peer, exact):
+    """Twice PyTorch's error. Its worst element is one number, and in some build right by luck: numbers as large as the largest are
+    as far off as the whole is."""
+    whole, worst = error(peer, exact)
+    return 2 * np.array([whole, max(whole, worst)])
+
+
 CONFIGS = {
     "tiny": TINY,
     "one of everything": llmc.GPT2Config(max_seq_len=8, vocab_size=1, num_layers=1, num_heads=1, channels=2),
@@ -73,9 +81,7 @@ def test_parity_with_pytorch(tiny, rng, dtype, name, B, T):
     loss, gradients = train(model, x, y)
     # One number may be right by luck: an ulp of the dtype besides, through a loss of a few nats.
     assert abs(loss - exact_loss) <= 2 * abs(peer_loss - exact_loss) + ULP[dtype] * max(1.0, exact_loss)
-    np.testing.assert_array_less(
-        error(model.logits(x), exact_logits), 2 * error(peer_logits, exact_logits) + ULP[dtype]
-    )
+    np.testing.assert_array_less(error(model.logits(x), exact_logits), allowed(peer_logits, exact_logits) + ULP[dtype])
     assert list(gradients) == NAMES
     for n in NAMES:
         if not exact[n].any():  # one token, one position: nothing to learn, in no dtype
@@ -83,7 +89,7 @@ def test_parity_with_pytorch(tiny, rng, dtype, name, B, T):
             continue
         # Rounding is relative to what a gradient is summed from, the largest of which are wte's.
         floor = ULP[dtype] * max(1.0, np.abs(exact["wte"]).max() / np.abs(exact[n]).max())
-        assert (error(gradients[n], exact[n]) <= 2 * error(peer[n], exact[n]) + floor).all(), n
+        assert (error(gradients[n], exact[n]) <= allowed(peer[n], exact[n]) + floor).all(), n
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -159,7 +159,7 @@ def test_command(log: Path, run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert (
         "validation loss 10.1000 at step 2" in printed and "HellaSwag 0.3000 at step 20; 1 lines unreadable" in printed
     )
-    svg = Path(out).read_text()
+    svg = Path(out).read_text(encoding="utf-8")
     assert "<svg" in svg and str(tmp_path) not in svg
 
 

@@ -69,19 +69,13 @@ std::int64_t DataLoader::samples_in(const ShardInfo& shard) const {
     return (shard.tokens - 1) / (state_.rows_per_sample * T_);
 }
 
-void DataLoader::open_shard() {
-    const ShardInfo& shard =
-        shards_[static_cast<std::size_t>(state_.shard_indices[static_cast<std::size_t>(state_.shard)])];
-    file_ = open_for_reading(shard.path, "token file");
-    buffer_.resize(static_cast<std::size_t>((T_ + 1) * shard.token_bytes));
+const ShardInfo& DataLoader::shard() const {
+    return shards_[static_cast<std::size_t>(state_.shard_indices[static_cast<std::size_t>(state_.shard)])];
 }
 
 void DataLoader::begin_shard() {
-    open_shard();
     state_.row = 0;
-    const ShardInfo& shard =
-        shards_[static_cast<std::size_t>(state_.shard_indices[static_cast<std::size_t>(state_.shard)])];
-    state_.sample_indices.resize(shuffle_ ? static_cast<std::size_t>(samples_in(shard)) : 0);
+    state_.sample_indices.resize(shuffle_ ? static_cast<std::size_t>(samples_in(shard())) : 0);
     std::iota(state_.sample_indices.begin(), state_.sample_indices.end(), 0);
     random_permutation(state_.sample_indices, state_.rng);
 }
@@ -96,9 +90,7 @@ void DataLoader::reset() {
 // Moves over `rows` rows of the stream, into the next shard or epoch where this one ends.
 void DataLoader::advance(std::int64_t rows) {
     while (rows > 0) {
-        const ShardInfo& shard =
-            shards_[static_cast<std::size_t>(state_.shard_indices[static_cast<std::size_t>(state_.shard)])];
-        const std::int64_t left = samples_in(shard) * state_.rows_per_sample - state_.row;
+        const std::int64_t left = samples_in(shard()) * state_.rows_per_sample - state_.row;
         if (left == 0) {
             if (++state_.shard < static_cast<std::int64_t>(shards_.size()))
                 begin_shard();
@@ -112,15 +104,15 @@ void DataLoader::advance(std::int64_t rows) {
     }
 }
 
-void DataLoader::read_row(std::int32_t* inputs, std::int32_t* targets) {
-    advance(1);  // into the shard that has the row
+// The row behind which the state stands.
+void DataLoader::read_row(std::ifstream& file, std::int32_t* inputs, std::int32_t* targets) {
     const std::int64_t row = state_.row - 1;
-    const ShardInfo& shard =
-        shards_[static_cast<std::size_t>(state_.shard_indices[static_cast<std::size_t>(state_.shard)])];
+    const ShardInfo& shard = this->shard();
     std::int64_t sample = row / state_.rows_per_sample;
     if (shuffle_) sample = state_.sample_indices[static_cast<std::size_t>(sample)];
     const std::int64_t first = (sample * state_.rows_per_sample + row % state_.rows_per_sample) * T_;
-    read_at(file_, shard.path, kHeaderBytes + first * shard.token_bytes, buffer_.data(),
+    buffer_.resize(static_cast<std::size_t>((T_ + 1) * shard.token_bytes));
+    read_at(file, shard.path, kHeaderBytes + first * shard.token_bytes, buffer_.data(),
             static_cast<std::int64_t>(buffer_.size()));
     for (std::int64_t i = 0; i <= T_; ++i) {
         std::uint32_t token = 0;
@@ -138,7 +130,16 @@ void DataLoader::read_row(std::int32_t* inputs, std::int32_t* targets) {
 
 void DataLoader::next_batch(std::int32_t* inputs, std::int32_t* targets) {
     advance(rank_ * B_);
-    for (std::int64_t b = 0; b < B_; ++b) read_row(inputs + b * T_, targets + b * T_);
+    std::ifstream file;  // opened anew: on any disk that costs about what one of the B reads does
+    const ShardInfo* opened = nullptr;
+    for (std::int64_t b = 0; b < B_; ++b) {
+        advance(1);  // may step into the next shard
+        if (opened != &shard()) {
+            opened = &shard();
+            file = open_for_reading(opened->path, "token file");
+        }
+        read_row(file, inputs + b * T_, targets + b * T_);
+    }
     advance((ranks_ - 1 - rank_) * B_);
 }
 
@@ -159,8 +160,7 @@ void DataLoader::set_state(const DataLoaderState& state) {
                "dataloader state: shard {} of {}", state.shard, shards_.size());
     DataLoaderState before = std::move(state_);
     state_ = state;
-    const ShardInfo& shard =
-        shards_[static_cast<std::size_t>(state_.shard_indices[static_cast<std::size_t>(state_.shard)])];
+    const ShardInfo& shard = this->shard();
     const std::int64_t samples = samples_in(shard);
     try {
         LLMC_CHECK(state_.row >= 0 && state_.row <= samples * state_.rows_per_sample,
@@ -171,7 +171,6 @@ void DataLoader::set_state(const DataLoaderState& state) {
                    state_.sample_indices.size(), shown(shard.path), samples);
         for (const std::int32_t i : state_.sample_indices)
             LLMC_CHECK(i >= 0 && i < samples, "dataloader state: sample {} of {}", i, samples);
-        open_shard();
     } catch (...) {
         state_ = std::move(before);
         throw;

@@ -49,7 +49,9 @@ class DataLoader {
     DataLoader(std::vector<std::filesystem::path> files, std::int64_t B, std::int64_t T, int rank, int ranks,
                bool shuffle, std::uint32_t seed, std::int64_t vocab_size, std::int64_t rows_per_sample = 0);
 
-    // Fills inputs and targets, (B, T) each; targets are the tokens one further.
+    // Fills inputs and targets, (B, T) each; targets are the tokens one further. No file stays open in between:
+    // while one is open, Windows lets nobody replace, rename or delete it, and forked processes share its
+    // position.
     void next_batch(std::int32_t* inputs, std::int32_t* targets);
     // To the start of a new epoch (which draws a new order where shuffle is on).
     void reset();
@@ -65,17 +67,16 @@ class DataLoader {
 
   private:
     std::int64_t samples_in(const ShardInfo& shard) const;
-    void open_shard();
+    const ShardInfo& shard() const;  // the one that the state stands in
     void begin_shard();
     void advance(std::int64_t rows);
-    void read_row(std::int32_t* inputs, std::int32_t* targets);
+    void read_row(std::ifstream& file, std::int32_t* inputs, std::int32_t* targets);
 
     std::vector<ShardInfo> shards_;
     std::int64_t B_, T_, num_tokens_ = 0, vocab_size_;
     int rank_, ranks_;
     bool shuffle_;
     DataLoaderState state_;
-    std::ifstream file_;
     std::vector<char> buffer_;
 };
 

@@ -44,17 +44,10 @@ class Fs:
         os.close(fd)
 
     def rename(self, old: Path, new: Path) -> None:
-        # On Windows a virus scanner or a reader may hold the target for a moment.
-        for attempt in range(5):
-            try:
-                return os.replace(old, new)
-            except PermissionError:
-                if os.name != "nt" or attempt == 4:
-                    raise
-                time.sleep(0.1)
+        _patiently(lambda: os.replace(old, new))
 
     def remove(self, path: Path) -> None:
-        os.remove(path)
+        _patiently(lambda: os.remove(path))
 
     def fsync_directory(self, path: Path) -> None:
         if os.name == "nt":  # there a directory cannot be opened; NTFS logs the rename
@@ -69,6 +62,17 @@ class Fs:
         import shutil
 
         return shutil.disk_usage(path).free
+
+
+def _patiently(call: Callable[[], None]) -> None:
+    """On Windows a virus scanner or a reader may hold a file for a moment."""
+    for attempt in range(5):
+        try:
+            return call()
+        except PermissionError:
+            if os.name != "nt" or attempt == 4:
+                raise
+            time.sleep(0.1)
 
 
 SYSTEM = Fs()

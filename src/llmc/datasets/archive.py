@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llmc.datasets.download import cache_directory
+from llmc.fs import SYSTEM
 
 
 def unpacked(archive: Path, name: str, suffix: str) -> Path:
@@ -33,7 +34,7 @@ def unpacked(archive: Path, name: str, suffix: str) -> Path:
                     with open(partial / file_name, "wb") as out:
                         shutil.copyfileobj(stream, out)
             _check_end(tar)
-        partial.rename(folder)
+        SYSTEM.rename(partial, folder)
     except BaseException as e:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(e, (tarfile.TarError, EOFError, zlib.error)) or (isinstance(e, OSError) and e.errno is None):

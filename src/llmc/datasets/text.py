@@ -15,7 +15,7 @@ from llmc import _llmc
 from llmc.data import ShardWriter, write_shard
 from llmc.datasets.read import TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
 from llmc.datasets.tokenize import token_stream
-from llmc.fs import remove_temporaries
+from llmc.fs import SYSTEM, remove_temporaries
 from llmc.tokenizer import Tokenizer
 
 __all__ = ["language_reference", "prepare", "read_documents", "text_files", "tokenize", "write_pair", "write_splits"]
@@ -206,7 +206,7 @@ def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_siz
         path, tokens = train.paths[-1], train.counts[-1]
         target = output / shard_name(name, "val", len(train.paths) - 1)
         if tokens <= left:
-            path.replace(target)
+            SYSTEM.rename(path, target)
             train.paths.pop()
             train.counts.pop()
         else:
@@ -217,7 +217,7 @@ def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_siz
         left -= min(left, tokens)
     renamed = [output / shard_name(name, "val", i) for i in range(len(pieces))]
     for old, new in zip(reversed(pieces), renamed):
-        old.replace(new)  # to a lower number or its own, in ascending order: nothing is overwritten
+        SYSTEM.rename(old, new)  # to a lower number or its own, in ascending order: nothing is overwritten
     return renamed
 
 
