@@ -532,5 +532,5 @@ def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:
     A Comm per CPU backend, for as many threads of this process.
     """
 
-__version__: str = ""
+__version__: str = "0.1.0"
 compiler: str = "GNU 12.2.0"
