@@ -244,6 +244,26 @@ void bind_model(py::module_& m) {
                 return logits;
             },
             "cache"_a, "tokens"_a)
+        .def(
+            "next_tokens",
+            [](Model& self, KVCache& cache, const Tokens& tokens,
+               const py::array_t<float, py::array::c_style | py::array::forcecast>& coins,
+               const SamplerOptions& options) {
+                LLMC_CHECK(tokens.ndim() == 1 && tokens.size() == cache.B(),
+                           "{} tokens for a cache of {} sequences", tokens.size(), cache.B());
+                LLMC_CHECK(coins.ndim() == 1 && coins.size() == cache.B(),
+                           "{} coins for a cache of {} sequences", coins.size(), cache.B());
+                py::array_t<std::int32_t> next(cache.B());
+                std::int32_t* const out = next.mutable_data();
+                const std::int32_t* const x = tokens.data();
+                const float* const coin = coins.data();
+                const Busy busy(*self.gpt2->backend());
+                self.refresh();
+                self.gpt2->next_tokens(cache, x, coin, options, out);
+                return next;
+            },
+            "cache"_a, "tokens"_a, "coins"_a, "options"_a,
+            "decode(), and a token chosen from each sequence's logits; 0 if its coin is negative.")
         .def("parameter_names",
              [](const Model& self) {
                  std::vector<std::string> names;

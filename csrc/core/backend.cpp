@@ -1,6 +1,9 @@
 // The fused ops composed of primitives, and the one place that knows which backends exist.
 #include "core/backend.h"
 
+#include <vector>
+
+#include "core/dims.h"
 #include "cpu/make_cpu.h"
 #include "cuda/make_cuda.h"
 
@@ -30,6 +33,21 @@ void Backend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Te
 void Backend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) {
     crossentropy_forward(losses, logits, targets, V);
     crossentropy_softmax_backward(logits, targets, dloss, V);
+}
+
+void Backend::sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,
+                     const SamplerOptions& options) {
+    const ClassifierDims d = sample_dims(tokens, logits, coins, V);
+    check_sampler(V, options);
+    std::vector<float> rows(static_cast<std::size_t>(logits.numel())), coin(static_cast<std::size_t>(d.N));
+    std::vector<std::int32_t> chosen(coin.size());
+    to_host(rows.data(), logits);
+    to_host(coin.data(), coins);
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+        if (coin[i] >= 0.0f)
+            chosen[i] =
+                token_or_fault(rows.data() + static_cast<std::int64_t>(i) * d.Vp, V, options, coin[i]);
+    from_host(tokens, chosen.data());
 }
 
 std::shared_ptr<Backend> make_backend(const std::string& device, int threads) {

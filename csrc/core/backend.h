@@ -22,6 +22,7 @@
 #include <mutex>
 #include <string>
 
+#include "core/sampler.h"
 #include "core/tensor.h"
 
 namespace llmc {
@@ -167,6 +168,13 @@ class Backend {
                                       Tensor weight, Tensor pre, bool accumulate);
     // Both halves of the classifier in one visit: losses, and dlogits in place of logits.
     virtual void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V);
+
+    // Generation. For each row a token among the first V, as token_or_fault of core/sampler.h chooses it: a row
+    // that nothing can be chosen from gets a fault. A negative coin says that the row wants none: token 0.
+    // tokens (N) i32   logits (N,Vp) f32   coins (N) f32, below 1
+    // The default body works on the host, and waits.
+    virtual void sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,
+                        const SamplerOptions& options);
 };
 
 // "cpu", "cuda" (= "cuda:0"), "cuda:1", ...   threads <= 0: as many as the process may use.

@@ -77,6 +77,8 @@ class CudaBackend final : public Backend {
     void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                               Tensor weight, Tensor pre, bool accumulate) override;
     void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) override;
+    void sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,
+                const SamplerOptions& options) override;
 
     int device() const { return device_; }
     // The stream of all ops; makes this backend's device the calling thread's current one.

@@ -415,17 +415,16 @@ KVCache::KVCache(const GPT2& model, std::int64_t B, std::int64_t max_len)
     arena_.allocate(backend_);
 }
 
-// T new tokens for each of the sequences [b, b + count); logits of the last token of each. T > 1 only with
-// count 1.
+// T new tokens for each of the sequences [b, b + count); logits of the last token of each, on the device. T > 1
+// only with count 1.
 void GPT2::run_cached(KVCache& k, std::int64_t b, std::int64_t count, const std::int32_t* tokens,
-                      std::int64_t T, float* out) {
+                      std::int64_t T) {
     check_tokens(tokens, count * T, 0);
     for (std::int64_t i = b; i < b + count; ++i)
         LLMC_CHECK(k.length(i) + T <= k.max_len(),
                    "sequence {} has {} positions and gets {}, but the cache holds {}", i, k.length(i), T,
                    k.max_len());
-    const std::int64_t L = config_.num_layers, NH = config_.num_heads, C = config_.channels,
-                       V = config_.vocab_size;
+    const std::int64_t L = config_.num_layers, NH = config_.num_heads, C = config_.channels;
     k.work_.clear();
     k.work_.add(k.tokens_, "tokens", DType::i32, {count, T});
     k.work_.add(k.start_, "start", DType::i32, {count});
@@ -439,6 +438,7 @@ void GPT2::run_cached(KVCache& k, std::int64_t b, std::int64_t count, const std:
     k.work_.add(k.fch_, "fch", dtype_, {count, T, 4 * C});
     k.work_.add(k.fch_gelu_, "fch_gelu", dtype_, {count, T, 4 * C});
     k.work_.add(k.logits_, "logits", DType::f32, {count, config_.padded_vocab_size});
+    k.work_.add(k.coins_, "coins", DType::f32, {count});
     k.work_.allocate(backend_);
 
     Backend& ops = *backend_;
@@ -462,23 +462,40 @@ void GPT2::run_cached(KVCache& k, std::int64_t b, std::int64_t count, const std:
     const Tensor last =
         k.ln_.view({count * T, C}).slice((T - 1) * count, count * T);  // T == 1, or one sequence
     ops.matmul_forward(k.logits_, last, p.wte, Tensor());
-    std::vector<float> host(static_cast<std::size_t>(k.logits_.numel()));
-    ops.to_host(host.data(), k.logits_);
-    for (std::int64_t i = 0; i < count; ++i)
-        std::copy_n(host.data() + i * config_.padded_vocab_size, V, out + i * V);
     for (std::int64_t i = b; i < b + count; ++i)
         k.lengths_[static_cast<std::size_t>(i)] += static_cast<std::int32_t>(T);
+}
+
+void GPT2::cached_logits(KVCache& k, float* out) {
+    const std::int64_t V = config_.vocab_size, Vp = config_.padded_vocab_size;
+    k.host_logits_.resize(static_cast<std::size_t>(k.logits_.numel()));
+    backend_->to_host(k.host_logits_.data(), k.logits_);
+    for (std::int64_t i = 0; i < k.logits_.rows(); ++i)
+        std::copy_n(k.host_logits_.data() + i * Vp, V, out + i * V);
 }
 
 void GPT2::prefill(KVCache& cache, std::int64_t b, const std::int32_t* tokens, std::int64_t count,
                    float* logits) {
     LLMC_CHECK(b >= 0 && b < cache.B(), "sequence {} of {}", b, cache.B());
     LLMC_CHECK(count > 0, "no tokens to put into the cache");
-    run_cached(cache, b, 1, tokens, count, logits);
+    run_cached(cache, b, 1, tokens, count);
+    cached_logits(cache, logits);
 }
 
 void GPT2::decode(KVCache& cache, const std::int32_t* tokens, float* logits) {
-    run_cached(cache, 0, cache.B(), tokens, 1, logits);
+    run_cached(cache, 0, cache.B(), tokens, 1);
+    cached_logits(cache, logits);
+}
+
+void GPT2::next_tokens(KVCache& k, const std::int32_t* tokens, const float* coins,
+                       const SamplerOptions& options, std::int32_t* out) {
+    check_sampler(config_.vocab_size, options);
+    run_cached(k, 0, k.B(), tokens, 1);
+    const Tensor chosen = k.tokens_.view({k.B()});
+    backend_->from_host(k.coins_, coins);
+    backend_->sample(chosen, k.logits_, k.coins_, config_.vocab_size, options);
+    backend_->to_host(out, chosen);
+    for (std::int64_t i = 0; i < k.B(); ++i) token_of(out[i]);
 }
 
 }  // namespace llmc

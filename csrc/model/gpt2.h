@@ -123,6 +123,10 @@ class GPT2 {
     void prefill(KVCache& cache, std::int64_t b, const std::int32_t* tokens, std::int64_t count,
                  float* logits);
     void decode(KVCache& cache, const std::int32_t* tokens, float* logits);
+    // The same, but the logits stay on the device: out (cache.B) gets the token that Backend::sample chooses
+    // for each sequence, 0 if its coin is negative. Throws Error if there is none to choose.
+    void next_tokens(KVCache& cache, const std::int32_t* tokens, const float* coins,
+                     const SamplerOptions& options, std::int32_t* out);
 
     // By name, in file order. Gradients are allocated on first use.
     std::vector<Parameter> parameters();
@@ -148,7 +152,8 @@ class GPT2 {
     void check_tokens(const std::int32_t* tokens, std::int64_t n, std::int64_t least) const;
     void require_gradients();
     void run_cached(KVCache& cache, std::int64_t b, std::int64_t count, const std::int32_t* tokens,
-                    std::int64_t T, float* logits);
+                    std::int64_t T);
+    void cached_logits(KVCache& cache, float* out);
 
     std::shared_ptr<Backend> backend_;
     GPT2Config config_;
@@ -184,7 +189,8 @@ class KVCache {
     std::vector<std::int32_t> lengths_;
     Arena arena_, work_;
     Tensor kcache_, vcache_;  // (L, B, NH, max_len, HS)
-    Tensor tokens_, start_, x_, ln_, mean_, rstd_, qkv_, branch_, fch_, fch_gelu_, residual_, logits_;
+    Tensor tokens_, start_, x_, ln_, mean_, rstd_, qkv_, branch_, fch_, fch_gelu_, residual_, logits_, coins_;
+    std::vector<float> host_logits_;  // padded rows
 };
 
 }  // namespace llmc

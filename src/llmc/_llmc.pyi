@@ -26,6 +26,7 @@ __all__: list[str] = [
     "KVCache",
     "MemoryPlan",
     "Mt19937",
+    "SamplerOptions",
     "ShardInfo",
     "Tensor",
     "Tokenizer",
@@ -126,6 +127,12 @@ class AdamWStep:
         seed: int = 0,
     ) -> None: ...
 
+class SamplerOptions:
+    """
+    How a token is chosen: csrc/core/sampler.h.
+    """
+    def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> None: ...
+
 class Backend:
     """
     A device and its ops. Formulas, shapes and accumulation rules: csrc/core/backend.h.
@@ -213,6 +220,7 @@ class Backend:
         self, out: Tensor, pre: Tensor, inp: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> None: ...
     def residual_forward(self, out: Tensor, a: Tensor, b: Tensor) -> None: ...
+    def sample(self, tokens: Tensor, logits: Tensor, coins: Tensor, V: int, options: SamplerOptions) -> None: ...
     def set_option(self, name: str, value: str) -> None:
         """
         A choice that the backend offers, as ('attention', 'flash') of 'cuda': doc/cuda.md.
@@ -315,6 +323,16 @@ class GPT2:
     def materialize_gradients(self) -> None:
         """
         Zeroes the gradients that zero_grad() has only marked, for who looks at them before backward().
+        """
+    def next_tokens(
+        self,
+        cache: KVCache,
+        tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
+        coins: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        options: SamplerOptions,
+    ) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        decode(), and a token chosen from each sequence's logits; 0 if its coin is negative.
         """
     def parameter(self, name: str) -> Tensor: ...
     def parameter_names(self) -> list[str]: ...

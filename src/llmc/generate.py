@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmc import _llmc
 from llmc.config import check_seed
@@ -39,8 +38,10 @@ class _Sequence:
         if self.cache.length(self.index) >= self.cache.max_len:
             self.encode(self.tokens[-max(1, self.cache.max_len // 2) : -1])
 
-    def draw(self, logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, stop: int | None) -> None:
-        token = _llmc.sample(logits, self.coin.randfloat32(), temperature, top_k, top_p)
+    def toss(self) -> float:
+        return -1.0 if self.done else self.coin.randfloat32()
+
+    def append(self, token: int, stop: int | None) -> None:
         self.done = token == stop
         if not self.done:
             self.tokens.append(token)
@@ -75,15 +76,19 @@ def generate(
     length = min(model.config.max_seq_len, max(len(p) for p in prompts) + max_new_tokens)
     cache = _llmc.KVCache(model.native, len(prompts), length)
     batch = [_Sequence(model, cache, i, p, (seed + i) % 2**64 or 1) for i, p in enumerate(prompts)]
+    options = _llmc.SamplerOptions(temperature, top_k, top_p)
     for s in batch:
         s.begin()
     for _ in range(max_new_tokens):
         for s in batch:
             s.make_room()
-        logits = model.native.decode(cache, np.asarray([s.tokens[-1] for s in batch], dtype=np.int32))
+        newest = np.asarray([s.tokens[-1] for s in batch], dtype=np.int32)
+        tokens = model.native.next_tokens(
+            cache, newest, np.asarray([s.toss() for s in batch], dtype=np.float32), options
+        )
         for s in batch:
             if not s.done:
-                s.draw(logits[s.index], temperature, top_k, top_p, stop_token)
+                s.append(int(tokens[s.index]), stop_token)
         yield [s.new for s in batch]
         if all(s.done for s in batch):
             return
