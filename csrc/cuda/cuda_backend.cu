@@ -2,6 +2,7 @@
 #include "cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 
@@ -66,6 +67,7 @@ CudaBackend::~CudaBackend() {
         if (s.read) cudaEventDestroy(s.read);
         if (s.memory) cudaFreeHost(s.memory);
     }
+    if (return_) cudaFreeHost(return_);
     if (scratch_) cudaFree(scratch_);
     cudaStreamDestroy(stream_);
 }
@@ -229,10 +231,19 @@ void CudaBackend::from_host(Tensor out, const void* host) {
 
 void CudaBackend::to_host(void* host, Tensor inp) {
     const cudaStream_t s = stream();
-    if (inp.bytes() > 0)
-        CUDA_CHECK(cudaMemcpyAsync(host, inp.data, static_cast<std::size_t>(inp.bytes()),
-                                   cudaMemcpyDeviceToHost, s));
+    const std::size_t bytes = static_cast<std::size_t>(inp.bytes());
+    const bool pinned = bytes <= kReturnBytes;  // else the driver's own way, by parts
+    if (pinned && bytes > return_bytes_) {
+        const std::size_t size = std::bit_ceil(std::max<std::size_t>(bytes, 4096));
+        if (return_) CUDA_CHECK(cudaFreeHost(return_));
+        return_ = nullptr, return_bytes_ = 0;
+        CUDA_CHECK(cudaMallocHost(&return_, size));
+        return_bytes_ = size;
+    }
+    if (bytes > 0)
+        CUDA_CHECK(cudaMemcpyAsync(pinned ? return_ : host, inp.data, bytes, cudaMemcpyDeviceToHost, s));
     CUDA_CHECK(cudaStreamSynchronize(s));
+    if (pinned && bytes > 0) std::memcpy(host, return_, bytes);
 }
 
 void CudaBackend::synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream())); }

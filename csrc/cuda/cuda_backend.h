@@ -105,6 +105,11 @@ class CudaBackend final : public Backend {
     static constexpr int kStagings = 8;
     static constexpr std::size_t kStagingBytes = std::size_t{1} << 20;
 
+    // The way back: as large as the largest copy that took it.
+    static constexpr std::size_t kReturnBytes = std::size_t{64} << 20;
+    void* return_ = nullptr;
+    std::size_t return_bytes_ = 0;
+
     int device_;
     cudaStream_t stream_ = nullptr;
     CudaOptions options_;
