@@ -905,20 +905,32 @@ def test_generation_as_on_the_cpu(cuda, cpu, rng, dtype, tolerance):
 
 @pytest.mark.parametrize("options", [(0.0,), (1.0,), (0.8, 9, 0.9)])
 def test_tokens_chosen_on_the_device(cuda, rng, options):
-    """next_tokens is decode and the host's choice; a sequence with a negative coin goes along."""
+    """Steps queued ahead are decode and the host's choice; a sequence with a negative coin goes along."""
     m = model(cuda, "bf16", "f32", 66, 3)
     caches = [_llmc.KVCache(m, 3, 20) for _ in range(2)]
     for cache in caches:
         for b in range(3):
             m.prefill(cache, b, np.arange(1, 3 + b))
-    tokens = np.array([5, 6, 7], np.int32)
-    for _ in range(8):
-        coins = rng.random(3).astype(np.float32)
-        coins[1] = -1
-        logits = m.decode(caches[0], tokens)
-        wanted = [_llmc.sample(logits[b], coins[b], *options) if b != 1 else 0 for b in range(3)]
-        tokens = m.next_tokens(caches[1], tokens, coins, _llmc.SamplerOptions(*options))
-        assert tokens.tolist() == wanted
+    tokens, coins, wanted = np.array([5, 6, 7], np.int32), rng.random((8, 3)).astype(np.float32), []
+    coins[:, 1] = -1
+    for step in range(8):
+        logits = m.decode(caches[0], tokens if step == 0 else np.array(wanted[-1], np.int32))
+        wanted.append([_llmc.sample(logits[b], coins[step, b], *options) if b != 1 else 0 for b in range(3)])
+    got, chooser = [], _llmc.SamplerOptions(*options)
+    m.queue_tokens(caches[1], tokens, coins[0], chooser)
+    for step in range(1, 8):
+        m.queue_tokens(caches[1], None, coins[step], chooser)
+        with pytest.raises(ValueError, match="two steps"):
+            m.queue_tokens(caches[1], None, coins[step], chooser)
+        got.append(m.read_tokens(caches[1]).tolist())
+    got.append(m.read_tokens(caches[1]).tolist())
+    assert got == wanted
+    with pytest.raises(ValueError, match="no step"):
+        m.read_tokens(caches[1])
+    caches[1].clear(0)
+    m.prefill(caches[1], 0, [1, 2])
+    with pytest.raises(ValueError, match="no tokens to go on from"):
+        m.queue_tokens(caches[1], None, coins[0], chooser)
 
 
 def test_a_run_repeats_itself(cuda, rng):

@@ -65,8 +65,10 @@ void write_text(GPT2& model, const std::optional<Tokenizer>& tokenizer, std::int
     std::printf("generating:\n---\n");
     for (std::int64_t t = 1; t < length; ++t) {
         const float coin = rng.randfloat32();
-        model.next_tokens(cache, &token, &coin, SamplerOptions{}, &token);
-        if (tokenizer)  // whose vocabulary may be smaller than the model's
+        model.queue_tokens(cache, &token, &coin, SamplerOptions{});
+        model.read_tokens(cache, &token);
+        token_of(token);  // or an Error
+        if (tokenizer)    // whose vocabulary may be smaller than the model's
             std::printf("%s", token < tokenizer->vocab_size() ? printable(tokenizer->decode(token)).c_str()
                                                               : "\xef\xbf\xbd");
         else

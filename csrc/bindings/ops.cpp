@@ -55,6 +55,8 @@ void bind_ops(py::module_& m) {
     bind_allocation(backend);
     backend.def(py::init(&make_backend), "device"_a = "cpu", "threads"_a = 0)
         .def("info", &Backend::info)
+        .def_property_readonly("runs_ahead", &Backend::runs_ahead,
+                               "Ops are only queued, so that the host may be ahead of them.")
         .def("synchronize",
              [](Backend& self) {
                  const Busy busy(self);

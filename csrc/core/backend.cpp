@@ -1,6 +1,7 @@
 // The fused ops composed of primitives, and the one place that knows which backends exist.
 #include "core/backend.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "core/dims.h"
@@ -8,6 +9,22 @@
 #include "cuda/make_cuda.h"
 
 namespace llmc {
+
+std::unique_ptr<Readback> Backend::make_readback(std::size_t bytes) {
+    struct Waiting final : Readback {
+        Backend& backend;
+        std::vector<char> kept;
+        std::size_t size = 0;
+        Waiting(Backend& backend, std::size_t bytes) : backend(backend), kept(bytes) {}
+        void queue(Tensor inp) override {
+            size = static_cast<std::size_t>(inp.bytes());
+            LLMC_CHECK(size <= kept.size(), "{} bytes for a Readback of {}", size, kept.size());
+            backend.to_host(kept.data(), inp);
+        }
+        void wait(void* host) override { std::copy_n(kept.data(), size, static_cast<char*>(host)); }
+    };
+    return std::make_unique<Waiting>(*this, bytes);
+}
 
 void Backend::set_option(const std::string& name, const std::string&) {
     throw ArgumentError(filled("{} has no option '{}'", info().name, name));

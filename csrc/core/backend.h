@@ -6,7 +6,7 @@
 // activations' gradients are overwritten unless said otherwise, parameters' gradients accumulate. float
 // tensors are f32 or bf16; arithmetic is in f32 and only the store rounds. Statistics (mean, rstd, lse,
 // losses, m, v) are f32 always. Shapes are checked once, by the function of the op's name in dims.h. Ops are
-// queued in call order; only to_host and synchronize wait.
+// queued in call order; only to_host, synchronize and a Readback wait.
 //
 // Letters: B batch, T time, C channels, OC output channels, NH heads, HS = C/NH head size, V vocabulary, Vp
 // padded V, N any number of rows (all leading extents of a tensor taken together).
@@ -49,6 +49,15 @@ struct AdamWStep {
     std::uint32_t seed;              // of stochastic rounding, used where a bf16 parameter has no master
 };
 
+// A copy to the host that is waited for by itself, while ops that were queued after it may still be under way.
+// Used again and again, and no longer than its backend.
+class Readback {
+  public:
+    virtual ~Readback() = default;
+    virtual void queue(Tensor inp) = 0;
+    virtual void wait(void* host) = 0;  // gives the bytes of the last queue()
+};
+
 // One thread at a time: ops share scratch memory. The bindings take `mutex`.
 class Backend {
   public:
@@ -64,6 +73,9 @@ class Backend {
     virtual void from_host(Tensor out, const void* host) = 0;  // host memory may be reused on return
     virtual void to_host(void* host, Tensor inp) = 0;          // waits
     virtual void synchronize() = 0;                            // waits
+    virtual std::unique_ptr<Readback> make_readback(std::size_t bytes);  // for as many at most
+    // Ops are only queued, so that the host may be ahead of them.
+    virtual bool runs_ahead() const { return false; }
 
     // `memory` holds parameters, which have new values. A backend may keep packed copies of such weights, and
     // only of such. So whoever has named memory here names it again after writing to it, and before the next

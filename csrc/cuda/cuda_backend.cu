@@ -29,6 +29,41 @@ constexpr const char* kSwitches[] = {"off", "on", "auto"};
 constexpr const char* kOffOn[] = {"off", "on"};
 constexpr const char* kBiasGradients[] = {"sum", "product"};
 
+class PinnedReadback final : public Readback {
+  public:
+    PinnedReadback(CudaBackend& backend, std::size_t bytes) : backend_(backend), bytes_(bytes) {
+        backend_.stream();  // its device
+        CUDA_CHECK(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming));
+        const cudaError_t error = cudaMallocHost(&memory_, std::max<std::size_t>(bytes, 1));
+        if (error != cudaSuccess) cudaEventDestroy(done_);
+        CUDA_CHECK(error);
+    }
+    ~PinnedReadback() override {
+        cudaSetDevice(backend_.device());
+        cudaEventSynchronize(done_);  // the device may still write
+        cudaEventDestroy(done_);
+        cudaFreeHost(memory_);
+    }
+    void queue(Tensor inp) override {
+        size_ = static_cast<std::size_t>(inp.bytes());
+        LLMC_CHECK(size_ <= bytes_, "{} bytes for a Readback of {}", size_, bytes_);
+        const cudaStream_t s = backend_.stream();
+        CUDA_CHECK(cudaMemcpyAsync(memory_, inp.data, size_, cudaMemcpyDeviceToHost, s));
+        CUDA_CHECK(cudaEventRecord(done_, s));
+    }
+    void wait(void* host) override {
+        backend_.stream();
+        CUDA_CHECK(cudaEventSynchronize(done_));
+        std::memcpy(host, memory_, size_);
+    }
+
+  private:
+    CudaBackend& backend_;
+    std::size_t bytes_, size_ = 0;
+    cudaEvent_t done_ = nullptr;
+    void* memory_ = nullptr;
+};
+
 double megabytes(std::size_t bytes) { return static_cast<double>(bytes >> 20); }
 
 }  // namespace
@@ -244,6 +279,10 @@ void CudaBackend::to_host(void* host, Tensor inp) {
         CUDA_CHECK(cudaMemcpyAsync(pinned ? return_ : host, inp.data, bytes, cudaMemcpyDeviceToHost, s));
     CUDA_CHECK(cudaStreamSynchronize(s));
     if (pinned && bytes > 0) std::memcpy(host, return_, bytes);
+}
+
+std::unique_ptr<Readback> CudaBackend::make_readback(std::size_t bytes) {
+    return std::make_unique<PinnedReadback>(*this, bytes);
 }
 
 void CudaBackend::synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream())); }

@@ -419,7 +419,7 @@ KVCache::KVCache(const GPT2& model, std::int64_t B, std::int64_t max_len)
 // only with count 1.
 void GPT2::run_cached(KVCache& k, std::int64_t b, std::int64_t count, const std::int32_t* tokens,
                       std::int64_t T) {
-    check_tokens(tokens, count * T, 0);
+    if (tokens) check_tokens(tokens, count * T, 0);
     for (std::int64_t i = b; i < b + count; ++i)
         LLMC_CHECK(k.length(i) + T <= k.max_len(),
                    "sequence {} has {} positions and gets {}, but the cache holds {}", i, k.length(i), T,
@@ -443,7 +443,8 @@ void GPT2::run_cached(KVCache& k, std::int64_t b, std::int64_t count, const std:
 
     Backend& ops = *backend_;
     const GPT2Tensors& p = params_;
-    ops.from_host(k.tokens_, tokens);
+    k.chosen_ = false;
+    if (tokens) ops.from_host(k.tokens_, tokens);  // else they lie there
     ops.from_host(k.start_, k.lengths_.data() + b);
     ops.encoder_forward(k.x_, k.tokens_, p.wte, p.wpe, k.start_);
     ops.layernorm_forward(k.ln_, k.mean_, k.rstd_, k.x_, p.ln1w[0], p.ln1b[0]);
@@ -487,15 +488,26 @@ void GPT2::decode(KVCache& cache, const std::int32_t* tokens, float* logits) {
     cached_logits(cache, logits);
 }
 
-void GPT2::next_tokens(KVCache& k, const std::int32_t* tokens, const float* coins,
-                       const SamplerOptions& options, std::int32_t* out) {
+void GPT2::queue_tokens(KVCache& k, const std::int32_t* tokens, const float* coins,
+                        const SamplerOptions& options) {
     check_sampler(config_.vocab_size, options);
+    LLMC_CHECK(tokens || k.chosen_, "no tokens to go on from: the cache was used for something else");
+    LLMC_CHECK(k.queued_ - k.read_ < 2, "two steps are queued already: read_tokens() comes first");
     run_cached(k, 0, k.B(), tokens, 1);
     const Tensor chosen = k.tokens_.view({k.B()});
     backend_->from_host(k.coins_, coins);
     backend_->sample(chosen, k.logits_, k.coins_, config_.vocab_size, options);
-    backend_->to_host(out, chosen);
-    for (std::int64_t i = 0; i < k.B(); ++i) token_of(out[i]);
+    std::unique_ptr<Readback>& readback = k.readbacks_[k.queued_ % 2];
+    if (!readback) readback = backend_->make_readback(static_cast<std::size_t>(chosen.bytes()));
+    readback->queue(chosen);
+    k.chosen_ = true;
+    ++k.queued_;
+}
+
+void GPT2::read_tokens(KVCache& k, std::int32_t* out) {
+    LLMC_CHECK(k.queued_ > k.read_, "no step is queued");
+    k.readbacks_[k.read_ % 2]->wait(out);
+    ++k.read_;
 }
 
 }  // namespace llmc

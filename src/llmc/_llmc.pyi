@@ -47,6 +47,7 @@ __all__: list[str] = [
     "sample",
     "set_library_directories",
     "thread_comms",
+    "token_of",
 ]
 
 class Error(RuntimeError):
@@ -232,6 +233,11 @@ class Backend:
         Bytes that the ops of a training step take for themselves, beside the tensors that they are given.
         """
     def zero(self, x: Tensor) -> None: ...
+    @property
+    def runs_ahead(self) -> bool:
+        """
+        Ops are only queued, so that the host may be ahead of them.
+        """
 
 class Comm:
     """
@@ -324,16 +330,6 @@ class GPT2:
         """
         Zeroes the gradients that zero_grad() has only marked, for who looks at them before backward().
         """
-    def next_tokens(
-        self,
-        cache: KVCache,
-        tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
-        coins: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-        options: SamplerOptions,
-    ) -> numpy.typing.NDArray[numpy.int32]:
-        """
-        decode(), and a token chosen from each sequence's logits; 0 if its coin is negative.
-        """
     def parameter(self, name: str) -> Tensor: ...
     def parameter_names(self) -> list[str]: ...
     def parameter_view(self, name: str) -> numpy.typing.NDArray[typing.Any]: ...
@@ -341,6 +337,20 @@ class GPT2:
     def prefill(
         self, cache: KVCache, b: int, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
     ) -> numpy.typing.NDArray[numpy.float32]: ...
+    def queue_tokens(
+        self,
+        cache: KVCache,
+        tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32] | None,
+        coins: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        options: SamplerOptions,
+    ) -> None:
+        """
+        decode(), and a token chosen from each sequence's logits, without waiting. tokens None: those chosen last.
+        """
+    def read_tokens(self, cache: KVCache) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        The tokens of the oldest queue_tokens() not read yet; negative: faults, see token_of().
+        """
     def save_checkpoint(self, path: os.PathLike[str] | str | bytes) -> None: ...
     def zero_grad(self) -> None: ...
     @property
@@ -548,6 +558,11 @@ def set_library_directories(directories: collections.abc.Sequence[str]) -> None:
 def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:
     """
     A Comm per CPU backend, for as many threads of this process.
+    """
+
+def token_of(token_or_fault: int) -> int:
+    """
+    The token, or the Error that a fault stands for.
     """
 
 __version__: str = ""

@@ -79,16 +79,29 @@ def generate(
     options = _llmc.SamplerOptions(temperature, top_k, top_p)
     for s in batch:
         s.begin()
-    for _ in range(max_new_tokens):
-        for s in batch:
-            s.make_room()
-        newest = np.asarray([s.tokens[-1] for s in batch], dtype=np.int32)
-        tokens = model.native.next_tokens(
-            cache, newest, np.asarray([s.toss() for s in batch], dtype=np.float32), options
-        )
+    native = model.native
+
+    def queue(newest: Sequence[int] | None) -> None:
+        tokens = None if newest is None else np.asarray(newest, dtype=np.int32)
+        native.queue_tokens(cache, tokens, np.asarray([s.toss() for s in batch], dtype=np.float32), options)
+
+    # On a device that runs ahead, the next step is queued before the tokens of this one are read, so the device
+    # does not wait for the host. A sequence that turns out to have ended was then computed once in vain.
+    queued = 0
+    for step in range(max_new_tokens):
+        if queued == step:
+            for s in batch:
+                s.make_room()
+            queue([s.tokens[-1] for s in batch])
+            queued += 1
+        room = all(cache.length(s.index) < cache.max_len for s in batch)
+        if native.backend.runs_ahead and queued < max_new_tokens and room:
+            queue(None)
+            queued += 1
+        tokens = native.read_tokens(cache)
         for s in batch:
             if not s.done:
-                s.append(int(tokens[s.index]), stop_token)
+                s.append(_llmc.token_of(int(tokens[s.index])), stop_token)
         yield [s.new for s in batch]
         if all(s.done for s in batch):
             return
