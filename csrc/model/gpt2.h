@@ -155,7 +155,8 @@ class GPT2 {
     void check_tokens(const std::int32_t* tokens, std::int64_t n, std::int64_t least) const;
     void require_gradients();
     void run_cached(KVCache& cache, std::int64_t b, std::int64_t count, const std::int32_t* tokens,
-                    std::int64_t T);  // without tokens: those that k.tokens_ holds
+                    std::int64_t T,                 // without tokens: those that k.tokens_ holds
+                    const float* coins = nullptr);  // for k.coins_
     void cached_logits(KVCache& cache, float* out);
 
     std::shared_ptr<Backend> backend_;
@@ -192,7 +193,10 @@ class KVCache {
     std::vector<std::int32_t> lengths_;
     Arena arena_, work_;
     Tensor kcache_, vcache_;  // (L, B, NH, max_len, HS)
-    Tensor tokens_, start_, x_, ln_, mean_, rstd_, qkv_, branch_, fch_, fch_gelu_, residual_, logits_, coins_;
+    Tensor numbers_;          // (2, sequences) i32, one copy from the host: start_ and the bits of coins_
+    Tensor start_, coins_;
+    Tensor tokens_, x_, ln_, mean_, rstd_, qkv_, branch_, fch_, fch_gelu_, residual_, logits_;
+    std::vector<std::int32_t> host_numbers_;
     std::vector<float> host_logits_;  // padded rows
     bool chosen_ = false;             // tokens_ are those that the last queue_tokens chose
     std::unique_ptr<Readback> readbacks_[2];
