@@ -810,7 +810,7 @@ def test_sample_as_the_host(cuda, rng, V, Vp):
     Coin 0 only for the first rows: it takes the first token that top_k and top_p leave, and if the tail is less than
     what a double resolves, then which of it they leave depends on the order of the sum.
     """
-    rows = rng.standard_normal((12, Vp)) * np.array([0.0, 1e-9, 0.1, 1, 3, 10, 40, 300, 3, 3, 3, 3])[:, None]
+    rows = rng.standard_normal((12, Vp)) * np.array([0.0, 1e-5, 0.1, 1, 3, 10, 40, 300, 3, 3, 3, 3])[:, None]
     rows[8] = np.round(rows[8])
     rows[9] = rows[9] > 0
     rows[10, rng.integers(0, Vp, Vp // 2)] = -np.inf
