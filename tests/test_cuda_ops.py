@@ -794,6 +794,60 @@ def test_a_nan_factor_changes_nothing(cuda, rng, factor):
         np.testing.assert_array_equal(get(a), b.astype(np.float32))
 
 
+# ---- sampling ----
+
+
+def sampled(backend, logits, coins, V, *options):
+    tokens = put(backend, np.full(len(coins), -7), "i32")
+    backend.sample(tokens, put(backend, logits, "f32"), put(backend, coins, "f32"), V, _llmc.SamplerOptions(*options))
+    return tokens.to_host().tolist()
+
+
+@pytest.mark.parametrize("V, Vp", [(1, 1), (2, 7), (31, 32), (61, 128), (1023, 1024), (1025, 1025), (5003, 5008)])
+def test_sample_as_the_host(cuda, rng, V, Vp):
+    """Logits of every shape: flat, peaked, with equals, of two values, with -inf; coins of both ends and between.
+
+    Coin 0 only for the first rows: it takes the first token that top_k and top_p leave, and if the tail is less than
+    what a double resolves, then which of it they leave depends on the order of the sum.
+    """
+    rows = rng.standard_normal((12, Vp)) * np.array([0.0, 1e-5, 0.1, 1, 3, 10, 40, 300, 3, 3, 3, 3])[:, None]
+    rows[8] = np.round(rows[8])
+    rows[9] = rows[9] > 0
+    rows[10, rng.integers(0, Vp, Vp // 2)] = -np.inf
+    rows[10, V - 1] = 0.5
+    rows[11] = np.sort(rows[11])
+    logits = rows.astype(np.float32)
+    logits[:, V:] = np.nan  # the padding is not looked at
+    for options in [(0.0,), (1.0,), (0.3,), (1e9,), (1.0, 1), (1.0, 2), (0.7, 40), (1.0, V - 1 or 1), (1.0, 0, 0.9),
+                    (1.0, 0, 1e-6), (2.0, 0, 0.5), (1.0, 0, 0.999999), (0.8, 50, 0.95), (1.5, V, 0.3)]:  # fmt: skip
+        coins = rng.random(len(logits)).astype(np.float32)
+        coins[rng.choice(len(coins), 2, replace=False)] = 2.0**-24, 1 - 2.0**-24
+        coins[rng.integers(0, 5)] = 0.0
+        wanted = [_llmc.sample(row[:V], float(c), *options) for row, c in zip(logits, coins)]
+        assert sampled(cuda, logits, coins, V, *options) == wanted, options
+
+
+def test_sample_from_gpt2s_vocabulary(cuda, rng):
+    V, Vp = 50257, 50304
+    logits = (rng.standard_normal((2, Vp)) * 2 - 30).astype(np.float32)
+    for options in [(0.0,), (1.0,), (0.8, 40), (1.0, 0, 0.95)]:
+        coins = rng.random(2).astype(np.float32)
+        wanted = [_llmc.sample(row[:V], float(c), *options) for row, c in zip(logits, coins)]
+        assert sampled(cuda, logits, coins, V, *options) == wanted
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sample_faults(request, rng, device):
+    """A row that nothing can be chosen from says why; a negative coin wants nothing, whatever the row."""
+    backend = request.getfixturevalue(device)
+    logits = np.array([[0, 1, 2], [0, np.nan, np.nan], [np.inf, 0, 1], [-np.inf] * 3, [np.nan] * 3, [2, 1, 0]])
+    coins = np.array([0, 0, 0.5, 0.9, -1, 0.1])
+    least = -(2**31)
+    for temperature in (0.0, 1.0):
+        first = 2 if temperature == 0 else 0
+        assert sampled(backend, logits, coins, 3, temperature) == [first, -2, least, least + 1, 0, 0]
+
+
 # ---- the model ----
 
 
@@ -847,6 +901,36 @@ def test_generation_as_on_the_cpu(cuda, cpu, rng, dtype, tolerance):
         logits.append(np.array(rows))
     np.testing.assert_allclose(logits[0], logits[1], atol=tolerance * np.abs(logits[1]).max())
     np.testing.assert_allclose(logits[0][0], logits[0][-1], atol=tolerance * np.abs(logits[1]).max())
+
+
+@pytest.mark.parametrize("options", [(0.0,), (1.0,), (0.8, 9, 0.9)])
+def test_tokens_chosen_on_the_device(cuda, rng, options):
+    """Steps queued ahead are decode and the host's choice; a sequence with a negative coin goes along."""
+    m = model(cuda, "bf16", "f32", 66, 3)
+    caches = [_llmc.KVCache(m, 3, 20) for _ in range(2)]
+    for cache in caches:
+        for b in range(3):
+            m.prefill(cache, b, np.arange(1, 3 + b))
+    tokens, coins, wanted = np.array([5, 6, 7], np.int32), rng.random((8, 3)).astype(np.float32), []
+    coins[:, 1] = -1
+    for step in range(8):
+        logits = m.decode(caches[0], tokens if step == 0 else np.array(wanted[-1], np.int32))
+        wanted.append([_llmc.sample(logits[b], coins[step, b], *options) if b != 1 else 0 for b in range(3)])
+    got, chooser = [], _llmc.SamplerOptions(*options)
+    m.queue_tokens(caches[1], tokens, coins[0], chooser)
+    for step in range(1, 8):
+        m.queue_tokens(caches[1], None, coins[step], chooser)
+        with pytest.raises(ValueError, match="two steps"):
+            m.queue_tokens(caches[1], None, coins[step], chooser)
+        got.append(m.read_tokens(caches[1]).tolist())
+    got.append(m.read_tokens(caches[1]).tolist())
+    assert got == wanted
+    with pytest.raises(ValueError, match="no step"):
+        m.read_tokens(caches[1])
+    caches[1].clear(0)
+    m.prefill(caches[1], 0, [1, 2])
+    with pytest.raises(ValueError, match="no tokens to go on from"):
+        m.queue_tokens(caches[1], None, coins[0], chooser)
 
 
 def test_a_run_repeats_itself(cuda, rng):

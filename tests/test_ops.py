@@ -535,6 +535,7 @@ OPERANDS = {
     "crossentropy_forward": ([((6,), F), ((6, 7), F), ((6,), I)], [5]),
     "crossentropy_softmax_backward": ([((6, 7), F), ((6,), I)], [0.5, 5]),
     "fused_classifier": ([((6,), F), ((6, 7), F), ((6,), I)], [0.5, 5]),
+    "sample": ([((6,), I), ((6, 7), F), ((6,), F)], [5, _llmc.SamplerOptions()]),
     "fused_residual_layernorm_forward": (
         [((6, 8), F), ((6, 8), F), ((6,), F), ((6,), F), ((6, 8), F), ((6, 8), F), ((8,), F), ((8,), F)],
         [],
@@ -555,7 +556,7 @@ OPERANDS = {
 }
 # Operands whose last extent an op takes as it comes: a reduction's input, and the padded vocabulary.
 FREE = {("sum", 1), ("global_norm_squared", 1)}
-FREE |= {("crossentropy_forward", 1), ("crossentropy_softmax_backward", 0), ("fused_classifier", 1)}
+FREE |= {("crossentropy_forward", 1), ("crossentropy_softmax_backward", 0), ("fused_classifier", 1), ("sample", 1)}
 
 
 def tensors_of(backend, operands):

@@ -62,13 +62,13 @@ void write_text(GPT2& model, const std::optional<Tokenizer>& tokenizer, std::int
     std::int32_t token =
         tokenizer ? tokenizer->eot_token() : static_cast<std::int32_t>(std::min<std::int64_t>(V - 1, 50256));
     KVCache cache(model, 1, length);
-    std::vector<float> logits(static_cast<std::size_t>(V));
     std::printf("generating:\n---\n");
     for (std::int64_t t = 1; t < length; ++t) {
-        model.decode(cache, &token, logits.data());
-        token =
-            static_cast<std::int32_t>(sample_token(logits.data(), V, SamplerOptions{}, rng.randfloat32()));
-        if (tokenizer)  // whose vocabulary may be smaller than the model's
+        const float coin = rng.randfloat32();
+        model.queue_tokens(cache, &token, &coin, SamplerOptions{});
+        model.read_tokens(cache, &token);
+        token_of(token);  // or an Error
+        if (tokenizer)    // whose vocabulary may be smaller than the model's
             std::printf("%s", token < tokenizer->vocab_size() ? printable(tokenizer->decode(token)).c_str()
                                                               : "\xef\xbf\xbd");
         else

@@ -113,6 +113,8 @@ void bind_data(py::module_& m) {
         },
         "logits"_a, "coin"_a, "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f);
 
+    m.def("token_of", &token_of, "token_or_fault"_a, "The token, or the Error that a fault stands for.");
+
     py::class_<Tokenizer>(m, "Tokenizer", "A llm.c tokenizer file, for decoding.")
         .def(py::init<std::filesystem::path>(), "path"_a)
         .def_property_readonly("vocab_size", &Tokenizer::vocab_size)

@@ -244,6 +244,35 @@ void bind_model(py::module_& m) {
                 return logits;
             },
             "cache"_a, "tokens"_a)
+        .def(
+            "queue_tokens",
+            [](Model& self, KVCache& cache, const std::optional<Tokens>& tokens,
+               const py::array_t<float, py::array::c_style | py::array::forcecast>& coins,
+               const SamplerOptions& options) {
+                LLMC_CHECK(!tokens || (tokens->ndim() == 1 && tokens->size() == cache.B()),
+                           "{} tokens for a cache of {} sequences", tokens->size(), cache.B());
+                LLMC_CHECK(coins.ndim() == 1 && coins.size() == cache.B(),
+                           "{} coins for a cache of {} sequences", coins.size(), cache.B());
+                const std::int32_t* const x = tokens ? tokens->data() : nullptr;
+                const float* const coin = coins.data();
+                const Busy busy(*self.gpt2->backend());
+                self.refresh();
+                self.gpt2->queue_tokens(cache, x, coin, options);
+            },
+            "cache"_a, "tokens"_a, "coins"_a, "options"_a,
+            "decode(), and a token chosen from each sequence's logits, without waiting. tokens None: those "
+            "chosen last.")
+        .def(
+            "read_tokens",
+            [](Model& self, KVCache& cache) {
+                py::array_t<std::int32_t> tokens(cache.B());
+                std::int32_t* const out = tokens.mutable_data();
+                const Busy busy(*self.gpt2->backend());
+                self.gpt2->read_tokens(cache, out);
+                return tokens;
+            },
+            "cache"_a,
+            "The tokens of the oldest queue_tokens() not read yet; negative: faults, see token_of().")
         .def("parameter_names",
              [](const Model& self) {
                  std::vector<std::string> names;

@@ -43,12 +43,20 @@ void bind_ops(py::module_& m) {
              "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "weight_decay"_a, "correction1"_a, "correction2"_a,
              "seed"_a = 0);
 
+    py::class_<SamplerOptions>(m, "SamplerOptions", "How a token is chosen: csrc/core/sampler.h.")
+        .def(py::init([](float temperature, std::int64_t top_k, float top_p) {
+                 return SamplerOptions{temperature, top_k, top_p};
+             }),
+             "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f);
+
     const auto none = py::none();
     py::class_<Backend, std::shared_ptr<Backend>> backend(
         m, "Backend", "A device and its ops. Formulas, shapes and accumulation rules: csrc/core/backend.h.");
     bind_allocation(backend);
     backend.def(py::init(&make_backend), "device"_a = "cpu", "threads"_a = 0)
         .def("info", &Backend::info)
+        .def_property_readonly("runs_ahead", &Backend::runs_ahead,
+                               "Ops are only queued, so that the host may be ahead of them.")
         .def("synchronize",
              [](Backend& self) {
                  const Busy busy(self);
@@ -110,7 +118,8 @@ void bind_ops(py::module_& m) {
         .def("matmul_gelu_backward", op(&Backend::matmul_gelu_backward), "dinp"_a, "dweight"_a, "dbias"_a,
              "dout"_a, "inp"_a, "weight"_a, "pre"_a, "accumulate"_a = true)
         .def("fused_classifier", op(&Backend::fused_classifier), "losses"_a, "logits"_a, "targets"_a,
-             "dloss"_a, "V"_a);
+             "dloss"_a, "V"_a)
+        .def("sample", op(&Backend::sample), "tokens"_a, "logits"_a, "coins"_a, "V"_a, "options"_a);
 }
 
 }  // namespace llmc

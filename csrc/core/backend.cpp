@@ -1,10 +1,30 @@
 // The fused ops composed of primitives, and the one place that knows which backends exist.
 #include "core/backend.h"
 
+#include <algorithm>
+#include <vector>
+
+#include "core/dims.h"
 #include "cpu/make_cpu.h"
 #include "cuda/make_cuda.h"
 
 namespace llmc {
+
+std::unique_ptr<Readback> Backend::make_readback(std::size_t bytes) {
+    struct Waiting final : Readback {
+        Backend& backend;
+        std::vector<char> kept;
+        std::size_t size = 0;
+        Waiting(Backend& backend, std::size_t bytes) : backend(backend), kept(bytes) {}
+        void queue(Tensor inp) override {
+            size = static_cast<std::size_t>(inp.bytes());
+            LLMC_CHECK(size <= kept.size(), "{} bytes for a Readback of {}", size, kept.size());
+            backend.to_host(kept.data(), inp);
+        }
+        void wait(void* host) override { std::copy_n(kept.data(), size, static_cast<char*>(host)); }
+    };
+    return std::make_unique<Waiting>(*this, bytes);
+}
 
 void Backend::set_option(const std::string& name, const std::string&) {
     throw ArgumentError(filled("{} has no option '{}'", info().name, name));
@@ -30,6 +50,21 @@ void Backend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Te
 void Backend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) {
     crossentropy_forward(losses, logits, targets, V);
     crossentropy_softmax_backward(logits, targets, dloss, V);
+}
+
+void Backend::sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,
+                     const SamplerOptions& options) {
+    const ClassifierDims d = sample_dims(tokens, logits, coins, V);
+    check_sampler(V, options);
+    std::vector<float> rows(static_cast<std::size_t>(logits.numel())), coin(static_cast<std::size_t>(d.N));
+    std::vector<std::int32_t> chosen(coin.size());
+    to_host(rows.data(), logits);
+    to_host(coin.data(), coins);
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+        if (coin[i] >= 0.0f)
+            chosen[i] =
+                token_or_fault(rows.data() + static_cast<std::int64_t>(i) * d.Vp, V, options, coin[i]);
+    from_host(tokens, chosen.data());
 }
 
 std::shared_ptr<Backend> make_backend(const std::string& device, int threads) {

@@ -6,7 +6,7 @@
 // activations' gradients are overwritten unless said otherwise, parameters' gradients accumulate. float
 // tensors are f32 or bf16; arithmetic is in f32 and only the store rounds. Statistics (mean, rstd, lse,
 // losses, m, v) are f32 always. Shapes are checked once, by the function of the op's name in dims.h. Ops are
-// queued in call order; only to_host and synchronize wait.
+// queued in call order; only to_host, synchronize and a Readback wait.
 //
 // Letters: B batch, T time, C channels, OC output channels, NH heads, HS = C/NH head size, V vocabulary, Vp
 // padded V, N any number of rows (all leading extents of a tensor taken together).
@@ -22,6 +22,7 @@
 #include <mutex>
 #include <string>
 
+#include "core/sampler.h"
 #include "core/tensor.h"
 
 namespace llmc {
@@ -48,6 +49,15 @@ struct AdamWStep {
     std::uint32_t seed;              // of stochastic rounding, used where a bf16 parameter has no master
 };
 
+// A copy to the host that is waited for by itself, while ops that were queued after it may still be under way.
+// Used again and again, and no longer than its backend.
+class Readback {
+  public:
+    virtual ~Readback() = default;
+    virtual void queue(Tensor inp) = 0;
+    virtual void wait(void* host) = 0;  // gives the bytes of the last queue()
+};
+
 // One thread at a time: ops share scratch memory. The bindings take `mutex`.
 class Backend {
   public:
@@ -63,6 +73,9 @@ class Backend {
     virtual void from_host(Tensor out, const void* host) = 0;  // host memory may be reused on return
     virtual void to_host(void* host, Tensor inp) = 0;          // waits
     virtual void synchronize() = 0;                            // waits
+    virtual std::unique_ptr<Readback> make_readback(std::size_t bytes);  // for as many at most
+    // Ops are only queued, so that the host may be ahead of them.
+    virtual bool runs_ahead() const { return false; }
 
     // `memory` holds parameters, which have new values. A backend may keep packed copies of such weights, and
     // only of such. So whoever has named memory here names it again after writing to it, and before the next
@@ -167,6 +180,13 @@ class Backend {
                                       Tensor weight, Tensor pre, bool accumulate);
     // Both halves of the classifier in one visit: losses, and dlogits in place of logits.
     virtual void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V);
+
+    // Generation. For each row a token among the first V, as token_or_fault of core/sampler.h chooses it: a row
+    // that nothing can be chosen from gets a fault. A negative coin says that the row wants none: token 0.
+    // tokens (N) i32   logits (N,Vp) f32   coins (N) f32, below 1
+    // The default body works on the host, and waits.
+    virtual void sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,
+                        const SamplerOptions& options);
 };
 
 // "cpu", "cuda" (= "cuda:0"), "cuda:1", ...   threads <= 0: as many as the process may use.

@@ -185,6 +185,14 @@ inline ClassifierDims classifier_dims(const char* op, const Tensor& logits, cons
     return d;
 }
 
+inline ClassifierDims sample_dims(const Tensor& tokens, const Tensor& logits, const Tensor& coins,
+                                  std::int64_t V) {
+    const ClassifierDims d = classifier_dims("sample", logits, tokens, V);
+    detail::check_dtype("sample", "logits", logits, DType::f32);
+    detail::check_stat("sample", "coins", coins, d.N);
+    return d;
+}
+
 inline void reduction_dims(const char* op, const Tensor& out, const Tensor& inp) {
     detail::check_float(op, "inp", inp);
     detail::check_stat(op, "out", out, 1);

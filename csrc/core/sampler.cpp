@@ -3,23 +3,41 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <vector>
 
 #include "core/check.h"
 
 namespace llmc {
 
-std::int64_t sample_token(const float* logits, std::int64_t V, const SamplerOptions& options, float coin) {
+void check_sampler(std::int64_t V, const SamplerOptions& options) {
     LLMC_CHECK(V > 0, "the vocabulary is empty");
+    LLMC_CHECK(V <= 1 << 30, "a vocabulary of {} tokens is too large", V);
     LLMC_CHECK(options.temperature >= 0.0f, "temperature is {}, expected 0 or more", options.temperature);
     LLMC_CHECK(options.top_k >= 0, "top_k is {}, expected 0 (no limit) or more", options.top_k);
     LLMC_CHECK(options.top_p > 0.0f && options.top_p <= 1.0f, "top_p is {}, expected in (0, 1]",
                options.top_p);
+}
+
+std::int32_t token_of(std::int32_t token_or_fault) {
+    if (token_or_fault >= 0) return token_or_fault;
+    if (token_or_fault == kLargestIsInfinite || token_or_fault == kLargestIsMinusInfinite)
+        throw Error(filled("cannot sample: the largest logit is {}",
+                           token_or_fault == kLargestIsInfinite ? HUGE_VALF : -HUGE_VALF));
+    throw Error(filled("cannot sample: logit {} is not a number", -1 - token_or_fault));
+}
+
+std::int64_t sample_token(const float* logits, std::int64_t V, const SamplerOptions& options, float coin) {
+    return token_of(token_or_fault(logits, V, options, coin));
+}
+
+std::int32_t token_or_fault(const float* logits, std::int64_t V, const SamplerOptions& options, float coin) {
+    check_sampler(V, options);
     for (std::int64_t i = 0; i < V; ++i)
-        if (std::isnan(logits[i])) throw Error(filled("cannot sample: logit {} is not a number", i));
+        if (std::isnan(logits[i])) return static_cast<std::int32_t>(-1 - i);
     const std::int64_t best = std::max_element(logits, logits + V) - logits;
     if (!std::isfinite(logits[best]))
-        throw Error(filled("cannot sample: the largest logit is {}", logits[best]));
-    if (options.temperature == 0.0f) return best;
+        return logits[best] > 0.0f ? kLargestIsInfinite : kLargestIsMinusInfinite;
+    if (options.temperature == 0.0f) return static_cast<std::int32_t>(best);
 
     std::vector<double> p(static_cast<std::size_t>(V));
     double total = 0.0;
@@ -48,9 +66,9 @@ std::int64_t sample_token(const float* logits, std::int64_t V, const SamplerOpti
         if (p[i] == 0.0) continue;
         below += p[i];
         last = i;
-        if (coin * total < below) return i;
+        if (coin * total < below) return static_cast<std::int32_t>(i);
     }
-    return last;  // rounding
+    return static_cast<std::int32_t>(last);  // rounding
 }
 
 }  // namespace llmc

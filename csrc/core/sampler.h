@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <limits>
 
 namespace llmc {
 
@@ -15,5 +15,14 @@ struct SamplerOptions {
 // coin in [0, 1). Walks the cumulative probabilities in the order of token ids, as llm.c does; top_k and
 // top_p only remove tokens from the walk. Throws Error where a logit is NaN or the largest is infinite.
 std::int64_t sample_token(const float* logits, std::int64_t V, const SamplerOptions& options, float coin);
+
+void check_sampler(std::int64_t V, const SamplerOptions& options);  // throws ArgumentError
+
+// The same in two steps, for a device that cannot throw: a token, or a fault, and then the token or the Error.
+// Faults: -1 - i if logit i is the first that is not a number, and the two below if the largest is infinite.
+constexpr std::int32_t kLargestIsInfinite = std::numeric_limits<std::int32_t>::min();
+constexpr std::int32_t kLargestIsMinusInfinite = kLargestIsInfinite + 1;
+std::int32_t token_or_fault(const float* logits, std::int64_t V, const SamplerOptions& options, float coin);
+std::int32_t token_of(std::int32_t token_or_fault);
 
 }  // namespace llmc

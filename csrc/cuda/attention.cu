@@ -33,16 +33,22 @@ struct Rows {
     __device__ const T* operator[](i64 j) const { return data + j * stride; }
 };
 
-template <class T>
+// W: of the loads; the sum is in the order of the elements.
+template <int W = 1, class T>
 __device__ float dot(const float* a, const T* b, i64 n) {
     float sum = 0.0f;
-    for (i64 i = 0; i < n; ++i) sum = fmaf(a[i], widen(b[i]), sum);
+#pragma unroll 4
+    for (i64 i = 0; i < n; i += W) {
+        const Floats<W> x = load<W>(b + i);
+#pragma unroll
+        for (int k = 0; k < W; ++k) sum = fmaf(a[i + k], x[k], sum);
+    }
     return sum;
 }
 
 // out (HS) = softmax(q k^T scale) v over `keys` rows, by one block of kWarps warps.
 // shared: q (HS), then per warp the unscaled result (HS), then per warp maximum and sum.
-template <class T>
+template <int W, class T>
 __device__ void attend(T* out, float* lse, const T* q, Rows<T> k, Rows<T> v, i64 keys, i64 HS, float scale,
                        float* shared) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -55,7 +61,7 @@ __device__ void attend(T* out, float* lse, const T* q, Rows<T> k, Rows<T> v, i64
     float highest = kLowest, total = 0.0f;
     for (i64 begin = warp * kWarp; begin < keys; begin += kWarps * kWarp) {
         const i64 j = begin + lane;
-        const float score = j < keys ? dot(query, k[j], HS) : -std::numeric_limits<float>::infinity();
+        const float score = j < keys ? dot<W>(query, k[j], HS) : -std::numeric_limits<float>::infinity();
         const float top = Max()(warp_reduce(score, Max()), highest);
         const float p = expf(score - top), correction = expf(highest - top);
         total = total * correction + warp_reduce(p, Sum());
@@ -63,9 +69,17 @@ __device__ void attend(T* out, float* lse, const T* q, Rows<T> k, Rows<T> v, i64
         for (i64 first = 0; first < HS; first += kWarp) {
             const i64 i = first + lane;
             float s = i < HS ? sum[i] * correction : 0.0f;
-            for (int other = 0; other < kWarp; ++other) {
-                const float weight = __shfl_sync(kAllLanes, p, other);
-                if (begin + other < keys && i < HS) s = fmaf(weight, widen(v[begin + other][i]), s);
+            constexpr int kAhead = 8;  // values whose loads do not wait for each other
+            for (int other = 0; other < kWarp; other += kAhead) {
+                float value[kAhead];
+#pragma unroll
+                for (int a = 0; a < kAhead; ++a)
+                    value[a] = begin + other + a < keys && i < HS ? widen(v[begin + other + a][i]) : 0.0f;
+#pragma unroll
+                for (int a = 0; a < kAhead; ++a) {
+                    const float weight = __shfl_sync(kAllLanes, p, other + a);
+                    if (begin + other + a < keys) s = fmaf(weight, value[a], s);
+                }
             }
             if (i < HS) sum[i] = s;
         }
@@ -92,15 +106,15 @@ std::size_t attend_shared(i64 HS) {
 }
 
 // One block per (b, h, t); the longest rows first, so that the short ones fill the gaps at the end.
-template <class T>
+template <class T, int W>
 __global__ void attention_forward_kernel(T* out, float* lse, const T* qkv, AttentionDims d, float scale) {
     LLMC_DYNAMIC_SHARED(shared);
     const i64 rows = d.B * d.NH, row = blockIdx.x % rows, t = d.T - 1 - blockIdx.x / rows;
     const i64 b = row / d.NH, h = row % d.NH, stride = 3 * d.C;
     const T* const head = qkv + b * d.T * stride + h * d.HS;
-    attend(out + (b * d.T + t) * d.C + h * d.HS, lse + row * d.T + t, head + t * stride,
-           Rows<T>{head + d.C, stride}, Rows<T>{head + 2 * d.C, stride}, t + 1, d.HS, scale,
-           reinterpret_cast<float*>(shared));
+    attend<W>(out + (b * d.T + t) * d.C + h * d.HS, lse + row * d.T + t, head + t * stride,
+              Rows<T>{head + d.C, stride}, Rows<T>{head + 2 * d.C, stride}, t + 1, d.HS, scale,
+              reinterpret_cast<float*>(shared));
 }
 
 template <class T>
@@ -117,9 +131,10 @@ __global__ void cache_store_kernel(T* kcache, T* vcache, const T* qkv, const std
     vcache[to] = row[2 * d.C];
 }
 
-template <class T>
-__global__ void attention_decode_kernel(T* out, const T* kcache, const T* vcache, const T* qkv,
-                                        const std::int32_t* start, DecodeDims d, float scale) {
+// The caches hold the new positions already, unless there is one for each sequence: its block stores it.
+template <class T, int W>
+__global__ void attention_decode_kernel(T* out, T* kcache, T* vcache, const T* qkv, const std::int32_t* start,
+                                        DecodeDims d, float scale) {
     LLMC_DYNAMIC_SHARED(shared);
     const i64 rows = d.B * d.NH, row = blockIdx.x % rows, t = d.T - 1 - blockIdx.x / rows;
     const i64 b = row / d.NH, h = row % d.NH, position = start[b] + t;
@@ -130,9 +145,14 @@ __global__ void attention_decode_kernel(T* out, const T* kcache, const T* vcache
         return;
     }
     const i64 cache = row * d.maxT * d.HS;
-    attend(to, static_cast<float*>(nullptr), qkv + (b * d.T + t) * 3 * d.C + h * d.HS,
-           Rows<T>{kcache + cache, d.HS}, Rows<T>{vcache + cache, d.HS}, position + 1, d.HS, scale,
-           reinterpret_cast<float*>(shared));
+    const T* const q = qkv + (b * d.T + t) * 3 * d.C + h * d.HS;
+    if (d.T == 1)  // attend() begins with a barrier
+        for (i64 i = threadIdx.x; i < d.HS; i += kWarps * kWarp) {
+            kcache[cache + position * d.HS + i] = q[d.C + i];
+            vcache[cache + position * d.HS + i] = q[2 * d.C + i];
+        }
+    attend<W>(to, static_cast<float*>(nullptr), q, Rows<T>{kcache + cache, d.HS},
+              Rows<T>{vcache + cache, d.HS}, position + 1, d.HS, scale, reinterpret_cast<float*>(shared));
 }
 
 // delta (B,NH,T): 8 lanes per row (b, t, h), in memory order.
@@ -268,8 +288,14 @@ void CudaBackend::attention_forward(Tensor out, Tensor lse, Tensor qkv, std::int
     if (flash(d, qkv, out)) return flash_forward(out, lse, qkv, d, stream());
     visit_float(qkv.dtype, [&](auto tag) {
         using T = decltype(tag);
-        launch(attention_forward_kernel<T>, blocks_for(d.B * d.NH * d.T, 1), kWarps * kWarp,
-               attend_shared(d.HS), stream(), out.as<T>(), lse.as<float>(), qkv.as<T>(), d, scale_of(d.HS));
+        visit_width<T>(
+            d.HS,
+            [&](auto width) {
+                launch(attention_forward_kernel<T, decltype(width)::value>, blocks_for(d.B * d.NH * d.T, 1),
+                       kWarps * kWarp, attend_shared(d.HS), stream(), out.as<T>(), lse.as<float>(),
+                       qkv.as<T>(), d, scale_of(d.HS));
+            },
+            qkv.data);
     });
 }
 
@@ -304,11 +330,17 @@ void CudaBackend::attention_decode(Tensor out, Tensor kcache, Tensor vcache, Ten
     visit_float(qkv.dtype, [&](auto tag) {
         using T = decltype(tag);
         constexpr int kThreads = 256;
-        launch(cache_store_kernel<T>, blocks_for(d.B * d.T * d.C, kThreads), kThreads, 0, stream(),
-               kcache.as<T>(), vcache.as<T>(), qkv.as<T>(), start.as<std::int32_t>(), d);
-        launch(attention_decode_kernel<T>, blocks_for(d.B * d.NH * d.T, 1), kWarps * kWarp,
-               attend_shared(d.HS), stream(), out.as<T>(), kcache.as<T>(), vcache.as<T>(), qkv.as<T>(),
-               start.as<std::int32_t>(), d, scale_of(d.HS));
+        if (d.T > 1)
+            launch(cache_store_kernel<T>, blocks_for(d.B * d.T * d.C, kThreads), kThreads, 0, stream(),
+                   kcache.as<T>(), vcache.as<T>(), qkv.as<T>(), start.as<std::int32_t>(), d);
+        visit_width<T>(
+            d.HS,
+            [&](auto width) {
+                launch(attention_decode_kernel<T, decltype(width)::value>, blocks_for(d.B * d.NH * d.T, 1),
+                       kWarps * kWarp, attend_shared(d.HS), stream(), out.as<T>(), kcache.as<T>(),
+                       vcache.as<T>(), qkv.as<T>(), start.as<std::int32_t>(), d, scale_of(d.HS));
+            },
+            kcache.data, vcache.data);
     });
 }
 

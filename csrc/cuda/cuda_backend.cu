@@ -2,6 +2,7 @@
 #include "cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 
@@ -27,6 +28,41 @@ constexpr const char* kAttentions[] = {"auto", "cudnn", "flash", "simple"};
 constexpr const char* kSwitches[] = {"off", "on", "auto"};
 constexpr const char* kOffOn[] = {"off", "on"};
 constexpr const char* kBiasGradients[] = {"sum", "product"};
+
+class PinnedReadback final : public Readback {
+  public:
+    PinnedReadback(CudaBackend& backend, std::size_t bytes) : backend_(backend), bytes_(bytes) {
+        backend_.stream();  // its device
+        CUDA_CHECK(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming));
+        const cudaError_t error = cudaMallocHost(&memory_, std::max<std::size_t>(bytes, 1));
+        if (error != cudaSuccess) cudaEventDestroy(done_);
+        CUDA_CHECK(error);
+    }
+    ~PinnedReadback() override {
+        cudaSetDevice(backend_.device());
+        cudaEventSynchronize(done_);  // the device may still write
+        cudaEventDestroy(done_);
+        cudaFreeHost(memory_);
+    }
+    void queue(Tensor inp) override {
+        size_ = static_cast<std::size_t>(inp.bytes());
+        LLMC_CHECK(size_ <= bytes_, "{} bytes for a Readback of {}", size_, bytes_);
+        const cudaStream_t s = backend_.stream();
+        CUDA_CHECK(cudaMemcpyAsync(memory_, inp.data, size_, cudaMemcpyDeviceToHost, s));
+        CUDA_CHECK(cudaEventRecord(done_, s));
+    }
+    void wait(void* host) override {
+        backend_.stream();
+        CUDA_CHECK(cudaEventSynchronize(done_));
+        std::memcpy(host, memory_, size_);
+    }
+
+  private:
+    CudaBackend& backend_;
+    std::size_t bytes_, size_ = 0;
+    cudaEvent_t done_ = nullptr;
+    void* memory_ = nullptr;
+};
 
 double megabytes(std::size_t bytes) { return static_cast<double>(bytes >> 20); }
 
@@ -66,6 +102,7 @@ CudaBackend::~CudaBackend() {
         if (s.read) cudaEventDestroy(s.read);
         if (s.memory) cudaFreeHost(s.memory);
     }
+    if (return_) cudaFreeHost(return_);
     if (scratch_) cudaFree(scratch_);
     cudaStreamDestroy(stream_);
 }
@@ -229,10 +266,23 @@ void CudaBackend::from_host(Tensor out, const void* host) {
 
 void CudaBackend::to_host(void* host, Tensor inp) {
     const cudaStream_t s = stream();
-    if (inp.bytes() > 0)
-        CUDA_CHECK(cudaMemcpyAsync(host, inp.data, static_cast<std::size_t>(inp.bytes()),
-                                   cudaMemcpyDeviceToHost, s));
+    const std::size_t bytes = static_cast<std::size_t>(inp.bytes());
+    const bool pinned = bytes <= kReturnBytes;  // else the driver's own way, by parts
+    if (pinned && bytes > return_bytes_) {
+        const std::size_t size = std::bit_ceil(std::max<std::size_t>(bytes, 4096));
+        if (return_) CUDA_CHECK(cudaFreeHost(return_));
+        return_ = nullptr, return_bytes_ = 0;
+        CUDA_CHECK(cudaMallocHost(&return_, size));
+        return_bytes_ = size;
+    }
+    if (bytes > 0)
+        CUDA_CHECK(cudaMemcpyAsync(pinned ? return_ : host, inp.data, bytes, cudaMemcpyDeviceToHost, s));
     CUDA_CHECK(cudaStreamSynchronize(s));
+    if (pinned && bytes > 0) std::memcpy(host, return_, bytes);
+}
+
+std::unique_ptr<Readback> CudaBackend::make_readback(std::size_t bytes) {
+    return std::make_unique<PinnedReadback>(*this, bytes);
 }
 
 void CudaBackend::synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream())); }

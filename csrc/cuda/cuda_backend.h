@@ -1,7 +1,7 @@
 // An NVIDIA GPU as a Backend. Each op is defined in the file of its name; this header is their common room.
 //
-// All work goes into one stream, in call order. The host waits in to_host and synchronize alone, and in
-// from_host when it is several copies ahead of the device.
+// All work goes into one stream, in call order. The host waits in to_host, synchronize and for a Readback
+// alone, and in from_host when it is several copies ahead of the device.
 #pragma once
 
 #include <memory>
@@ -42,6 +42,8 @@ class CudaBackend final : public Backend {
     void from_host(Tensor out, const void* host) override;
     void to_host(void* host, Tensor inp) override;
     void synchronize() override;
+    std::unique_ptr<Readback> make_readback(std::size_t bytes) override;
+    bool runs_ahead() const override { return true; }
     std::int64_t workspace_bytes(std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,
                                  DType dtype) override;
     void set_option(const std::string& name, const std::string& value) override;
@@ -77,6 +79,8 @@ class CudaBackend final : public Backend {
     void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                               Tensor weight, Tensor pre, bool accumulate) override;
     void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) override;
+    void sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,
+                const SamplerOptions& options) override;
 
     int device() const { return device_; }
     // The stream of all ops; makes this backend's device the calling thread's current one.
@@ -102,6 +106,11 @@ class CudaBackend final : public Backend {
     };
     static constexpr int kStagings = 8;
     static constexpr std::size_t kStagingBytes = std::size_t{1} << 20;
+
+    // The way back: as large as the largest copy that took it.
+    static constexpr std::size_t kReturnBytes = std::size_t{64} << 20;
+    void* return_ = nullptr;
+    std::size_t return_bytes_ = 0;
 
     int device_;
     cudaStream_t stream_ = nullptr;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace llmc {
 
@@ -415,20 +416,19 @@ KVCache::KVCache(const GPT2& model, std::int64_t B, std::int64_t max_len)
     arena_.allocate(backend_);
 }
 
-// T new tokens for each of the sequences [b, b + count); logits of the last token of each. T > 1 only with
-// count 1.
+// T new tokens for each of the sequences [b, b + count); logits of the last token of each, on the device. T > 1
+// only with count 1.
 void GPT2::run_cached(KVCache& k, std::int64_t b, std::int64_t count, const std::int32_t* tokens,
-                      std::int64_t T, float* out) {
-    check_tokens(tokens, count * T, 0);
+                      std::int64_t T, const float* coins) {
+    if (tokens) check_tokens(tokens, count * T, 0);
     for (std::int64_t i = b; i < b + count; ++i)
         LLMC_CHECK(k.length(i) + T <= k.max_len(),
                    "sequence {} has {} positions and gets {}, but the cache holds {}", i, k.length(i), T,
                    k.max_len());
-    const std::int64_t L = config_.num_layers, NH = config_.num_heads, C = config_.channels,
-                       V = config_.vocab_size;
+    const std::int64_t L = config_.num_layers, NH = config_.num_heads, C = config_.channels;
     k.work_.clear();
     k.work_.add(k.tokens_, "tokens", DType::i32, {count, T});
-    k.work_.add(k.start_, "start", DType::i32, {count});
+    k.work_.add(k.numbers_, "numbers", DType::i32, {2, count});
     k.work_.add(k.x_, "x", dtype_, {count, T, C});
     k.work_.add(k.ln_, "ln", dtype_, {count, T, C});
     k.work_.add(k.mean_, "mean", DType::f32, {count, T});
@@ -440,11 +440,18 @@ void GPT2::run_cached(KVCache& k, std::int64_t b, std::int64_t count, const std:
     k.work_.add(k.fch_gelu_, "fch_gelu", dtype_, {count, T, 4 * C});
     k.work_.add(k.logits_, "logits", DType::f32, {count, config_.padded_vocab_size});
     k.work_.allocate(backend_);
+    k.start_ = k.numbers_[0];
+    k.coins_ = Tensor(k.numbers_[1].data, DType::f32, {count});
+    k.host_numbers_.assign(static_cast<std::size_t>(2 * count), 0);
+    std::copy_n(k.lengths_.data() + b, count, k.host_numbers_.data());
+    if (coins)
+        std::memcpy(k.host_numbers_.data() + count, coins, static_cast<std::size_t>(count) * sizeof(float));
 
     Backend& ops = *backend_;
     const GPT2Tensors& p = params_;
-    ops.from_host(k.tokens_, tokens);
-    ops.from_host(k.start_, k.lengths_.data() + b);
+    k.chosen_ = false;
+    if (tokens) ops.from_host(k.tokens_, tokens);  // else they lie there
+    ops.from_host(k.numbers_, k.host_numbers_.data());
     ops.encoder_forward(k.x_, k.tokens_, p.wte, p.wpe, k.start_);
     ops.layernorm_forward(k.ln_, k.mean_, k.rstd_, k.x_, p.ln1w[0], p.ln1b[0]);
     for (std::int64_t l = 0; l < L; ++l) {
@@ -462,23 +469,50 @@ void GPT2::run_cached(KVCache& k, std::int64_t b, std::int64_t count, const std:
     const Tensor last =
         k.ln_.view({count * T, C}).slice((T - 1) * count, count * T);  // T == 1, or one sequence
     ops.matmul_forward(k.logits_, last, p.wte, Tensor());
-    std::vector<float> host(static_cast<std::size_t>(k.logits_.numel()));
-    ops.to_host(host.data(), k.logits_);
-    for (std::int64_t i = 0; i < count; ++i)
-        std::copy_n(host.data() + i * config_.padded_vocab_size, V, out + i * V);
     for (std::int64_t i = b; i < b + count; ++i)
         k.lengths_[static_cast<std::size_t>(i)] += static_cast<std::int32_t>(T);
+}
+
+void GPT2::cached_logits(KVCache& k, float* out) {
+    const std::int64_t V = config_.vocab_size, Vp = config_.padded_vocab_size;
+    k.host_logits_.resize(static_cast<std::size_t>(k.logits_.numel()));
+    backend_->to_host(k.host_logits_.data(), k.logits_);
+    for (std::int64_t i = 0; i < k.logits_.rows(); ++i)
+        std::copy_n(k.host_logits_.data() + i * Vp, V, out + i * V);
 }
 
 void GPT2::prefill(KVCache& cache, std::int64_t b, const std::int32_t* tokens, std::int64_t count,
                    float* logits) {
     LLMC_CHECK(b >= 0 && b < cache.B(), "sequence {} of {}", b, cache.B());
     LLMC_CHECK(count > 0, "no tokens to put into the cache");
-    run_cached(cache, b, 1, tokens, count, logits);
+    run_cached(cache, b, 1, tokens, count);
+    cached_logits(cache, logits);
 }
 
 void GPT2::decode(KVCache& cache, const std::int32_t* tokens, float* logits) {
-    run_cached(cache, 0, cache.B(), tokens, 1, logits);
+    run_cached(cache, 0, cache.B(), tokens, 1);
+    cached_logits(cache, logits);
+}
+
+void GPT2::queue_tokens(KVCache& k, const std::int32_t* tokens, const float* coins,
+                        const SamplerOptions& options) {
+    check_sampler(config_.vocab_size, options);
+    LLMC_CHECK(tokens || k.chosen_, "no tokens to go on from: the cache was used for something else");
+    LLMC_CHECK(k.queued_ - k.read_ < 2, "two steps are queued already: read_tokens() comes first");
+    run_cached(k, 0, k.B(), tokens, 1, coins);
+    const Tensor chosen = k.tokens_.view({k.B()});
+    backend_->sample(chosen, k.logits_, k.coins_, config_.vocab_size, options);
+    std::unique_ptr<Readback>& readback = k.readbacks_[k.queued_ % 2];
+    if (!readback) readback = backend_->make_readback(static_cast<std::size_t>(chosen.bytes()));
+    readback->queue(chosen);
+    k.chosen_ = true;
+    ++k.queued_;
+}
+
+void GPT2::read_tokens(KVCache& k, std::int32_t* out) {
+    LLMC_CHECK(k.queued_ > k.read_, "no step is queued");
+    k.readbacks_[k.read_ % 2]->wait(out);
+    ++k.read_;
 }
 
 }  // namespace llmc

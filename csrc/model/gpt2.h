@@ -123,6 +123,13 @@ class GPT2 {
     void prefill(KVCache& cache, std::int64_t b, const std::int32_t* tokens, std::int64_t count,
                  float* logits);
     void decode(KVCache& cache, const std::int32_t* tokens, float* logits);
+    // The same, but the logits stay on the device, where Backend::sample chooses a token for each sequence.
+    // queue_tokens does not wait; without `tokens` it goes on from those chosen last, so that a step may be
+    // queued before the one before it is read. read_tokens waits for the oldest step that was not read yet, two
+    // at most: out (cache.B) are tokens or faults (core/sampler.h).
+    void queue_tokens(KVCache& cache, const std::int32_t* tokens, const float* coins,
+                      const SamplerOptions& options);
+    void read_tokens(KVCache& cache, std::int32_t* out);
 
     // By name, in file order. Gradients are allocated on first use.
     std::vector<Parameter> parameters();
@@ -148,7 +155,9 @@ class GPT2 {
     void check_tokens(const std::int32_t* tokens, std::int64_t n, std::int64_t least) const;
     void require_gradients();
     void run_cached(KVCache& cache, std::int64_t b, std::int64_t count, const std::int32_t* tokens,
-                    std::int64_t T, float* logits);
+                    std::int64_t T,                 // without tokens: those that k.tokens_ holds
+                    const float* coins = nullptr);  // for k.coins_
+    void cached_logits(KVCache& cache, float* out);
 
     std::shared_ptr<Backend> backend_;
     GPT2Config config_;
@@ -184,7 +193,14 @@ class KVCache {
     std::vector<std::int32_t> lengths_;
     Arena arena_, work_;
     Tensor kcache_, vcache_;  // (L, B, NH, max_len, HS)
-    Tensor tokens_, start_, x_, ln_, mean_, rstd_, qkv_, branch_, fch_, fch_gelu_, residual_, logits_;
+    Tensor numbers_;          // (2, sequences) i32, one copy from the host: start_ and the bits of coins_
+    Tensor start_, coins_;
+    Tensor tokens_, x_, ln_, mean_, rstd_, qkv_, branch_, fch_, fch_gelu_, residual_, logits_;
+    std::vector<std::int32_t> host_numbers_;
+    std::vector<float> host_logits_;  // padded rows
+    bool chosen_ = false;             // tokens_ are those that the last queue_tokens chose
+    std::unique_ptr<Readback> readbacks_[2];
+    std::int64_t queued_ = 0, read_ = 0;
 };
 
 }  // namespace llmc

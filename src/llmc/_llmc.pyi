@@ -26,6 +26,7 @@ __all__: list[str] = [
     "KVCache",
     "MemoryPlan",
     "Mt19937",
+    "SamplerOptions",
     "ShardInfo",
     "Tensor",
     "Tokenizer",
@@ -46,6 +47,7 @@ __all__: list[str] = [
     "sample",
     "set_library_directories",
     "thread_comms",
+    "token_of",
 ]
 
 class Error(RuntimeError):
@@ -125,6 +127,12 @@ class AdamWStep:
         correction2: float,
         seed: int = 0,
     ) -> None: ...
+
+class SamplerOptions:
+    """
+    How a token is chosen: csrc/core/sampler.h.
+    """
+    def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> None: ...
 
 class Backend:
     """
@@ -213,6 +221,7 @@ class Backend:
         self, out: Tensor, pre: Tensor, inp: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> None: ...
     def residual_forward(self, out: Tensor, a: Tensor, b: Tensor) -> None: ...
+    def sample(self, tokens: Tensor, logits: Tensor, coins: Tensor, V: int, options: SamplerOptions) -> None: ...
     def set_option(self, name: str, value: str) -> None:
         """
         A choice that the backend offers, as ('attention', 'flash') of 'cuda': doc/cuda.md.
@@ -224,6 +233,11 @@ class Backend:
         Bytes that the ops of a training step take for themselves, beside the tensors that they are given.
         """
     def zero(self, x: Tensor) -> None: ...
+    @property
+    def runs_ahead(self) -> bool:
+        """
+        Ops are only queued, so that the host may be ahead of them.
+        """
 
 class Comm:
     """
@@ -323,6 +337,20 @@ class GPT2:
     def prefill(
         self, cache: KVCache, b: int, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
     ) -> numpy.typing.NDArray[numpy.float32]: ...
+    def queue_tokens(
+        self,
+        cache: KVCache,
+        tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32] | None,
+        coins: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        options: SamplerOptions,
+    ) -> None:
+        """
+        decode(), and a token chosen from each sequence's logits, without waiting. tokens None: those chosen last.
+        """
+    def read_tokens(self, cache: KVCache) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        The tokens of the oldest queue_tokens() not read yet; negative: faults, see token_of().
+        """
     def save_checkpoint(self, path: os.PathLike[str] | str | bytes) -> None: ...
     def zero_grad(self) -> None: ...
     @property

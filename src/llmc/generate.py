@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmc import _llmc
 from llmc.config import check_seed
@@ -39,8 +38,10 @@ class _Sequence:
         if self.cache.length(self.index) >= self.cache.max_len:
             self.encode(self.tokens[-max(1, self.cache.max_len // 2) : -1])
 
-    def draw(self, logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, stop: int | None) -> None:
-        token = _llmc.sample(logits, self.coin.randfloat32(), temperature, top_k, top_p)
+    def toss(self) -> float:
+        return -1.0 if self.done else self.coin.randfloat32()
+
+    def append(self, token: int, stop: int | None) -> None:
         self.done = token == stop
         if not self.done:
             self.tokens.append(token)
@@ -75,15 +76,32 @@ def generate(
     length = min(model.config.max_seq_len, max(len(p) for p in prompts) + max_new_tokens)
     cache = _llmc.KVCache(model.native, len(prompts), length)
     batch = [_Sequence(model, cache, i, p, (seed + i) % 2**64 or 1) for i, p in enumerate(prompts)]
+    options = _llmc.SamplerOptions(temperature, top_k, top_p)
     for s in batch:
         s.begin()
-    for _ in range(max_new_tokens):
-        for s in batch:
-            s.make_room()
-        logits = model.native.decode(cache, np.asarray([s.tokens[-1] for s in batch], dtype=np.int32))
+    native = model.native
+
+    def queue(newest: Sequence[int] | None) -> None:
+        tokens = None if newest is None else np.asarray(newest, dtype=np.int32)
+        native.queue_tokens(cache, tokens, np.asarray([s.toss() for s in batch], dtype=np.float32), options)
+
+    # On a device that runs ahead, the next step is queued before the tokens of this one are read, so the device
+    # does not wait for the host. A sequence that turns out to have ended was then computed once in vain.
+    queued = 0
+    for step in range(max_new_tokens):
+        if queued == step:
+            for s in batch:
+                s.make_room()
+            queue([s.tokens[-1] for s in batch])
+            queued += 1
+        room = all(cache.length(s.index) < cache.max_len for s in batch)
+        if native.backend.runs_ahead and queued < max_new_tokens and room:
+            queue(None)
+            queued += 1
+        tokens = native.read_tokens(cache)
         for s in batch:
             if not s.done:
-                s.draw(logits[s.index], temperature, top_k, top_p, stop_token)
+                s.append(_llmc.token_of(int(tokens[s.index])), stop_token)
         yield [s.new for s in batch]
         if all(s.done for s in batch):
             return
