@@ -560,5 +560,10 @@ def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:
     A Comm per CPU backend, for as many threads of this process.
     """
 
+def token_of(token_or_fault: int) -> int:
+    """
+    The token, or the Error that a fault stands for.
+    """
+
 __version__: str = "0.1.0"
 compiler: str = "GNU 12.2.0"
