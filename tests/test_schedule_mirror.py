@@ -118,6 +118,9 @@ def test_mirror(tiny, device, tokens, dtype, grad_dtype, recompute, micro_batche
     # cuBLASLt chooses a kernel by how tensors are aligned, too. With 128 channels all begin at multiples of 256 bytes, as the mirror's do.
     config = llmc.GPT2Config(max_seq_len=19, vocab_size=61, num_layers=2, num_heads=2, channels=128)
     model = tiny(TINY if device == "cpu" else config, dtype=dtype, grad_dtype=grad_dtype, recompute=recompute)
+    if device != "cpu":
+        # What is recomputed is GELU by our own kernel; inside of a product it is cuBLASLt's, which in bf16 may be an ulp off.
+        model.native.backend.set_option("fused_gelu", "off")
     model.native.classifier_rows = 13  # 57 rows: five chunks, the last of 5
     mirror = Mirror(model)
     model.zero_grad()
