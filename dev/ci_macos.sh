@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles and links the C++ programs and dev/check_kernels for macOS on arm64, as CMake does there: clang, libc++, Grand Central
-# Dispatch in place of OpenMP. Then compiles the extension with libc++, but for this machine, as Python's headers are this machine's.
-# Warnings are errors; nothing is run. The compiler with macOS's headers is PyPI's ziglang. On 2 cores 35 s, and 30 s more the first
+# Dispatch in place of OpenMP. Beside that, the extension is compiled with libc++, but for this machine, as Python's headers are this machine's.
+# Warnings are errors; nothing is run. The compiler with macOS's headers is PyPI's ziglang. On 2 cores a minute, and 30 s more the first
 # time, in which it builds libc++ (into ~/.cache/zig).
 #
 # (.ci/run runs it.)
@@ -23,7 +23,7 @@ command -v ninja >/dev/null || "$python" -m pip install --quiet ninja
 "$python" -m cmake --version >/dev/null 2>&1 && cmake=("$python" -m cmake) || cmake=(cmake)
 
 rm -rf "$build"
-mkdir -p "$tools"
+mkdir -p "$tools/csrc/bindings"
 # Zig has words of its own for what the processor can do.
 cat >"$tools/c++" <<SH
 #!/usr/bin/env bash
@@ -34,14 +34,17 @@ for tool in ar ranlib; do
 done
 chmod +x "$tools"/*
 
+# Begun first and waited for last: it takes as long as all the rest, most of which is CMake asking one question after another.
+python_headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+pybind11_headers=$("$python" -c 'import pybind11; print(pybind11.get_include())')
+printf '%s\n' csrc/bindings/*.cpp | xargs -P "${LLMC_BUILD_JOBS:-2}" -I{} "$python" -m ziglang c++ -std=c++20 $quick -fPIC -Wall -Wextra \
+  -Werror -Icsrc -isystem "$python_headers" -isystem "$pybind11_headers" -DLLMC_VERSION=0 -DLLMC_COMPILER=zig -c {} \
+  -o "$tools/{}.o" >"$tools/bindings.log" 2>&1 &
+bindings=$!
+
 "${cmake[@]}" -S . -B "$build" -G Ninja -DCMAKE_SYSTEM_NAME=Darwin -DCMAKE_SYSTEM_PROCESSOR=arm64 "-DCMAKE_CXX_COMPILER=$tools/c++" \
   "-DCMAKE_AR=$tools/ar" "-DCMAKE_RANLIB=$tools/ranlib" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=$quick" \
   -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DLLMC_PYTHON=OFF -DLLMC_BUILD_APPS=ON -DLLMC_BUILD_CHECKS=ON >"$build.log"
 [ "$(grep -c "LLMC_COMPILES_NEON.* - Success" "$build.log")" = 2 ] || { echo "ci_macos: a kernel set is missing, see $build.log"; exit 1; }
 "${cmake[@]}" --build "$build" --parallel "${LLMC_BUILD_JOBS:-2}" >>"$build.log" 2>&1 || { tail -40 "$build.log"; exit 1; }
-
-python_headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-pybind11_headers=$("$python" -c 'import pybind11; print(pybind11.get_include())')
-mkdir -p "$build/csrc/bindings"
-printf '%s\n' csrc/bindings/*.cpp | xargs -P "${LLMC_BUILD_JOBS:-2}" -I{} "$python" -m ziglang c++ -std=c++20 $quick -fPIC -Wall -Wextra \
-  -Werror -Icsrc -isystem "$python_headers" -isystem "$pybind11_headers" -DLLMC_VERSION=0 -DLLMC_COMPILER=zig -c {} -o "$build/{}.o"
+wait $bindings || { cat "$tools/bindings.log"; exit 1; }
