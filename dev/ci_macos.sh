@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Compiles and links the C++ programs and dev/check_kernels for macOS on arm64, as CMake does there: clang, libc++, Grand Central
-# Dispatch in place of OpenMP. Beside that, the extension is compiled with libc++, but for this machine, as Python's headers are this machine's.
-# Warnings are errors; nothing is run. The compiler with macOS's headers is PyPI's ziglang. On 2 cores a minute, and 30 s more the first
-# time, in which it builds libc++ (into ~/.cache/zig).
+# Dispatch in place of OpenMP. Beside that, the extension is compiled with libc++, but for this machine, as Python's headers are
+# this machine's. Warnings are errors; nothing is run. The compiler with macOS's headers is PyPI's ziglang. On 2 cores it takes half
+# a minute, and as long again the first time, in which it builds libc++ (into ~/.cache/zig).
 #
 # (.ci/run runs it.)
 #
