@@ -70,7 +70,6 @@ class Check:
         self.site = self.build_dir / "site"
         self.deadline = time.monotonic() + 600
         self.stages: list[Result] = []  # of this part
-        self.simple = False
         self.lock = threading.Lock()
         self.running: set[int] = set()  # processes, each the first of its group
         signal.signal(signal.SIGTERM, self.stopped)
@@ -245,7 +244,6 @@ class Check:
         done = self.run("status", [sys.executable, "-c", code], 30)
         if done.returncode:
             raise RuntimeError(error_line(done.stderr))
-        self.simple = "attention simple" in done.stdout  # is the default, which takes minutes at a real size
         return done.stdout.splitlines()[-1]
 
     def worker(self, name: str, limit: float, threads: int = 0) -> tuple[str, str]:
@@ -361,8 +359,7 @@ class Check:
             ("racecheck", lambda: self.sanitizer("racecheck")),
             ("more_tests", lambda: self.tests("more_tests", [f for f in more if f not in FILES], 90)),
         )
-        base = FLASH if self.simple else ""
-        options = ["--models", "d12:64", "--updates", "1", "--options", "--settings", base]
+        options = ["--models", "d12:64", "--updates", "1", "--options", "--settings", ""]
         self.stage("options", lambda: self.bench("options", 60, *options))
         sizes = ["--models", "d24:32", "d48:16", "--updates", "2", "--parts", "llmc", "--settings", self.fastest()]
         self.stage("sizes", lambda: self.bench("sizes", 60, *sizes))

@@ -408,7 +408,7 @@ def default_settings(args: argparse.Namespace) -> list[str]:
     backend = _llmc.Backend(device_of(args))
     if args.dry_run:
         return [""]
-    usable = [] if options_of(backend)["attention"] == "simple" else [""]
+    usable = [""]
     for attention in ("flash", "cudnn"):
         try:
             backend.set_option("attention", attention)
