@@ -31,5 +31,5 @@ under cortex-a72 neon
 under max neon_bf16
 "$build/neon_bf16/check_kernels" "$@"
 if [ -n "${PYTHON:-}" ]; then
-    (cd "$root" && LLMC_APPS="$build/neon_bf16" "$PYTHON" -m pytest -q tests/test_apps.py tests/test_gpt2_program.py)
+    (cd "$root" && LLMC_APPS="$build/neon_bf16" "$PYTHON" -m pytest -q tests/programs/test_apps.py tests/programs/test_gpt2_program.py)
 fi

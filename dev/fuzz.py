@@ -33,14 +33,15 @@ import numpy as np
 
 from llmc import _llmc, hub
 from llmc.checkpoint import Checkpointer, TrainState, checkpoint_names, load_state, manifest_text, newest_good
-from llmc.config import GPT2Config
-from llmc.data import DataLoader, write_shard
+from llmc.data.loader import DataLoader
+from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.evalfile import write_evalfile
-from llmc.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
 from llmc.evals import Example, read_eval_file
-from llmc.model import GPT2
-from llmc.optim import AdamW
-from llmc.tokenizer import Tokenizer
+from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
+from llmc.formats.shards import write_shard
+from llmc.models.config import GPT2Config
+from llmc.models.gpt2 import GPT2
+from llmc.optim.adamw import AdamW
 
 # What a caller is told to expect of a damaged file.
 CLEAR_ERRORS = (_llmc.Error, ValueError, OSError)

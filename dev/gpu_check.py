@@ -35,7 +35,7 @@ SECONDS = {"a": 180, "b": 300}  # for each part, after the build
 OPS = "attention or layernorm or encoder or classifier or matmul or gelu or adamw or sums"
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
 FLASH, CUDNN = "attention=flash rows=16384", "attention=cudnn deterministic=off rows=16384"
-FILES = ["tests/test_cuda_ops.py", "tests/test_cuda_training.py"]
+FILES = ["tests/cuda/test_cuda_ops.py", "tests/cuda/test_cuda_training.py"]
 
 # An editable llmc would be found before the one that is built here.
 BEFORE_EDITABLE = """\
@@ -351,7 +351,7 @@ class Check:
     def b(self) -> None:
         more = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_*.py"))
         if self.dry_run:  # the emulated device takes minutes for all: dev/ci_emulation.sh
-            more = ["tests/test_gpt2.py"]
+            more = ["tests/models/test_gpt2.py"]
         self.together(
             ("parity", lambda: self.worker("parity", 60)),
             ("steps", lambda: self.worker("steps", 90, threads=4)),

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 import llmc
 from llmc import _llmc
-from llmc.data import write_shard
+from llmc.formats.shards import write_shard
 
 
 def _has_cuda() -> bool:
@@ -61,8 +61,8 @@ def make_backend(name: str, threads: int = 2) -> _llmc.Backend:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """Of a seed that is the test's own, and the same in every run."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+    """Of a seed that is the test's own, and the same in every run, whatever folder the test is in."""
+    return np.random.default_rng(zlib.crc32(f"tests/{request.path.name}::{request.node.name}".encode()))
 
 
 # Nothing in it is a multiple of 8: V < Vp, head size 11, a context of 19.

@@ -2,7 +2,7 @@
 
 Forward formulas take any floating dtype, complex ones too, and make no branch on a value, so that the complex step
 gives their gradients to the last bit: Im f(x + ih) / h with h = 1e-30 has no cancellation (Squire & Trapp 1998).
-The gradient formulas below are the fast ones, for real sizes; tests/test_oracle.py holds them to the complex step.
+The gradient formulas below are the fast ones, for real sizes; tests/ops/test_oracle.py holds them to the complex step.
 
 Evaluated in float64 a formula is the truth. Evaluated in float32, and rounded to the dtype where an op stores, it is
 the peer: a result may be twice as far from the truth as its peer, plus one unit in the last place of the largest

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import llmc
-from llmc.data import write_shard
+from llmc.formats.shards import write_shard
 
 VOCAB = 61
 

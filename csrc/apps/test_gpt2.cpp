@@ -1,6 +1,6 @@
 // Compares llmc with PyTorch on a debug state, as llm.c's test_gpt2: logits, loss, every gradient, ten steps
 // of AdamW. Prints a line for each and `overall okay: 1`; else `overall okay: 0`, and exits with 1.
-// src/llmc/test_gpt2.py is the same program and says where the tolerances come from; src/llmc/debug_state.py
+// src/llmc/test_gpt2.py is the same program and says where the tolerances come from; src/llmc/formats/debug_state.py
 // describes the file.
 #include <algorithm>
 #include <chrono>

@@ -16,7 +16,7 @@ struct LibraryNames {
 };
 extern const LibraryNames kCublasLt, kCudnn, kNccl;
 
-// Where pip put the wheels; Python says (src/llmc/_cuda_libs.py). Declared in make_cuda.h too, for the bindings.
+// Where pip put the wheels; Python says (src/llmc/system/cuda_libs.py). Declared in make_cuda.h too, for the bindings.
 void set_library_directories(std::vector<std::string> directories);
 
 // Stays open until the process ends: NVIDIA's libraries do not like to be unloaded.

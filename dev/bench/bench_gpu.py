@@ -38,7 +38,7 @@ from common import append_json
 
 import llmc
 from llmc import _llmc
-from llmc.mfu import peak_flops
+from llmc.system.flops import peak_flops
 
 MODELS = {"d12": 64, "d24": 32, "d48": 16}  # descriptor -> B: 124M, 350M, 1558M
 TINY = {"max_seq_len": 32, "vocab_size": 250, "num_layers": 2, "num_heads": 1, "channels": 64}
@@ -215,7 +215,7 @@ def run_torch(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def run_llm_c(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """llm.c's train_gpt2cu, whose own step lines are read."""
-    from llmc.data import write_shard
+    from llmc.formats.shards import write_shard
 
     config = config_of(args)
     steps = 3 + max(3, int(args.seconds))

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import print_table
 
 import llmc
-from llmc.data import write_shard
-from llmc.logs import BarConsole, Logs, MainLog, MetricsLog
+from llmc.formats.shards import write_shard
+from llmc.training.logs import BarConsole, Logs, MainLog, MetricsLog
 
 
 def main() -> int:

@@ -44,7 +44,7 @@ def llmc_step(model: str, dtype: str, B: int, T: int, threads: int) -> Callable[
     import numpy as np
 
     import llmc
-    from llmc.optim import AdamW
+    from llmc.optim.adamw import AdamW
 
     gpt2 = llmc.GPT2.from_descriptor(model, dtype=dtype, threads=threads)
     optimizer = AdamW(gpt2)

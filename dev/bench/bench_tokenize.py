@@ -21,12 +21,12 @@ from pathlib import Path
 
 import tiktoken
 
+from llmc.data.documents import Piece
+from llmc.data.tokenize import token_stream
+from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.download import cache_directory
-from llmc.datasets.read import Piece
 from llmc.datasets.text import language_reference
 from llmc.datasets.tinyshakespeare import REMOTE
-from llmc.datasets.tokenize import token_stream
-from llmc.tokenizer import Tokenizer
 
 # The peak is the process's own (VmHWM); Linux's ru_maxrss also counts the parent that started it.
 _CHILD = """

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import add_common_arguments, machine, print_table, write_json
 
 import llmc
-from llmc.optim import AdamW
+from llmc.optim.adamw import AdamW
 
 
 def batches(tokens: NDArray[np.int32], B: int, T: int, count: int, seed: int) -> list[NDArray[np.int32]]:

@@ -1,15 +1,16 @@
 """llmc: GPT-2 and GPT-3 pretraining with hand-written kernels."""
 
-from llmc import _cuda_libs, _llmc
+from llmc import _llmc
 from llmc._llmc import Backend, Error, __version__
-from llmc.config import GPT2Config
-from llmc.data import DataLoader
-from llmc.model import GPT2
-from llmc.optim import AdamW
-from llmc.schedule import lr_schedule
-from llmc.settings import TrainConfig
-from llmc.tokenizer import Tokenizer
-from llmc.train import Callback, Trainer, TrainResult, train
+from llmc.data.loader import DataLoader
+from llmc.data.tokenizer import Tokenizer
+from llmc.models.config import GPT2Config
+from llmc.models.gpt2 import GPT2
+from llmc.optim.adamw import AdamW
+from llmc.optim.schedule import lr_schedule
+from llmc.system import cuda_libs
+from llmc.training.settings import TrainConfig
+from llmc.training.trainer import Callback, Trainer, TrainResult, train
 
 __all__ = [
     "GPT2",
@@ -29,4 +30,4 @@ __all__ = [
 ]
 
 if _llmc.cuda_built():
-    _llmc.set_library_directories(_cuda_libs.library_directories())
+    _llmc.set_library_directories(cuda_libs.library_directories())

@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
-from llmc.fs import SYSTEM, Fs, StrPath, publish, stage, unstage, write_atomically
-from llmc.guards import available_host_memory
+from llmc.system.fs import SYSTEM, Fs, StrPath, publish, stage, unstage, write_atomically
+from llmc.system.memory import available_host_memory
 
 if TYPE_CHECKING:
-    from llmc.model import GPT2
-    from llmc.optim import AdamW
+    from llmc.models.gpt2 import GPT2
+    from llmc.optim.adamw import AdamW
 
 MANIFEST_FORMAT = 1
 _STATE_MAGIC = 20240527

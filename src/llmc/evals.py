@@ -9,7 +9,6 @@ bytes of the example, index, label, number of endings, number of context tokens,
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.config import GPT2Config
-from llmc.data import DataLoader
-from llmc.model import GPT2
-
-StrPath = str | os.PathLike[str]
+from llmc.data.loader import DataLoader
+from llmc.models.config import GPT2Config
+from llmc.models.gpt2 import GPT2
+from llmc.system.fs import StrPath
 
 _MAGIC, _VERSION = 20240522, 1
 _START = 65535

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from llmc import _llmc
 from llmc.checkpoint import newest_model
-from llmc.config import GPT2Config, canonical_dtype
-from llmc.fs import write_atomically
-from llmc.model import GPT2
-from llmc.tokenizer import EOT, JsonTokenizer, Tokenizer
+from llmc.data.tokenizer import EOT, JsonTokenizer, Tokenizer
+from llmc.models.config import GPT2Config
+from llmc.models.gpt2 import GPT2
+from llmc.system.fs import StrPath, write_atomically
+from llmc.values import canonical_dtype
 
-StrPath = str | os.PathLike[str]
 Array = NDArray[Any]
 
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # OpenAI's four

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc.fs import write_atomically
-from llmc.settings import load_toml
+from llmc.system.fs import StrPath, write_atomically
+from llmc.training.settings import load_toml
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-StrPath = str | os.PathLike[str]
 
 # Published by llm.c (dev/vislog.ipynb): OpenAI's GPT-2 checkpoints on FineWeb's validation shard, and their HellaSwag acc_norm.
 BASELINES = {

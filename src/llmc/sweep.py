@@ -40,9 +40,10 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
-from llmc.fs import write_atomically
-from llmc.logs import LineConsole
-from llmc.settings import TrainConfig, load_toml_file
+from llmc.system.fs import write_atomically
+from llmc.system.toml import load_toml_file
+from llmc.training.logs import LineConsole
+from llmc.training.settings import TrainConfig
 
 _KEYS = {"output_dir", "jobs", "devices", "settings", "grid", "runs"}
 

@@ -1,6 +1,6 @@
 """`python -m llmc.test_gpt2`: compares llmc with PyTorch on a debug state, as llm.c's test of the same name.
 
-Reads a model and a debug state (llmc.debug_state), compares logits, loss and every gradient, trains ten steps and compares the
+Reads a model and a debug state (llmc.formats.debug_state), compares logits, loss and every gradient, trains ten steps and compares the
 losses, with the tolerances of llm.c's tests. Prints a line for each and `overall okay: 1`; else `overall okay: 0`, and exits
 with 1. csrc/apps/test_gpt2.cpp is the same program without Python.
 """
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc.cli import report_errors
-from llmc.config import canonical_dtype
-from llmc.debug_state import LOSS_RECIPE, DebugState, read_debug_state
-from llmc.model import GPT2
-from llmc.optim import AdamW
+from llmc.formats.debug_state import LOSS_RECIPE, DebugState, read_debug_state
+from llmc.models.gpt2 import GPT2
+from llmc.optim.adamw import AdamW
+from llmc.values import canonical_dtype
 
 # OpenAI's GPT-2 124M, for debug states of llm.c, which hold no losses. (Published in its test_gpt2.cu.)
 GPT2_124M_LOSSES = (5.270009, 4.060681, 3.320085, 2.717550, 2.181066, 1.653923, 1.168050, 0.736873, 0.401021, 0.187493)

@@ -17,10 +17,10 @@ import numpy as np
 
 from llmc import _llmc
 from llmc.cli import report_errors
-from llmc.data import DataLoader
-from llmc.model import GPT2
-from llmc.optim import AdamW
-from llmc.tokenizer import Tokenizer
+from llmc.data.loader import DataLoader
+from llmc.data.tokenizer import Tokenizer
+from llmc.models.gpt2 import GPT2
+from llmc.optim.adamw import AdamW
 
 DATA = Path("dev/data/tinyshakespeare")
 B, T = 4, 64

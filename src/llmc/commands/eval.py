@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from llmc import evals
-    from llmc.fs import write_atomically
     from llmc.hub import load_model
+    from llmc.system.fs import write_atomically
 
     if not (args.data or args.hellaswag or args.mmlu):
         raise ValueError("nothing to evaluate on: give --data, --hellaswag or --mmlu")

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from llmc.data.tokenizer import Tokenizer
     from llmc.hub import export_model, find_tokenizer
-    from llmc.tokenizer import Tokenizer
 
     tokenizer = find_tokenizer(args.checkpoint) if args.tokenizer is None else Tokenizer.from_spec(args.tokenizer)
     export_model(

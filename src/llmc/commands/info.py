@@ -7,7 +7,7 @@ import platform
 import sys
 
 from llmc import _llmc
-from llmc.guards import available_memory
+from llmc.system.memory import available_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from llmc.settings import TrainConfig, load_toml
+from llmc.training.settings import TrainConfig, load_toml
 
 
 class _HelpOrHellaSwag(argparse.Action):
@@ -150,7 +150,7 @@ def _refuse_launcher() -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmc.train import Trainer
+    from llmc.training.trainer import Trainer
 
     _refuse_launcher()
     result = Trainer(settings_from(args)).fit()

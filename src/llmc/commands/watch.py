@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llmc.settings import load_toml
+from llmc.training.settings import load_toml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

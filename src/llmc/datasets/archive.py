@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llmc.datasets.download import cache_directory
-from llmc.fs import SYSTEM
+from llmc.system.fs import SYSTEM
 
 
 def unpacked(archive: Path, name: str, suffix: str) -> Path:

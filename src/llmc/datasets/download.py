@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llmc.fs import write_atomically
+from llmc.system.fs import write_atomically
 
 _CHUNK = 1 << 16  # bytes; what a broken connection leaves of one is lost
 _ATTEMPTS = 4  # in a row that bring nothing

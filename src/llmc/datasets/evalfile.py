@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from llmc.data.tokenizer import Tokenizer
 from llmc.evals import Example
-from llmc.fs import write_atomically
-from llmc.tokenizer import Tokenizer
+from llmc.system.fs import write_atomically
 
 _MAGIC, _VERSION = 20240522, 1
 _START = 0xFFFF

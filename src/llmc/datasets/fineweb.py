@@ -13,13 +13,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data import ShardWriter
+from llmc.data.documents import data_files, read_pieces
+from llmc.data.tokenize import token_stream
+from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.download import Remote, fetch, hub_files
-from llmc.datasets.read import data_files, read_pieces
 from llmc.datasets.text import Written, earlier_shards, remove_all, shard_name
-from llmc.datasets.tokenize import token_stream
-from llmc.fs import remove_temporaries
-from llmc.tokenizer import Tokenizer
+from llmc.formats.shards import ShardWriter
+from llmc.system.fs import remove_temporaries
 
 REPOSITORIES = {"classic": "HuggingFaceFW/fineweb", "edu": "HuggingFaceFW/fineweb-edu"}
 SAMPLES = {"10B": "sample/10BT", "100B": "sample/100BT"}

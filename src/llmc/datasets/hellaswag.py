@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.download import Remote, fetch
 from llmc.datasets.evalfile import ids, write_evalfile
 from llmc.evals import Example
-from llmc.tokenizer import Tokenizer
 
 REMOTE = Remote(
     "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.archive import unpacked
 from llmc.datasets.download import Remote, fetch
 from llmc.datasets.evalfile import ids, write_evalfile
 from llmc.evals import Example
-from llmc.tokenizer import Tokenizer
 
 REMOTE = Remote(
     "https://people.eecs.berkeley.edu/~hendrycks/data.tar",

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data import ShardWriter, write_shard
-from llmc.datasets.read import TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
-from llmc.datasets.tokenize import token_stream
-from llmc.fs import SYSTEM, remove_temporaries
-from llmc.tokenizer import Tokenizer
+from llmc.data.documents import TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
+from llmc.data.tokenize import token_stream
+from llmc.data.tokenizer import Tokenizer
+from llmc.formats.shards import ShardWriter, write_shard
+from llmc.system.fs import SYSTEM, remove_temporaries
 
 __all__ = ["language_reference", "prepare", "read_documents", "text_files", "tokenize", "write_pair", "write_splits"]
 

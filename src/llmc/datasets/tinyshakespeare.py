@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llmc.data import write_shard
+from llmc.data.documents import Piece
+from llmc.data.tokenize import token_stream
+from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.download import Remote, fetch
-from llmc.datasets.read import Piece
 from llmc.datasets.text import Written
-from llmc.datasets.tokenize import token_stream
-from llmc.tokenizer import Tokenizer
+from llmc.formats.shards import write_shard
 
 REMOTE = Remote(
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",

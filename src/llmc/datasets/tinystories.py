@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llmc.data import ShardWriter
+from llmc.data.documents import Piece, load_json
+from llmc.data.tokenize import token_stream
+from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.archive import unpacked
 from llmc.datasets.download import fetch, hub_files
-from llmc.datasets.read import Piece, load_json
 from llmc.datasets.text import Written
-from llmc.datasets.tokenize import token_stream
-from llmc.tokenizer import Tokenizer
+from llmc.formats.shards import ShardWriter
 
 REPOSITORY, ARCHIVE = "roneneldan/TinyStories", "TinyStories_all_data.tar.gz"
 

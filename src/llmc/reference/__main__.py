@@ -25,9 +25,9 @@ from torch import Tensor
 import llmc
 from llmc import hub
 from llmc.cli import report_errors
-from llmc.debug_state import LOSS_RECIPE, DebugState, write_debug_state
-from llmc.fs import write_atomically
+from llmc.formats.debug_state import LOSS_RECIPE, DebugState, write_debug_state
 from llmc.reference.model import GPT
+from llmc.system.fs import write_atomically
 
 # What llm.c calls the files of OpenAI's four.
 _SIZES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}

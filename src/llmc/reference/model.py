@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmc.config import GPT2Config
+from llmc.models.config import GPT2Config
 
 KVPairs = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, NH, T so far, HS)
 

@@ -1,0 +1,1 @@
+"""From text to batches: documents, tokenizers, token shards, the loader."""

@@ -1,0 +1,325 @@
+"""Tokenizers: text to token ids and back.
+
+All of them are byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) over the same split of text into words, so one table of
+byte strings, in which a token's id is its merge rank, says everything. llm.c's tokenizer file holds exactly that table.
+"""
+
+from __future__ import annotations
+
+import codecs
+import collections
+import heapq
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import regex
+import tiktoken
+from numpy.typing import NDArray
+
+from llmc import _llmc
+from llmc.system.fs import StrPath, write_atomically
+
+# GPT-2's split: contractions, then words, numbers and punctuation, each with the blank before it, then runs of white space.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+EOT = "<|endoftext|>"
+# What an id without a token reads as: a model's vocabulary may be larger than its tokenizer's.
+UNKNOWN = "\ufffd".encode()
+
+_MAGIC = 20240328
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary and its end-of-text token.
+
+    tokens: the bytes of each id. Ids below the end-of-text token (which is the last) are merge ranks; every single byte must be
+    among them.
+    """
+
+    # What its file is called beside a run or data set.
+    file_name = "tokenizer.bin"
+    # Whether text cut before a blank that follows a word has the same tokens (llmc.data.documents).
+    cuts_at_blanks = True
+
+    def __init__(self, tokens: Sequence[bytes], eot_token: int, name: str) -> None:
+        if not 0 <= eot_token < len(tokens):
+            raise ValueError(f"end-of-text token {eot_token} is outside of the vocabulary of {len(tokens)}")
+        ranks = {token: i for i, token in enumerate(tokens) if i != eot_token}
+        missing = [b for b in range(256) if bytes([b]) not in ranks]
+        if missing or len(ranks) != len(tokens) - 1:
+            raise ValueError(
+                f"{name} is not a byte-level vocabulary: "
+                + (f"byte {missing[0]} has no token" if missing else "two ids have the same bytes")
+            )
+        self.name = name
+        self.tokens = list(tokens)
+        self.eot_token = eot_token
+        self.vocab_size = len(tokens)
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: eot_token}
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text. '<|endoftext|>' in it is text like any other."""
+        return self._encoding.encode_ordinary(text)
+
+    def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
+        """As encode(), without a Python integer per token."""
+        return self._to_numpy(text, special=False)
+
+    def encode_documents(self, pieces: Sequence[tuple[str, bool]]) -> NDArray[np.uint32]:
+        """Tokens of (text, whether a document begins here) in a row, end-of-text before each document."""
+        if any(EOT in text for text, _ in pieces):  # there it is text, not the end of one
+            eot = np.asarray([self.eot_token], dtype=np.uint32)
+            parts = [
+                part for text, first in pieces for part in ((eot,) if first else ()) + (self.encode_to_numpy(text),)
+            ]
+            return np.concatenate(parts)
+        # One call for many documents: the interpreter is free meanwhile for the other threads.
+        return self._to_numpy("".join(EOT + text if first else text for text, first in pieces), special=True)
+
+    def _to_numpy(self, text: str, special: bool) -> NDArray[np.uint32]:
+        allowed = {EOT} if special else set()
+        try:
+            tokens = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+        except UnicodeEncodeError:  # halves of surrogate pairs, out of JSON; encode() takes them so as well
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            tokens = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+        return np.asarray(tokens, dtype=np.uint32)
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        return b"".join(map(self._bytes_of, tokens))
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Text; bytes that are no UTF-8, and ids outside of the vocabulary, become U+FFFD."""
+        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Pieces of text as tokens come in; a character split over tokens is held back until it is whole."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token in tokens:
+            if piece := decoder.decode(self._bytes_of(token)):
+                yield piece
+        if piece := decoder.decode(b"", final=True):
+            yield piece
+
+    def _bytes_of(self, token: int) -> bytes:
+        return self.tokens[token] if 0 <= token < self.vocab_size else UNKNOWN
+
+    def save(self, path: StrPath) -> None:
+        """Writes llm.c's tokenizer file, version 2."""
+        too_long = [i for i, t in enumerate(self.tokens) if not 1 <= len(t) <= 255]
+        if too_long:
+            raise ValueError(
+                f"token {too_long[0]} has {len(self.tokens[too_long[0]])} bytes; llm.c's tokenizer file holds 1 to 255"
+            )
+        header = struct.pack("<4I", _MAGIC, 2, self.vocab_size, self.eot_token).ljust(1024, b"\0")
+        write_atomically(path, [header, b"".join(bytes([len(t)]) + t for t in self.tokens)])
+
+    # ---- where they come from ----
+
+    @staticmethod
+    def load(path: StrPath) -> Tokenizer:
+        """From llm.c's tokenizer file, which is enough to encode with, or Hugging Face's tokenizer.json.
+
+        llmc.Error or ValueError where it is damaged.
+        """
+        if Path(path).suffix == ".json":
+            return JsonTokenizer(path)
+        native = _llmc.Tokenizer(Path(path))
+        tokens = [native.decode(i) for i in range(native.vocab_size)]
+        return Tokenizer(tokens, native.eot_token, Path(path).stem)
+
+    @staticmethod
+    def beside(folder: StrPath) -> Tokenizer | None:
+        """The one saved in a run directory or beside token files; None where there is none."""
+        for name in ("tokenizer.bin", "gpt2_tokenizer.bin", "tokenizer.json"):
+            if (path := Path(folder) / name).is_file():
+                return Tokenizer.load(path)
+        return None
+
+    @staticmethod
+    def gpt2() -> Tokenizer:
+        """GPT-2's 50,257 tokens, through tiktoken, which downloads them once.
+
+        ConnectionError, saying what else would do, where they are neither cached nor to be had.
+        """
+        try:
+            encoding = tiktoken.get_encoding("gpt2")
+        except (OSError, ValueError) as e:  # requests' errors are OSErrors
+            raise ConnectionError(
+                "GPT-2's tokenizer is not on this machine and could not be downloaded. Connect once, or set "
+                "TIKTOKEN_CACHE_DIR to a folder that has tiktoken's files, or give llm.c's gpt2_tokenizer.bin, or use "
+                f"'bytes' or 'bpe:4096' instead ({type(e).__name__}: {e})"
+            ) from e
+        eot = encoding.eot_token
+        tokens = [b""] * encoding.n_vocab
+        for i in range(encoding.n_vocab):
+            tokens[i] = EOT.encode() if i == eot else encoding.decode_single_token_bytes(i)
+        return Tokenizer(tokens, eot, "gpt2")
+
+    @staticmethod
+    def byte_level() -> Tokenizer:
+        """One token per byte, and end-of-text: 257."""
+        return Tokenizer([bytes([b]) for b in range(256)] + [EOT.encode()], 256, "bytes")
+
+    @staticmethod
+    def train_bpe(text: str, vocab_size: int) -> Tokenizer:
+        """A byte-level BPE of vocab_size tokens (end-of-text among them) for text; fewer where the text has no more pairs.
+
+        The most frequent pair is merged first, of equals the one with the smaller ids. Words are counted once and only those that
+        hold a merged pair are visited again, so a few megabytes take seconds.
+        """
+        if vocab_size < 257:
+            raise ValueError(f"vocab_size is {vocab_size}; a byte-level BPE has 256 bytes and end-of-text at the least")
+        counts = collections.Counter(regex.findall(GPT2_PATTERN, text))
+        words = [list(word.encode("utf-8", errors="surrogatepass")) for word in counts]
+        weights = list(counts.values())
+        tokens = [bytes([b]) for b in range(256)]
+        known = set(tokens)
+
+        pairs: collections.Counter[tuple[int, int]] = collections.Counter()
+        holders: dict[tuple[int, int], set[int]] = collections.defaultdict(set)
+        for w, word in enumerate(words):
+            for pair in zip(word, word[1:]):
+                pairs[pair] += weights[w]
+                holders[pair].add(w)
+        # A heap of guesses: an entry counts only if its count is still true.
+        heap = [(-count, pair) for pair, count in pairs.items()]
+        heapq.heapify(heap)
+
+        while len(tokens) < vocab_size - 1 and heap:
+            negative, pair = heapq.heappop(heap)
+            count = pairs[pair]
+            if count != -negative:
+                if count > 0:
+                    heapq.heappush(heap, (-count, pair))
+                continue
+            if count < 2:
+                break
+            merged = tokens[pair[0]] + tokens[pair[1]]
+            if merged in known or len(merged) > 255:  # the same bytes by another path: one id must not have two names
+                del pairs[pair]
+                continue
+            new = len(tokens)
+            tokens.append(merged)
+            known.add(merged)
+            changed: set[tuple[int, int]] = set()
+            for w in holders.pop(pair):
+                before, after = words[w], _merge(words[w], pair, new)
+                for old in zip(before, before[1:]):
+                    pairs[old] -= weights[w]
+                    changed.add(old)
+                for fresh in zip(after, after[1:]):
+                    pairs[fresh] += weights[w]
+                    holders[fresh].add(w)
+                    changed.add(fresh)
+                words[w] = after
+            del pairs[pair]
+            for p in sorted(changed - {pair}):
+                if pairs[p] > 0:
+                    heapq.heappush(heap, (-pairs[p], p))
+        return Tokenizer([*tokens, EOT.encode()], len(tokens), f"bpe:{len(tokens) + 1}")
+
+    @staticmethod
+    def from_spec(spec: str, text: str | None = None) -> Tokenizer:
+        """'gpt2', 'bytes', 'bpe:N' (trained on text), or the path of a llm.c tokenizer file or a tokenizer.json.
+
+        ValueError for another spec, FileNotFoundError where it looks like a file that is not there.
+        """
+        if spec == "gpt2":
+            return Tokenizer.gpt2()
+        if spec == "bytes":
+            return Tokenizer.byte_level()
+        if spec.startswith("bpe:"):
+            if not spec[4:].isdigit():
+                raise ValueError(f"tokenizer '{spec}': expected bpe:N with a number, as bpe:4096")
+            if text is None:
+                raise ValueError(f"tokenizer '{spec}' is trained on text, and there is none: the data are token files")
+            return Tokenizer.train_bpe(text, int(spec[4:]))
+        if os.path.exists(spec):
+            return Tokenizer.load(spec)
+        if os.path.splitext(spec)[1] or os.sep in spec:
+            raise FileNotFoundError(f"tokenizer file '{spec}' does not exist")
+        raise ValueError(f"unknown tokenizer '{spec}': expected gpt2, bytes, bpe:N, or a tokenizer file")
+
+
+class JsonTokenizer(Tokenizer):
+    """Hugging Face's tokenizer.json, where it is byte-level (GPT-2, Llama 3, Qwen, ...). Needs the package tokenizers.
+
+    end-of-text is the first of <|endoftext|>, <|begin_of_text|> (Llama 3's, as llm.c has it), <|end_of_text|>, </s>, <eos>.
+    """
+
+    file_name = "tokenizer.json"
+    cuts_at_blanks = False  # it has a split of its own
+
+    def __init__(self, path: StrPath) -> None:
+        try:
+            import tokenizers
+        except ImportError as e:
+            raise ImportError(f"{path}: reading this needs a package: pip install tokenizers") from e
+        self._text = Path(path).read_text(encoding="utf-8")
+        try:
+            self._encoding: Any = tokenizers.Tokenizer.from_str(self._text)
+            added = {row["id"]: row["content"] for row in json.loads(self._text).get("added_tokens", [])}
+        except Exception as e:  # the package raises plain Exceptions
+            raise ValueError(f"{path}: not a Hugging Face tokenizer: {e}") from e
+        if "ByteLevel" not in json.dumps(json.loads(self._text).get("decoder")):
+            raise ValueError(f"{path}: not a byte-level tokenizer, as GPT-2's or Llama 3's; others are not supported")
+        self._encoding.encode_special_tokens = True  # '<|endoftext|>' in a text is text like any other
+        vocabulary: dict[str, int] = self._encoding.get_vocab(with_added_tokens=True)
+        for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", "</s>", "<eos>"):
+            if name in vocabulary:
+                self.eot_token = vocabulary[name]
+                break
+        else:
+            raise ValueError(f"{path}: has no end-of-text token among {', '.join(map(repr, added.values())) or 'none'}")
+        self.name = Path(path).stem
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.tokens = [UNKNOWN] * self.vocab_size
+        byte_of = _byte_of_character()
+        for token, i in vocabulary.items():
+            known = i in added or any(c not in byte_of for c in token)
+            self.tokens[i] = token.encode() if known else bytes(byte_of[c] for c in token)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._encoding.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
+        return np.asarray(self.encode(text), dtype=np.uint32)
+
+    def encode_documents(self, pieces: Sequence[tuple[str, bool]]) -> NDArray[np.uint32]:
+        encoded = self._encoding.encode_batch_fast([text for text, _ in pieces], add_special_tokens=False)
+        parts: list[int] = []
+        for (_, first), one in zip(pieces, encoded):
+            parts += [self.eot_token, *one.ids] if first else one.ids
+        return np.asarray(parts, dtype=np.uint32)
+
+    def save(self, path: StrPath) -> None:
+        """Writes the tokenizer.json that it came from."""
+        write_atomically(path, [self._text.encode()])
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the other bytes for 256, 257, ..."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
+    out: list[int] = []
+    i = 0
+    while i < len(word):
+        if i + 1 < len(word) and (word[i], word[i + 1]) == pair:
+            out.append(new)
+            i += 2
+        else:
+            out.append(word[i])
+            i += 1
+    return out

@@ -1,0 +1,1 @@
+"""One module for each section of doc/formats.md: how a file is laid out, with its reader beside its writer."""

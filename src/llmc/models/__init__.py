@@ -1,0 +1,1 @@
+"""Models: their shape, their weights on a device, and generation."""

@@ -1,0 +1,69 @@
+"""The shape of a GPT-2 or GPT-3 model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from llmc import _llmc
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a model. The defaults are GPT-2 124M.
+
+    max_seq_len: longest context, and number of learned positions.
+    vocab_size: number of tokens. wte has padded_vocab_size rows; the ones past vocab_size stay zero, are never sampled and
+        never learned.
+    num_layers, num_heads, channels: channels must be divisible by num_heads.
+    """
+
+    max_seq_len: int = 1024
+    vocab_size: int = 50257
+    num_layers: int = 12
+    num_heads: int = 12
+    channels: int = 768
+    padded_vocab_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.padded_vocab_size == 0:
+            object.__setattr__(self, "padded_vocab_size", (self.vocab_size + 127) // 128 * 128)
+        self.native()  # validates
+
+    @staticmethod
+    def from_descriptor(descriptor: str, **changes: int) -> GPT2Config:
+        """llm.c's descriptors: 'd6' .. 'd84' by depth ('d12' is GPT-2 124M), 'gpt3:c384' .. 'gpt3:c12288' by channels.
+
+        Keywords replace fields: from_descriptor("d6", vocab_size=257). ValueError for an unknown descriptor.
+        """
+        values = _fields(_llmc.config_from_descriptor(descriptor))
+        if "vocab_size" in changes:
+            values["padded_vocab_size"] = 0
+        return GPT2Config(**{**values, **changes})
+
+    @staticmethod
+    def from_native(config: _llmc.GPT2Config) -> GPT2Config:
+        return GPT2Config(**_fields(config))
+
+    def native(self) -> _llmc.GPT2Config:
+        return _llmc.GPT2Config(**_fields(self))
+
+    @property
+    def head_size(self) -> int:
+        return self.channels // self.num_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all tensors, the padding of wte included, as llm.c counts."""
+        C, L = self.channels, self.num_layers
+        return (self.padded_vocab_size + self.max_seq_len) * C + L * (12 * C * C + 13 * C) + 2 * C
+
+    def flops_per_token(self, T: int) -> int:
+        """Of one training step: 6 N + 6 L C T, llm.c's account (attention counted once, for it is causal)."""
+        return 6 * self.num_parameters + 6 * self.num_layers * self.channels * T
+
+
+_FIELDS = tuple(f.name for f in fields(GPT2Config))
+
+
+def _fields(config: object) -> dict[str, int]:
+    return {name: getattr(config, name) for name in _FIELDS}

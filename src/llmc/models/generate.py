@@ -1,0 +1,107 @@
+"""Generation with a cache of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmc import _llmc
+from llmc.values import check_seed
+
+if TYPE_CHECKING:
+    from llmc.models.gpt2 import GPT2
+
+
+class _Sequence:
+    """One sequence of a batch: its tokens, its coin, its place in the cache. The newest token is not in the cache yet."""
+
+    def __init__(self, model: GPT2, cache: _llmc.KVCache, index: int, prompt: Sequence[int], seed: int) -> None:
+        self.model, self.cache, self.index = model, cache, index
+        self.tokens = [int(t) for t in prompt]
+        self.coin = _llmc.XorShift(seed)
+        self.new: list[int] = []
+        self.done = False
+
+    def encode(self, context: list[int]) -> None:
+        self.cache.clear(self.index)
+        if context:
+            self.model.native.prefill(self.cache, self.index, np.asarray(context, dtype=np.int32))
+
+    def begin(self) -> None:
+        room = self.cache.max_len
+        self.encode(self.tokens[:-1] if len(self.tokens) <= room else self.tokens[-max(1, room // 2) : -1])
+
+    def make_room(self) -> None:
+        """The documented rule: a full cache is emptied, and the last half of it encoded again at positions 0.. ."""
+        if self.cache.length(self.index) >= self.cache.max_len:
+            self.encode(self.tokens[-max(1, self.cache.max_len // 2) : -1])
+
+    def toss(self) -> float:
+        return -1.0 if self.done else self.coin.randfloat32()
+
+    def append(self, token: int, stop: int | None) -> None:
+        self.done = token == stop
+        if not self.done:
+            self.tokens.append(token)
+            self.new.append(token)
+
+
+def generate(
+    model: GPT2,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    stop_token: int | None,
+) -> Iterator[list[list[int]]]:
+    """Yields, after each step, the new tokens of every prompt so far.
+
+    One decode() serves all sequences, so the weights are read once for the batch; a finished sequence idles along.
+    """
+    if any(len(p) == 0 for p in prompts):
+        raise ValueError("the prompt is empty: start from the end-of-text token")
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}, expected 0 (the most likely token) or more")
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}, expected 0 (no limit) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, expected above 0, to 1 (no limit)")
+    check_seed(seed, 64, lowest=1)
+    if max_new_tokens <= 0 or not prompts:
+        return
+    length = min(model.config.max_seq_len, max(len(p) for p in prompts) + max_new_tokens)
+    cache = _llmc.KVCache(model.native, len(prompts), length)
+    batch = [_Sequence(model, cache, i, p, (seed + i) % 2**64 or 1) for i, p in enumerate(prompts)]
+    options = _llmc.SamplerOptions(temperature, top_k, top_p)
+    for s in batch:
+        s.begin()
+    native = model.native
+
+    def queue(newest: Sequence[int] | None) -> None:
+        tokens = None if newest is None else np.asarray(newest, dtype=np.int32)
+        native.queue_tokens(cache, tokens, np.asarray([s.toss() for s in batch], dtype=np.float32), options)
+
+    # On a device that runs ahead, the next step is queued before the tokens of this one are read, so the device
+    # does not wait for the host. A sequence that turns out to have ended was then computed once in vain.
+    queued = 0
+    for step in range(max_new_tokens):
+        if queued == step:
+            for s in batch:
+                s.make_room()
+            queue([s.tokens[-1] for s in batch])
+            queued += 1
+        room = all(cache.length(s.index) < cache.max_len for s in batch)
+        if native.backend.runs_ahead and queued < max_new_tokens and room:
+            queue(None)
+            queued += 1
+        tokens = native.read_tokens(cache)
+        for s in batch:
+            if not s.done:
+                s.append(_llmc.token_of(int(tokens[s.index])), stop_token)
+        yield [s.new for s in batch]
+        if all(s.done for s in batch):
+            return

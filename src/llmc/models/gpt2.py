@@ -1,0 +1,252 @@
+"""GPT2: a model on a device, and everything that can be done with one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llmc import _llmc
+from llmc.models.config import GPT2Config
+from llmc.values import canonical_dtype, check_seed
+
+_NUMPY = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def default_grad_dtype(device: str, dtype: str) -> str:
+    """On a GPU f32, which costs no speed that could be measured; on a CPU memory is slow, so dtype."""
+    return "f32" if device.startswith("cuda") else dtype
+
+
+class Tensors(Mapping[str, NDArray[Any]]):
+    """Parameters or gradients by llm.c's names, in file order.
+
+    On the CPU an item is a zero-copy view: writing into it writes into the model. While a view is alive the model must assume
+    that it is written to, which costs a little speed in bf16. Elsewhere an item is a copy; assign to write:
+    ``model.parameters["wte"] = array``. bf16 items have dtype ml_dtypes.bfloat16.
+    """
+
+    def __init__(self, model: GPT2, gradients: bool) -> None:
+        self._model = model
+        self._gradients = gradients
+        self._names: list[str] = model.native.parameter_names()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        native = self._model.native
+        dtype = _NUMPY[native.grad_dtype if self._gradients else native.dtype]
+        if self._model.device == "cpu":
+            view = native.gradient_view if self._gradients else native.parameter_view
+            return view(name).view(dtype)
+        return self._tensor(name).to_host().view(dtype)
+
+    def __setitem__(self, name: str, value: ArrayLike) -> None:
+        tensor = self._tensor(name)
+        dtype = _NUMPY[tensor.dtype]
+        array = np.ascontiguousarray(np.asarray(value).astype(dtype))
+        if array.shape != tuple(tensor.shape):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, got {array.shape}")
+        tensor.from_host(array.view(np.uint16) if tensor.dtype == "bf16" else array)
+        self._model.native.parameters_changed()
+
+    def _tensor(self, name: str) -> _llmc.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._model.native.gradient(name) if self._gradients else self._model.native.parameter(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class GPT2:
+    """GPT-2 / GPT-3 (Radford et al. 2019; Brown et al. 2020, dense attention) with tied embeddings.
+
+    A training step::
+
+        model.zero_grad()
+        model.forward(inputs)            # (B, T) int32
+        model.backward(targets)          # (B, T) int32; gradients add up over calls
+        optimizer.step(lr)
+        print(model.mean_loss)
+
+    config: the model's shape.
+    device: "cpu", "cuda" or "cuda:N".
+    dtype: "f32" or "bf16" (parameters and activations; all sums are f32 either way).
+    grad_dtype: of the parameters' gradients; by default "f32" on a GPU, else dtype. "f32" with dtype "bf16" adds micro-batches up
+    without rounding.
+    recompute: what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm.
+    threads: CPU threads; 0 for as many as the process may use.
+    seed: of the random weights (numerically PyTorch's for the same seed), 0 to 2^32 - 1; None leaves them zero.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        *,
+        device: str = "cpu",
+        dtype: str = "f32",
+        grad_dtype: str | None = None,
+        recompute: int = 1,
+        threads: int = 0,
+        seed: int | None = 42,
+    ) -> None:
+        dtype = canonical_dtype(dtype)
+        if seed is not None:
+            check_seed(seed, 32)
+        backend = _llmc.Backend(device, threads)
+        self.config = config
+        grad_dtype = canonical_dtype(grad_dtype) if grad_dtype else default_grad_dtype(device, dtype)
+        self.native = _llmc.GPT2(backend, config.native(), dtype, grad_dtype)
+        self.native.recompute = recompute
+        if seed is not None:
+            self.native.init_weights(seed)
+
+    @classmethod
+    def from_descriptor(cls, descriptor: str, **options: Any) -> GPT2:
+        """A model with random weights: 'd12', 'gpt3:c768', ... (GPT2Config.from_descriptor); options as of GPT2."""
+        return cls(GPT2Config.from_descriptor(descriptor), **options)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], *, dtype: str | None = None, **options: Any) -> GPT2:
+        """A model from a llm.c file (version 3 f32 or 5 bf16). dtype: by default the file's; converted if another.
+
+        llmc.Error where the file is not one, or is damaged.
+        """
+        config, file_dtype, _ = _llmc.inspect_checkpoint(path)
+        model = cls(GPT2Config.from_native(config), dtype=dtype or file_dtype, seed=None, **options)
+        model.native.load_checkpoint(path)
+        return model
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a llm.c file: version 3 for f32, 5 for bf16. The file appears whole or not at all."""
+        from llmc.checkpoint import save_model
+
+        save_model(self, path)
+
+    # ---- facts ----
+
+    @property
+    def device(self) -> str:
+        return self.native.backend.info().name
+
+    @property
+    def dtype(self) -> str:
+        return self.native.dtype
+
+    @property
+    def num_parameters(self) -> int:
+        return self.native.num_parameters
+
+    @property
+    def parameters(self) -> Tensors:
+        return Tensors(self, gradients=False)
+
+    @property
+    def gradients(self) -> Tensors:
+        return Tensors(self, gradients=True)
+
+    # ---- training ----
+
+    def forward(self, inputs: ArrayLike) -> None:
+        """Computes the activations for (B, T) token ids. ValueError for a token outside of the vocabulary or T > max_seq_len."""
+        self.native.forward(_tokens(inputs))
+
+    def backward(self, targets: ArrayLike, scale: float = 1.0, comm: _llmc.Comm | None = None) -> None:
+        """Loss and gradients of the last forward().
+
+        targets: (B, T), the token that follows each input; a negative one is ignored.
+        scale: multiplies loss and gradients, 1/k for each of k micro-batches. Parameters' gradients add up until zero_grad().
+        comm: given with an update's last micro-batch, sums gradients and loss over its ranks; a layer's set out as soon as they are
+        complete, beside the rest of backward. scale is then 1/(k * comm.size).
+        """
+        self.native.backward(_tokens(targets), scale, comm)
+
+    def zero_grad(self) -> None:
+        self.native.zero_grad()
+
+    @property
+    def mean_loss(self) -> float:
+        """Sum of scale * mean loss over the backward() calls since zero_grad(). Waits for the device."""
+        return self.native.loss()
+
+    # ---- evaluation ----
+
+    def evaluate(self, inputs: ArrayLike, targets: ArrayLike) -> float:
+        """Mean cross-entropy (nats per token), without gradients and in the memory of one layer."""
+        return float(self.native.evaluate(_tokens(inputs), _tokens(targets)))
+
+    def token_losses(self, inputs: ArrayLike, targets: ArrayLike) -> NDArray[np.float32]:
+        """(B, T) cross-entropies; 0 where the target is negative."""
+        losses: NDArray[np.float32] = self.native.evaluate(_tokens(inputs), _tokens(targets), by_token=True)
+        return losses
+
+    def logits(self, inputs: ArrayLike) -> NDArray[np.float32]:
+        """(B, T, vocab_size). For all of a long batch at once this is large: B * T * V * 4 bytes."""
+        return self.native.logits(_tokens(inputs))
+
+    # ---- generation ----
+
+    def generate(
+        self,
+        prompts: Sequence[int] | Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 1337,
+        stop_token: int | None = None,
+    ) -> list[int] | list[list[int]]:
+        """Continues one prompt, or several in one batch; returns the new tokens of each.
+
+        temperature: 0 takes the most likely token. top_k: 0 for no limit. top_p: nucleus sampling, 1 for no limit.
+        seed: of llm.c's xorshift*, 1 to 2^64 - 1. Prompt i of a batch draws from seed + i, so its text does not depend on its neighbours.
+        stop_token: ends a sequence (and is not returned).
+
+        Keys and values are cached. When max_seq_len positions are full, the last max_seq_len // 2 tokens are encoded again at
+        positions 0.. and generation goes on from there: positions are learned, so older context cannot be kept.
+        """
+        from llmc.models.generate import generate
+
+        several = len(prompts) > 0 and isinstance(prompts[0], (Sequence, np.ndarray))
+        batch: Any = prompts if several else [prompts]
+        steps = list(generate(self, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token))
+        new = steps[-1] if steps else [[] for _ in batch]
+        return new if several else new[0]
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 1337,
+        stop_token: int | None = None,
+    ) -> Iterator[int]:
+        """As generate() for one prompt, token by token as they are found."""
+        from llmc.models.generate import generate
+
+        for count, (new,) in enumerate(
+            generate(self, [prompt], max_new_tokens, temperature, top_k, top_p, seed, stop_token)
+        ):
+            if len(new) > count:
+                yield new[-1]
+
+
+def _tokens(tokens: ArrayLike) -> NDArray[np.int32]:
+    array = np.asarray(tokens)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"token ids must be integers, got {array.dtype}")
+    if array.size and (array.max() > 0x7FFFFFFF or array.min() < -0x80000000):
+        raise ValueError(f"token id {array.max()} does not fit 32 bits")
+    return np.ascontiguousarray(array, dtype=np.int32)

@@ -1,0 +1,21 @@
+"""TOML files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def load_toml_file(path: str | Path) -> dict[str, Any]:
+    """A TOML file. ValueError naming file and line where it is not one."""
+    with open(path, "rb") as file:
+        try:
+            return tomllib.load(file)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ValueError(f"{path}: not TOML: {e}") from e

@@ -1,0 +1,1 @@
+"""A training run: its settings, what is built from them, the loop, and what it says and keeps."""

@@ -1,0 +1,104 @@
+"""What a run says of itself before its first step: llm.c's table, row for row, and what it does about memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmc.training.memory import largest_batch
+
+if TYPE_CHECKING:
+    from llmc.training.trainer import Trainer
+
+_RULE = "+-----------------------+----------------------------------------------------+"
+_MIB = 1 << 20
+
+
+def _row(name: str, value: object) -> str:
+    return f"| {name:21} | {value!s:50} |"
+
+
+def startup_report(trainer: Trainer) -> str:
+    """llm.c's parameter table and the lines after it."""
+    c, model = trainer.config, trainer.model
+    shape, plan = model.config, trainer.memory
+    assert c.batch_size is not None and c.seq_len is not None
+    peak = "unknown" if trainer.peak_flops is None else f"{trainer.peak_flops / 1e12:.1f}"
+    val_batches = trainer.num_val_batches if trainer.val_loader is not None else 0
+    groups: list[list[tuple[str, object]]] = [
+        [("Parameter", "Value")],
+        [
+            ("train data pattern", " ".join(c.data) or trainer.sources.description),
+            ("val data pattern", " ".join(c.val_data) or "NULL"),
+            ("output log dir", c.output_dir or "NULL"),
+            ("checkpoint_every", c.checkpoint_every),
+            ("resume", int(c.resume)),
+            ("micro batch size B", c.batch_size),
+            ("sequence length T", c.seq_len),
+            ("total batch size", c.total_batch_size),
+            ("LR scheduler", c.schedule),
+            ("learning rate (LR)", f"{c.learning_rate:e}"),
+            ("warmup iterations", c.warmup_steps),
+            ("final LR fraction", f"{c.final_lr_frac:e}"),
+            ("weight decay", f"{c.weight_decay:e}"),
+            ("skip update lossz", f"{c.skip_loss_z:f}"),
+            ("skip update gradz", f"{c.skip_grad_z:f}"),
+            ("max_steps", c.max_steps),
+            ("val_loss_every", c.val_every),
+            ("val_max_steps", c.val_steps),
+            ("sample_every", c.sample_every),
+            ("genT", c.sample_tokens),
+            ("overfit_single_batch", int(c.overfit)),
+            ("use_master_weights", "enabled" if c.master_weights else "disabled"),
+            ("gelu_fusion", c.gelu_fusion),
+            ("recompute", c.recompute),
+        ],
+        [
+            ("device", model.native.backend.info().description),
+            ("peak TFlops", peak),
+            ("precision", model.dtype.upper().replace("F32", "FP32")),
+        ],
+        [
+            ("weight init method", trainer.weight_origin),
+            ("max_sequence_length T", shape.max_seq_len),
+            ("vocab_size V", shape.vocab_size),
+            ("padded_vocab_size Vp", shape.padded_vocab_size),
+            ("num_layers L", shape.num_layers),
+            ("num_heads NH", shape.num_heads),
+            ("channels C", shape.channels),
+            ("num_parameters", model.num_parameters),
+        ],
+        [("train_num_batches", trainer.total_steps), ("val_num_batches", val_batches)],
+        [("run hellaswag", "yes" if trainer.hellaswag_examples else "no")],
+        [("num_processes", c.processes), ("zero_stage", c.zero_stage)],
+    ]
+    lines = [_RULE]
+    for group in groups:
+        lines += [*(_row(name, value) for name, value in group), _RULE]
+    largest = largest_batch(model.native.backend, plan, c.batch_size)
+    lines += [
+        f"num_parameters: {model.num_parameters} => bytes: {plan.parameters}",
+        f"memory: parameters {plan.parameters // _MIB} MiB, gradients {plan.gradients // _MIB} MiB, optimizer "
+        f"{plan.optimizer // _MIB} MiB, activations {plan.activations // _MIB} MiB",
+        f"memory per sequence: {plan.activations // c.batch_size // _MIB} MiB",
+        f" -> estimated maximum batch size: {largest}",
+        f"batch_size B={c.batch_size} * seq_len T={c.seq_len} * num_processes={c.processes} and total_batch_size={c.total_batch_size}",
+        f"=> setting grad_accum_steps={trainer.grad_accum}",
+    ]
+    if c.seq_len < shape.max_seq_len:
+        lines.append(
+            f"note: seq_len is {c.seq_len}, the model's max_seq_len {shape.max_seq_len}: positions from {c.seq_len} on are not learned"
+        )
+    return "\n".join(lines)
+
+
+def short_report(trainer: Trainer) -> str:
+    """The same in three lines, for a terminal with a progress bar."""
+    c, model, shape = trainer.config, trainer.model, trainer.model.config
+    info = model.native.backend.info()
+    where = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
+    where_to = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
+    return (
+        f"GPT-2 of {model.num_parameters:,} parameters ({shape.num_layers} layers, {shape.num_heads} heads, {shape.channels} "
+        f"channels, vocabulary {shape.vocab_size}) on {trainer.sources.description}\n"
+        f"{trainer.total_steps} steps of {c.total_batch_size:,} tokens, {model.dtype}, {where}{where_to}"
+    )

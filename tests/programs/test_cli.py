@@ -1,0 +1,349 @@
+"""The commands as they are typed: exit codes, one-line errors, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import VOCAB, tiny_data
+
+import llmc
+from llmc.commands import watch
+from llmc.commands.train import parse
+from llmc.training.settings import TrainConfig, load_toml
+
+
+def run(*argv: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "llmc", *argv]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120, **options
+    )
+
+
+TINY = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 -t 16 -b 2 -x 4 -v 2 -m 1 -s 0 --vocab-size 61".split()
+
+
+def fails(result: subprocess.CompletedProcess[str], code: int, message: str) -> None:
+    assert result.returncode == code, result
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr), result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 or "usage:" in result.stderr
+
+
+def test_version_and_info(tmp_path: Path) -> None:
+    assert run("--version", cwd=tmp_path).stdout == f"llmc {llmc.__version__}\n"
+    shown = run("info", cwd=tmp_path).stdout
+    for name in ("llmc:", "Python:", "compiler:", "kernel sets:", "threads:", "CUDA:"):
+        assert name in shown
+
+
+def test_help_lists_every_command_and_setting(tmp_path: Path) -> None:
+    shown = run("--help", cwd=tmp_path).stdout
+    assert all(name in shown for name in ("train", "generate", "info", "data", "eval", "plot", "watch", "sweep"))
+    shown = run("train", "-h", cwd=tmp_path).stdout
+    assert shown == run("train", "--help", cwd=tmp_path).stdout
+    for f in TrainConfig.__dataclass_fields__.values():
+        assert "--" + f.name.replace("_", "-") in shown
+        if f.metadata["short"]:
+            assert re.search(rf"(^|\s|,){f.metadata['short']}[ ,]", shown), f.name
+
+
+def test_small_default_run_on_own_text_then_generate(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("the cat sat on the mat. the dog sat on the log. " * 400)
+    options = [
+        "--layers",
+        "2",
+        "--channels",
+        "64",
+        "--tokenizer",
+        "bpe:300",
+        "-x",
+        "30",
+        "-v",
+        "10",
+        "-t",
+        "32",
+        "-b",
+        "8",
+    ]
+    result = run("train", "--data", "my.txt", *options, "--temperature", "0", "-g", "12", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "| train data pattern    | my.txt" in result.stdout and "step   30/30 | loss" in result.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    names = {p.name for p in folder.iterdir()}
+    assert {"main.log", "metrics.jsonl", "config.toml", "tokenizer.bin", "loss.png", "DONE_00000030"} <= names
+    text = run("generate", str(folder), "the cat", "-n", "20", "--temperature", "0", "--past-eot", cwd=tmp_path)
+    assert text.returncode == 0 and text.stdout.startswith("the cat sat on the")
+    several = run("generate", str(folder), "the", "-n", "5", "--samples", "3", "--past-eot", cwd=tmp_path)
+    assert several.stdout.count("---") == 3
+    watched = run("watch", "--once", str(folder), cwd=tmp_path)
+    assert watched.returncode == 0 and "step 30: val loss" in watched.stdout
+
+
+def test_resume_by_run_directory(tmp_path: Path) -> None:
+    train, val = tiny_data(tmp_path / "data")
+    first = run("train", "-i", train, "-j", val, "-o", "log", "-n", "2", *TINY, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "log" / "DONE_00000004").unlink()
+    again = run("train", "--resume", "log", cwd=tmp_path)
+    assert again.returncode == 0 and "continuing log from step 2" in again.stdout
+    assert (tmp_path / "log" / "DONE_00000004").is_file()
+
+
+def test_watch_reads_what_is_appended(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "start"}\n{"kind": "tr')
+    rows = watch.rows(path, once=False, interval=0)
+    assert [next(rows), next(rows), next(rows)] == [{"kind": "start"}, None, None]
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('ain", "step": 0}\nnot JSON\n{"kind": "end"}\n')
+    assert [next(rows), next(rows), next(rows)] == [{"kind": "train", "step": 0}, {"kind": "end"}, None]
+
+
+def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
+    train, val = tiny_data(tmp_path / "data")
+    flags = [
+        *TINY,
+        "-i",
+        train,
+        "-j",
+        val,
+        "-o",
+        "log",
+        "-x",
+        "300",
+        "-v",
+        "100",
+        "-n",
+        "300",
+        "--threads",
+        "1",
+        "--progress",
+        "none",
+    ]
+    child = subprocess.Popen([sys.executable, "-m", "llmc", "train", *flags], cwd=tmp_path)
+    metrics = tmp_path / "log" / "metrics.jsonl"
+    end = time.monotonic() + 60
+    while not (metrics.is_file() and b'"train"' in metrics.read_bytes()):
+        assert child.poll() in (None, 0) and time.monotonic() < end
+        time.sleep(0.01)
+    watched = run("watch", "log", "--interval", "0.05", cwd=tmp_path)  # does not return before the run ends
+    assert watched.returncode == 0, watched.stderr
+    assert re.search(r"step 300: val loss \d\.\d{4}", watched.stdout)
+    assert "300/300" in watched.stderr and "tok/s" in watched.stderr
+    assert '"end"' in metrics.read_text().splitlines()[-1]
+    assert child.wait(60) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(tmp_path: Path, number: int, code: int) -> None:
+    train, val = tiny_data(tmp_path / "data")
+    options = [*TINY, "-i", train, "-j", val, "-o", "log", "--progress", "lines"]
+    options[options.index("-x") + 1] = "100000000"
+    command = [sys.executable, "-m", "llmc", "train", *options]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("step"):
+            break
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == code, err
+    assert re.search(
+        rf"stopped by signal {int(number)} after step \d+, saved; continue with: llmc train --resume log", out
+    )
+    assert list((tmp_path / "log").glob("DONE_*"))
+
+
+def test_second_signal_stops_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time\nfrom llmc.system.signals import StopSignals\n"
+        "with StopSignals():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('first', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(30)\n"
+    )
+    if sys.platform == "win32":
+        pytest.skip("os.kill ends the process there")
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (143, "first\n") and time.monotonic() - start < 25
+
+
+# ---- what goes wrong ----
+
+
+def test_usage_errors(tmp_path: Path) -> None:
+    train, _ = tiny_data(tmp_path / "data")
+    fails(run("train", "--no-such-thing", cwd=tmp_path), 2, "unrecognized arguments: --no-such-thing")
+    fails(run("fly", cwd=tmp_path), 2, "invalid choice: 'fly'")
+    fails(run("train", "-i", "nothing-*.bin", cwd=tmp_path), 2, r"no files match 'nothing-\*.bin'")
+    fails(run("train", "-i", train, "-e", "d13x", cwd=tmp_path), 2, "d13x")
+    fails(
+        run("train", "-i", train, *TINY, "-t", "64", cwd=tmp_path),
+        2,
+        "seq_len is 64, but the model's max_seq_len is 16",
+    )
+    fails(run("train", "-i", train, *TINY, "-k", "step", cwd=tmp_path), 2, "invalid choice: 'step'")
+    fails(run("train", "--resume", "nowhere", cwd=tmp_path), 2, "'nowhere' is not a run directory")
+    fails(run("generate", "nowhere", cwd=tmp_path), 2, "'nowhere' is neither a run directory nor a checkpoint file")
+    fails(run("watch", "nowhere", cwd=tmp_path), 2, "'nowhere' is no run directory")
+    (tmp_path / "bad.toml").write_text("learning_rte = 1\n")
+    fails(
+        run("train", "--config", "bad.toml", cwd=tmp_path), 2, "bad.toml: unknown setting 'learning_rte'; did you mean"
+    )
+    (tmp_path / "bad.toml").write_text("x = = 1\n")
+    fails(run("train", "--config", "bad.toml", cwd=tmp_path), 2, "bad.toml: not TOML")
+
+
+def damaged(raw: bytes, kind: str) -> bytes:
+    """A token file of 4,000 uint16 tokens, damaged."""
+    header = np.frombuffer(raw[:1024], dtype="<i4").copy()
+
+    def with_header(index: int, value: int) -> bytes:
+        changed = header.copy()
+        changed[index] = value
+        return changed.tobytes() + raw[1024:]
+
+    return {
+        "magic": with_header(0, 7),
+        "version": with_header(1, 9),
+        "truncated": raw[:-2],
+        "longer": raw + b"\0\0",
+        "empty": with_header(2, 0)[:1024],
+        "short": with_header(2, 10)[: 1024 + 20],
+        "vocabulary": raw[:2000] + np.uint16(VOCAB + 500).tobytes() + raw[2002:],
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("magic", "bad magic 7 in token file, expected 20240520"),
+        ("version", "bad version 9 in token file, expected 1"),
+        ("truncated", "truncated by 2 bytes: .*4000 tokens of 2 bytes, that is 9024 bytes, but the file has 9022"),
+        ("longer", "too long by 2 bytes: .*4000 tokens of 2 bytes, that is 9024 bytes, but the file has 9026"),
+        ("empty", "the header says 0 tokens, expected at least 1"),
+        ("short", r"10 tokens are too few for one batch: .*2 \* 16 \+ 1 = 33 are needed"),
+        ("vocabulary", "token 561 at position 488 is outside of the model's vocabulary of 61"),
+    ],
+)
+def test_damaged_token_files(tmp_path: Path, kind: str, message: str) -> None:
+    train, val = tiny_data(tmp_path / "data")
+    Path(train).write_bytes(damaged(Path(train).read_bytes(), kind))
+    result = run("train", "-i", train, "-j", val, *TINY, "-x", "-1", "--no-shuffle", cwd=tmp_path)
+    fails(result, 1, rf"train\.bin: {message}")
+
+
+def test_damaged_model_file(tmp_path: Path) -> None:
+    train, val = tiny_data(tmp_path / "data")
+    config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=VOCAB)
+    path = tmp_path / "model.bin"
+    llmc.GPT2(config).save(path)
+    whole = path.read_bytes()
+    for raw, message in ((whole[:-1], "bytes"), (whole + b"\0", "bytes"), (b"\0" * 4 + whole[4:], "magic"), (b"", "")):
+        path.write_bytes(raw)
+        result = run("train", "-i", train, "-j", val, "-e", "model.bin", "-t", "16", "-b", "2", cwd=tmp_path)
+        fails(result, 1, f"model.bin.*{message}")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = run("train", "--debug", "-i", "nothing.bin", cwd=tmp_path)
+    assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+def test_tokenizers_of_data_text_in_its_help(tmp_path: Path) -> None:
+    shown = run("data", "text", "--help", cwd=tmp_path).stdout
+    assert "bpe:N" in shown and "--debug" in shown
+
+
+def test_debug_of_a_data_set_before_or_after_its_name(tmp_path: Path) -> None:
+    for argv in (("--debug", "tinystories"), ("tinystories", "--debug")):
+        result = run("data", *argv, "--source", "absent", "-tk", "bytes", cwd=tmp_path)
+        assert result.returncode == 1 and "Traceback" in result.stderr and "'absent' does not exist" in result.stderr
+    fails(run("data", "tinystories", "--source", "absent", "-tk", "bytes", cwd=tmp_path), 2, "'absent' does not exist")
+
+
+def test_generate_with_another_tokenizer_and_bad_options(tmp_path: Path) -> None:
+    config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=2000)
+    llmc.GPT2(config).save(tmp_path / "model.bin")
+    options = ("model.bin", "a", "-n", "8", "--tokenizer", "bytes")
+    done = run("generate", *options, cwd=tmp_path)  # nearly all ids are beyond the tokenizer's
+    assert done.returncode == 0 and "\ufffd" in done.stdout, done.stderr
+    for option, value, expected in (
+        ("--seed", "-1", r"seed is -1, expected 1 to 2\^64 - 1"),
+        ("--seed", str(2**64), r"expected 1 to 2\^64 - 1"),
+        ("--temperature", "-1", r"temperature is -1.0, expected 0"),
+        ("--temperature", "nan", r"temperature is nan, expected 0"),
+        ("--top-k", "-1", r"top_k is -1, expected 0"),
+        ("--top-p", "0", r"top_p is 0.0, expected above 0"),
+        ("--top-p", "1.5", r"top_p is 1.5, expected above 0"),
+    ):
+        fails(run("generate", *options, option, value, cwd=tmp_path), 2, expected)
+
+
+def test_lm_eval_without_its_package(tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys; sys.modules['lm_eval'] = None; sys.argv[1:] = ['--help'];"
+        "runpy.run_module('llmc.lm_eval', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    fails(done, 1, "^python -m llmc.lm_eval: error: .*pip install lm-eval")
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("a shell pipe of POSIX")
+    command = f"{sys.executable} -m llmc train --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert "Traceback" not in done.stderr
+
+
+# ---- settings ----
+
+
+def test_llmc_s_flags_and_long_names_are_the_same() -> None:
+    short = parse(
+        "-i a.bin b.bin -j c.bin -e d12 -o log -n 5 -nk 2 -nm 10 -y 1 -b 8 -t 128 -d 2048 -x 7 -k wsd -l 0.1 -u 3 -q 0.5".split()
+    )
+    names = (
+        "--data a.bin b.bin --val-data c.bin --model d12 --output-dir log --checkpoint-every 5 --keep-checkpoints 2 "
+        "--major-every 10 --resume --batch-size 8 --seq-len 128 --total-batch-size 2048 --max-steps 7 --schedule wsd "
+        "--learning-rate 0.1 --warmup-steps 3 --final-lr-frac 0.5"
+    )
+    assert short == parse(names.split())
+    short = parse(
+        (
+            "-c 0.2 -sl 3 -sg 4 -v 0 -m -1 -s 9 -g 77 -h 1 -a 1 -f 0 -w 0 -ge 2 -r 2 -z 1 -pn 1 -pr 0 -pg 4 -pi tcp -ps host -pf dir "
+            "-lg 6 -e d6"
+        ).split()
+    )
+    names = (
+        "--weight-decay 0.2 --skip-loss-z 3 --skip-grad-z 4 --val-every 0 --val-steps -1 --sample-every 9 --sample-tokens 77 --hellaswag "
+        "--overfit --no-tf32 --no-master-weights --gelu-fusion 2 --recompute 2 --zero-stage 1 --processes 1 --rank 0 --gpus-per-node 4 "
+        "--dist-init tcp --dist-host host --dist-dir dir --gpu-info-every 6 --model d6"
+    )
+    assert short == parse(names.split())
+
+
+def test_toml_then_flags(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('model = "d6"\nlearning_rate = 1e-3\nbatch_size = 2\n')
+    config = parse(["--config", str(path), "-b", "16"])
+    assert (config.model, config.learning_rate, config.batch_size) == ("d6", 1e-3, 16)
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=("ä.txt", 'quo"te\\'), learning_rate=1e-4, prompt="line\nbreak\t", resume=True, val_every=0
+    )
+    (tmp_path / "c.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert TrainConfig(**load_toml(tmp_path / "c.toml")) == config

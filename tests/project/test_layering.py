@@ -1,0 +1,181 @@
+"""Who may include and import whom (doc/design.md), read from the sources themselves."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CSRC, PACKAGE = ROOT / "csrc", ROOT / "src" / "llmc"
+SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Folder -> the folders whose headers it may include.
+MAY_INCLUDE = {
+    "core": {"core"},
+    "cpu": {"core", "cpu"},
+    "cuda": {"core", "cuda"},
+    "model": {"core", "model"},
+    "bindings": {"core", "model", "bindings"},
+    "apps": {"core", "model", "apps"},
+}
+# The one place that names the backends, and what the module says of the machine and the build.
+EXCEPTIONS = {
+    ("core/backend.cpp", "cpu/make_cpu.h"),
+    ("core/backend.cpp", "cuda/make_cuda.h"),
+    ("bindings/module.cpp", "cpu/isa.h"),
+    ("bindings/module.cpp", "cpu/parallel.h"),
+    ("bindings/module.cpp", "cpu/peak.h"),
+    ("bindings/module.cpp", "cuda/make_cuda.h"),
+    ("bindings/comm.cpp", "cuda/make_cuda.h"),
+}
+CUDA_HEADERS = re.compile(r"cuda|cub/|cublas|cudnn|nccl|nvml")
+# Of the files that are compiled once per instruction set: nothing in these has a function that the linker could merge.
+PLAIN_HEADERS = {"immintrin.h", "emmintrin.h", "arm_neon.h", "cstdint", "math.h", "string.h"}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(CSRC).as_posix()
+
+
+def code(path: Path) -> str:
+    """Without comments and string literals."""
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.S)
+    return re.sub(r'(?<!include )"(?:\\.|[^"\\\n])*"', '""', text)
+
+
+def includes(path: Path) -> list[tuple[str, bool]]:
+    """(header, whether it is a local one)"""
+    found = re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', path.read_text(encoding="utf-8"), flags=re.M)
+    return [(header, bracket == '"') for bracket, header in found]
+
+
+def test_there_is_something_to_look_at():
+    assert {name(p) for p in SOURCES} >= {"core/backend.h", "model/gpt2.cpp", "cpu/parallel.cpp", "cuda/no_cuda.cpp"}
+    assert {p.name for p in MODULES} >= {"gpt2.py", "trainer.py", "cli.py"}
+    assert {name(p).split("/")[0] for p in SOURCES} <= set(MAY_INCLUDE)
+    assert includes(CSRC / "core" / "dims.h") == [("cstdint", False), ("core/tensor.h", True)]
+    assert functions(CSRC / "core" / "check.h") == {"fill_into", "filled"}
+    assert STD_FUNCTIONS >= {"format", "move", "size", "exists", "floor"} and not STD_FUNCTIONS & {"string", "printf"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_includes(path):
+    folder = name(path).split("/")[0]
+    for header, local in includes(path):
+        if local and (name(path), header) not in EXCEPTIONS:
+            # Emulated intrinsics of dev/cuda_emulation are found by their bare name.
+            allowed = header.split("/")[0] in MAY_INCLUDE[folder] or (folder == "cuda" and header == "ptx_emulated.h")
+            assert allowed, f"{name(path)} includes {header}"
+        if not local:
+            assert folder == "cuda" or not CUDA_HEADERS.search(header), f"{name(path)} includes <{header}>"
+            assert folder == "bindings" or not header.startswith(("pybind11", "Python")), (
+                f"{name(path)} includes <{header}>"
+            )
+            assert header != "omp.h" or name(path).startswith("cpu/parallel"), f"{name(path)} includes <omp.h>"
+            if folder in ("core", "model"):
+                assert not header.endswith(".h"), f"{name(path)} includes <{header}>: core is standard C++ alone"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_words(path):
+    """What a library does not do: print, end the process, thread elsewhere than in parallel, ask whether CUDA was built."""
+    text, folder = code(path), name(path).split("/")[0]
+    assert "#pragma omp" not in text or name(path).startswith("cpu/parallel")
+    assert "std::thread" not in text or name(path).startswith(("cpu/parallel", "cpu/cpu_backend"))
+    if folder != "apps":
+        for word in (
+            r"\bprintf\s*\(",
+            r"\bputs\s*\(",
+            r"std::c(out|err|log)\b",
+            r"(?<![\w.])_?exit\s*\(",
+            r"\babort\s*\(",
+        ):
+            assert not re.search(word, text), f"{name(path)} has {word}"
+    if folder != "cuda":
+        assert not re.search(r"#\s*(if|elif).*(LLMC_CUDA|__CUDA)", text)
+    assert "-ffast-math" not in text
+
+
+def test_files_of_one_instruction_set_stand_alone():
+    """They include intrinsics, plain C and each other: an inline function shared with others would crash older CPUs."""
+    for path in SOURCES:
+        if name(path).startswith("cpu/simd/"):
+            for header, local in includes(path):
+                fine = header.startswith("cpu/simd/") or header in ("cpu/kernels.h", "core/bf16.h")
+                assert fine if local else header in PLAIN_HEADERS, f"{name(path)} includes {header}"
+            others = set(re.findall(r"std::(\w+)", code(path))) - {"int8_t", "int16_t", "int32_t", "int64_t"}
+            assert others <= {"uint8_t", "uint16_t", "uint32_t", "uint64_t", "uintptr_t"}, (
+                f"{name(path)} uses std::{others}"
+            )
+    for path in (CSRC / "cpu" / "kernels.h", CSRC / "core" / "bf16.h"):
+        assert set(includes(path)) <= {("cstdint", False), ("core/bf16.h", True)}
+        assert "inline" not in code(path)
+
+
+# The functions of namespace std and of those inside it, C's own left out, in libc++, libstdc++ and Microsoft's library.
+STD_FUNCTIONS = set(Path(__file__).with_name("std_functions.txt").read_text(encoding="utf-8").split())
+
+
+def functions(path: Path) -> set[str]:
+    """What is declared at the beginning of a line: namespaces do not indent, classes and bodies do."""
+    lines = re.findall(r"^[A-Za-z_\[][^\n{]*", code(path), flags=re.M)
+    return {f for line in lines for f in re.findall(r"(?<![\w:.>~])([a-z]\w*)\(", line)}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, ROOT / "dev" / "check_kernels.cpp"], ids=lambda p: p.name)
+def test_no_function_is_named_like_one_of_std(path):
+    """A call with a std::string among its arguments looks for functions in std too (argument-dependent lookup): a format()
+    of ours is ambiguous with some libraries, and silently theirs with others. Functions of numbers and vectors are safe."""
+    if path.is_relative_to(CSRC / "cpu" / "simd"):  # they know no type of std, see above
+        return
+    safe = {"lerp"} if path == CSRC / "cuda" / "adamw.cu" else set()
+    assert not functions(path) & STD_FUNCTIONS - safe
+
+
+# ---- Python ----
+
+# Packages that are not needed to train on a CPU; each is imported by the function that uses it.
+OPTIONAL = {"torch", "matplotlib", "mpi4py", "safetensors", "transformers", "huggingface_hub", "wandb", "tensorboardX"}
+OPTIONAL |= {"pyarrow", "pooch", "tokenizers", "datasets", "lm_eval", "pynvml"}
+
+
+def imported_at_once(tree: ast.Module) -> set[str]:
+    """Names of the imports that run when the module is imported: outside of functions and of TYPE_CHECKING."""
+    found: set[str] = set()
+    queue: list[ast.AST] = list(tree.body)
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found |= {f"{node.module}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            queue += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            queue += ast.iter_child_nodes(node)
+    return found
+
+
+# All but the two that are made of such a package, and that no other imports at its top: PyTorch, and lm-eval's plug-in.
+SPECIAL = ("llmc.reference", "llmc.lm_eval")
+ORDINARY = [p for p in MODULES if not (p.is_relative_to(PACKAGE / "reference") or p.name == "lm_eval.py")]
+
+
+@pytest.mark.parametrize("path", ORDINARY, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_optional_packages_are_imported_where_used(path):
+    found = imported_at_once(ast.parse(path.read_text(encoding="utf-8")))
+    assert not {name for name in found if name.split(".")[0] in OPTIONAL or name.startswith(SPECIAL)}
+
+
+def test_importing_llmc_imports_little():
+    """The package and its command line, in a process of their own."""
+    script = "import sys, llmc, llmc.cli; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    loaded = set(out.split())
+    assert "llmc" in loaded and not loaded & OPTIONAL

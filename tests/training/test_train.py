@@ -1,0 +1,461 @@
+"""The training loop: what it computes, what it says, what it refuses, and that it can be stopped and called again."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import os
+import re
+import select
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import VOCAB, same_weights, tiny_data, tiny_run, tiny_settings, weights
+
+import llmc
+from llmc import _llmc
+from llmc.checkpoint import finished_steps
+from llmc.commands import train as train_command
+from llmc.training.logs import BarConsole, LineConsole, StepInfo, step_line
+from llmc.training.memory import check_memory
+from llmc.training.outliers import OutlierDetector
+from llmc.training.settings import load_toml
+from llmc.training.trainer import Callback, Trainer, TrainingStopped
+
+
+def test_loss_falls_and_history_is_complete(tmp_path: Path) -> None:
+    result = tiny_run(tmp_path, max_steps=60)
+    history = result.history
+    assert history["step"] == list(range(60)) and history["val_step"] == [*range(0, 60, 4), 60]
+    assert history["train_loss"][0] == pytest.approx(math.log(VOCAB), abs=0.2)
+    assert history["val_loss"][-1] < history["val_loss"][0] - 1.0
+    assert result.run_dir == tmp_path / "run" and result.step == 60 and result.stopped_by == 0
+
+
+def test_the_loop_is_model_and_optimizer(tmp_path: Path) -> None:
+    """A loop written by hand over GPT2, AdamW, DataLoader and lr_schedule gives the same bits."""
+    settings = tiny_settings(tmp_path, total_batch_size=64, weight_decay=0.1)
+    result = llmc.train(**settings)
+    config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=VOCAB)
+    model = llmc.GPT2(config, seed=42, threads=1)
+    optimizer = llmc.AdamW(model, weight_decay=0.1)
+    loader = llmc.DataLoader([Path(settings["data"][0])], 2, 16, shuffle=True, seed=42)
+    lr = llmc.lr_schedule("cosine", 1e-2, 2, 8, 0.1)
+    losses = []
+    for step in range(8):
+        model.zero_grad()
+        for _ in range(2):
+            inputs, targets = loader.next_batch()
+            model.forward(inputs)
+            model.backward(targets, 0.5)
+        optimizer.step(lr(step))
+        losses.append(model.mean_loss)
+    assert losses == result.history["train_loss"]
+    assert same_weights({k: np.array(v) for k, v in model.parameters.items()}, weights(result))
+
+
+def test_same_seed_same_bits(tmp_path: Path) -> None:
+    first, second = tiny_run(tmp_path / "a"), tiny_run(tmp_path / "b", threads=2)
+    assert same_weights(weights(first), weights(second))
+    other = tiny_run(tmp_path / "c", seed=43)
+    assert not same_weights(weights(first), weights(other))
+
+
+def test_two_models_train_in_one_process(tmp_path: Path) -> None:
+    """Step by step in turns, each as it would alone."""
+    alone = weights(tiny_run(tmp_path / "alone"))
+    a = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path / "a")))
+    b = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path / "b", seed=7)))
+    for _ in range(8):
+        a.train_step()
+        b.train_step()
+    assert same_weights(alone, {k: np.array(v) for k, v in a.model.parameters.items()})
+
+
+def test_fit_again(tmp_path: Path) -> None:
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path)))
+    first = weights(trainer.fit())
+    again = trainer.fit()
+    assert again.step == 8 and same_weights(first, weights(again))
+    trainer.total_steps = 12
+    assert trainer.fit().step == 12
+
+
+def test_callbacks(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Note(Callback):
+        def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+            seen.append(("step", info.step))
+
+        def on_eval(self, trainer: Trainer, step: int, loss: float) -> None:
+            seen.append(("eval", step))
+
+        def on_save(self, trainer: Trainer, step: int, directory: Path) -> None:
+            assert (directory / f"DONE_{step:08d}").is_file()
+            seen.append(("save", step))
+
+    llmc.train(**tiny_settings(tmp_path, max_steps=4, checkpoint_every=2), callbacks=[Note()])
+    assert seen == [
+        *[("eval", 0), ("step", 0), ("step", 1), ("save", 2), ("step", 2), ("step", 3), ("save", 4), ("eval", 4)]
+    ]
+
+
+def test_overfit_learns_one_batch(tmp_path: Path) -> None:
+    result = tiny_run(tmp_path, overfit=True, max_steps=150, final_lr_frac=1.0, val_every=0)
+    assert result.history["train_loss"][-1] < 0.1
+
+
+def test_one_epoch(tmp_path: Path) -> None:
+    assert tiny_run(tmp_path, max_steps=-1, val_every=0).step == 4000 // 32
+
+
+# ---- logs ----
+
+
+def info(**changes: Any) -> StepInfo:
+    values: dict[str, Any] = {
+        **{
+            "step": 9,
+            "total_steps": 40,
+            "loss": 4.123456,
+            "norm": 1.5,
+            "lr": 3e-4,
+            "seconds": 0.25,
+            "tokens_per_second": 1000.4,
+        },
+        **{"flops_per_second": 1e11, "mfu": 12.34, "dtype": "bf16", "loss_z": math.nan, "grad_z": -0.5},
+    }
+    return StepInfo(**{**values, **changes})
+
+
+def test_step_line_is_llmc_s() -> None:
+    expected = "step   10/40 | loss 4.123456 (+nanz)| norm 1.5000 (-0.50z)| lr 3.00e-04 | 250.00 ms | 12.3% bf16 MFU | 1000 tok/s"
+    assert step_line(info()) == expected
+    assert "--.-% f32 MFU" in step_line(info(mfu=None, dtype="f32"))
+
+
+def test_main_log_is_llmc_s(tmp_path: Path) -> None:
+    tiny_run(tmp_path, max_steps=2, val_every=2)
+    lines = (tmp_path / "run" / "main.log").read_text().splitlines()
+    patterns = [
+        r"s:0 tel:\d\.\d{4}",
+        r"s:0 trl:\d\.\d{4} lr:0\.005000 norm:\d\.\d\d",
+        r"s:1 trl:.*",
+        r"s:2 tel:\d\.\d{4}",
+    ]
+    assert len(lines) == 4 and all(re.fullmatch(p, line) for p, line in zip(patterns, lines))
+
+
+def test_metrics_are_json(tmp_path: Path) -> None:
+    tiny_run(tmp_path, max_steps=3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if row["kind"] == "train"]
+    assert [row["step"] for row in steps] == [0, 1, 2]
+    assert {"loss", "norm", "lr", "seconds", "tokens_per_second", "flops_per_second", "loss_z", "skipped"} <= set(
+        steps[0]
+    )
+    assert rows[-1]["kind"] == "end"
+
+
+def test_lines_survive_a_console_without_the_characters() -> None:
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="ascii")
+    LineConsole(out).text("Käse \u6f22")
+    out.flush()
+    assert raw.getvalue().strip() == b"K?se ?"
+
+
+def test_bar_shows_the_numbers() -> None:
+    out = io.StringIO()
+    bar = BarConsole(40, 9, out)
+    bar.validation(8, 4.5)
+    bar.step(info())
+    bar.close()
+    text = out.getvalue()
+    assert (
+        "step 8: val loss 4.5000" in text and "loss 4.1235" in text and "1,000 tok/s" in text and "100 GFLOP/s" in text
+    )
+
+
+def test_loss_curve(tmp_path: Path) -> None:
+    tiny_run(tmp_path, plot=True)
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- guards ----
+
+
+def test_outlier_detector_judges_against_the_window_before() -> None:
+    detector, rng = OutlierDetector(), np.random.default_rng(0)
+    window = rng.normal(5.0, 0.5, 128)
+    assert all(math.isnan(detector.update(float(x))) for x in window)
+    expected = (9.0 - window.mean()) / window.std()
+    assert detector.update(9.0) == pytest.approx(expected, rel=1e-12)
+    shifted = np.append(window[1:], 9.0)
+    assert math.isnan(detector.update(math.nan)) and math.isnan(detector.update(math.inf))
+    assert detector.update(1e6) == pytest.approx((1e6 - shifted.mean()) / shifted.std(), rel=1e-9)  # far past 11.3
+
+
+class _Poison(Callback):
+    """Writes NaN into a gradient-producing weight after chosen steps, and takes it away again."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps, self.saved = steps, 0.0
+
+    def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+        weight = trainer.model.parameters["lnfw"]
+        if info.step in self.steps:
+            weight[0] = self.saved
+        if info.step + 1 in self.steps:
+            self.saved = float(weight[0])
+            weight[0] = math.nan
+
+
+def test_nan_step_is_skipped_and_counted(tmp_path: Path) -> None:
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, val_every=0)), callbacks=[_Poison({3})])
+    before: dict[str, Any] = {}
+
+    class Compare(Callback):
+        def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+            now = {k: np.array(v) for k, v in trainer.model.parameters.items()}
+            if info.step == 3:
+                assert info.skipped.startswith("loss nan")
+                assert all(np.array_equal(now[k], before[k], equal_nan=True) for k in now if k != "lnfw")
+            before.update(now)
+
+    trainer.callbacks.insert(0, Compare())
+    result = trainer.fit()
+    assert trainer.skipped_steps == 1 and trainer.bad_steps == 0 and trainer.optimizer.step_count == 7
+    assert math.isnan(result.history["train_loss"][3])
+    assert all(np.isfinite(v).all() for v in weights(result).values())
+
+
+def test_many_nan_steps_stop_the_run_and_name_the_checkpoint(tmp_path: Path) -> None:
+    config = llmc.TrainConfig(**tiny_settings(tmp_path, checkpoint_every=2, max_bad_steps=3))
+
+    class Break(Callback):
+        def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+            if info.step == 2:
+                trainer.model.parameters["lnfw"][0] = math.nan
+
+    with pytest.raises(TrainingStopped, match=r"not finite in 3 updates in a row.*checkpoint is of step 2"):
+        Trainer(config, callbacks=[Break()]).fit()
+
+
+def test_outlier_steps_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.training.outliers.WINDOW", 4)
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, skip_grad_z=3.0, val_every=0)))
+    trainer.grad_outliers.set_state([1e-6, 1.1e-6, 0.9e-6, 1e-6])
+    assert trainer.train_step().skipped.startswith("grad z-score")
+    assert trainer.optimizer.step_count == 0
+
+
+# ---- stopping ----
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None:
+    class Kill(Callback):
+        def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+            if info.step == 3:
+                os.kill(os.getpid(), number)
+
+    result = llmc.train(**tiny_settings(tmp_path), callbacks=[Kill()])
+    assert result.stopped_by == number and result.step == 4
+    assert (tmp_path / "run" / "DONE_00000004").is_file()
+    resumed = tiny_run(tmp_path, resume=True)
+    assert same_weights(weights(resumed), weights(tiny_run(tmp_path / "whole")))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+def test_signal_ends_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after it, which may be long."""
+    evaluated = 0
+
+    def evaluate(model: llmc.GPT2, inputs: Any, targets: Any) -> float:
+        nonlocal evaluated
+        evaluated += 1
+        if evaluated == 4:  # the second batch of the second validation
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    monkeypatch.setattr(llmc.GPT2, "evaluate", evaluate)
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, val_every=3)))
+    result = trainer.fit()
+    assert (result.stopped_by, result.step, evaluated) == (signal.SIGINT, 3, 4)
+    assert (tmp_path / "run" / "DONE_00000003").is_file()
+    assert trainer.validate() == 1.0  # and the trainer is as usable as before
+    assert trainer.fit().step == 8
+
+
+# ---- settings that cannot be ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"total_batch_size": 33},
+            r"total_batch_size is 33, expected a multiple of batch_size \* seq_len = 2 \* 16 = 32",
+        ),
+        ({"seq_len": 17}, "seq_len is 17, but the model's max_seq_len is 16"),
+        ({"channels": 17}, "channels 17 is not divisible by num_heads 2"),
+        ({"model": "d13x"}, "d13x"),
+        ({"schedule": "step"}, "schedule is 'step', expected one of cosine, linear, constant, wsd"),
+        ({"recompute": 3}, "recompute is 3"),
+        ({"processes": 8}, "processes is 8"),
+        ({"vocab_size": 12}, "vocab"),
+        ({"layers": 0}, "layers is 0, expected a positive number"),
+        ({"batch_size": 2.5}, "batch_size is 2.5, expected int"),
+        ({"learning_rte": 1.0}, "unknown setting 'learning_rte'; did you mean 'learning_rate'"),
+        ({"dtype": "fp7"}, "fp7"),
+        ({"gpu_info_every": 5}, "the device is cpu"),
+        ({"val_steps": 0}, "val_steps is 0, expected -1"),
+        ({"seed": -1}, "seed is -1, expected 0 or more"),
+        ({"data_seed": 2**32}, "data_seed is 4294967296, expected less"),
+        ({"learning_rate": [1e-3]}, "learning_rate is .0.001., expected float"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"beta2": 1.0}, "beta2 is 1.0"),
+        ({"checkpoint_every": -2}, "checkpoint_every is -2"),
+        (
+            {"max_steps": -1, "total_batch_size": 32 * 1000},
+            "the data hold 4000 tokens, less than the 32000 of one update",
+        ),
+    ],
+)
+def test_refused_settings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, llmc.Error), match=message):
+        tiny_run(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Each of them would train the whole model, all into one run directory."""
+    monkeypatch.setenv(name, "8")
+    with pytest.raises(ValueError, match=f"a launcher started 8 processes \\({name}=8\\)"):
+        train_command.run(argparse.Namespace())
+
+
+def test_settings_go_through_toml(tmp_path: Path) -> None:
+    config = llmc.TrainConfig(grad_clip=math.inf, data=("a b.txt", "c\\d.txt"), prompt='"quoted" \n é')
+    (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert llmc.TrainConfig(**load_toml(tmp_path / "config.toml")) == config
+
+
+def test_a_damaged_hellaswag_file_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "h.bin").write_bytes(bytes(2000))
+    with pytest.raises(llmc.Error, match="magic 0 version 0, expected an eval file"):
+        tiny_run(tmp_path, hellaswag=True, hellaswag_data=str(tmp_path / "h.bin"))
+
+
+def test_data_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no files match '.*nothing-\*\.bin'"):
+        tiny_run(tmp_path, data=(str(tmp_path / "nothing-*.bin"),))
+
+
+def test_not_enough_memory_is_said_before_allocating(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError, match=r"needs [\d.]+ GB on cpu, [\d.]+ GB are free.*--dtype bf16"):
+        tiny_run(tmp_path, model="d48", layers=None, heads=None, channels=None, max_seq_len=None, batch_size=512)
+
+
+class FakeGpu:
+    """A GPU of so much free memory, of which ops take 1 MB for themselves."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+    def info(self) -> SimpleNamespace:
+        return SimpleNamespace(name="cuda:0", isa="sm_90", free_bytes=self.free)
+
+    def workspace_bytes(self, *_: object) -> int:
+        return 1 << 20
+
+
+def test_a_gpu_recomputes_only_what_it_must() -> None:
+    config = llmc.GPT2Config()  # 124M
+    batch: dict[str, Any] = {"dtype": "bf16", "grad_dtype": "f32", "B": 32, "T": 1024, "master_weights": True}
+
+    def need(recompute: int, rows: int) -> int:
+        plan = _llmc.memory_plan(config.native(), "bf16", "f32", 32, 1024, recompute, rows, True, True)
+        return plan.total + (1 << 20)
+
+    def choice(free: int, recompute: int | None = None, rows: int | None = None) -> tuple[int, int]:
+        gpu: Any = FakeGpu(free)
+        plan, *chosen = check_memory(gpu, config, recompute=recompute, classifier_rows=rows, **batch)
+        assert plan.total + (1 << 20) == need(*chosen) <= free
+        return tuple(chosen)  # type: ignore[return-value]
+
+    assert choice(80 << 30) == (0, 16384)
+    for level, rows, next_best in [
+        (0, 16384, (0, 4096)),
+        (0, 4096, (0, 1024)),
+        (0, 1024, (1, 16384)),
+        (1, 1024, (2, 4096)),
+    ]:
+        assert choice(need(level, rows)) == (level, rows)
+        assert choice(need(level, rows) - 1) == next_best
+    assert choice(need(0, 16384) - 1, rows=16384) == (1, 16384)
+    assert choice(80 << 30, recompute=2, rows=100) == (2, 100)
+    with pytest.raises(MemoryError, match=r"on cuda:0.*workspace 0\.00.*--batch-size \d+ fits"):
+        choice(need(2, 1024) - 1)
+
+
+@pytest.mark.skipif(
+    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_unwritable_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match="cannot be written to"):
+        tiny_run(tmp_path)
+
+
+def test_run_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(OSError):
+        tiny_run(tmp_path)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_data_file_that_vanishes(tmp_path: Path) -> None:
+    """The next shard is gone when its turn comes: one error that names it, and the checkpoint stays."""
+    first, _ = tiny_data(tmp_path / "data")
+    second = tmp_path / "data" / "train2.bin"
+    second.write_bytes(Path(first).read_bytes())
+
+    class Vanish(Callback):
+        def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+            if info.step == 3:
+                for path in (Path(first), second):
+                    path.rename(path.with_suffix(".gone"))
+
+    settings = tiny_settings(tmp_path, data=(first, str(second)), max_steps=500, checkpoint_every=1, keep_checkpoints=2)
+    with pytest.raises((llmc.Error, OSError), match=r"train2?\.bin"):
+        llmc.train(**settings, callbacks=[Vanish()])
+    assert finished_steps(tmp_path / "run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
+def test_bar_in_a_terminal_that_does_not_know_its_width() -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    with open(theirs, "w", encoding="utf-8") as out:
+        bar = BarConsole(40, 9, out)
+        bar.step(info())
+        bar.close()
+        text = ""
+        while "loss 4.1235" not in text:  # the terminal hands it over when it likes
+            assert select.select([ours], [], [], 10)[0], text
+            text += os.read(ours, 10000).decode()
+    os.close(ours)
