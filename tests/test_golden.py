@@ -63,8 +63,11 @@ CUDA_VARIANTS: dict[str, dict[str, Any]] = {
         "bf16_flash": {"dtype": "bf16", "attention": "flash", "fused_gelu": "on", "heads": 1, "channels": 64},
     }.items()
 }
-# Relative differences that other roundings may come to, by dtype.
-LOOSE = {"f32": 1e-3, "bf16": 5e-2}
+# Relative differences that other roundings may come to: several times what they come to between kernel sets.
+LOOSE = {
+    "f32": {"train_loss": 2e-6, "norm": 2e-5, "val_loss": 2e-6, "root mean square": 5e-6},
+    "bf16": {"train_loss": 1e-2, "norm": 0.5, "val_loss": 1e-2, "root mean square": 5e-3},
+}
 
 SHAPES = {
     "tiny": llmc.GPT2Config(max_seq_len=19, vocab_size=61, num_layers=2, num_heads=3, channels=33),
@@ -208,7 +211,7 @@ def check_curve(found: dict[str, Any], where: str, variant: str, first: int = 0)
             assert not different, f"{name} differs {len(different)} times, first at {different[0]}"
         else:
             a, b = ([float.fromhex(x) for x in numbers] for numbers in (got, wanted))
-            np.testing.assert_allclose(a, b, rtol=LOOSE[variant.partition("_")[0]], err_msg=name)
+            np.testing.assert_allclose(a, b, rtol=LOOSE[variant.partition("_")[0]][name], err_msg=name)
     if exact:
         assert found["sample"] == expected["sample"]
         assert (found["model"], found["state"]) == (expected["model"], expected["state"])
@@ -219,10 +222,12 @@ def check_table(found: dict[str, list[str]], where: str, key: str, dtype: str) -
     assert list(found) == list(expected)
     for name in expected:
         if exact:
-            assert found[name][0] == expected[name][0], f"{name}: root mean square {found[name][1]}, was {expected[name][1]}"
+            assert found[name][0] == expected[name][0], (
+                f"{name}: root mean square {found[name][1]}, was {expected[name][1]}"
+            )
         else:
             a, b = float(found[name][1]), float(expected[name][1])
-            assert a == pytest.approx(b, rel=LOOSE[dtype]), name
+            assert a == pytest.approx(b, rel=LOOSE[dtype]["root mean square"]), name
 
 
 # ---- the tests ----
@@ -290,12 +295,20 @@ def values() -> Iterator[tuple[str, str, Callable[[Path], Any]]]:
     for shape in SHAPES:
         for seed in (0, 42):
             for dtype in ("f32", "bf16"):
-                yield "baseline", f"weights {shape} {seed} {dtype}", lambda _, a=(shape, seed, dtype): initial_weights(*a)
+                yield (
+                    "baseline",
+                    f"weights {shape} {seed} {dtype}",
+                    lambda _, a=(shape, seed, dtype): initial_weights(*a),
+                )
     for where in places:
         for variant, options in GRADIENTS.items():
             yield where, f"gradients {where} {variant}", lambda _, w=where, o=options: gradients(w, 1, 1, **o)
         for variant, options in (CUDA_VARIANTS if where == "cuda" else VARIANTS).items():
-            yield where, f"curve {where} {variant}", lambda folder, w=where, o=options: curve(folder, w, recompute=1, **o)
+            yield (
+                where,
+                f"curve {where} {variant}",
+                lambda folder, w=where, o=options: curve(folder, w, recompute=1, **o),
+            )
 
 
 def record() -> None:
@@ -313,7 +326,9 @@ def record() -> None:
             print(f"{key}: cannot be recorded here, left as it was")
         # One list a line: a curve that changed is some lines of a diff.
         rows = [
-            f"{json.dumps(key)}: {{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n}"
+            f"{json.dumps(key)}: {{\n"
+            + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            + "\n}"
             for key, value in {**old["values"], **found}.items()
         ]
         path.parent.mkdir(exist_ok=True)
