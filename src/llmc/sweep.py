@@ -43,7 +43,7 @@ from llmc import _llmc
 from llmc.system.fs import write_atomically
 from llmc.system.toml import load_toml_file
 from llmc.training.logs import LineConsole
-from llmc.training.settings import TrainConfig
+from llmc.training.settings import TrainConfig, check_names
 
 _KEYS = {"output_dir", "jobs", "devices", "settings", "grid", "runs"}
 
@@ -82,7 +82,7 @@ class Sweep:
         for name, table in (("settings", settings), ("grid", grid), *(("runs", own) for own in listed)):
             if not isinstance(table, dict):
                 raise ValueError(f"{path}: {name} holds {table!r}, expected a table of settings")
-            TrainConfig.check_names(table, str(path))
+            check_names(table, str(path))
             if "output_dir" in table:
                 raise ValueError(
                     f"{path}: {name}.output_dir: each run has a folder of its own in the sweep's output_dir"

@@ -18,7 +18,7 @@ from runs import VOCAB, tiny_data
 import llmc
 from llmc.commands import watch
 from llmc.commands.train import parse
-from llmc.training.settings import TrainConfig, load_toml
+from llmc.training.settings import SETTINGS, TrainConfig, load_toml
 
 
 def run(*argv: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -51,10 +51,10 @@ def test_help_lists_every_command_and_setting(tmp_path: Path) -> None:
     assert all(name in shown for name in ("train", "generate", "info", "data", "eval", "plot", "watch", "sweep"))
     shown = run("train", "-h", cwd=tmp_path).stdout
     assert shown == run("train", "--help", cwd=tmp_path).stdout
-    for f in TrainConfig.__dataclass_fields__.values():
-        assert "--" + f.name.replace("_", "-") in shown
-        if f.metadata["short"]:
-            assert re.search(rf"(^|\s|,){f.metadata['short']}[ ,]", shown), f.name
+    for name, setting in SETTINGS.items():
+        assert "--" + name.replace("_", "-") in shown
+        if setting.flag:
+            assert re.search(rf"(^|\s|,){setting.flag}[ ,]", shown), name
 
 
 def test_small_default_run_on_own_text_then_generate(tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from llmc.training.settings import TrainConfig, load_toml
+from llmc.training.settings import SETTINGS, Setting, TrainConfig, load_toml
 
 
 class _HelpOrHellaSwag(argparse.Action):
@@ -46,68 +45,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE", help="settings by name in a TOML file, as config.toml in a run directory"
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for f in fields(TrainConfig):
-        meta = f.metadata
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        group = groups[meta["group"]]
-        flag = "--" + f.name.replace("_", "-")
-        options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": _help(f.default, meta["help"])}
-        if f.name == "resume":
-            group.add_argument(flag, nargs="?", const=True, metavar="RUN", **options)
-            group.add_argument(
-                meta["short"],
-                type=zero_or_one,
-                metavar="0|1",
-                dest=f.name,
-                default=argparse.SUPPRESS,
-                help="the same, by llm.c's name",
-            )
-        elif meta["kind"] is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-            if meta["short"] == "-h":
-                group.add_argument(
-                    "-h",
-                    nargs="?",
-                    type=zero_or_one,
-                    metavar="1",
-                    action=_HelpOrHellaSwag,
-                    dest=f.name,
-                    default=argparse.SUPPRESS,
-                    help="alone: this help; with 1: HellaSwag",
-                )
-            elif meta["short"]:
-                group.add_argument(
-                    meta["short"],
-                    type=zero_or_one,
-                    metavar="0|1",
-                    dest=f.name,
-                    default=argparse.SUPPRESS,
-                    help="the same, by llm.c's name",
-                )
+    for name, setting in SETTINGS.items():
+        if setting.group not in groups:
+            groups[setting.group] = parser.add_argument_group(setting.group)
+        _add_setting(groups[setting.group], name, setting)
+
+
+def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) -> None:
+    """Add a setting's long flag, and llm.c's short one."""
+    long, short = "--" + name.replace("_", "-"), setting.flag
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": setting.help.replace("%", "%%")}
+    if setting.kind is bool:
+        # llm.c's flags of this kind take 0 or 1, and are arguments of their own.
+        if name == "resume":
+            group.add_argument(long, nargs="?", const=True, metavar="RUN", **options)
         else:
-            if isinstance(f.default, tuple) or f.name in ("data", "val_data"):
-                options["nargs"] = "+"
-            if meta["choices"]:
-                options["choices"] = meta["choices"]
-            else:
-                options["metavar"] = {int: "N", float: "X", str: "TEXT"}[meta["kind"]]
-            names = [flag, meta["short"]] if meta["short"] else [flag]
-            group.add_argument(*names, type=meta["kind"], **options)
-
-
-def _help(default: Any, text: str) -> str:
-    text = text.replace("%", "%%")
-    if isinstance(default, (bool, int, float, str)) and default != "" and "[" not in text:
-        shown = ("on" if default else "off") if isinstance(default, bool) else default
-        return f"{text} [{shown}]"
-    return text
+            group.add_argument(long, action=argparse.BooleanOptionalAction, **options)
+        if short == "-h":
+            options["help"] = "alone: this help; with 1: HellaSwag"
+            group.add_argument(short, nargs="?", type=zero_or_one, metavar="1", action=_HelpOrHellaSwag, **options)
+        elif short:
+            options["help"] = "the same, by llm.c's name"
+            group.add_argument(short, type=zero_or_one, metavar="0|1", **options)
+        return
+    if setting.many:
+        options["nargs"] = "+"
+    if setting.choices:
+        options["choices"] = setting.choices
+    else:
+        options["metavar"] = {int: "N", float: "X", str: "TEXT"}[setting.kind]
+    group.add_argument(*[long, short][: 2 if short else 1], type=setting.kind, **options)
 
 
 def settings_from(args: argparse.Namespace) -> TrainConfig:
     """Defaults, then the run's own config.toml where one is resumed, then --config, then flags."""
-    names = {f.name for f in fields(TrainConfig)}
-    flags = {k: v for k, v in vars(args).items() if k in names}
+    flags = {k: v for k, v in vars(args).items() if k in SETTINGS}
     values: dict[str, Any] = {}
     if isinstance(run := flags.get("resume"), str):
         path = Path(run) / "config.toml"

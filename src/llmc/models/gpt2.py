@@ -95,17 +95,21 @@ class GPT2:
         dtype: str = "f32",
         grad_dtype: str | None = None,
         recompute: int = 1,
+        classifier_rows: int = 1024,
+        backend: _llmc.Backend | None = None,
         threads: int = 0,
         seed: int | None = 42,
     ) -> None:
         dtype = canonical_dtype(dtype)
         if seed is not None:
             check_seed(seed, 32)
-        backend = _llmc.Backend(device, threads)
+        device = backend.info().name if backend else device
+        backend = backend or _llmc.Backend(device, threads)
         self.config = config
         grad_dtype = canonical_dtype(grad_dtype) if grad_dtype else default_grad_dtype(device, dtype)
         self.native = _llmc.GPT2(backend, config.native(), dtype, grad_dtype)
         self.native.recompute = recompute
+        self.native.classifier_rows = classifier_rows
         if seed is not None:
             self.native.init_weights(seed)
 

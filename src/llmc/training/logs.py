@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from llmc.training.settings import RunConfig
+
 
 @dataclass(frozen=True)
 class StepInfo:
@@ -296,3 +298,29 @@ class Logs(Log):
 
     def close(self) -> None:
         self._each(lambda log: log.close())
+
+
+def open_logs(config: RunConfig, run_dir: Path | None, step: int, total_steps: int) -> Logs:
+    """Open the logs that the settings ask for.
+
+    Args:
+        config: progress, tensorboard and wandb choose.
+        run_dir: None if no log is kept in files.
+        step: updates made so far; if there are any, files are continued.
+        total_steps: of the whole run, for the bar.
+    """
+    mode = config.progress
+    if mode == "auto":
+        mode = "bar" if sys.stdout.isatty() else "lines"
+    logs: list[Log] = []
+    if mode == "bar":
+        logs.append(BarConsole(total_steps, step))
+    elif mode == "lines":
+        logs.append(LineConsole())
+    if run_dir is not None:
+        logs += [MainLog(run_dir / "main.log", step > 0), MetricsLog(run_dir / "metrics.jsonl", step > 0)]
+        if config.tensorboard:
+            logs.append(TensorBoardLog(run_dir))
+    if config.wandb:
+        logs.append(WandbLog(config.wandb, run_dir, config.to_dict()))
+    return Logs(logs)

@@ -20,8 +20,7 @@ def _row(name: str, value: object) -> str:
 def startup_report(trainer: Trainer) -> str:
     """llm.c's parameter table and the lines after it."""
     c, model = trainer.config, trainer.model
-    shape, plan = model.config, trainer.memory
-    assert c.batch_size is not None and c.seq_len is not None
+    shape, plan = model.config, trainer.run.memory
     peak = "unknown" if trainer.peak_flops is None else f"{trainer.peak_flops / 1e12:.1f}"
     val_batches = trainer.num_val_batches if trainer.val_loader is not None else 0
     groups: list[list[tuple[str, object]]] = [
@@ -58,7 +57,7 @@ def startup_report(trainer: Trainer) -> str:
             ("precision", model.dtype.upper().replace("F32", "FP32")),
         ],
         [
-            ("weight init method", trainer.weight_origin),
+            ("weight init method", trainer.run.weight_origin),
             ("max_sequence_length T", shape.max_seq_len),
             ("vocab_size V", shape.vocab_size),
             ("padded_vocab_size Vp", shape.padded_vocab_size),
@@ -68,7 +67,7 @@ def startup_report(trainer: Trainer) -> str:
             ("num_parameters", model.num_parameters),
         ],
         [("train_num_batches", trainer.total_steps), ("val_num_batches", val_batches)],
-        [("run hellaswag", "yes" if trainer.hellaswag_examples else "no")],
+        [("run hellaswag", "yes" if trainer.run.hellaswag_examples else "no")],
         [("num_processes", c.processes), ("zero_stage", c.zero_stage)],
     ]
     lines = [_RULE]

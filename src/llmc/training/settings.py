@@ -1,14 +1,16 @@
-"""Every setting of a training run, once: its default, its flags, its help. The command line, TOML files, `llmc.train(...)` and the
-run directory's config.toml all follow from this dataclass.
+"""Every setting of a training run, once: its type, default, bounds, flag and help, and whether a resumed run may change it.
 
-llm.c's short flags keep llm.c's meaning. Where a default depends on another choice it is None here, and resolve() fills it in.
+The command line, TOML files, `llmc.train(...)`, the run directory's config.toml and the comparison at resume all follow from the
+fields of TrainConfig. llm.c's short flags keep llm.c's meaning.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,15 +20,99 @@ from llmc.optim.schedule import SCHEDULES
 from llmc.system.toml import load_toml_file
 from llmc.values import canonical_dtype
 
+T = typing.TypeVar("T", bound="TrainConfig")
 
-def _setting(
-    default: Any, group: str, help: str, short: str = "", kind: type = str, choices: tuple[str, ...] = ()
-) -> Any:
-    """kind: the type of one value on the command line. A tuple default means a list of them."""
-    metadata = {"group": group, "help": help, "short": short, "kind": kind, "choices": choices}
-    if isinstance(default, tuple):
-        return field(default_factory=lambda: default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one setting.
+
+    kind, many, default: from the field's annotation and default: the type of one value, and whether it is a list of them.
+    group, text: heading and line of the help.
+    flag: llm.c's short flag.
+    small, llm_c: the default if no model is named, which makes a small run of two minutes, and llm.c's default otherwise.
+        The field itself is then None, for "not given".
+    choices: the values that it may have.
+    least, most: bounds that are allowed values; above, below: bounds that are not. None: no bound.
+    also: a value outside of the bounds that has a meaning of its own, named in text.
+    on_resume: "same" if a run must be resumed with the value that it began with, else "may change".
+    """
+
+    group: str
+    text: str
+    flag: str = ""
+    small: Any = None
+    llm_c: Any = None
+    choices: tuple[Any, ...] = ()
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    also: float | None = None
+    on_resume: str = "may change"
+    kind: type = str
+    many: bool = False
+    default: Any = None
+
+    def allows(self, value: float) -> bool:
+        """Whether a number is within the bounds. A NaN is within no bound."""
+        return value == self.also or (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words: "0 or more", "at least 0 and below 1"."""
+        lower = f"{self.least} or more" if self.least is not None else f"above {self.above}"
+        if self.below == math.inf:
+            lower += " and finite"
+        elif self.below is not None:
+            lower = f"at least {self.least} and below {self.below}"
+        elif self.most is not None:
+            lower = f"{self.least} to {self.most}" if self.least is not None else f"{lower} and at most {self.most}"
+        return lower if self.also is None else f"{self.also}, or {lower}"
+
+    @property
+    def help(self) -> str:
+        """The line of the help, with the default."""
+
+        def shown(value: Any) -> str:
+            if isinstance(value, bool):
+                return "on" if value else "off"
+            return f"{value:g}" if isinstance(value, float) else str(value)
+
+        if self.small is not None:
+            return f"{self.text} [small model {shown(self.small)}, else {shown(self.llm_c)}]"
+        if self.default in (None, "", ()) or "[" in self.text:
+            return self.text
+        return f"{self.text} [{shown(self.default)}]"
+
+    def checked(self, name: str, value: Any) -> Any:
+        """Return value as this setting's type.
+
+        Raises:
+            ValueError: if it has another type, or is out of bounds.
+        """
+        if self.many:
+            return tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        elif self.kind is bool and isinstance(value, int):
+            value = bool(value)
+        elif not isinstance(value, self.kind) or (self.kind is int and isinstance(value, bool)):
+            raise ValueError(f"{name} is {value!r}, expected {self.kind.__name__}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, self.choices))}")
+        if self.kind in (int, float) and not self.allows(value):
+            raise ValueError(f"{name} is {value}, expected {self.bounds}")
+        return value
+
+
+def _setting(default: Any, group: str, text: str, flag: str = "", **known: Any) -> Any:
+    return field(default=default, metadata={"setting": Setting(group, text, flag, **known)})
 
 
 @dataclass(frozen=True)
@@ -36,214 +122,216 @@ class TrainConfig:
     # fmt: off
     data: tuple[str, ...] = _setting((), "data", "text files, folders, or globs of .bin token files; none: the language reference that every Python carries", "-i")
     val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text, or no validation for .bin", "-j")
-    tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files")
-    shuffle: bool = _setting(True, "data", "draw samples in random order", "", bool)
-    data_seed: int = _setting(42, "data", "seed of that order", "", int)
+    tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files", on_resume="same")
+    shuffle: bool = _setting(True, "data", "draw samples in random order", on_resume="same")
+    data_seed: int = _setting(42, "data", "seed of that order", least=0, most=2**32 - 1, on_resume="same")
 
-    model: str | None = _setting(None, "model", "d12, gpt3:c768, ..., or a checkpoint (.bin); default: a small model", "-e")
-    layers: int | None = _setting(None, "model", "transformer blocks, in place of the model's", "", int)
-    heads: int | None = _setting(None, "model", "attention heads, in place of the model's", "", int)
-    channels: int | None = _setting(None, "model", "width, in place of the model's", "", int)
-    max_seq_len: int | None = _setting(None, "model", "longest context, in place of the model's", "", int)
-    vocab_size: int | None = _setting(None, "model", "vocabulary, in place of the tokenizer's", "", int)
-    seed: int = _setting(42, "model", "seed of the random weights", "", int)
+    model: str | None = _setting(None, "model", "d12, gpt3:c768, ..., or a checkpoint (.bin); default: a small model", "-e", on_resume="same")
+    layers: int | None = _setting(None, "model", "transformer blocks, in place of the model's", least=1, on_resume="same")
+    heads: int | None = _setting(None, "model", "attention heads, in place of the model's", least=1, on_resume="same")
+    channels: int | None = _setting(None, "model", "width, in place of the model's", least=1, on_resume="same")
+    max_seq_len: int | None = _setting(None, "model", "longest context, in place of the model's", least=1, on_resume="same")
+    vocab_size: int | None = _setting(None, "model", "vocabulary, in place of the tokenizer's", least=1, on_resume="same")
+    seed: int = _setting(42, "model", "seed of the random weights", least=0, most=2**32 - 1, on_resume="same")
 
-    batch_size: int | None = _setting(None, "batch", "rows per micro-batch, B [small model 16, else 4]", "-b", int)
-    seq_len: int | None = _setting(None, "batch", "tokens per row, T [small model 128, else 1024]", "-t", int)
-    total_batch_size: int = _setting(-1, "batch", "tokens per update; a multiple of B*T*processes; -1: that product", "-d", int)
-    max_steps: int | None = _setting(None, "batch", "updates; -1: one epoch [small model 400, else -1]", "-x", int)
-    overfit: bool = _setting(False, "batch", "train on the first batch of the validation data, over and over", "-a", bool)
+    batch_size: int | None = _setting(None, "batch", "rows per micro-batch, B", "-b", small=16, llm_c=4, least=1)
+    seq_len: int | None = _setting(None, "batch", "tokens per row, T", "-t", small=128, llm_c=1024, least=1, on_resume="same")
+    total_batch_size: int = _setting(-1, "batch", "tokens per update; a multiple of B*T*processes; -1: that product", "-d", on_resume="same")
+    max_steps: int | None = _setting(None, "batch", "updates; -1: one epoch", "-x", small=400, llm_c=-1, least=-1, on_resume="same")
+    overfit: bool = _setting(False, "batch", "train on the first batch of the validation data, over and over", "-a", on_resume="same")
 
-    learning_rate: float | None = _setting(None, "optimizer", "highest learning rate [small model 1e-3, else 3e-4]", "-l", float)
-    schedule: str = _setting("cosine", "optimizer", "learning rate schedule", "-k", str, SCHEDULES)
-    warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up [small model 40, else 0]", "-u", int)
-    final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest [small model 0.1, else 1]", "-q", float)
-    weight_decay: float = _setting(0.0, "optimizer", "decay of matrices and embeddings", "-c", float)
-    beta1: float = _setting(0.9, "optimizer", "AdamW's first decay", "", float)
-    beta2: float = _setting(0.95, "optimizer", "AdamW's second decay", "", float)
-    eps: float = _setting(1e-8, "optimizer", "AdamW's epsilon", "", float)
-    grad_clip: float = _setting(1.0, "optimizer", "largest global gradient norm; 0: no clipping", "", float)
-    skip_loss_z: float = _setting(0.0, "optimizer", "skip an update whose loss is more than this many standard deviations above its recent mean; 0: never", "-sl", float)
-    skip_grad_z: float = _setting(0.0, "optimizer", "the same by gradient norm", "-sg", float)
-    max_bad_steps: int = _setting(10, "optimizer", "stop after this many updates in a row with a NaN or infinite loss or gradient; 0: never", "", int)
+    learning_rate: float | None = _setting(None, "optimizer", "highest learning rate", "-l", small=1e-3, llm_c=3e-4, least=0, below=math.inf, on_resume="same")
+    schedule: str = _setting("cosine", "optimizer", "learning rate schedule", "-k", choices=SCHEDULES, on_resume="same")
+    warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up", "-u", small=40, llm_c=0, least=0, on_resume="same")
+    final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest", "-q", small=0.1, llm_c=1.0, least=0, on_resume="same")
+    weight_decay: float = _setting(0.0, "optimizer", "decay of matrices and embeddings", "-c", least=0, below=math.inf, on_resume="same")
+    beta1: float = _setting(0.9, "optimizer", "AdamW's first decay", least=0, below=1, on_resume="same")
+    beta2: float = _setting(0.95, "optimizer", "AdamW's second decay", least=0, below=1, on_resume="same")
+    eps: float = _setting(1e-8, "optimizer", "AdamW's epsilon", above=0, on_resume="same")
+    grad_clip: float = _setting(1.0, "optimizer", "largest global gradient norm; 0: no clipping", least=0, on_resume="same")
+    skip_loss_z: float = _setting(0.0, "optimizer", "skip an update whose loss is more than this many standard deviations above its recent mean; 0: never", "-sl", least=0, on_resume="same")
+    skip_grad_z: float = _setting(0.0, "optimizer", "the same by gradient norm", "-sg", least=0, on_resume="same")
+    max_bad_steps: int = _setting(10, "optimizer", "stop after this many updates in a row with a NaN or infinite loss or gradient; 0: never", least=0)
 
     output_dir: str | None = _setting(None, "output", "run directory; default: runs/<time> where no model is named, else none: nothing is kept", "-o")
-    checkpoint_every: int = _setting(0, "output", "checkpoint every n steps, and at the end; 0: at the end only; -1: never", "-n", int)
-    keep_checkpoints: int = _setting(0, "output", "keep this many of them; 0: all", "-nk", int)
-    major_every: int = _setting(0, "output", "never delete those of steps divisible by this; 0: none is kept for ever", "-nm", int)
-    save_best: bool = _setting(False, "output", "keep the model of the lowest validation loss as best.bin", "", bool)
-    async_save: bool = _setting(True, "output", "write checkpoints in the background, from a copy in memory", "", bool)
-    on_save_error: str = _setting("continue", "output", "when a checkpoint cannot be written", "", str, ("continue", "stop"))
-    resume: bool = _setting(False, "output", "continue from the newest good checkpoint of the run directory, if it has one", "-y", bool)
-    allow_changes: bool = _setting(False, "output", "resume although settings or data differ from the checkpoint's", "", bool)
+    checkpoint_every: int = _setting(0, "output", "checkpoint every n steps, and at the end; 0: at the end only; -1: never", "-n", least=-1)
+    keep_checkpoints: int = _setting(0, "output", "keep this many of them; 0: all", "-nk", least=0)
+    major_every: int = _setting(0, "output", "never delete those of steps divisible by this; 0: none is kept for ever", "-nm", least=0)
+    save_best: bool = _setting(False, "output", "keep the model of the lowest validation loss as best.bin")
+    async_save: bool = _setting(True, "output", "write checkpoints in the background, from a copy in memory")
+    on_save_error: str = _setting("continue", "output", "when a checkpoint cannot be written", choices=("continue", "stop"))
+    resume: bool = _setting(False, "output", "continue from the newest good checkpoint of the run directory, if it has one", "-y")
+    allow_changes: bool = _setting(False, "output", "resume although settings or data differ from the checkpoint's")
 
-    val_every: int | None = _setting(None, "evaluation", "validate every n steps, and at the end; 0: never [small model 50, else 20]", "-v", int)
-    val_steps: int = _setting(20, "evaluation", "validation batches; -1: all", "-m", int)
-    hellaswag: bool = _setting(False, "evaluation", "evaluate HellaSwag with validation (-h 1)", "-h", bool)
+    val_every: int | None = _setting(None, "evaluation", "validate every n steps, and at the end; 0: never", "-v", small=50, llm_c=20)
+    val_steps: int = _setting(20, "evaluation", "validation batches; -1: all", "-m", least=1, also=-1)
+    hellaswag: bool = _setting(False, "evaluation", "evaluate HellaSwag with validation (-h 1)", "-h")
     hellaswag_data: str = _setting("dev/data/hellaswag/hellaswag_val.bin", "evaluation", "llm.c's HellaSwag file")
-    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never [small model 200, else 20]", "-s", int)
-    sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included [small model 256, else 64]", "-g", int)
+    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never", "-s", small=200, llm_c=20)
+    sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included", "-g", small=256, llm_c=64)
     prompt: str = _setting("", "evaluation", "text that samples begin with; default: end-of-text")
-    temperature: float | None = _setting(None, "evaluation", "of samples; 0: the most likely token [small model 0.8, else 1]", "", float)
-    top_k: int = _setting(0, "evaluation", "sample among this many most likely tokens; 0: all", "", int)
-    top_p: float = _setting(1.0, "evaluation", "sample among the most likely tokens of this total probability", "", float)
+    temperature: float | None = _setting(None, "evaluation", "of samples; 0: the most likely token", small=0.8, llm_c=1.0, least=0)
+    top_k: int = _setting(0, "evaluation", "sample among this many most likely tokens; 0: all", least=0)
+    top_p: float = _setting(1.0, "evaluation", "sample among the most likely tokens of this total probability", above=0, most=1)
 
     device: str = _setting("auto", "machine", "cpu, cuda, cuda:N, or auto: cuda where there is one")
     dtype: str | None = _setting(None, "machine", "f32 or bf16 [bf16 on cuda, else f32; a checkpoint's own]", "-p")
     grad_dtype: str | None = _setting(None, "machine", "dtype of gradients: f32 with bf16 adds micro-batches up exactly [f32 on cuda, else dtype]")
-    threads: int = _setting(0, "machine", "CPU threads; 0: as many as the process may use", "", int)
-    recompute: int | None = _setting(None, "machine", "recompute in backward: 0 nothing, 1 GELU, 2 GELU and layernorm [on cuda the least that fits, else 1]", "-r", int)
-    master_weights: bool = _setting(True, "machine", "keep f32 weights beside bf16 ones", "-w", bool)
-    classifier_rows: int | None = _setting(None, "machine", "rows of logits that exist at a time [on cuda up to 16384, as memory allows, else 1024]", "", int)
-    gelu_fusion: int = _setting(0, "machine", "llm.c's -ge; accepted, and without effect: see fused_gelu", "-ge", int)
-    tf32: bool = _setting(True, "machine", "TF32 for f32 matmuls on GPUs that have it", "-f", bool)
-    attention: str = _setting("auto", "machine", "attention on GPUs: auto takes the first of the others that there is and that fits the model (the CPU has one kind)", "", str, ("auto", "cudnn", "flash", "simple"))
-    deterministic: bool = _setting(True, "machine", "the same bits on every run; on GPUs it costs cuDNN's attention time and memory (the CPU always is)", "", bool)
-    fused_gelu: str = _setting("auto", "machine", "GELU inside of matmuls on GPUs: auto in bf16 from Hopper on (no effect on the CPU)", "", str, ("auto", "off", "on"))
-    zero_stage: int = _setting(0, "machine", "llm.c's -z; with one process there is nothing to shard", "-z", int)
+    threads: int = _setting(0, "machine", "CPU threads; 0: as many as the process may use", least=0)
+    recompute: int | None = _setting(None, "machine", "recompute in backward: 0 nothing, 1 GELU, 2 GELU and layernorm [on cuda the least that fits, else 1]", "-r", choices=(0, 1, 2))
+    master_weights: bool = _setting(True, "machine", "keep f32 weights beside bf16 ones", "-w")
+    classifier_rows: int | None = _setting(None, "machine", "rows of logits that exist at a time [on cuda up to 16384, as memory allows, else 1024]", least=1)
+    gelu_fusion: int = _setting(0, "machine", "llm.c's -ge; accepted, and without effect: see fused_gelu", "-ge")
+    tf32: bool = _setting(True, "machine", "TF32 for f32 matmuls on GPUs that have it", "-f")
+    attention: str = _setting("auto", "machine", "attention on GPUs: auto takes the first of the others that there is and that fits the model (the CPU has one kind)", choices=("auto", "cudnn", "flash", "simple"))
+    deterministic: bool = _setting(True, "machine", "the same bits on every run; on GPUs it costs cuDNN's attention time and memory (the CPU always is)")
+    fused_gelu: str = _setting("auto", "machine", "GELU inside of matmuls on GPUs: auto in bf16 from Hopper on (no effect on the CPU)", choices=("auto", "off", "on"))
+    zero_stage: int = _setting(0, "machine", "llm.c's -z; with one process there is nothing to shard", "-z", choices=(0, 1))
 
-    processes: int = _setting(1, "processes", "number of processes", "-pn", int)
-    rank: int = _setting(0, "processes", "this process's number", "-pr", int)
-    gpus_per_node: int = _setting(8, "processes", "GPUs per machine", "-pg", int)
-    dist_init: str = _setting("mpi", "processes", "how processes find each other", "-pi", str, ("mpi", "tcp", "fs"))
+    processes: int = _setting(1, "processes", "number of processes", "-pn")
+    rank: int = _setting(0, "processes", "this process's number", "-pr")
+    gpus_per_node: int = _setting(8, "processes", "GPUs per machine", "-pg")
+    dist_init: str = _setting("mpi", "processes", "how processes find each other", "-pi", choices=("mpi", "tcp", "fs"))
     dist_dir: str = _setting("", "processes", "fs: the shared directory", "-pf")
     dist_host: str = _setting("", "processes", "tcp: the server's address", "-ps")
 
-    gpu_info_every: int = _setting(-1, "logs", "print the GPU's clocks, power and temperature every n steps; -1: never", "-lg", int)
-    progress: str = _setting("auto", "logs", "a bar, llm.c's lines, or nothing; auto: a bar in a terminal", "", str, ("auto", "bar", "lines", "none"))
-    tensorboard: bool = _setting(False, "logs", "write TensorBoard events into the run directory", "", bool)
+    gpu_info_every: int = _setting(-1, "logs", "print the GPU's clocks, power and temperature every n steps; -1: never", "-lg")
+    progress: str = _setting("auto", "logs", "a bar, llm.c's lines, or nothing; auto: a bar in a terminal", choices=("auto", "bar", "lines", "none"))
+    tensorboard: bool = _setting(False, "logs", "write TensorBoard events into the run directory")
     wandb: str = _setting("", "logs", "Weights & Biases project to log to")
-    plot: bool = _setting(True, "logs", "write loss.png into the run directory at the end", "", bool)
+    plot: bool = _setting(True, "logs", "write loss.png into the run directory at the end")
     # fmt: on
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value is None:
-                continue
-            kind = f.metadata["kind"]
-            if f.name in ("data", "val_data") and isinstance(value, (list, tuple)):
-                object.__setattr__(self, f.name, tuple(str(v) for v in value))
-            elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, f.name, float(value))
-            elif kind is bool and isinstance(value, int):
-                object.__setattr__(self, f.name, bool(value))
-            elif f.name in ("data", "val_data"):
-                object.__setattr__(self, f.name, (str(value),))
-            elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-                raise ValueError(f"{f.name} is {value!r}, expected {kind.__name__}")
-            if f.metadata["choices"] and value not in f.metadata["choices"]:
-                raise ValueError(f"{f.name} is '{value}', expected one of {', '.join(f.metadata['choices'])}")
-        if self.dtype is not None:
-            object.__setattr__(self, "dtype", canonical_dtype(self.dtype))
-        if self.grad_dtype is not None:
-            object.__setattr__(self, "grad_dtype", canonical_dtype(self.grad_dtype))
-        self._check()
+        for name, setting in SETTINGS.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, setting.checked(name, value))
+        for name in ("dtype", "grad_dtype"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, canonical_dtype(value))
 
-    def _check(self) -> None:
-        for name in (
-            "batch_size",
-            "seq_len",
-            "layers",
-            "heads",
-            "channels",
-            "max_seq_len",
-            "vocab_size",
-            "classifier_rows",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}, expected a positive number")
-        for name in (
-            *(
-                "keep_checkpoints",
-                "major_every",
-                "warmup_steps",
-                "max_bad_steps",
-                "threads",
-                "top_k",
-                "seed",
-                "data_seed",
-            ),
-            *(
-                "temperature",
-                "learning_rate",
-                "final_lr_frac",
-                "weight_decay",
-                "grad_clip",
-                "skip_loss_z",
-                "skip_grad_z",
-            ),
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value:  # NaN is not either
-                raise ValueError(f"{name} is {value}, expected 0 or more")
-        for name, value in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
-            if value is not None and math.isinf(value):
-                raise ValueError(f"{name} is {value}, expected a finite number")
-        for name, value in (("seed", self.seed), ("data_seed", self.data_seed)):
-            if value >= 2**32:
-                raise ValueError(f"{name} is {value}, expected less than 2**32")
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}, expected 0 <= {name} < 1")
-        if not self.eps > 0:
-            raise ValueError(f"eps is {self.eps}, expected a positive number")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, expected 0 < top_p <= 1")
-        if self.val_steps != -1 and self.val_steps <= 0:
-            raise ValueError(f"val_steps is {self.val_steps}, expected -1 (all) or a positive number")
-        if self.checkpoint_every < -1:
-            raise ValueError(
-                f"checkpoint_every is {self.checkpoint_every}, expected -1 (never), 0 (at the end) or more"
-            )
-        if self.recompute not in (None, 0, 1, 2):
-            raise ValueError(f"recompute is {self.recompute}, expected 0, 1 or 2")
-        if self.max_steps is not None and self.max_steps < -1:
-            raise ValueError(f"max_steps is {self.max_steps}, expected -1 (one epoch) or more")
-        if self.zero_stage not in (0, 1):
-            raise ValueError(f"zero_stage is {self.zero_stage}; stages 0 and 1 exist")
-
-    def replace(self, **changes: Any) -> TrainConfig:
+    def replace(self: T, **changes: Any) -> T:
+        """Return a copy with other values for some settings."""
         return dataclasses.replace(self, **changes)
 
     # ---- TOML ----
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, None left out."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Return the settings as plain values of JSON and TOML. Those that are None are left out."""
+        values = {name: getattr(self, name) for name in SETTINGS}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
 
     def to_toml(self) -> str:
-        """Flat TOML, grouped by comments; TOML's strings, numbers, booleans and lists are JSON's."""
+        """Return the settings as flat TOML, a comment above each group."""
         lines: list[str] = []
         group = None
-        values = self.to_dict()
-        for f in fields(self):
-            if f.name not in values:
-                continue
-            if f.metadata["group"] != group:
-                group = f.metadata["group"]
+        for name, value in self.to_dict().items():
+            if SETTINGS[name].group != group:
+                group = SETTINGS[name].group
                 lines.append(f"\n# {group}" if lines else f"# {group}")
-            value = values[f.name]
-            special = isinstance(value, float) and not math.isfinite(value)  # TOML has inf and nan, in Python's words
-            lines.append(f"{f.name} = {value if special else json.dumps(value, ensure_ascii=False)}")
+            # TOML's strings, numbers, booleans and lists are JSON's, but inf and nan are written as Python does.
+            special = isinstance(value, float) and not math.isfinite(value)
+            lines.append(f"{name} = {value if special else json.dumps(value, ensure_ascii=False)}")
         return "\n".join(lines) + "\n"
 
-    @staticmethod
-    def check_names(values: Mapping[str, Any], where: str) -> None:
-        known = {f.name for f in fields(TrainConfig)}
-        for name in values:
-            if name not in known:
-                import difflib
+    def differences(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Say which settings keep a run from being resumed.
 
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                raise ValueError(f"{where}: unknown setting '{name}'{hint}")
+        Args:
+            earlier: to_dict() of the run's settings as its checkpoint has them.
+
+        Returns:
+            For each setting that must be the same and is not, a sentence with both values.
+        """
+        now = self.to_dict()
+        fixed = [name for name, setting in SETTINGS.items() if setting.on_resume == "same"]
+        return [f"{n} was {earlier.get(n)}, is {now.get(n)}" for n in fixed if earlier.get(n) != now.get(n)]
+
+
+def _known_settings() -> dict[str, Setting]:
+    known = {}
+    hints = typing.get_type_hints(TrainConfig)
+    for f in fields(TrainConfig):
+        hint = hints[f.name]
+        many = typing.get_origin(hint) is tuple
+        kind = typing.get_args(hint)[0] if typing.get_args(hint) else hint  # of tuple[str, ...] and of "int | None"
+        setting: Setting = f.metadata["setting"]
+        known[f.name] = dataclasses.replace(setting, kind=kind, many=many, default=f.default)
+    return known
+
+
+SETTINGS = _known_settings()
+
+
+class RunConfig(TrainConfig):
+    """A TrainConfig whose every default is chosen: what a run is built from.
+
+    None is left only where it means "as the model, the checkpoint or the tokenizer has it", or "none".
+    """
+
+    batch_size: int
+    seq_len: int
+    max_steps: int
+    learning_rate: float
+    warmup_steps: int
+    final_lr_frac: float
+    val_every: int
+    sample_every: int
+    sample_tokens: int
+    temperature: float
+
+
+def resolve(config: TrainConfig, device: str) -> RunConfig:
+    """Choose the defaults that depend on other settings.
+
+    Args:
+        config: settings as they were given.
+        device: in place of "auto".
+
+    Raises:
+        ValueError: if settings contradict each other.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    for name, setting in SETTINGS.items():
+        if values[name] is None:
+            values[name] = setting.small if config.model is None else setting.llm_c
+    values["device"] = device
+    B, T = values["batch_size"], values["seq_len"]
+    if config.total_batch_size == -1:
+        values["total_batch_size"] = B * T
+    total = values["total_batch_size"]
+    if total <= 0 or total % (B * T):
+        raise ValueError(
+            f"total_batch_size is {total}, expected a multiple of batch_size * seq_len = {B} * {T} = {B * T}"
+        )
+    if config.processes != 1 or config.rank != 0:
+        raise ValueError(f"processes is {config.processes} and rank is {config.rank}: this build trains in one process")
+    return RunConfig(**values)
+
+
+def check_names(values: Mapping[str, Any], place: str) -> None:
+    """Refuse names that are no settings.
+
+    Args:
+        values: settings by name.
+        place: where they were given, for the message.
+
+    Raises:
+        ValueError: naming the first unknown one, and the setting that it may have meant.
+    """
+    for name in values:
+        if name not in SETTINGS:
+            close = difflib.get_close_matches(name, SETTINGS, 1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise ValueError(f"{place}: unknown setting '{name}'{hint}")
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
-    """Settings of a TOML file, by name. ValueError naming the file, and the line or the unknown setting."""
+    """Read settings, by name, from a TOML file.
+
+    Raises:
+        ValueError: naming the file, and the line or the unknown setting.
+    """
     values = load_toml_file(path)
-    TrainConfig.check_names(values, str(path))
+    check_names(values, str(path))
     return values

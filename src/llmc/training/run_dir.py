@@ -1,0 +1,77 @@
+"""The run directory: made, checked and locked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from llmc import _llmc
+from llmc.checkpoint import finished_steps
+from llmc.system.fs import remove_temporaries
+from llmc.training.settings import RunConfig
+
+
+def open_run_directory(config: RunConfig) -> Path | None:
+    """Make the run directory if there is none, and remove what killed processes left half-written in it.
+
+    Returns:
+        Its path, or None if the run keeps nothing.
+
+    Raises:
+        ValueError: if it has checkpoints, and the run is not to be resumed.
+        OSError: if it cannot be made or written to.
+    """
+    if not config.output_dir:
+        return None
+    directory = Path(config.output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    _check_writable(directory)
+    remove_temporaries(directory)
+    steps = finished_steps(directory)
+    if steps and not config.resume:
+        raise ValueError(
+            f"{directory} has checkpoints of an earlier run (step {steps[-1]}): continue it with --resume (-y 1), or "
+            "choose another run directory"
+        )
+    return directory
+
+
+def _check_writable(directory: Path) -> None:
+    probe = directory / f".tmp-probe-{np.random.default_rng().integers(1 << 30)}"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as e:
+        raise PermissionError(f"run directory '{directory}' cannot be written to: {e}") from e
+
+
+@contextmanager
+def locked(directory: Path | None, warn: Callable[[str], None]) -> Iterator[None]:
+    """Keep other processes from training in a run directory.
+
+    Args:
+        directory: None if there is nothing to lock.
+        warn: is told if the file system has no locks.
+
+    Raises:
+        llmc.Error: if another process trains there.
+    """
+    if directory is None:
+        yield
+        return
+    import filelock
+
+    lock = filelock.FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise _llmc.Error(f"{directory}: another process trains in this run directory") from None
+    except NotImplementedError:
+        warn(f"warning: the file system of {directory} has no locks: let no other process train there")
+    try:
+        yield
+    finally:
+        lock.release()

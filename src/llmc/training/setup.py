@@ -1,0 +1,304 @@
+"""Build a training run from its settings. What is wrong with a run is said here, before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc import _llmc
+from llmc import checkpoint as ckpt
+from llmc.data.loader import DataLoader
+from llmc.evals import check_examples, read_eval_file
+from llmc.models.config import GPT2Config
+from llmc.models.gpt2 import GPT2, default_grad_dtype
+from llmc.optim.adamw import AdamW
+from llmc.optim.schedule import lr_schedule
+from llmc.system.gpu_info import GpuInfo
+from llmc.training.memory import check_memory
+from llmc.training.run_dir import open_run_directory
+from llmc.training.settings import RunConfig, TrainConfig, resolve
+from llmc.training.sources import Sources, prepare
+
+# Without a model the run is a small one, sized for two CPU cores and two minutes.
+SMALL_MODEL = {"num_layers": 4, "num_heads": 4, "channels": 256, "max_seq_len": 256}
+
+
+@dataclass
+class Run:
+    """What a training run is made of.
+
+    config: the settings; recompute and classifier_rows are those that were chosen.
+    run_dir: None if nothing is kept.
+    fingerprint: sizes and checksums of the data; a checkpoint remembers them.
+    found: the checkpoint that the run continues, whose weights the model has already; None for a new run.
+    weight_origin: in words.
+    memory: the plan that was checked against what is free.
+    val_loader: None without validation data.
+    lr: the learning rate of a step.
+    hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
+    gpu_info: None if its line is not asked for.
+    """
+
+    config: RunConfig
+    run_dir: Path | None
+    sources: Sources
+    fingerprint: list[dict[str, object]]
+    found: tuple[int, dict[str, Any] | None] | None
+    model: GPT2
+    weight_origin: str
+    memory: _llmc.MemoryPlan
+    optimizer: AdamW
+    train_loader: DataLoader
+    val_loader: DataLoader | None
+    total_steps: int
+    lr: Callable[[int], float]
+    hellaswag_examples: list[Any]
+    gpu_info: GpuInfo | None
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether training samples come in random order."""
+        return self.config.shuffle and not self.config.overfit
+
+
+def setup(given: TrainConfig, say: Callable[[str], None]) -> Run:
+    """Find the data and the checkpoint, check that memory suffices, and build model, optimizer and loaders.
+
+    Args:
+        given: the settings as the user gave them.
+        say: is told, for example, that a damaged checkpoint is passed over.
+
+    Raises:
+        ValueError, FileNotFoundError, MemoryError, llmc.Error: if a setting is wrong, data are missing or damaged, or memory does
+            not suffice.
+    """
+    device, backend = open_device(given.device, given.threads)
+    config = resolve(given, device)
+    _set_options(backend, config)
+    run_dir = open_run_directory(config)
+    sources = prepare(config, run_dir)
+    fingerprint = sources.fingerprint()
+    found = _find_checkpoint(config, run_dir, fingerprint, say)
+    config = _as_before(config, found)
+    model, weight_origin, memory = _build_model(config, backend, run_dir, sources, found)
+    config = config.replace(recompute=model.native.recompute, classifier_rows=model.native.classifier_rows)
+    optimizer = AdamW(
+        model,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        grad_clip=config.grad_clip,
+        master_weights=config.master_weights,
+    )
+    train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, found)
+    total_steps = _total_steps(config, train_loader)
+    lr = lr_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac)
+    return Run(
+        config=config,
+        run_dir=run_dir,
+        sources=sources,
+        fingerprint=fingerprint,
+        found=found,
+        model=model,
+        weight_origin=weight_origin,
+        memory=memory,
+        optimizer=optimizer,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        total_steps=total_steps,
+        lr=lr,
+        hellaswag_examples=_read_hellaswag(config, model.config),
+        gpu_info=_open_gpu_info(config),
+    )
+
+
+def open_device(device: str, threads: int) -> tuple[str, _llmc.Backend]:
+    """Open the device of a run.
+
+    Args:
+        device: "cpu", "cuda", "cuda:N", or "auto" for "cuda" if there is one.
+        threads: CPU threads; 0 for as many as the process may use.
+
+    Returns:
+        The device that was chosen, and its only Backend.
+    """
+    if device == "auto":
+        if _llmc.cuda_built():
+            try:
+                return "cuda", _llmc.Backend("cuda", threads)
+            except _llmc.Error:
+                pass
+        device = "cpu"
+    return device, _llmc.Backend(device, threads)
+
+
+def _set_options(backend: _llmc.Backend, config: RunConfig) -> None:
+    if config.device == "cpu":
+        return
+    backend.set_option("tf32", "on" if config.tf32 else "off")
+    backend.set_option("attention", config.attention)
+    backend.set_option("deterministic", "on" if config.deterministic else "off")
+    backend.set_option("fused_gelu", config.fused_gelu)
+
+
+def _find_checkpoint(
+    config: RunConfig, run_dir: Path | None, fingerprint: list[dict[str, object]], say: Callable[[str], None]
+) -> tuple[int, dict[str, Any] | None] | None:
+    """The checkpoint to continue from, if the run directory has one; its settings and data must be those of this run."""
+    if run_dir is None or not ckpt.finished_steps(run_dir):
+        return None
+    found = ckpt.newest_good(run_dir, warn=say)
+    if found is None:
+        raise ckpt.CheckpointDamaged(f"{run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
+    step, manifest = found
+    if manifest is not None and not config.allow_changes:
+        differences = config.differences(manifest["config"]) + _data_differences(manifest["data"], fingerprint)
+        if differences:
+            raise ValueError(
+                f"{run_dir}: the checkpoint of step {step} was made with other settings: "
+                + "; ".join(differences)
+                + ". Give the same, or --allow-changes"
+            )
+    return found
+
+
+def _data_differences(before: list[dict[str, object]], now: list[dict[str, object]]) -> list[str]:
+    if before == now:
+        return []
+    old = {row["name"]: (row["bytes"], row["crc32"]) for row in before}
+    new = {row["name"]: (row["bytes"], row["crc32"]) for row in now}
+    changed = sorted(str(n) for n in set(old) | set(new) if old.get(n) != new.get(n))
+    return [f"the data changed ({', '.join(changed[:4])}{', ...' if len(changed) > 4 else ''})"]
+
+
+def _as_before(config: RunConfig, found: tuple[int, dict[str, Any] | None] | None) -> RunConfig:
+    """What the memory of a GPU chose for the run's beginning stays chosen: other sums would be other bits."""
+    if found is None or found[1] is None or config.device == "cpu":
+        return config
+    before = found[1]["config"]
+    if before.get("device") != config.device:
+        return config
+    names = [n for n in ("recompute", "classifier_rows") if getattr(config, n) is None]
+    return config.replace(**{n: before.get(n) for n in names})
+
+
+def _build_model(
+    config: RunConfig,
+    backend: _llmc.Backend,
+    run_dir: Path | None,
+    sources: Sources,
+    found: tuple[int, dict[str, Any] | None] | None,
+) -> tuple[GPT2, str, _llmc.MemoryPlan]:
+    """The model with its first weights, where these come from, and its memory."""
+    path: Path | None = None
+    if found is not None and run_dir is not None:
+        path, origin = run_dir / ckpt.checkpoint_names(found[0])[0], "intermediate checkpoint"
+    elif config.model is not None and config.model.endswith(".bin"):
+        path, origin = Path(config.model), config.model
+        for name in ("layers", "heads", "channels", "max_seq_len"):
+            if getattr(config, name) is not None:
+                raise ValueError(f"{name} is given, but the model is the checkpoint {path}, which has its own")
+    else:
+        origin = config.model or "small model"
+    if path is not None:
+        native, file_dtype, _ = _llmc.inspect_checkpoint(path)
+        shape, default_dtype = GPT2Config.from_native(native), str(file_dtype)
+    else:
+        shape, default_dtype = _model_shape(config, sources), "f32" if config.device == "cpu" else "bf16"
+    _check_fits(config, sources, shape)
+    dtype = config.dtype or default_dtype
+    grad_dtype = config.grad_dtype or default_grad_dtype(config.device, dtype)
+    memory, recompute, classifier_rows = check_memory(
+        backend,
+        shape,
+        dtype=dtype,
+        grad_dtype=grad_dtype,
+        B=config.batch_size,
+        T=config.seq_len,
+        recompute=config.recompute,
+        classifier_rows=config.classifier_rows,
+        master_weights=config.master_weights,
+    )
+    options: dict[str, Any] = {
+        "backend": backend,
+        "dtype": dtype,
+        "grad_dtype": grad_dtype,
+        "recompute": recompute,
+        "classifier_rows": classifier_rows,
+    }
+    model = GPT2.from_checkpoint(path, **options) if path else GPT2(shape, seed=config.seed, **options)
+    return model, origin, memory
+
+
+def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:
+    given = {
+        "num_layers": config.layers,
+        "num_heads": config.heads,
+        "channels": config.channels,
+        "max_seq_len": config.max_seq_len,
+        "vocab_size": sources.vocab_size,
+    }
+    changes = {k: v for k, v in given.items() if v is not None}
+    if config.model is not None:
+        return GPT2Config.from_descriptor(config.model, **changes)
+    longest = max(SMALL_MODEL["max_seq_len"], config.seq_len)
+    return GPT2Config(**{**SMALL_MODEL, "max_seq_len": longest, **changes})
+
+
+def _check_fits(config: RunConfig, sources: Sources, shape: GPT2Config) -> None:
+    if sources.tokenizer is not None and sources.tokenizer.vocab_size > shape.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {sources.tokenizer.vocab_size} tokens, but the model's vocabulary is {shape.vocab_size}"
+        )
+    if config.seq_len > shape.max_seq_len:
+        raise ValueError(f"seq_len is {config.seq_len}, but the model's max_seq_len is {shape.max_seq_len}")
+
+
+def _build_loaders(
+    config: RunConfig, sources: Sources, vocab_size: int, found: tuple[int, dict[str, Any] | None] | None
+) -> tuple[DataLoader, DataLoader | None]:
+    if config.overfit and not sources.val:
+        raise ValueError("overfit trains on the validation data, and there are none")
+    B, T = config.batch_size, config.seq_len
+    train = DataLoader(
+        sources.val if config.overfit else sources.train,
+        B,
+        T,
+        shuffle=config.shuffle and not config.overfit,
+        seed=config.data_seed,
+        vocab_size=vocab_size,
+        rows_per_sample=found[1]["state"]["loader"]["rows_per_sample"]
+        if found is not None and found[1] is not None
+        else 0,
+    )
+    return train, DataLoader(sources.val, B, T, vocab_size=vocab_size) if sources.val else None
+
+
+def _total_steps(config: RunConfig, loader: DataLoader) -> int:
+    if config.max_steps != -1:
+        return config.max_steps
+    steps = loader.num_tokens // config.total_batch_size
+    if steps == 0:
+        raise ValueError(
+            f"the data hold {loader.num_tokens} tokens, less than the {config.total_batch_size} of one update "
+            "(total_batch_size); give a number of steps to go over them several times (--max-steps)"
+        )
+    return steps
+
+
+def _read_hellaswag(config: RunConfig, shape: GPT2Config) -> list[Any]:
+    if not config.hellaswag or not Path(config.hellaswag_data).is_file():
+        return []
+    examples = read_eval_file(config.hellaswag_data)
+    check_examples(examples, shape)
+    return examples
+
+
+def _open_gpu_info(config: RunConfig) -> GpuInfo | None:
+    if config.gpu_info_every <= 0:
+        return None
+    if not config.device.startswith("cuda"):
+        raise ValueError(f"gpu_info_every is {config.gpu_info_every}, but the device is {config.device}")
+    return GpuInfo(int(config.device.partition(":")[2] or 0))
