@@ -63,9 +63,10 @@ CUDA_VARIANTS: dict[str, dict[str, Any]] = {
     }.items()
 }
 # Relative differences that other roundings may come to: several times what they come to between kernel sets.
+# They grow from update to update, in bf16 the norm's fastest: of norms, the first ten are compared.
 LOOSE = {
     "f32": {"train_loss": 2e-6, "norm": 2e-5, "val_loss": 2e-6, "root mean square": 5e-6},
-    "bf16": {"train_loss": 1e-2, "norm": 0.5, "val_loss": 1e-2, "root mean square": 5e-3},
+    "bf16": {"train_loss": 1e-2, "norm": 0.1, "val_loss": 1e-2, "root mean square": 5e-3},
 }
 
 SHAPES = {
@@ -209,7 +210,8 @@ def check_curve(found: dict[str, Any], where: str, variant: str, first: int = 0)
             different = [f"{i}: {a} was {b}" for i, (a, b) in enumerate(zip(got, wanted)) if a != b]
             assert not different, f"{name} differs {len(different)} times, first at {different[0]}"
         else:
-            a, b = ([float.fromhex(x) for x in numbers] for numbers in (got, wanted))
+            last = max(0, 10 - first) if name == "norm" else None
+            a, b = ([float.fromhex(x) for x in numbers[:last]] for numbers in (got, wanted))
             np.testing.assert_allclose(a, b, rtol=LOOSE[variant.partition("_")[0]][name], err_msg=name)
     if exact:
         assert found["sample"] == expected["sample"]
