@@ -61,6 +61,10 @@ def test_there_is_something_to_look_at():
     assert {name(p).split("/")[0] for p in SOURCES} <= set(MAY_INCLUDE)
     assert includes(CSRC / "core" / "dims.h") == [("cstdint", False), ("core/tensor.h", True)]
     assert functions(CSRC / "core" / "check.h") == {"fill_into", "filled"}
+    assert imports(ast.parse("def f():\n    from llmc import checkpoint as c, _llmc\n    import llmc")) == {
+        "llmc.checkpoint",
+        "llmc",
+    }
     assert STD_FUNCTIONS >= {"format", "move", "size", "exists", "floor"} and not STD_FUNCTIONS & {"string", "printf"}
 
 
@@ -171,6 +175,97 @@ ORDINARY = [p for p in MODULES if not (p.is_relative_to(PACKAGE / "reference") o
 def test_optional_packages_are_imported_where_used(path):
     found = imported_at_once(ast.parse(path.read_text(encoding="utf-8")))
     assert not {name for name in found if name.split(".")[0] in OPTIONAL or name.startswith(SPECIAL)}
+
+
+# Room (a folder of src/llmc, or a module beside them) -> the rooms that it may import, in the order in which they stand on each
+# other: a room imports only such as come before it, so there is no circle between rooms.
+FLOORS: dict[str, set[str]] = {
+    "values": set(),
+    "system": {"values"},
+    "formats": {"values", "system"},
+    "models": {"values", "system", "formats"},
+    "data": {"values", "system", "formats"},
+    "datasets": {"values", "system", "formats", "data"},
+    "optim": {"values", "models"},
+    "checkpoint": {"values", "system", "formats", "models", "optim"},
+    "evals": {"values", "system", "formats", "models", "data"},
+    "hub": {"values", "system", "formats", "models", "data"},
+    "load": {"values", "system", "models", "data", "checkpoint", "hub"},
+    "plot": {"values", "system", "formats"},
+    "training": {"values", "system", "formats", "models", "data", "optim", "checkpoint", "evals", "plot"},
+    "__init__": {"values", "system", "models", "data", "optim", "training"},
+    "sweep": {"values", "system", "formats", "plot", "training"},
+    "commands": {
+        "values",
+        "system",
+        "formats",
+        "models",
+        "data",
+        "datasets",
+        "checkpoint",
+        "evals",
+        "hub",
+        "load",
+        "plot",
+        "training",
+        "sweep",
+    },
+    "cli": {"commands"},
+    # Programs of their own, which no other room imports.
+    "train_gpt2": {"system", "models", "data", "datasets", "optim", "cli"},
+    "test_gpt2": {"values", "system", "formats", "models", "optim", "cli"},
+    "reference": {"__init__", "values", "system", "formats", "models", "hub", "load", "cli"},
+    "lm_eval": {"models", "data", "load", "cli"},
+    "__main__": {"cli"},
+}
+NAMES = {".".join(("llmc", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in MODULES}
+
+
+def room(module: str) -> str:
+    """llmc.training.trainer -> training; llmc itself -> __init__"""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Modules of llmc that a module imports, wherever the statement stands: in a function and under TYPE_CHECKING too."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "llmc"}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not used here"
+            if node.module and node.module.split(".")[0] == "llmc":
+                for a in node.names:
+                    whole = f"{node.module}.{a.name}"
+                    is_module = whole in NAMES or f"{whole}.__init__" in NAMES or whole == "llmc._llmc"
+                    found.add(whole if is_module else node.module)
+    return found - {"llmc._llmc"}
+
+
+GRAPH = {name: imports(ast.parse(path.read_text(encoding="utf-8"))) for name, path in NAMES.items()}
+
+
+def test_floors_stand_on_each_other():
+    order = list(FLOORS)
+    for i, (floor, below) in enumerate(FLOORS.items()):
+        assert below <= set(order[:i]), f"{floor} may import {below - set(order[:i])}, which stands above it"
+    assert {room(name) for name in NAMES} == set(order)
+
+
+@pytest.mark.parametrize("module", GRAPH)
+def test_imports_go_down(module):
+    for other in GRAPH[module]:
+        allowed = room(other) == room(module) or room(other) in FLOORS[room(module)]
+        assert allowed, f"{module} imports {other}: {room(module)} stands on {sorted(FLOORS[room(module)])}"
+
+
+def test_no_circle():
+    """Between modules of one room neither."""
+    left = {name: {m for m in others if m in GRAPH} - {name} for name, others in GRAPH.items()}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"these import each other: {sorted(left)}"
 
 
 def test_importing_llmc_imports_little():
