@@ -1,33 +1,61 @@
-"""What a run says of itself before its first step: llm.c's table, row for row, and what it does about memory."""
+"""What a run tells about itself before its first step: llm.c's table, row for row, and how its memory is used."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
+from llmc import _llmc
+from llmc.models.gpt2 import GPT2
 from llmc.training.memory import largest_batch
-
-if TYPE_CHECKING:
-    from llmc.training.trainer import Trainer
+from llmc.training.settings import TrainConfig
 
 _RULE = "+-----------------------+----------------------------------------------------+"
 _MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the reports tell about a run.
+
+    Attributes:
+        config: the settings, with none left open.
+        model: the model.
+        weight_origin: where its weights come from, as "d12" (random) or the path of a checkpoint.
+        memory: how many bytes the run takes, by purpose.
+        peak_flops: FLOP/s that the device can reach; None if that is not known.
+        data: what the run trains on, in words.
+        total_steps: number of updates.
+        grad_accum: number of micro-batches in an update.
+        num_val_batches: number of batches in a validation; 0 if there are no validation data.
+        hellaswag: whether HellaSwag is evaluated.
+    """
+
+    config: TrainConfig
+    model: GPT2
+    weight_origin: str
+    memory: _llmc.MemoryPlan
+    peak_flops: float | None
+    data: str
+    total_steps: int
+    grad_accum: int
+    num_val_batches: int
+    hellaswag: bool
 
 
 def _row(name: str, value: object) -> str:
     return f"| {name:21} | {value!s:50} |"
 
 
-def startup_report(trainer: Trainer) -> str:
-    """llm.c's parameter table and the lines after it."""
-    c, model = trainer.config, trainer.model
-    shape, plan = model.config, trainer.memory
+def startup_report(facts: RunFacts) -> str:
+    """Return llm.c's table of parameters and the lines that follow it."""
+    c, model = facts.config, facts.model
+    shape, plan = model.config, facts.memory
     assert c.batch_size is not None and c.seq_len is not None
-    peak = "unknown" if trainer.peak_flops is None else f"{trainer.peak_flops / 1e12:.1f}"
-    val_batches = trainer.num_val_batches if trainer.val_loader is not None else 0
+    peak = "unknown" if facts.peak_flops is None else f"{facts.peak_flops / 1e12:.1f}"
     groups: list[list[tuple[str, object]]] = [
         [("Parameter", "Value")],
         [
-            ("train data pattern", " ".join(c.data) or trainer.sources.description),
+            ("train data pattern", " ".join(c.data) or facts.data),
             ("val data pattern", " ".join(c.val_data) or "NULL"),
             ("output log dir", c.output_dir or "NULL"),
             ("checkpoint_every", c.checkpoint_every),
@@ -58,7 +86,7 @@ def startup_report(trainer: Trainer) -> str:
             ("precision", model.dtype.upper().replace("F32", "FP32")),
         ],
         [
-            ("weight init method", trainer.weight_origin),
+            ("weight init method", facts.weight_origin),
             ("max_sequence_length T", shape.max_seq_len),
             ("vocab_size V", shape.vocab_size),
             ("padded_vocab_size Vp", shape.padded_vocab_size),
@@ -67,8 +95,8 @@ def startup_report(trainer: Trainer) -> str:
             ("channels C", shape.channels),
             ("num_parameters", model.num_parameters),
         ],
-        [("train_num_batches", trainer.total_steps), ("val_num_batches", val_batches)],
-        [("run hellaswag", "yes" if trainer.hellaswag_examples else "no")],
+        [("train_num_batches", facts.total_steps), ("val_num_batches", facts.num_val_batches)],
+        [("run hellaswag", "yes" if facts.hellaswag else "no")],
         [("num_processes", c.processes), ("zero_stage", c.zero_stage)],
     ]
     lines = [_RULE]
@@ -82,7 +110,7 @@ def startup_report(trainer: Trainer) -> str:
         f"memory per sequence: {plan.activations // c.batch_size // _MIB} MiB",
         f" -> estimated maximum batch size: {largest}",
         f"batch_size B={c.batch_size} * seq_len T={c.seq_len} * num_processes={c.processes} and total_batch_size={c.total_batch_size}",
-        f"=> setting grad_accum_steps={trainer.grad_accum}",
+        f"=> setting grad_accum_steps={facts.grad_accum}",
     ]
     if c.seq_len < shape.max_seq_len:
         lines.append(
@@ -91,14 +119,14 @@ def startup_report(trainer: Trainer) -> str:
     return "\n".join(lines)
 
 
-def short_report(trainer: Trainer) -> str:
-    """The same in three lines, for a terminal with a progress bar."""
-    c, model, shape = trainer.config, trainer.model, trainer.model.config
+def short_report(facts: RunFacts) -> str:
+    """Return the most important facts in three lines, for a terminal with a progress bar."""
+    c, model, shape = facts.config, facts.model, facts.model.config
     info = model.native.backend.info()
-    where = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
-    where_to = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
+    device = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
+    output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
     return (
         f"GPT-2 of {model.num_parameters:,} parameters ({shape.num_layers} layers, {shape.num_heads} heads, {shape.channels} "
-        f"channels, vocabulary {shape.vocab_size}) on {trainer.sources.description}\n"
-        f"{trainer.total_steps} steps of {c.total_batch_size:,} tokens, {model.dtype}, {where}{where_to}"
+        f"channels, vocabulary {shape.vocab_size}) on {facts.data}\n"
+        f"{facts.total_steps} steps of {c.total_batch_size:,} tokens, {model.dtype}, {device}{output}"
     )

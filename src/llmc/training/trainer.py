@@ -39,7 +39,7 @@ from llmc.training.logs import (
 )
 from llmc.training.memory import check_memory
 from llmc.training.outliers import OutlierDetector
-from llmc.training.report import short_report, startup_report
+from llmc.training.report import RunFacts, short_report, startup_report
 from llmc.training.settings import TrainConfig
 from llmc.training.sources import Sources, prepare
 
@@ -468,7 +468,8 @@ class Trainer:
         config, logs = self.config, self.log
         if self._resumed:
             logs.text(f"continuing {self.run_dir} from step {self.step}")
-        logs.start(startup_report(self), short_report(self))
+        facts = self._facts()
+        logs.start(startup_report(facts), short_report(facts))
         if config.hellaswag and not self.hellaswag_examples:
             logs.text(f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it")
         while not self._signals.received:
@@ -489,6 +490,20 @@ class Trainer:
                 self._finish_saving(self._checkpointer.poll)
         if self._signals.received:
             self._save(background=False, final=True)
+
+    def _facts(self) -> RunFacts:
+        return RunFacts(
+            config=self.config,
+            model=self.model,
+            weight_origin=self.weight_origin,
+            memory=self.memory,
+            peak_flops=self.peak_flops,
+            data=self.sources.description,
+            total_steps=self.total_steps,
+            grad_accum=self.grad_accum,
+            num_val_batches=self.num_val_batches if self.val_loader is not None else 0,
+            hellaswag=bool(self.hellaswag_examples),
+        )
 
     def _finish(self, stopped_by: int) -> None:
         if self._checkpointer is not None:
