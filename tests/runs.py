@@ -1,4 +1,4 @@
-"""Tiny training runs for tests: settings, data, and what a run left behind."""
+"""Tiny training runs for tests: their settings, their data and their weights afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOCAB = 61
 
 
 def tiny_data(folder: Path) -> tuple[str, str]:
-    """Two token files with something to learn in them: paths of train and validation data."""
+    """Write two token files with a pattern that can be learned, and return the paths of training and validation data."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(5)
     for name, count in (("train", 4000), ("val", 400)):
@@ -24,32 +24,32 @@ def tiny_data(folder: Path) -> tuple[str, str]:
 
 
 def tiny_settings(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A run of 8 steps in folder/run on a model of 1 layer and 16 channels, that says nothing."""
+    """Return settings of a run of 8 steps in folder/run, with a model of 1 layer and 16 channels, that prints nothing.
+
+    changes: settings that replace these.
+    """
     train, val = tiny_data(folder / "data")
+    # fmt: off
     settings: dict[str, Any] = {
-        **{"data": (train,), "val_data": (val,), "output_dir": str(folder / "run"), "vocab_size": VOCAB},
-        **{"layers": 1, "heads": 2, "channels": 16, "max_seq_len": 16, "seq_len": 16, "batch_size": 2, "max_steps": 8},
-        **{
-            "learning_rate": 1e-2,
-            "warmup_steps": 2,
-            "val_every": 4,
-            "val_steps": 2,
-            "sample_every": 0,
-            "device": "cpu",
-        },
-        **{"threads": 1, "progress": "none", "plot": False, "async_save": False},
+        "data": (train,), "val_data": (val,), "output_dir": str(folder / "run"), "vocab_size": VOCAB,
+        "layers": 1, "heads": 2, "channels": 16, "max_seq_len": 16, "seq_len": 16, "batch_size": 2, "max_steps": 8,
+        "learning_rate": 1e-2, "warmup_steps": 2, "val_every": 4, "val_steps": 2, "sample_every": 0,
+        "device": "cpu", "threads": 1, "progress": "none", "plot": False, "async_save": False,
     }
+    # fmt: on
     return {**settings, **changes}
 
 
 def tiny_run(folder: Path, **changes: Any) -> llmc.TrainResult:
+    """Train with tiny_settings()."""
     return llmc.train(**tiny_settings(folder, **changes))
 
 
 def weights(result: llmc.TrainResult) -> dict[str, Any]:
-    """Copies of all parameters."""
+    """Return copies of all parameters, by name."""
     return {name: np.array(array) for name, array in result.model.parameters.items()}
 
 
 def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Return whether two results of weights() are equal to the bit."""
     return all(np.array_equal(a[name], b[name]) for name in a)

@@ -1,4 +1,4 @@
-"""`python -m llmc` is `llmc`."""
+"""`python -m llmc` runs the `llmc` command."""
 
 import sys
 

@@ -1,6 +1,7 @@
-"""`llmc` and `llmc-train`: finds the command, and turns what goes wrong into one line and an exit code.
+"""`llmc` and `llmc-train`: finds the command, and turns an error into one line and an exit code.
 
-Exit codes: 0 done; 2 the command line, a setting or a file name is wrong; 1 anything else; 128 + n stopped by signal n.
+Exit codes: 0 if all went well; 2 if the command line, a setting or a file name is wrong; 128 + n if signal n stopped the command;
+1 for any other error.
 """
 
 from __future__ import annotations
@@ -27,13 +28,21 @@ COMMANDS = {
     "sweep": "many runs over lists of settings",
 }
 
-# What a caller can mend, by other arguments or other files.
+# Errors that the caller can mend, by other arguments or other files.
 _USAGE_ERRORS = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _EXPECTED_ERRORS = (*_USAGE_ERRORS, _llmc.Error, OSError, MemoryError, ImportError)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "llmc") -> int:
-    """The `llmc` command, or `python -m llmc` as prog says."""
+    """Run the `llmc` command.
+
+    Args:
+        argv: the arguments after the program's name; None takes them from sys.argv.
+        prog: the program's name in help texts and errors: "llmc" or "python -m llmc".
+
+    Returns:
+        The exit code.
+    """
     show_any_text()
     argv = list(sys.argv[1:] if argv is None else argv)
     listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
@@ -53,13 +62,29 @@ def main(argv: Sequence[str] | None = None, prog: str = "llmc") -> int:
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
-    """The `llmc-train` command."""
+    """Run the `llmc-train` command.
+
+    Args:
+        argv: the arguments after the program's name; None takes them from sys.argv.
+
+    Returns:
+        The exit code.
+    """
     show_any_text()
     return run_command("train", list(sys.argv[1:] if argv is None else argv), prog="llmc-train")
 
 
 def run_command(name: str, argv: Sequence[str], prog: str) -> int:
-    """Parses argv and runs the command."""
+    """Parse the arguments of one command and run it.
+
+    Args:
+        name: a key of COMMANDS.
+        argv: the arguments after the command.
+        prog: what help texts and errors call the command, as "llmc plot".
+
+    Returns:
+        The exit code.
+    """
     module = importlib.import_module(f"llmc.commands.{name}_" if name == "import" else f"llmc.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -78,23 +103,32 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
 
 
 def show_any_text() -> None:
-    """A character that the console lacks (those of Windows have cp1252, cp936, ...) becomes "?", where Python would end the program.
+    """Make stdout write "?" for a character that the console's encoding lacks, instead of raising an error.
 
-    stderr needs nothing: there Python writes \\u escapes.
+    Consoles of Windows have such encodings (cp1252, cp936, ...). stderr needs no change: Python writes \\u escapes there.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def report_errors(prog: str, action: Callable[[], int | None], debug: bool = False) -> int:
-    """Does it; the exit code, and one line to stderr where it went wrong as things go wrong. debug: with the traceback."""
+    """Call action, and report an expected error as one line on stderr.
+
+    Args:
+        prog: the name that the line begins with.
+        action: returns an exit code, or None for 0.
+        debug: raise an expected error again, so that Python shows its traceback.
+
+    Returns:
+        The exit code. An error that is not expected (a bug) is raised.
+    """
     show_any_text()
     try:
         return action() or 0
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone: `llmc ... | head`
+    except BrokenPipeError:  # the program that reads this one's output has ended: `llmc ... | head`
         sys.stderr.close()
         return 1
     except _EXPECTED_ERRORS as e:

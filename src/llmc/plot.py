@@ -1,7 +1,7 @@
 """Plots of training runs: loss, HellaSwag, learning rate, gradient norm and speed, several runs over each other.
 
-Reads llm.c's main.log (`s:<step> <stream>:<value> ...`, one event a line) and llmc's metrics.jsonl. A run that was resumed has
-logged some steps twice: the last value counts.
+Reads llm.c's main.log (`s:<step> <stream>:<value> ...`, one event a line) and llmc's metrics.jsonl. A resumed run may have logged a
+step twice: the last value counts.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Published by llm.c (dev/vislog.ipynb): OpenAI's GPT-2 checkpoints on FineWeb's validation shard, and their HellaSwag acc_norm.
+# llm.c published these (dev/vislog.ipynb): the loss of OpenAI's GPT-2 checkpoints on FineWeb's validation shard, in nats, and their
+# HellaSwag acc_norm.
 BASELINES = {
     "124M": {"val_loss": 3.424958, "hellaswag": 0.294463},
     "350M": {"val_loss": 3.083089, "hellaswag": 0.375224},
     "774M": {"val_loss": 3.000580, "hellaswag": 0.431986},
     "1558M": {"val_loss": 2.831273, "hellaswag": 0.488946},
 }
-# Brown et al. 2020, for models of about the same size; GPT-3's weights are not public, so it has no loss on FineWeb.
+# HellaSwag of GPT-3 models of about the same size (Brown et al. 2020). Their weights are not public, so there is no loss on FineWeb.
 GPT3_HELLASWAG = {"124M": 0.337, "350M": 0.436, "774M": 0.510, "1558M": 0.547}
 
 _LOG_NAMES = {"trl": "train_loss", "tel": "val_loss", "eval": "hellaswag", "lr": "lr", "norm": "norm"}
@@ -45,10 +46,14 @@ _METRICS = {
 
 @dataclass
 class Run:
-    """The numbers of one run. series: "train_loss", "val_loss", "hellaswag", "lr", "norm", "tokens_per_second", each by step.
+    """The numbers that one run logged.
 
-    tokens_per_step: None where the run does not say (llm.c's logs do not).
-    unreadable: lines passed over because they were cut off, as by a machine that lost its power.
+    Attributes:
+        name: what the legend calls the run.
+        series: values by step, for each of "train_loss", "val_loss", "hellaswag", "lr", "norm" and "tokens_per_second" that the
+            run logged.
+        tokens_per_step: tokens of one update; None if the run does not say, as llm.c's logs do not.
+        unreadable: number of lines that were skipped because they are cut off, as by a machine that lost its power.
     """
 
     name: str
@@ -57,12 +62,23 @@ class Run:
     unreadable: int = 0
 
     def xy(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Steps and values of a series, by step."""
+        """Return a series in the order of steps, for plotting.
+
+        Args:
+            name: a key of series; one that is not there gives empty arrays.
+
+        Returns:
+            Steps and values, both of shape (n,), int64 and float64.
+        """
         points = sorted(self.series.get(name, {}).items())
         return np.array([s for s, _ in points], np.int64), np.array([v for _, v in points], np.float64)
 
     def best(self, name: str) -> tuple[int, float] | None:
-        """(step, value) of the lowest loss, or of the highest for "hellaswag"; None where nothing finite was logged."""
+        """Return step and value of the best point of a series: the highest of "hellaswag", the lowest of any other.
+
+        Returns:
+            (step, value), or None if the series has no finite value.
+        """
         sign = -1.0 if name == "hellaswag" else 1.0
         finite = [(s, v) for s, v in self.series.get(name, {}).items() if np.isfinite(v)]
         return min(finite, key=lambda point: sign * point[1]) if finite else None
@@ -72,9 +88,15 @@ class Run:
 
 
 def read_run(path: StrPath, name: str | None = None) -> Run:
-    """A run directory (main.log, metrics.jsonl, config.toml), or one log file.
+    """Read the numbers that a run logged.
 
-    FileNotFoundError where there is no log, ValueError where the file is not one.
+    Args:
+        path: a run directory with main.log, metrics.jsonl or both, or one such file.
+        name: what the legend calls the run; None is the name of its directory.
+
+    Raises:
+        FileNotFoundError: if there is no log.
+        ValueError: if the file is not a log.
     """
     path = Path(path)
     if path.is_dir():
@@ -87,7 +109,7 @@ def read_run(path: StrPath, name: str | None = None) -> Run:
         raise FileNotFoundError(f"there is no run directory or log file '{path}'")
     folder = logs[0].parent
     run = Run(name or folder.resolve().name)
-    for log in logs:  # metrics.jsonl last, for its numbers are not rounded
+    for log in logs:  # metrics.jsonl comes last: its numbers are not rounded, and replace those of main.log
         _read_log(run, log)
     if (folder / "config.toml").is_file():
         tokens = load_toml(folder / "config.toml").get("total_batch_size")
@@ -133,7 +155,15 @@ def _read_metric(run: Run, line: str) -> None:
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean over the window's values around each one; at the ends over those there are."""
+    """Return the running mean of values.
+
+    Args:
+        values: shape (n,).
+        window: how many values around each one are averaged; fewer at the two ends. 1 returns values as they are.
+
+    Returns:
+        The means, of shape (n,).
+    """
     if window <= 1 or len(values) == 0:
         return values
     kernel = np.ones(min(window, len(values)))
@@ -158,11 +188,18 @@ def figure(
     window: int = 1,
     baselines: Sequence[str] = (),
 ) -> Figure:
-    """All runs in one figure.
+    """Draw all runs into one figure, which has a panel for each kind of number that was logged.
 
-    x: "steps" or "tokens"; tokens are steps times tokens_per_step, by default what each run says.
-    window: training loss and norm are smoothed over this many steps.
-    baselines: sizes of GPT-2 whose published loss and accuracy are drawn ("124M", "350M", "774M", "1558M").
+    Args:
+        runs: the runs, as from read_run().
+        x: the horizontal axis: "steps" or "tokens".
+        tokens_per_step: tokens of one update, for x = "tokens"; None takes what each run says.
+        window: training loss and gradient norm are averaged over so many steps.
+        baselines: sizes of GPT-2 ("124M", "350M", "774M", "1558M") whose published loss and accuracy are drawn as lines.
+
+    Raises:
+        ValueError: if x or a baseline is unknown, if there is nothing to plot, or if a run does not say its tokens per step and
+            tokens_per_step is None.
     """
     from matplotlib.figure import Figure
 
@@ -253,17 +290,27 @@ def plot_runs(
     window: int = 1,
     baselines: Sequence[str] = (),
 ) -> None:
-    """Reads run directories or logs and writes one figure; the suffix of out says what kind (.png, .svg, .pdf)."""
+    """Read runs and write one figure of them all.
+
+    Args:
+        runs: run directories or log files, as read_run() takes them.
+        out: the file to write; its suffix says the format: .png, .svg or .pdf.
+        x, tokens_per_step, window, baselines: as of figure().
+
+    Raises:
+        FileNotFoundError: if a run has no log.
+        ValueError: if out has another suffix, a file is not a log, or as of figure().
+    """
     import matplotlib
 
-    form = Path(out).suffix.lstrip(".").lower()
-    if form not in ("png", "svg", "pdf"):
+    file_format = Path(out).suffix.lstrip(".").lower()
+    if file_format not in ("png", "svg", "pdf"):
         raise ValueError(f"'{out}' must end in .png, .svg or .pdf")
     fig = figure(
         [read_run(run) for run in runs], x=x, tokens_per_step=tokens_per_step, window=window, baselines=baselines
     )
     buffer = io.BytesIO()
-    dateless = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same runs make the same file
+    dateless = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # so that the same runs make the same file
     with matplotlib.rc_context({"svg.hashsalt": "llmc"}):
-        fig.savefig(buffer, format=form, dpi=110, metadata=dateless.get(form))
+        fig.savefig(buffer, format=file_format, dpi=110, metadata=dateless.get(file_format))
     write_atomically(out, [buffer.getvalue()])

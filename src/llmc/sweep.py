@@ -2,22 +2,22 @@
 
 A sweep is a TOML file::
 
-    output_dir = "runs/lr"            # a folder per run in it, the summary and the plot beside them
+    output_dir = "runs/lr"            # holds a folder for each run, the summary and the plot
     jobs = 2                          # runs at a time on the CPU [1]
-    devices = [0, 1, 2, 3]            # or GPUs: one run at a time on each, with device = "cuda"
+    devices = [0, 1, 2, 3]            # or GPUs: one run at a time on each of them, with device = "cuda"
 
-    [settings]                        # of every run: the fields of TrainConfig
+    [settings]                        # what all runs share: fields of TrainConfig
     data = ["my.txt"]
 
-    [grid]                            # every combination of these lists
+    [grid]                            # there is a run for every combination of values from these lists
     learning_rate = [3e-5, 1e-4, 3e-4, 1e-3]
 
-    [[runs]]                          # and these, one by one, each with every combination of the grid
+    [[runs]]                          # any number of these tables: each is combined with the whole grid
     model = "d6"
 
-What is done is written to sweep.json after each run, so the same command continues a sweep that was stopped; a run that was
-half-way resumes from its own checkpoints where it wrote any. Ctrl-C and SIGTERM (Windows: Ctrl-Break too) stop every run after
-its step, saved; a second one stops them at once.
+sweep.json is written after each run and says which runs are done, so the same command continues a sweep that was stopped. A run
+that was half-way resumes from its newest checkpoint if it wrote any. Ctrl-C and SIGTERM (Windows: Ctrl-Break too) stop every run
+after its present step, with a checkpoint; a second one stops them at once.
 """
 
 from __future__ import annotations
@@ -30,17 +30,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
 from llmc.system.fs import write_atomically
+from llmc.system.signals import caught_signals
 from llmc.system.toml import load_toml_file
 from llmc.training.logs import LineConsole
 from llmc.training.settings import TrainConfig, check_names
@@ -50,7 +49,15 @@ _KEYS = {"output_dir", "jobs", "devices", "settings", "grid", "runs"}
 
 @dataclass
 class SweepRun:
-    """One run: its name (from what varies), its settings, and how it went: "", "done" or "failed: ..."."""
+    """One run of a sweep.
+
+    Attributes:
+        name: made from what varies, as "learning_rate=0.001"; also the name of its folder.
+        varied: the settings that tell it from the other runs.
+        settings: all settings that the sweep gives it.
+        status: "" before it has run, then "done" or "failed: ...".
+        results: its last "train_loss", "val_loss", "best_val_loss" and "tokens_per_second", as far as they were logged.
+    """
 
     name: str
     varied: dict[str, Any]
@@ -61,7 +68,15 @@ class SweepRun:
 
 @dataclass
 class Sweep:
-    """stopped_by: the number of the signal that ended execute(), or 0."""
+    """A list of runs, and where they run.
+
+    Attributes:
+        output_dir: the folder that holds a folder for each run, sweep.json and the summary.
+        runs: all runs, in the order in which they start.
+        jobs: how many run at a time on the CPU.
+        devices: numbers of GPUs, each of which has one run at a time; empty for runs on the CPU.
+        stopped_by: the number of the signal that ended execute(), or 0.
+    """
 
     output_dir: Path
     runs: list[SweepRun]
@@ -71,7 +86,11 @@ class Sweep:
 
     @staticmethod
     def load(path: str | Path) -> Sweep:
-        """ValueError where the file has an unknown key or setting, a value of the wrong kind, or two runs that are the same."""
+        """Read a sweep from a TOML file.
+
+        Raises:
+            ValueError: if the file has an unknown key or setting, a value of the wrong kind, or two runs that are the same.
+        """
         values = load_toml_file(path)
         for key in values:
             if key not in _KEYS:
@@ -104,7 +123,7 @@ class Sweep:
         ]
         configs = []
         for varied in combinations:
-            config = TrainConfig(**{**settings, **varied})  # refuses what is wrong before anything runs
+            config = TrainConfig(**{**settings, **varied})  # raises an error for a wrong setting, before any run starts
             if devices and config.device not in ("auto", "cuda"):
                 raise ValueError(f"{path}: device is '{config.device}', but devices lists GPUs: leave one of them out")
             if config in configs:
@@ -114,46 +133,53 @@ class Sweep:
         return Sweep(Path(folder), runs, jobs, devices)
 
     def execute(self, report: Callable[[str], object] | None = None) -> bool:
-        """Runs what is not done yet; whether every run is done. A failed run is reported, and the rest goes on.
+        """Execute the runs that are not done yet. If one fails, the others go on.
 
-        llmc.Error at once where GPUs are asked of a build without CUDA.
+        Args:
+            report: called with each line that tells how the sweep goes; None prints it.
+
+        Returns:
+            Whether all runs are done.
+
+        Raises:
+            llmc.Error: before any run starts, if the sweep lists GPUs and this build has no CUDA.
         """
         report = report or LineConsole().text
         if self.devices and not _llmc.cuda_built():
             raise _llmc.Error(f"devices lists GPUs, but CUDA is {_llmc.cuda_status()}; `jobs` is for the CPU")
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self._recall()
+        self._read_status()
         waiting = []
         for run in self.runs:
             if run.status == "done":
                 report(f"{run.name}: done before")
             else:
                 waiting.append(run)
-        free: list[int | None] = list(self.devices) or [None] * self.jobs
+        free: list[int | None] = list(self.devices) or [None] * self.jobs  # None: a turn on the CPU
         running: list[tuple[SweepRun, int | None, subprocess.Popen[bytes]]] = []
-        # One thread starts, stops and waits for all of them: no child can begin after the signal was passed on.
-        with _caught_signals() as signals:
+        # One thread starts, stops and waits for all runs, so no run can start after the signal was passed on to the others.
+        with caught_signals() as signals:
             passed_on = 0
             try:
                 while running or (waiting and not signals):
                     while waiting and free and not signals:
-                        run, place = waiting.pop(0), free.pop(0)
+                        run, gpu = waiting.pop(0), free.pop(0)
                         try:
-                            running.append((run, place, self._start(run, place)))
+                            running.append((run, gpu, self._start(run, gpu)))
                         except OSError as e:
-                            free.append(place)
+                            free.append(gpu)
                             self._finish(run, f"failed: {e}", report)
                     while passed_on < len(signals):
                         passed_on += 1
                         for _, _, child in running:
                             _stop(child)
                     for entry in list(running):
-                        run, place, child = entry
+                        run, gpu, child = entry
                         code = child.poll()
                         if code is None:
                             continue
                         running.remove(entry)
-                        free.append(place)
+                        free.append(gpu)
                         if code == 0:
                             self._finish(run, "done", report)
                         elif signals:
@@ -164,7 +190,7 @@ class Sweep:
                     time.sleep(0.05)
             except BaseException:
                 for _, _, child in running:
-                    _stop(child)  # saves where it has begun, and ends
+                    _stop(child)
                 for _, _, child in running:
                     child.wait()
                 raise
@@ -178,19 +204,19 @@ class Sweep:
             self._summarise(report)
         return all(run.status == "done" for run in self.runs)
 
-    def _start(self, run: SweepRun, place: int | None) -> subprocess.Popen[bytes]:
+    def _start(self, run: SweepRun, gpu: int | None) -> subprocess.Popen[bytes]:
         folder = self.output_dir / run.name
         folder.mkdir(parents=True, exist_ok=True)
         chosen = {**run.settings, "output_dir": folder.as_posix(), "resume": True, "progress": "lines"}
-        environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # output.txt, as every file
-        if place is not None:
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # for output.txt: all files of a run are UTF-8
+        if gpu is not None:
             chosen["device"] = "cuda"
-            environment["CUDA_VISIBLE_DEVICES"] = str(place)
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
         else:
             environment["OMP_NUM_THREADS"] = str(max(1, _llmc.default_threads() // self.jobs))
         settings = folder / "sweep.toml"
         settings.write_text(TrainConfig(**chosen).to_toml(), encoding="utf-8")
-        # In a group of its own: Ctrl-C in a terminal goes to all of a group, and a run would have it twice.
+        # A terminal sends Ctrl-C to a whole process group. With a group of its own a run receives it once: from the sweep.
         group: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -207,14 +233,14 @@ class Sweep:
     def _finish(self, run: SweepRun, status: str, report: Callable[[str], object]) -> None:
         run.status = status
         run.results = _results(self.output_dir / run.name)
-        self._remember()
+        self._write_status()
         report(f"{run.name}: {status}")
 
-    def _remember(self) -> None:
+    def _write_status(self) -> None:
         rows = {run.name: {"status": run.status, "settings": run.settings, "results": run.results} for run in self.runs}
         write_atomically(self.output_dir / "sweep.json", [json.dumps(rows, indent=1, default=str).encode()])
 
-    def _recall(self) -> None:
+    def _read_status(self) -> None:
         path = self.output_dir / "sweep.json"
         if not path.is_file():
             return
@@ -263,28 +289,11 @@ _TRAIN = [sys.executable, "-m", "llmc", "train"]
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Asks a run to save and end; the second time it ends at once."""
+    """Ask a run to save a checkpoint and end. The second call ends it at once."""
     if sys.platform == "win32":
         child.send_signal(signal.CTRL_BREAK_EVENT)
     else:
-        child.send_signal(signal.SIGTERM)  # nothing, where it has ended
-
-
-@contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """The numbers of the signals that came, instead of what they do. Elsewhere than in the main thread it catches none."""
-    caught: list[int] = []
-    old: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):  # a closed terminal reaches the runs only through us
-            number = getattr(signal, name, None)
-            if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):  # nohup
-                old[number] = signal.signal(number, lambda n, frame: caught.append(n))
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        child.send_signal(signal.SIGTERM)  # does nothing if the run has ended
 
 
 def _is_count(value: object) -> bool:
@@ -292,7 +301,7 @@ def _is_count(value: object) -> bool:
 
 
 def _names(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A folder name for each run: short, with whole paths where those would be alike, numbered where even these are."""
+    """Return a folder name for each run. It has whole paths if their last parts are alike, and a number if even these are."""
     short = [_name(varied) for varied in combinations]
     names = [n if short.count(n) == 1 else _name(v, whole=True) for n, v in zip(short, combinations)]
     seen: Counter[str] = Counter()
@@ -314,7 +323,7 @@ def _name(varied: Mapping[str, Any], whole: bool = False) -> str:
 
 
 def _results(folder: Path) -> dict[str, float]:
-    """The last numbers of a run."""
+    """Read the last numbers that a run logged. Lines that a crash cut off are skipped."""
     out: dict[str, float] = {}
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

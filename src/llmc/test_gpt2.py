@@ -1,8 +1,8 @@
-"""`python -m llmc.test_gpt2`: compares llmc with PyTorch on a debug state, as llm.c's test of the same name.
+"""`python -m llmc.test_gpt2`: compares llmc with PyTorch on a debug state, as llm.c's test of the same name does.
 
-Reads a model and a debug state (llmc.formats.debug_state), compares logits, loss and every gradient, trains ten steps and compares the
-losses, with the tolerances of llm.c's tests. Prints a line for each and `overall okay: 1`; else `overall okay: 0`, and exits
-with 1. csrc/apps/test_gpt2.cpp is the same program without Python.
+It reads a model and a debug state (llmc.formats.debug_state), compares logits, loss and every gradient, trains ten steps and compares
+the losses, with the tolerances of llm.c's tests. It prints a line for each comparison, then `overall okay: 1` if all agree; if not,
+it prints `overall okay: 0` and exits with 1. csrc/apps/test_gpt2.cpp is the same program without Python.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from llmc.models.gpt2 import GPT2
 from llmc.optim.adamw import AdamW
 from llmc.values import canonical_dtype
 
-# OpenAI's GPT-2 124M, for debug states of llm.c, which hold no losses. (Published in its test_gpt2.cu.)
+# Losses of ten steps from OpenAI's GPT-2 124M, as llm.c's test_gpt2.cu has them: debug states that llm.c wrote hold no losses.
 GPT2_124M_LOSSES = (5.270009, 4.060681, 3.320085, 2.717550, 2.181066, 1.653923, 1.168050, 0.736873, 0.401021, 0.187493)
 
-# llm.c's tolerances: test_gpt2.cu's, and test_gpt2.c's for the losses of f32 steps. A gradient may differ by its own plus 7.9 % of
-# the expected value; bf16's are by parameter.
+# llm.c's tolerances are those of test_gpt2.cu, but for the losses of f32 steps, which are test_gpt2.c's. A gradient may differ from
+# the expected value by 7.9 % of that value plus a tolerance, which in bf16 depends on the parameter.
 _GRADIENT_RELATIVE = 0.079
 _F32 = {"logits": 1e-3, "loss": 1e-5, "gradient": 1e-6, "step": 1e-2}
 _BF16 = {"logits": 25.0, "loss": 0.05, "step": 0.05}
@@ -36,21 +36,32 @@ _BF16_GRADIENTS = {
     "ln2w": 5e-2, "ln2b": 3e-2, "fcw": 3e-2, "fcb": 3e-2, "fcprojw": 2e-2, "fcprojb": 1e-2, "lnfw": 1e-1, "lnfb": 2e-2,
 }
 # fmt: on
-# llm.c's 25 for bf16 logits goes with GPT-2's, which reach -130; smaller logits get as much less.
+# llm.c's 25 for bf16 logits fits OpenAI's GPT-2, whose logits reach -130. For smaller logits the tolerance is smaller in proportion.
 _BF16_LOGITS_RELATIVE = 25.0 / 130.0
-# Adam's first steps go by the signs of gradients, so with random weights, where many are near zero, bf16's rounding shows: there a
-# tenth of what the loss has fallen is added to its tolerance.
+# Adam's first steps follow the signs of the gradients. With random weights many gradients are near zero, and rounding to bf16 changes
+# their signs. So a tenth of what the loss has fallen is added to the tolerance.
 _BF16_STEP_RELATIVE = 0.1
 
 
 def logits_tolerance(dtype: str, expected: NDArray[np.float32]) -> float:
+    """Return how far logits may be from the expected ones, for a model of this dtype."""
     if dtype == "f32":
         return _F32["logits"]
     return min(_BF16["logits"], _BF16_LOGITS_RELATIVE * float(np.abs(expected).max()))
 
 
 def check_tensor(name: str, got: NDArray[Any], expected: NDArray[np.float32], tolerance: float) -> bool:
-    """Prints the first five pairs and a verdict, as llm.c does. A NaN is never close."""
+    """Compare a gradient with the expected one; print the first five pairs and a verdict, as llm.c does.
+
+    Args:
+        name: what the tensor is called in the output.
+        got: any shape, f32 or bf16.
+        expected: the same shape.
+        tolerance: the absolute difference that is allowed beside 7.9 % of the expected value.
+
+    Returns:
+        Whether all elements are close. A NaN is not.
+    """
     a, b = got.astype(np.float32).reshape(-1), expected.reshape(-1)
     difference = np.abs(a - b)
     close = difference <= tolerance + _GRADIENT_RELATIVE * np.abs(b)
@@ -64,6 +75,7 @@ def check_tensor(name: str, got: NDArray[Any], expected: NDArray[np.float32], to
 
 
 def check_logits(model: GPT2, state: DebugState) -> bool:
+    """Compare the model's logits with the debug state's; print ten pairs and a verdict, and return whether all are close."""
     got = model.logits(state.inputs)
     tolerance = logits_tolerance(model.dtype, state.logits)
     for x, y in list(zip(state.logits.reshape(-1), got.reshape(-1)))[:10]:
@@ -78,7 +90,15 @@ def check_logits(model: GPT2, state: DebugState) -> bool:
 
 
 def check(model: GPT2, state: DebugState) -> bool:
-    """All comparisons; trains the model on the way."""
+    """Make all comparisons, for which the model is trained ten steps.
+
+    Args:
+        model: a model with the weights from which the debug state was made.
+        state: the debug state.
+
+    Returns:
+        Whether everything agrees.
+    """
     bf16 = model.dtype == "bf16"
     tolerances = _BF16 if bf16 else _F32
     okay = check_logits(model, state)
@@ -122,6 +142,7 @@ def check(model: GPT2, state: DebugState) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Read the files, compare and print; return the exit code: 0 if everything agrees, else 1."""
     dtype = canonical_dtype(args.dtype)
     path = args.model or ("gpt2_124M_bf16.bin" if dtype == "bf16" else "gpt2_124M.bin")
     model = GPT2.from_checkpoint(path, dtype=dtype, device=args.device, recompute=args.recompute)
@@ -137,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code. argv: the arguments, None for those of the process."""
     parser = argparse.ArgumentParser(prog="python -m llmc.test_gpt2", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", nargs="?", help="model file [gpt2_124M.bin, with --dtype bf16 gpt2_124M_bf16.bin]")
     parser.add_argument(
@@ -144,7 +166,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N [cpu]")
     parser.add_argument("--dtype", default="f32", help="f32 or bf16 [f32]")
-    parser.add_argument("--recompute", type=int, choices=(0, 1, 2), default=1, help="what backward computes again [1]")
+    parser.add_argument(
+        "--recompute",
+        type=int,
+        choices=(0, 1, 2),
+        default=1,
+        help="how much backward computes again instead of keeping it [1]",
+    )
     args = parser.parse_args(argv)
     return report_errors("python -m llmc.test_gpt2", lambda: run(args))
 

@@ -1,8 +1,9 @@
-"""`python -m llmc.train_gpt2`: llm.c's train_gpt2.c, line for line in what it prints.
+"""`python -m llmc.train_gpt2`: prints what llm.c's train_gpt2.c prints, line for line.
 
-GPT-2 124M, tinyshakespeare, B = 4, T = 64, 40 steps of AdamW at 1e-4 in float32, the validation loss every 10 steps, a sample at 20
-and 40. The files are looked for where llm.c keeps them; without weights the model starts from random ones, and without data
-they are made by `llmc data tinyshakespeare`. It is also the shortest program that shows how a model is trained by hand.
+It trains GPT-2 124M on tinyshakespeare: B = 4, T = 64, 40 steps of AdamW at 1e-4 in float32, the validation loss every 10 steps, a
+sample at 20 and 40. It looks for the files where llm.c keeps them. If there are no weights, the model starts from random ones; if
+there are no data, it prepares them as `llmc data tinyshakespeare` does. It is also the shortest program that shows how a model is
+trained by hand.
 """
 
 from __future__ import annotations
@@ -28,7 +29,16 @@ STEPS, VAL_BATCHES, SAMPLE_LENGTH = 40, 5, 64
 
 
 def sample(model: GPT2, first: int, coin: _llmc.XorShift) -> Iterator[int]:
-    """SAMPLE_LENGTH - 1 tokens after the first, drawn as llm.c draws them."""
+    """Draw tokens from the model one by one, as llm.c draws them.
+
+    Args:
+        model: the model.
+        first: the token that the text begins with; it is not yielded.
+        coin: the random generator that decides each token.
+
+    Yields:
+        SAMPLE_LENGTH - 1 tokens.
+    """
     cache = _llmc.KVCache(model.native, 1, SAMPLE_LENGTH)
     token = first
     for _ in range(SAMPLE_LENGTH - 1):
@@ -38,6 +48,12 @@ def sample(model: GPT2, first: int, coin: _llmc.XorShift) -> Iterator[int]:
 
 
 def load_model(path: Path | None, threads: int) -> GPT2:
+    """Load GPT-2 124M from llm.c's checkpoint, in float32.
+
+    Args:
+        path: the checkpoint; None takes gpt2_124M.bin if it is in the current folder, and random weights if not.
+        threads: of the CPU; 0 is as many as the process may use.
+    """
     if path is None and Path("gpt2_124M.bin").is_file():
         path = Path("gpt2_124M.bin")
     if path is not None:
@@ -47,6 +63,7 @@ def load_model(path: Path | None, threads: int) -> GPT2:
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
+    """Load the tokenizer file in the current folder or in that of the data; return None if there is none."""
     for path in (Path("gpt2_tokenizer.bin"), folder / "gpt2_tokenizer.bin", folder / "tokenizer.bin"):
         if path.is_file():
             return Tokenizer.load(path)
@@ -54,7 +71,13 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def run(model_path: Path | None, data: Path, threads: int = 0) -> None:
-    """Prints what train_gpt2.c prints."""
+    """Train, and print what train_gpt2.c prints.
+
+    Args:
+        model_path: as of load_model().
+        data: the folder of tiny_shakespeare_train.bin and tiny_shakespeare_val.bin, which are made if they are not there.
+        threads: of the CPU; 0 is as many as the process may use.
+    """
     model = load_model(model_path, threads)
     config = model.config
     train, val = data / "tiny_shakespeare_train.bin", data / "tiny_shakespeare_val.bin"
@@ -101,12 +124,13 @@ def run(model_path: Path | None, data: Path, threads: int = 0) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code. argv: the arguments, None for those of the process."""
     parser = argparse.ArgumentParser(prog="python -m llmc.train_gpt2", description=(__doc__ or "").split("\n\n", 1)[1])
     parser.add_argument(
         "--model", type=Path, help="llm.c checkpoint; default: gpt2_124M.bin if it is here, else random weights"
     )
     parser.add_argument(
-        "--data", type=Path, default=DATA, metavar="FOLDER", help="of tiny_shakespeare_*.bin [%(default)s]"
+        "--data", type=Path, default=DATA, metavar="FOLDER", help="folder of tiny_shakespeare_*.bin [%(default)s]"
     )
     parser.add_argument("--threads", type=int, default=0, help="0: as many as the process may use")
     args = parser.parse_args(argv)

@@ -1,6 +1,11 @@
-"""Values that many modules take: names of dtypes, seeds."""
+"""Values that many modules take: names of dtypes and what they are in NumPy, seeds."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
 
 _DTYPES = {
     "f32": "f32",
@@ -10,9 +15,24 @@ _DTYPES = {
     "bfloat16": "bf16",
 }
 
+# The NumPy dtype of an array of values, by _llmc's name of the dtype.
+VALUE_DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+# The NumPy dtype in which _llmc.Tensor hands out and takes its memory: bf16 as its 16 bits, because pybind11 knows no bfloat16.
+MEMORY_DTYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "bf16": np.dtype(np.uint16),
+    "i32": np.dtype(np.int32),
+    "i16": np.dtype(np.int16),
+}
+
 
 def canonical_dtype(name: str) -> str:
-    """'f32' or 'bf16' for any of their usual names; ValueError for another."""
+    """Return 'f32' or 'bf16' for any usual name of the two, as 'float32'.
+
+    Raises:
+        ValueError: if the name is another.
+    """
     try:
         return _DTYPES[name]
     except KeyError:
@@ -20,6 +40,15 @@ def canonical_dtype(name: str) -> str:
 
 
 def check_seed(seed: int, bits: int, lowest: int = 0) -> None:
-    """ValueError where a seed does not fit its generator."""
+    """Check that a random generator whose seed has so many bits can take this seed.
+
+    Args:
+        seed: the seed.
+        bits: size of the generator's seed: 32 or 64.
+        lowest: the smallest seed that the generator takes; 1 if 0 would make it stand still.
+
+    Raises:
+        ValueError: if the seed is less than lowest or needs more bits.
+    """
     if not lowest <= seed < 2**bits:
         raise ValueError(f"seed is {seed}, expected {lowest} to 2^{bits} - 1")

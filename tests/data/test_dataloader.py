@@ -91,7 +91,7 @@ def llmc_order(sizes, B, T, ranks, rank, shuffle, seed=42):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("ranks,rank", [(1, 0), (2, 1), (3, 0)])
-def test_order_is_llmcs(shards, shuffle, ranks, rank):
+def test_order_matches_llm_c(shards, shuffle, ranks, rank):
     """Shards, samples and ranks over three epochs. Token i of shard s is 1000 s + i, so a token says where it is from."""
     B, T, sizes = 2, 5, [140, 61, 199]
     files = shards([1000 * s + np.arange(n) for s, n in enumerate(sizes)])

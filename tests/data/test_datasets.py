@@ -341,7 +341,7 @@ def test_tinyshakespeare(tmp_path: Path) -> None:
     assert read_shard(written.train[0]).tolist() == tokens[32768:]
 
 
-def test_tinyshakespeare_is_llmcs(tmp_path: Path, gpt2: Tokenizer) -> None:
+def test_tinyshakespeare_matches_llm_c(tmp_path: Path, gpt2: Tokenizer) -> None:
     source = cache_directory() / tinyshakespeare.REMOTE.name
     if not source.is_file():
         pytest.skip(f"{source} is not there: `llmc data tinyshakespeare` downloads it")

@@ -39,7 +39,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_file_is_llmcs(tiny, tmp_path, dtype):
+def test_the_file_matches_llm_c(tiny, tmp_path, dtype):
     """Byte by byte: 256 ints, then the 16 tensors in order. Written from Python and from C++ alike."""
     model = tiny(dtype=dtype)
     model.save(tmp_path / "model.bin")

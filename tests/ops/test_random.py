@@ -125,7 +125,7 @@ def test_sampling_walks_the_probabilities_in_order():
     assert [sample(logits, c, temperature=0.5) for c in (0.03, 0.04, 0.56, 0.58, 0.69, 0.71)] == [0, 1, 1, 2, 2, 3]
 
 
-def test_sampling_is_llmcs(rng):
+def test_sampling_matches_llm_c(rng):
     """Without options: the softmax's running sum passes the coin."""
     for _ in range(200):
         logits, coin = rng.standard_normal(61).astype(np.float32) * 3, rng.random(dtype=np.float32)

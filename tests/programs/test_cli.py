@@ -310,7 +310,7 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
 # ---- settings ----
 
 
-def test_llmc_s_flags_and_long_names_are_the_same() -> None:
+def test_llm_c_flags_and_long_names_are_the_same() -> None:
     short = parse(
         "-i a.bin b.bin -j c.bin -e d12 -o log -n 5 -nk 2 -nm 10 -y 1 -b 8 -t 128 -d 2048 -x 7 -k wsd -l 0.1 -u 3 -q 0.5".split()
     )

@@ -35,12 +35,12 @@ LLMC = {
 
 
 @pytest.mark.parametrize("name", LLMC)
-def test_our_file_is_llmc_s_script(name: str) -> None:
+def test_the_repository_has_llm_c_script(name: str) -> None:
     assert parse(["--config", str(SCRIPTS / f"{name}.toml")]) == parse(LLMC[name].split())
 
 
 @pytest.mark.parametrize("name", LLMC)
-def test_llmc_s_flags_train(name: str, tmp_path: Path) -> None:
+def test_llm_c_flags_train(name: str, tmp_path: Path) -> None:
     """llm.c's command line, two steps of it, on a small model and small data."""
     train, val = tiny_data(tmp_path / "data")
     small = f"-i {train} -j {val} -o {tmp_path / 'log'} -x 2 -b 2 -t 16 -d 64 -m 1 -g 4 --layers 1 --heads 2 --channels 16 --max-seq-len 16"

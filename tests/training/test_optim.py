@@ -149,7 +149,7 @@ def test_optimizer_is_pytorchs(tiny, rng, clip, decay_all):
                 group["weight_decay"] = options["weight_decay"]
         norms = []
         for gradients in steps:
-            for name, tensors in gpt._llmc_parameters().items():
+            for name, tensors in gpt._parameters_by_name().items():
                 g = torch.from_numpy(gradients[name])
                 g = g[: TINY.vocab_size] if name == "wte" else g
                 for p, value in zip(tensors, g if len(tensors) == TINY.num_layers else [g]):

@@ -202,7 +202,7 @@ def test_llmc_reads_our_state_file_layout(tmp_path: Path) -> None:
     assert np.array_equal(moments, np.concatenate([row[0].to_host().ravel() for row in rows.values()]))
 
 
-def test_resume_from_llmc_s_own_checkpoint(tmp_path: Path) -> None:
+def test_resume_from_a_checkpoint_of_llm_c(tmp_path: Path) -> None:
     """An empty DONE file, and nothing of ours in the state's header."""
     settings = cut_at(tmp_path, 3)
     run = Path(settings["output_dir"])

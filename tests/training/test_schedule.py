@@ -30,7 +30,7 @@ def formula(name, lr, W, N, q, step):
 @pytest.mark.parametrize(
     "W,N,q", [(0, 1, 0.0), (0, 10, 1.0), (7, 100, 0.1), (95, 100, 0.0), (100, 100, 0.0), (150, 100, 0.1)]
 )
-def test_every_step_is_llmcs(name, W, N, q):
+def test_every_step_matches_llm_c(name, W, N, q):
     schedule = lr_schedule(name, 6e-4, W, N, q)
     for step in range(N):
         assert schedule(step) == pytest.approx(formula(name, 6e-4, W, N, q, step), rel=1e-12)

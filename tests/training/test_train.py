@@ -136,13 +136,13 @@ def info(**changes: Any) -> StepInfo:
     return StepInfo(**{**values, **changes})
 
 
-def test_step_line_is_llmc_s() -> None:
+def test_step_line_matches_llm_c() -> None:
     expected = "step   10/40 | loss 4.123456 (+nanz)| norm 1.5000 (-0.50z)| lr 3.00e-04 | 250.00 ms | 12.3% bf16 MFU | 1000 tok/s"
     assert step_line(info()) == expected
     assert "--.-% f32 MFU" in step_line(info(mfu=None, dtype="f32"))
 
 
-def test_main_log_is_llmc_s(tmp_path: Path) -> None:
+def test_main_log_matches_llm_c(tmp_path: Path) -> None:
     tiny_run(tmp_path, max_steps=2, val_every=2)
     lines = (tmp_path / "run" / "main.log").read_text().splitlines()
     patterns = [

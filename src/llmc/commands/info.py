@@ -1,4 +1,4 @@
-"""What this llmc is and what it found on this machine."""
+"""Show what this llmc is and what it found on this machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from llmc.system.memory import available_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    """Add the command's arguments to a parser: it has none."""
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print one line per fact; return the exit code, 0."""
     backend = _llmc.Backend("cpu")
     info = backend.info()
     isa = _llmc.isa()

@@ -11,10 +11,11 @@ from llmc.plot import BASELINES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a log file (main.log, metrics.jsonl)")
     parser.add_argument("-o", "--output", default="runs.png", help="figure to write: .png, .svg or .pdf [runs.png]")
     parser.add_argument("--x", choices=("steps", "tokens"), default="steps", help="horizontal axis [steps]")
-    parser.add_argument("--tokens-per-step", type=int, help="for --x tokens, where a run does not say (llm.c's logs)")
+    parser.add_argument("--tokens-per-step", type=int, help="for --x tokens, if a run does not say (llm.c's logs)")
     parser.add_argument(
         "--smooth", type=int, default=1, metavar="N", help="average training loss and norm over N steps [1]"
     )
@@ -23,11 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=tuple(BASELINES),
-        help="draw what llm.c published of this GPT-2; repeatable",
+        help="draw the loss and accuracy that llm.c published for this size of GPT-2; repeatable",
     )
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write the figure, and print the best loss and accuracy of each run; return the exit code, 0."""
     from llmc.plot import plot_runs, read_run
 
     plot_runs(

@@ -1,4 +1,4 @@
-"""Many runs over lists of settings: a table and a plot of all of them. The same command continues a sweep that was stopped.
+"""Train many runs over lists of settings, and compare them in a table and a plot. The same command continues a stopped sweep.
 
 `pydoc llmc.sweep` shows the format of the TOML file; scripts/sweep_lr.toml is llm.c's learning-rate sweep.
 """
@@ -9,11 +9,13 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
     parser.add_argument("file", metavar="SWEEP.toml")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and end")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Execute the sweep; return the exit code: 0 if all runs are done, 1 if one failed, 128 + n if signal n stopped it."""
     from llmc.sweep import Sweep
 
     sweep = Sweep.load(args.file)

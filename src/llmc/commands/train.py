@@ -17,7 +17,7 @@ from llmc.training.settings import SETTINGS, Setting, TrainConfig, load_toml
 
 
 class _HelpOrHellaSwag(argparse.Action):
-    """-h alone is help, as everywhere; -h 1 is llm.c's HellaSwag."""
+    """Shows the help for -h alone, as any program does. With a value -h is llm.c's flag for HellaSwag."""
 
     def __call__(
         self,
@@ -33,16 +33,24 @@ class _HelpOrHellaSwag(argparse.Action):
 
 
 def zero_or_one(text: str) -> bool:
-    """llm.c's booleans."""
+    """Parse the value of one of llm.c's flags that are on or off.
+
+    Args:
+        text: "0" or "1".
+
+    Raises:
+        argparse.ArgumentTypeError: if it is anything else.
+    """
     if text not in ("0", "1"):
         raise argparse.ArgumentTypeError(f"'{text}', expected 0 or 1")
     return text == "1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser: --config, and a flag for each field of TrainConfig."""
     parser.usage = "%(prog)s [SETTING ...]"
     parser.add_argument(
-        "--config", metavar="FILE", help="settings by name in a TOML file, as config.toml in a run directory"
+        "--config", metavar="FILE", help="TOML file with settings by name, like config.toml in a run directory"
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, setting in SETTINGS.items():
@@ -78,7 +86,18 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
 
 
 def settings_from(args: argparse.Namespace) -> TrainConfig:
-    """Defaults, then the run's own config.toml where one is resumed, then --config, then flags."""
+    """Collect the settings of a run. Later sources win: defaults, config.toml of a run to resume, --config's file, flags.
+
+    Args:
+        args: what a parser with this module's arguments returned.
+
+    Returns:
+        The settings. A run of the small model that names no output_dir gets a new one under runs/.
+
+    Raises:
+        FileNotFoundError: if a file of settings is not there.
+        ValueError: if a setting is wrong, or --resume is given without a run directory.
+    """
     flags = {k: v for k, v in vars(args).items() if k in SETTINGS}
     values: dict[str, Any] = {}
     if isinstance(run := flags.get("resume"), str):
@@ -107,7 +126,7 @@ def _new_run_directory() -> str:
     return path.as_posix()
 
 
-# What mpirun, mpiexec, torchrun and srun tell each of the processes that they start.
+# Environment variables in which mpirun, mpiexec, torchrun and srun tell each process how many they started.
 _LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -122,6 +141,7 @@ def _refuse_launcher() -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Train; return the exit code: 0, or 128 + n if signal n stopped the run."""
     from llmc.training.trainer import Trainer
 
     _refuse_launcher()
@@ -130,7 +150,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
-    """The settings that a command line means."""
+    """Return the settings that a command line means.
+
+    Args:
+        argv: the arguments of `llmc train`.
+
+    Raises:
+        SystemExit: with code 2, if an argument is unknown.
+        FileNotFoundError, ValueError: as of settings_from().
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_arguments(parser)
     return settings_from(parser.parse_args(list(argv)))

@@ -1,4 +1,4 @@
-"""Follow a run in another terminal: its newest numbers, as they come."""
+"""Follow a run from another terminal: show its newest numbers as they come."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ from llmc.training.settings import load_toml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--once", action="store_true", help="show what is there and end")
     parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="[%(default)s]")
 
 
 def rows(path: Path, once: bool, interval: float) -> Iterator[dict[str, Any] | None]:
-    """Rows of metrics.jsonl as they are written; None whenever there is nothing new. A line is read when it is whole."""
+    """Read metrics.jsonl while a run writes it. A line is read only when it is complete.
+
+    Args:
+        path: the file.
+        once: end after the rows that are there now.
+        interval: seconds between looks at the file.
+
+    Yields:
+        Each row, and None each time that all rows so far are read.
+    """
     with open(path, "rb") as file:
         rest = b""
         while True:
@@ -31,7 +41,7 @@ def rows(path: Path, once: bool, interval: float) -> Iterator[dict[str, Any] | N
             for line in lines:
                 try:
                     row = json.loads(line)
-                except ValueError:  # what a crash left; the run that resumed goes on below it
+                except ValueError:  # a crash cut the line off; the resumed run writes on below it
                     continue
                 if isinstance(row, dict):
                     yield row
@@ -42,6 +52,7 @@ def rows(path: Path, once: bool, interval: float) -> Iterator[dict[str, Any] | N
 
 
 def run(args: argparse.Namespace) -> int:
+    """Show a progress bar with the newest numbers until the run ends; return the exit code, 0."""
     directory = Path(args.run)
     path = directory / "metrics.jsonl"
     if not path.is_file():

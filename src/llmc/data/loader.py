@@ -1,4 +1,4 @@
-"""Batches from token shards."""
+"""Batches from files of tokens."""
 
 from __future__ import annotations
 
@@ -31,16 +31,25 @@ def find_shards(patterns: StrPath | Sequence[StrPath]) -> list[Path]:
 
 
 class DataLoader:
-    """Batches of (inputs, targets) from llm.c token files.
+    """An endless iterator over batches (inputs, targets) from llm.c's token files.
 
-    files: a path, a glob pattern, or several.
-    batch_size, seq_len: B and T of a batch; targets are the inputs one token further.
-    shuffle: shards and samples in an order drawn anew each epoch (Mersenne Twister, seed from 0 to 2^32 - 1); else file order.
-    rank, ranks: this process's rows of every global batch of ranks * batch_size rows.
-    vocab_size: tokens outside of it are an error that names file and position.
-    rows_per_sample: of the run that this one continues, where its batch size was another (DataLoader.state).
+    Epoch follows epoch. The tail of a file that does not fill a sample is not used.
 
-    The tail of a shard that fills no sample is not used. Iterating never ends: epochs follow each other.
+    Args:
+        files: a path, a glob pattern, or several of them.
+        batch_size: B, the rows of a batch.
+        seq_len: T, the tokens of a row.
+        shuffle: draw a new order of files and samples for each epoch (with a Mersenne Twister); if False, keep the order of the files.
+        seed: of the order, from 0 to 2^32 - 1.
+        rank, ranks: which of so many processes this is. A global batch has ranks * batch_size rows, and each process gets its own.
+        vocab_size: tokens from this number on are an error that names file and position; 0 does not check.
+        rows_per_sample: how many rows are shuffled together, to continue a run of another batch size: its state() holds the number.
+            0 is ranks * batch_size.
+
+    Raises:
+        FileNotFoundError: if a pattern matches no file.
+        llmc.Error: if a file is damaged, or too short for one batch.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -64,7 +73,14 @@ class DataLoader:
         )
 
     def next_batch(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """inputs and targets, (B, T) each."""
+        """Return the next batch.
+
+        Returns:
+            Inputs and targets, (B, T) of int32 each; targets are the inputs one token further.
+
+        Raises:
+            llmc.Error: if a file cannot be read, or a token is outside of the vocabulary.
+        """
         return self.native.next_batch()
 
     def __iter__(self) -> DataLoader:
@@ -73,21 +89,26 @@ class DataLoader:
     __next__ = next_batch
 
     def reset(self) -> None:
-        """Begins a new epoch."""
+        """Begin a new epoch."""
         self.native.reset()
 
     @property
     def num_tokens(self) -> int:
+        """Number of tokens in all files."""
         return self.native.num_tokens
 
     def num_batches(self, ranks: int = 1) -> int:
-        """Global batches in an epoch, llm.c's way: all tokens / (B * T * ranks)."""
+        """Return the number of global batches in an epoch, as llm.c counts them: all tokens / (B * T * ranks), rounded down."""
         return self.num_tokens // (self.batch_size * self.seq_len * ranks)
 
     def state(self) -> dict[str, Any]:
-        """Where the loader stands, as plain values and arrays; set_state() continues from there, bit for bit."""
+        """Return where the loader stands, as a dict of plain values and arrays. set_state() continues from there, bit for bit."""
         return self.native.state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """ValueError where the state does not fit these files."""
+        """Continue from a state that state() returned.
+
+        Raises:
+            ValueError: if the state does not fit these files.
+        """
         self.native.set_state(state)

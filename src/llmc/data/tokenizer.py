@@ -1,7 +1,7 @@
 """Tokenizers: text to token ids and back.
 
-All of them are byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) over the same split of text into words, so one table of
-byte strings, in which a token's id is its merge rank, says everything. llm.c's tokenizer file holds exactly that table.
+All but JsonTokenizer are byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) and split text into words in the same way. So a
+table of byte strings, in which a token's id is its merge rank, says everything. llm.c's tokenizer file holds exactly that table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llmc.system.fs import StrPath, write_atomically
 # GPT-2's split: contractions, then words, numbers and punctuation, each with the blank before it, then runs of white space.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 EOT = "<|endoftext|>"
-# What an id without a token reads as: a model's vocabulary may be larger than its tokenizer's.
+# The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()
 
 _MAGIC = 20240328
@@ -36,13 +36,24 @@ _MAGIC = 20240328
 class Tokenizer:
     """A byte-level BPE vocabulary and its end-of-text token.
 
-    tokens: the bytes of each id. Ids below the end-of-text token (which is the last) are merge ranks; every single byte must be
-    among them.
+    Args:
+        tokens: the bytes of each id. Every single byte must be among them. Of two tokens the one with the smaller id is merged first.
+        eot_token: the id of the end-of-text token.
+        name: what errors call the tokenizer.
+
+    Raises:
+        ValueError: if eot_token is not an id, if a byte has no token, or if two ids have the same bytes.
+
+    Attributes:
+        tokens: the bytes of each id.
+        eot_token: the id of the end-of-text token.
+        vocab_size: the number of ids.
+        name: as given.
+        file_name: what save()'s file is called in a run directory or beside token files.
+        cuts_at_blanks: whether text that is cut before a blank after a word has the same tokens as the whole (see data/documents.py).
     """
 
-    # What its file is called beside a run or data set.
     file_name = "tokenizer.bin"
-    # Whether text cut before a blank that follows a word has the same tokens (llmc.data.documents).
     cuts_at_blanks = True
 
     def __init__(self, tokens: Sequence[bytes], eot_token: int, name: str) -> None:
@@ -64,42 +75,57 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of text. '<|endoftext|>' in it is text like any other."""
+        """Return the token ids of a text. '<|endoftext|>' in it is text like any other."""
         return self._encoding.encode_ordinary(text)
 
     def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
-        """As encode(), without a Python integer per token."""
+        """Return the token ids of a text as an array (n,) of uint32, without making a Python integer per token."""
         return self._to_numpy(text, special=False)
 
     def encode_documents(self, pieces: Sequence[tuple[str, bool]]) -> NDArray[np.uint32]:
-        """Tokens of (text, whether a document begins here) in a row, end-of-text before each document."""
-        if any(EOT in text for text, _ in pieces):  # there it is text, not the end of one
+        """Encode pieces of documents, with an end-of-text token before each document.
+
+        Args:
+            pieces: pairs of a text and whether a document begins with it.
+
+        Returns:
+            The token ids of all pieces in their order, (n,) of uint32.
+        """
+        if any(EOT in text for text, _ in pieces):  # '<|endoftext|>' of a document must not become the special token
             eot = np.asarray([self.eot_token], dtype=np.uint32)
             parts = [
                 part for text, first in pieces for part in ((eot,) if first else ()) + (self.encode_to_numpy(text),)
             ]
             return np.concatenate(parts)
-        # One call for many documents: the interpreter is free meanwhile for the other threads.
+        # One call encodes many documents, and other threads of Python run meanwhile.
         return self._to_numpy("".join(EOT + text if first else text for text, first in pieces), special=True)
 
     def _to_numpy(self, text: str, special: bool) -> NDArray[np.uint32]:
         allowed = {EOT} if special else set()
         try:
             tokens = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
-        except UnicodeEncodeError:  # halves of surrogate pairs, out of JSON; encode() takes them so as well
+        except UnicodeEncodeError:  # half a surrogate pair, out of JSON: it becomes U+FFFD, as in tiktoken's encode()
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             tokens = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         return np.asarray(tokens, dtype=np.uint32)
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """Return the bytes of tokens in a row; an id outside of the vocabulary is U+FFFD."""
         return b"".join(map(self._bytes_of, tokens))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Text; bytes that are no UTF-8, and ids outside of the vocabulary, become U+FFFD."""
+        """Return the text of tokens. Bytes that are not UTF-8 and ids outside of the vocabulary become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Pieces of text as tokens come in; a character split over tokens is held back until it is whole."""
+        """Decode tokens as they come.
+
+        Args:
+            tokens: token ids.
+
+        Yields:
+            Pieces of text. A character that is split over several tokens comes with the last of them.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token in tokens:
             if piece := decoder.decode(self._bytes_of(token)):
@@ -111,7 +137,12 @@ class Tokenizer:
         return self.tokens[token] if 0 <= token < self.vocab_size else UNKNOWN
 
     def save(self, path: StrPath) -> None:
-        """Writes llm.c's tokenizer file, version 2."""
+        """Write llm.c's tokenizer file, version 2.
+
+        Raises:
+            OSError: if it cannot be written; an existing file stays as it was.
+            ValueError: if a token has more than 255 bytes.
+        """
         too_long = [i for i, t in enumerate(self.tokens) if not 1 <= len(t) <= 255]
         if too_long:
             raise ValueError(
@@ -120,13 +151,15 @@ class Tokenizer:
         header = struct.pack("<4I", _MAGIC, 2, self.vocab_size, self.eot_token).ljust(1024, b"\0")
         write_atomically(path, [header, b"".join(bytes([len(t)]) + t for t in self.tokens)])
 
-    # ---- where they come from ----
+    # ---- making a tokenizer ----
 
     @staticmethod
     def load(path: StrPath) -> Tokenizer:
-        """From llm.c's tokenizer file, which is enough to encode with, or Hugging Face's tokenizer.json.
+        """Load llm.c's tokenizer file, which suffices to encode as well, or Hugging Face's tokenizer.json.
 
-        llmc.Error or ValueError where it is damaged.
+        Raises:
+            FileNotFoundError: if there is no such file.
+            llmc.Error, ValueError: if it is damaged.
         """
         if Path(path).suffix == ".json":
             return JsonTokenizer(path)
@@ -136,7 +169,14 @@ class Tokenizer:
 
     @staticmethod
     def beside(folder: StrPath) -> Tokenizer | None:
-        """The one saved in a run directory or beside token files; None where there is none."""
+        """Load the tokenizer file in a run directory or a folder of token files.
+
+        Returns:
+            The tokenizer, or None if the folder has none.
+
+        Raises:
+            llmc.Error, ValueError: if it is damaged.
+        """
         for name in ("tokenizer.bin", "gpt2_tokenizer.bin", "tokenizer.json"):
             if (path := Path(folder) / name).is_file():
                 return Tokenizer.load(path)
@@ -144,9 +184,10 @@ class Tokenizer:
 
     @staticmethod
     def gpt2() -> Tokenizer:
-        """GPT-2's 50,257 tokens, through tiktoken, which downloads them once.
+        """Return GPT-2's tokenizer, of 50,257 tokens. The package tiktoken downloads it once and keeps it.
 
-        ConnectionError, saying what else would do, where they are neither cached nor to be had.
+        Raises:
+            ConnectionError: if it is not on this machine and cannot be downloaded; the message says what would do instead.
         """
         try:
             encoding = tiktoken.get_encoding("gpt2")
@@ -164,15 +205,22 @@ class Tokenizer:
 
     @staticmethod
     def byte_level() -> Tokenizer:
-        """One token per byte, and end-of-text: 257."""
+        """Return a tokenizer of 257 tokens: one per byte, and end-of-text."""
         return Tokenizer([bytes([b]) for b in range(256)] + [EOT.encode()], 256, "bytes")
 
     @staticmethod
     def train_bpe(text: str, vocab_size: int) -> Tokenizer:
-        """A byte-level BPE of vocab_size tokens (end-of-text among them) for text; fewer where the text has no more pairs.
+        """Train a byte-level BPE on a text.
 
-        The most frequent pair is merged first, of equals the one with the smaller ids. Words are counted once and only those that
-        hold a merged pair are visited again, so a few megabytes take seconds.
+        The most frequent pair is merged first; of pairs that are equally frequent, the one with the smaller ids. Words are counted
+        once, and only those that hold a merged pair are visited again, so a few megabytes take seconds.
+
+        Args:
+            text: what to train on.
+            vocab_size: number of tokens, end-of-text among them. There are fewer if the text has no more pairs.
+
+        Raises:
+            ValueError: if vocab_size is less than 257.
         """
         if vocab_size < 257:
             raise ValueError(f"vocab_size is {vocab_size}; a byte-level BPE has 256 bytes and end-of-text at the least")
@@ -188,7 +236,7 @@ class Tokenizer:
             for pair in zip(word, word[1:]):
                 pairs[pair] += weights[w]
                 holders[pair].add(w)
-        # A heap of guesses: an entry counts only if its count is still true.
+        # Counts in the heap may be out of date: an entry that is taken out counts only if pairs still has the same number.
         heap = [(-count, pair) for pair, count in pairs.items()]
         heapq.heapify(heap)
 
@@ -202,7 +250,7 @@ class Tokenizer:
             if count < 2:
                 break
             merged = tokens[pair[0]] + tokens[pair[1]]
-            if merged in known or len(merged) > 255:  # the same bytes by another path: one id must not have two names
+            if merged in known or len(merged) > 255:  # another pair gave the same bytes: two ids must not share them
                 del pairs[pair]
                 continue
             new = len(tokens)
@@ -227,9 +275,16 @@ class Tokenizer:
 
     @staticmethod
     def from_spec(spec: str, text: str | None = None) -> Tokenizer:
-        """'gpt2', 'bytes', 'bpe:N' (trained on text), or the path of a llm.c tokenizer file or a tokenizer.json.
+        """Make the tokenizer that a setting names.
 
-        ValueError for another spec, FileNotFoundError where it looks like a file that is not there.
+        Args:
+            spec: 'gpt2', 'bytes', 'bpe:N' for one of N tokens trained on text, or the path of llm.c's tokenizer file or a
+                tokenizer.json.
+            text: what 'bpe:N' is trained on.
+
+        Raises:
+            FileNotFoundError: if spec looks like a file and the file does not exist.
+            ValueError: if spec is none of these, or 'bpe:N' without a text.
         """
         if spec == "gpt2":
             return Tokenizer.gpt2()
@@ -249,13 +304,21 @@ class Tokenizer:
 
 
 class JsonTokenizer(Tokenizer):
-    """Hugging Face's tokenizer.json, where it is byte-level (GPT-2, Llama 3, Qwen, ...). Needs the package tokenizers.
+    """A tokenizer from Hugging Face's tokenizer.json, if that is byte-level (GPT-2, Llama 3, Qwen, ...). Needs the package tokenizers.
 
-    end-of-text is the first of <|endoftext|>, <|begin_of_text|> (Llama 3's, as llm.c has it), <|end_of_text|>, </s>, <eos>.
+    The end-of-text token is the first of these that it has: <|endoftext|>, <|begin_of_text|> (which llm.c takes for Llama 3),
+    <|end_of_text|>, </s>, <eos>.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ImportError: if the package is missing.
+        ValueError: if the file is not a tokenizer, not byte-level, or has no end-of-text token.
     """
 
     file_name = "tokenizer.json"
-    cuts_at_blanks = False  # it has a split of its own
+    cuts_at_blanks = False  # it splits text into words in its own way
 
     def __init__(self, path: StrPath) -> None:
         try:
@@ -301,18 +364,22 @@ class JsonTokenizer(Tokenizer):
         return np.asarray(parts, dtype=np.uint32)
 
     def save(self, path: StrPath) -> None:
-        """Writes the tokenizer.json that it came from."""
+        """Write the tokenizer.json that the tokenizer was read from."""
         write_atomically(path, [self._text.encode()])
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the other bytes for 256, 257, ..."""
+    """Return the byte that each of GPT-2's characters stands for.
+
+    Printable characters of Latin-1 stand for their own bytes, the characters from 256 on for the other bytes in their order.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
+    """Return a word's tokens with the token `new` in place of each occurrence of the pair."""
     out: list[int] = []
     i = 0
     while i < len(word):

@@ -11,10 +11,17 @@ from llmc import _llmc
 class GPT2Config:
     """The shape of a model. The defaults are GPT-2 124M.
 
-    max_seq_len: longest context, and number of learned positions.
-    vocab_size: number of tokens. wte has padded_vocab_size rows; the ones past vocab_size stay zero, are never sampled and
-        never learned.
-    num_layers, num_heads, channels: channels must be divisible by num_heads.
+    Attributes:
+        max_seq_len: the longest context, and the number of learned positions.
+        vocab_size: V, the number of tokens.
+        num_layers: L.
+        num_heads: NH.
+        channels: C, a multiple of num_heads.
+        padded_vocab_size: Vp, the number of rows of wte. Those from vocab_size on stay zero, are never sampled and never learned. 0
+            becomes the next multiple of 128.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
     max_seq_len: int = 1024
@@ -27,13 +34,19 @@ class GPT2Config:
     def __post_init__(self) -> None:
         if self.padded_vocab_size == 0:
             object.__setattr__(self, "padded_vocab_size", (self.vocab_size + 127) // 128 * 128)
-        self.native()  # validates
+        self.native()  # checks the numbers
 
     @staticmethod
     def from_descriptor(descriptor: str, **changes: int) -> GPT2Config:
-        """llm.c's descriptors: 'd6' .. 'd84' by depth ('d12' is GPT-2 124M), 'gpt3:c384' .. 'gpt3:c12288' by channels.
+        """Return the shape that one of llm.c's descriptors names.
 
-        Keywords replace fields: from_descriptor("d6", vocab_size=257). ValueError for an unknown descriptor.
+        Args:
+            descriptor: 'd6' .. 'd84' for GPT-2 of so many layers ('d12' is GPT-2 124M), 'gpt3:c384' .. 'gpt3:c12288' for GPT-3 of so
+                many channels.
+            changes: fields that replace the descriptor's: from_descriptor("d6", vocab_size=257).
+
+        Raises:
+            ValueError: if the descriptor is unknown, or a number is out of range.
         """
         values = _fields(_llmc.config_from_descriptor(descriptor))
         if "vocab_size" in changes:
@@ -42,23 +55,33 @@ class GPT2Config:
 
     @staticmethod
     def from_native(config: _llmc.GPT2Config) -> GPT2Config:
+        """Return the same shape as the extension's type holds."""
         return GPT2Config(**_fields(config))
 
     def native(self) -> _llmc.GPT2Config:
+        """Return the shape in the extension's type.
+
+        Raises:
+            ValueError: if a number is out of range.
+        """
         return _llmc.GPT2Config(**_fields(self))
 
     @property
     def head_size(self) -> int:
+        """HS, the channels of one head."""
         return self.channels // self.num_heads
 
     @property
     def num_parameters(self) -> int:
-        """Of all tensors, the padding of wte included, as llm.c counts."""
+        """Number of elements of all tensors, wte's padding included, as llm.c counts."""
         C, L = self.channels, self.num_layers
         return (self.padded_vocab_size + self.max_seq_len) * C + L * (12 * C * C + 13 * C) + 2 * C
 
     def flops_per_token(self, T: int) -> int:
-        """Of one training step: 6 N + 6 L C T, llm.c's account (attention counted once, for it is causal)."""
+        """Return the FLOP per token of a training step with rows of T tokens: 6 N + 6 L C T.
+
+        This is llm.c's count. It takes half of a full attention, because that is causal.
+        """
         return 6 * self.num_parameters + 6 * self.num_layers * self.channels * T
 
 

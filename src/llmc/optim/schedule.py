@@ -1,4 +1,4 @@
-"""Learning rate schedules, as llm.c's: warm-up, then cosine, linear, constant or wsd."""
+"""llm.c's learning rate schedules: warm-up, then cosine, linear or wsd; or a constant rate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
 def lr_schedule(name: str, learning_rate: float, warmup_steps: int, total_steps: int, final_lr_frac: float) -> Schedule:
-    """The learning rate by step, counted from 0.
+    """Return a function that gives the learning rate of a step, counted from 0. From total_steps on the last value stays.
 
-    name: 'cosine' (Loshchilov & Hutter 2017), 'linear', 'constant' (ignores warm-up and final_lr_frac, as in llm.c) or 'wsd'
-        (warm-up, stable, decay: the last 20 % fall by 1 - sqrt; Hu et al. 2024, Hägele et al. 2024).
-    learning_rate: the highest. final_lr_frac: what is left of it at the end. Past total_steps the last value holds.
+    Args:
+        name: 'cosine' (Loshchilov & Hutter 2017), 'linear', 'wsd' (warm-up, stable, decay: during the last 20 % of the steps the rate
+            falls by 1 - sqrt; Hu et al. 2024, Hägele et al. 2024) or 'constant' (ignores warm-up and final_lr_frac, as llm.c does).
+        learning_rate: the highest rate.
+        warmup_steps: steps in which the rate rises linearly from near 0.
+        total_steps: steps of the whole run.
+        final_lr_frac: the rate at the end, as a fraction of the highest.
+
+    Raises:
+        ValueError: if the name is unknown, or a number of steps is negative.
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown learning rate schedule '{name}': expected one of {', '.join(SCHEDULES)}")
@@ -23,9 +30,10 @@ def lr_schedule(name: str, learning_rate: float, warmup_steps: int, total_steps:
         raise ValueError(f"warmup_steps is {warmup_steps} and total_steps is {total_steps}, expected 0 or more")
     floor = learning_rate * final_lr_frac
     span = learning_rate - floor
-    stable = int(0.8 * total_steps)  # wsd: where the decay begins
+    decay_begin = int(0.8 * total_steps)  # of wsd
 
     def ratio(step: int, begin: int) -> float:
+        """Return how much of the way from step `begin` to the end has passed, from 0 to 1."""
         return 1.0 if total_steps <= begin else min(1.0, (step - begin) / (total_steps - begin))
 
     def after_warmup(step: int) -> float:
@@ -33,9 +41,9 @@ def lr_schedule(name: str, learning_rate: float, warmup_steps: int, total_steps:
             return floor + 0.5 * (1.0 + math.cos(math.pi * ratio(step, warmup_steps))) * span
         if name == "linear":
             return learning_rate - ratio(step, warmup_steps) * span
-        if step < stable:
+        if step < decay_begin:
             return learning_rate
-        return floor + (1.0 - math.sqrt(ratio(step, stable))) * span
+        return floor + (1.0 - math.sqrt(ratio(step, decay_begin))) * span
 
     def rate(step: int) -> float:
         if name == "constant":

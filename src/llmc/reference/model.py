@@ -1,7 +1,7 @@
 """GPT-2 as a PyTorch module, with autograd's gradients.
 
-It shares no code with llmc's own model beyond the configuration: what the two agree on is GPT-2. Parameters go in and out under
-llm.c's 16 names and layouts, in which per-layer tensors have a leading L and wte is padded with rows of zeros.
+It shares no code with llmc's own model but the configuration, so what the two agree on is GPT-2. Parameters go in and out under
+llm.c's 16 names and in its layout: a tensor of each layer's has a leading axis of length L, and wte is padded with rows of zeros.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from llmc.models.config import GPT2Config
 
-KVPairs = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, NH, T so far, HS)
+KVPairs = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, NH, T, HS) for the T positions so far
 
-# llm.c's name of each parameter of a block, and where it is here.
+# llm.c's name of each parameter of a block, and its path in Block.
 _BLOCK = {
     "ln1w": "ln1.weight",
     "ln1b": "ln1.bias",
@@ -38,7 +38,13 @@ _BLOCK = {
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention. kind: 'math' makes the matrix of scores, 'flash' is PyTorch's fused kernel."""
+    """Causal multi-head self-attention.
+
+    Args:
+        channels: C.
+        num_heads: NH.
+        kind: 'math' computes the matrix of scores, 'flash' calls PyTorch's fused kernel.
+    """
 
     def __init__(self, channels: int, num_heads: int, kind: str) -> None:
         super().__init__()
@@ -47,11 +53,20 @@ class Attention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Compute attention.
+
+        Args:
+            x: (B, T, C).
+            past: keys and values of the positions before x, or None.
+
+        Returns:
+            The output, (B, T, C), and keys and values of all S positions so far, (B, NH, S, HS) each.
+        """
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, NH, T, HS) each
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-        # The queries are the last T of S positions, and see those up to their own.
+        # The queries are the last T of S positions. Each sees the positions up to its own.
         S = k.shape[2]
         visible = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
         if self.kind == "math":
@@ -65,6 +80,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """A transformer block: attention, then two linear layers with GELU between them, each after a layernorm."""
+
     def __init__(self, config: GPT2Config, attention: str) -> None:
         super().__init__()
         C = config.channels
@@ -75,15 +92,24 @@ class Block(nn.Module):
         self.fcproj = nn.Linear(4 * C, C)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Compute the block; arguments and results are those of Attention.forward()."""
         attended, kv = self.attention(self.ln1(x), past)
         x = x + attended
         return x + self.fcproj(F.gelu(self.fc(self.ln2(x)), approximate="tanh")), kv
 
 
 class GPT(nn.Module):
-    """GPT-2 of a GPT2Config, with tied embeddings and the random weights of llmc.GPT2 for the same seed.
+    """GPT-2 with tied embeddings, and with the random weights that llmc.GPT2 has for the same seed.
 
-    attention: 'math' or 'flash'. Other dtypes and devices by .to(...), as of any module. Only vocab_size rows of wte exist here.
+    It is a module of float32 on the CPU; .to(...) moves it to other dtypes and devices. wte has vocab_size rows here, without padding.
+
+    Args:
+        config: the shape.
+        attention: 'math' or 'flash', as of Attention.
+        seed: of the weights.
+
+    Raises:
+        ValueError: if attention is another.
     """
 
     def __init__(self, config: GPT2Config, *, attention: str = "math", seed: int = 42) -> None:
@@ -100,7 +126,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def _init_weights(self, generator: torch.Generator) -> None:
         residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
-        named = self._llmc_parameters()
+        named = self._parameters_by_name()
         for bias in (b for name, biases in named.items() if name.endswith("b") for b in biases):
             nn.init.zeros_(bias)
         nn.init.normal_(self.wte.weight, std=0.02, generator=generator)
@@ -114,9 +140,19 @@ class GPT(nn.Module):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, kv: KVPairs | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, vocab_size), and the mean cross-entropy over all B*T where targets (B, T) are given.
+        """Compute logits and, if there are targets, the loss.
 
-        A target of -1 counts 0. kv: an empty list, filled with the keys and values of idx; given again, idx continues from there.
+        Args:
+            idx: tokens, (B, T), of any integer dtype.
+            targets: (B, T), or None. A target of -1 adds 0 to the loss.
+            kv: keys and values of the positions before idx, to which those of idx are added. An empty list begins a text.
+
+        Returns:
+            Logits, (B, T, vocab_size) of the module's dtype, and the cross-entropy in nats, or None. The latter is the sum over all
+            targets divided by B*T, in f32 (f64 if the module is).
+
+        Raises:
+            ValueError: if there are more positions than max_seq_len.
         """
         begin = kv[0][0].shape[2] if kv else 0
         T, max_seq_len = idx.shape[1], self.config.max_seq_len
@@ -138,8 +174,8 @@ class GPT(nn.Module):
 
     # ---- llm.c's names and layouts ----
 
-    def _llmc_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """In file order; one tensor per layer for those that a block has, else a single one."""
+    def _parameters_by_name(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters by llm.c's names, in the order of llm.c's file: a list of one per layer, or a list of a single one."""
 
         def one(path: str) -> list[nn.Parameter]:
             return [self.get_parameter(path)]
@@ -151,11 +187,18 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def load_llmc(self, parameters: Mapping[str, NDArray[Any]]) -> None:
-        """Takes over parameters, as of llmc.GPT2(...).parameters. ValueError where a name or shape is wrong."""
-        ours = self._llmc_parameters()
-        if set(parameters) != set(ours):
-            raise ValueError(f"parameters are named {sorted(parameters)}, expected {sorted(ours)}")
-        for name, tensors in ours.items():
+        """Copy parameters into the module.
+
+        Args:
+            parameters: arrays by name, as llmc.GPT2(...).parameters are.
+
+        Raises:
+            ValueError: if a name or shape is wrong.
+        """
+        own = self._parameters_by_name()
+        if set(parameters) != set(own):
+            raise ValueError(f"parameters are named {sorted(parameters)}, expected {sorted(own)}")
+        for name, tensors in own.items():
             wide = torch.from_numpy(np.array(parameters[name], dtype=np.float32))
             if name == "wte":
                 wide = wide[: self.config.vocab_size]
@@ -168,11 +211,15 @@ class GPT(nn.Module):
                 tensor.copy_(source)
 
     def parameters_llmc(self) -> dict[str, NDArray[Any]]:
-        """Copies of the parameters, in f32 (f64 where the model is)."""
+        """Return copies of the parameters, by name as in llmc.GPT2(...).parameters: f64 if the module is, else f32."""
         return self._export(lambda p: p)
 
     def gradients(self) -> dict[str, NDArray[Any]]:
-        """Copies of the parameters' gradients, in f32 (f64 where the model is). ValueError before the first backward()."""
+        """Return copies of the gradients, by name as in llmc.GPT2(...).gradients: f64 if the module is, else f32.
+
+        Raises:
+            ValueError: if there was no backward() yet.
+        """
 
         def gradient(p: nn.Parameter) -> Tensor:
             if p.grad is None:
@@ -183,7 +230,7 @@ class GPT(nn.Module):
 
     def _export(self, pick: Callable[[nn.Parameter], Tensor]) -> dict[str, NDArray[Any]]:
         out: dict[str, NDArray[Any]] = {}
-        for name, tensors in self._llmc_parameters().items():
+        for name, tensors in self._parameters_by_name().items():
             picked = [pick(p).detach().cpu() for p in tensors]
             wide = torch.stack([t if t.dtype == torch.float64 else t.float() for t in picked])
             out[name] = wide.numpy() if name in _BLOCK else wide[0].numpy()
@@ -196,7 +243,12 @@ class GPT(nn.Module):
     def configure_optimizer(
         self, lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0
     ) -> torch.optim.AdamW:
-        """AdamW; weight decay acts on matrices and embeddings, not on biases and layernorms."""
+        """Return PyTorch's AdamW for the parameters. Weight decay acts on matrices and embeddings, not on biases and layernorms.
+
+        Args:
+            lr: learning rate.
+            betas, eps, weight_decay: as of torch.optim.AdamW.
+        """
         matrices = [p for p in self.parameters() if p.dim() >= 2]
         vectors = [p for p in self.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

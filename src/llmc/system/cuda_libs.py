@@ -1,4 +1,4 @@
-"""Where pip and CUDA toolkits put NVIDIA's libraries: the extension opens them at first use (csrc/cuda/dynamic_library.cpp)."""
+"""Where pip and CUDA toolkits put NVIDIA's libraries. The extension opens these at first use (csrc/cuda/dynamic_library.cpp)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import importlib.util
 import os
 from pathlib import Path
 
-# In nvidia/: CUDA 13 shares one folder, CUDA 12 has one per package; on Windows DLLs lie in bin.
+# Folders in the package nvidia. Packages of CUDA 13 share one, those of CUDA 12 have one each.
 _WHEEL_FOLDERS = ("cu13", "cublas", "cudnn", "nccl")
 _LIBRARY_FOLDERS = ("bin/x86_64", "bin") if os.name == "nt" else ("lib", "lib64")
 
 
 def library_directories() -> list[str]:
-    """The folders that exist, those of Python's packages first."""
+    """Return the folders that may hold NVIDIA's libraries and exist: those of Python's packages first, then CUDA_HOME's and the like."""
     spec = importlib.util.find_spec("nvidia")
     wheels = list(spec.submodule_search_locations or []) if spec else []
     roots = [Path(wheel, folder) for wheel in wheels for folder in _WHEEL_FOLDERS]

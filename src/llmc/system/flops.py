@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from llmc import _llmc
 
-# FLOP per multiprocessor and clock in bf16 products with f32 sums, dense, by compute capability. TF32 has half of it.
+# FLOP per multiprocessor and clock of dense bf16 matmuls with f32 sums, by compute capability. TF32 has half of it.
 _TENSOR_RATES = {80: 2048, 86: 512, 89: 512, 90: 4096, 100: 8192, 120: 512}
-# The same in plain f32 arithmetic.
+# The same for plain f32 arithmetic, without tensor cores.
 _PLAIN_RATES = {80: 128, 86: 256}
 
-# Data sheets, in bf16 TFLOP/s, dense.
+# TFLOP/s of dense bf16 matmuls, from the cards' data sheets.
 _DATA_SHEETS = {
     "NVIDIA A10": 125.0,
     "NVIDIA A30": 165.0,
@@ -35,7 +35,8 @@ _DATA_SHEETS = {
     "NVIDIA GB200": 2500.0,
 }
 
-# Multiprocessors and MHz of cards whose rate follows from those, by compute capability: llm.c's list, and the RTX 50 series.
+# Multiprocessors and clock in MHz, by compute capability, of cards whose rate is computed from them: llm.c's list, and the RTX 50
+# series.
 _CARDS = {
     86: {
         "NVIDIA RTX A2000": (26, 1200),
@@ -82,7 +83,15 @@ _CARDS = {
 
 
 def peak_flops(backend: _llmc.Backend, dtype: str) -> float | None:
-    """FLOP/s that the device can reach at most in dtype; None where that is not known. The CPU's is measured, in 60 ms."""
+    """Return the FLOP/s that the backend's device can reach at most. The rate of a CPU is measured, which takes 60 ms.
+
+    Args:
+        backend: the device.
+        dtype: "f32" or "bf16".
+
+    Returns:
+        FLOP/s, or None if the GPU is not known.
+    """
     info = backend.info()
     if info.name == "cpu":
         return _llmc.cpu_peak_flops(dtype, info.threads)
@@ -98,20 +107,31 @@ def peak_flops(backend: _llmc.Backend, dtype: str) -> float | None:
 def gpu_peak_flops(
     name: str, dtype: str, *, capability: int = 0, multiprocessors: int = 0, clock_hz: float = 0.0
 ) -> float | None:
-    """FLOP/s of dense products with f32 sums: of the GPU of this name, or computed from the rest where the name is new.
+    """Return the peak FLOP/s of a GPU, for dense matmuls with f32 sums.
 
-    dtype: "bf16", "tf32" or "f32" (plain f32, without tensor cores).   capability: 90 for sm_90.
+    Args:
+        name: what the driver calls the GPU. If it is not in the tables, the rate is computed from the other arguments.
+        dtype: "bf16", "tf32" or "f32" (plain f32, without tensor cores).
+        capability: the compute capability without the point: 90 for sm_90.
+        multiprocessors: their number.
+        clock_hz: the highest clock.
+
+    Returns:
+        FLOP/s, or None if neither the name nor the other arguments tell it.
+
+    Raises:
+        ValueError: if dtype is another.
     """
     if dtype not in ("bf16", "tf32", "f32"):
         raise ValueError(f"dtype is '{dtype}', expected bf16, tf32 or f32")
     if dtype != "f32":
-        share = 1e12 if dtype == "bf16" else 0.5e12
+        tera = 1e12 if dtype == "bf16" else 0.5e12  # TF32 has half of bf16's rate
         if name in _DATA_SHEETS:
-            return share * _DATA_SHEETS[name]
+            return tera * _DATA_SHEETS[name]
         for family, cards in _CARDS.items():
             if name in cards:
                 sms, mhz = cards[name]
-                return share * _TENSOR_RATES[family] * sms * mhz * 1e-6
+                return tera * _TENSOR_RATES[family] * sms * mhz * 1e-6
     rates = _PLAIN_RATES if dtype == "f32" else _TENSOR_RATES
     known = [c for c in rates if c <= capability]
     if not (known and multiprocessors > 0 and clock_hz > 0):

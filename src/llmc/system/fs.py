@@ -1,8 +1,8 @@
-"""The few file-system operations that saving relies on, behind one seam so that tests can fail and crash each of them.
+"""The few file-system operations that saving relies on, in one class, so that tests can make each of them fail or crash.
 
-A file is written under a temporary name in the same directory, flushed to the disk, renamed, and the directory flushed: after a
-crash at any point the name has either the old content or the new. The temporary name has a prefix, not a suffix, because llm.c
-takes every file that begins with DONE_ for a finished checkpoint.
+A file is written under a temporary name in the same directory, flushed to the disk and renamed, and then the directory is flushed.
+So after a crash at any point the file has either its old content or the new. The temporary name has a prefix, not a suffix, because
+llm.c takes every file that begins with DONE_ for a finished checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,37 +21,43 @@ import psutil
 StrPath = str | os.PathLike[str]
 
 _PREFIX = ".tmp-"
-_PIECE = 32 << 20  # bytes handed to the system at a time, so that a signal is not kept waiting
+_PIECE = 32 << 20  # bytes per call to write: Python handles a signal only between two calls
 
 
 class Fs:
-    """The operating system's file system."""
+    """The operating system's file system. Every method raises OSError if the system refuses."""
 
     def make_directory(self, path: Path) -> None:
+        """Create a directory and its parents, if they are not there."""
         path.mkdir(parents=True, exist_ok=True)
 
     def open_new(self, path: Path) -> int:
-        """A file descriptor for a new, empty file."""
+        """Create an empty file, or empty an existing one, and return a file descriptor to write it."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
 
     def write(self, fd: int, data: memoryview) -> int:
-        """Writes some of data; returns how many bytes."""
+        """Write the first bytes of data, as many as the system takes at once, and return their number."""
         return os.write(fd, data)
 
     def fsync(self, fd: int) -> None:
+        """Wait until everything written to the file is on the disk."""
         os.fsync(fd)
 
     def close(self, fd: int) -> None:
+        """Close a file descriptor."""
         os.close(fd)
 
     def rename(self, old: Path, new: Path) -> None:
-        _patiently(lambda: os.replace(old, new))
+        """Rename a file; one that has the new name already is replaced."""
+        _retry(lambda: os.replace(old, new))
 
     def remove(self, path: Path) -> None:
-        _patiently(lambda: os.remove(path))
+        """Remove a file."""
+        _retry(lambda: os.remove(path))
 
     def fsync_directory(self, path: Path) -> None:
-        if os.name == "nt":  # there a directory cannot be opened; NTFS logs the rename
+        """Wait until the names of the files in a directory are on the disk."""
+        if os.name == "nt":  # Windows cannot open a directory, and NTFS logs a rename by itself
             return
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -59,13 +66,12 @@ class Fs:
             os.close(fd)
 
     def free_bytes(self, path: Path) -> int:
-        import shutil
-
+        """Return how many bytes can still be written to the disk that holds path."""
         return shutil.disk_usage(path).free
 
 
-def _patiently(call: Callable[[], None]) -> None:
-    """On Windows a virus scanner or a reader may hold a file for a moment."""
+def _retry(call: Callable[[], None]) -> None:
+    """Call, and on Windows try again if permission is denied: a virus scanner or a reader may hold a file for a moment."""
     for attempt in range(5):
         try:
             return call()
@@ -79,16 +85,26 @@ SYSTEM = Fs()
 
 
 def temporary_name(path: Path) -> Path:
-    """Where this process writes what will become path."""
+    """Return the name under which this process writes the file that will become path."""
     return path.with_name(f"{_PREFIX}{os.getpid()}-{path.name}")
 
 
 def stage(
     path: Path, pieces: Iterable[Any], *, fs: Fs = SYSTEM, tap: Callable[[memoryview], None] | None = None
 ) -> int:
-    """Writes bytes-like pieces to the temporary name of path and flushes them to the disk; returns the number of bytes.
+    """Write a file under its temporary name and flush it to the disk. publish() gives it its name.
 
-    tap sees every byte in order (a checksum, say). OSError where a step failed: then the temporary file is gone.
+    Args:
+        path: what the file will be called.
+        pieces: the content, as bytes-like objects.
+        fs: the file system.
+        tap: called with every piece before it is written, as for a checksum.
+
+    Returns:
+        The number of bytes.
+
+    Raises:
+        OSError: if a step failed. The temporary file is removed then.
     """
     temporary = temporary_name(path)
     total = 0
@@ -115,7 +131,15 @@ def stage(
 
 
 def publish(path: Path, *, fs: Fs = SYSTEM) -> None:
-    """Gives what was staged its name, for good. OSError where that failed: the temporary file is then gone."""
+    """Give a staged file its name, and flush the directory.
+
+    Args:
+        path: what the file will be called; a file of this name is replaced.
+        fs: the file system.
+
+    Raises:
+        OSError: if that failed. If it was the renaming, the temporary file is removed.
+    """
     try:
         fs.rename(temporary_name(path), path)
     except BaseException:
@@ -125,7 +149,7 @@ def publish(path: Path, *, fs: Fs = SYSTEM) -> None:
 
 
 def unstage(path: Path, *, fs: Fs = SYSTEM) -> None:
-    """Removes what was staged, if it is there."""
+    """Remove the file that was staged for path, if there is one."""
     try:
         fs.remove(temporary_name(path))
     except OSError:
@@ -133,16 +157,25 @@ def unstage(path: Path, *, fs: Fs = SYSTEM) -> None:
 
 
 def write_atomically(path: StrPath, pieces: Iterable[Any], *, fs: Fs = SYSTEM) -> None:
-    """Writes bytes-like pieces to path, which has either its old content or all of the new. OSError where a step failed."""
+    """Write a file so that at any time, a crash included, it has either its old content or all of the new.
+
+    Args:
+        path: the file.
+        pieces: the content, as bytes-like objects.
+        fs: the file system.
+
+    Raises:
+        OSError: if a step failed.
+    """
     stage(Path(path), pieces, fs=fs)
     publish(Path(path), fs=fs)
 
 
 def remove_temporaries(directory: StrPath) -> None:
-    """What killed processes left half-written."""
+    """Remove the temporary files that killed processes left in a directory. Those of processes that still run stay."""
     for path in Path(directory).glob(_PREFIX + "*"):
         writer = re.match(re.escape(_PREFIX) + r"(\d+)-", path.name)
-        # In a container the dead process may well have had our number.
+        # In a container the killed process may well have had the number that this process has now.
         if writer and (int(writer[1]) == os.getpid() or not psutil.pid_exists(int(writer[1]))):
             try:
                 path.unlink()

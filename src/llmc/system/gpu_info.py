@@ -1,24 +1,33 @@
-"""The state of a GPU while it trains: load, clocks, power, temperature (llm.c's -lg), through NVIDIA's management library."""
+"""The state of a GPU while it trains: load, clocks, power, temperature. NVIDIA's management library (NVML) tells it, as in llm.c."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-# nvmlClocksEventReason bits, by llm.c's three words.
+from llmc import _llmc
+
+# Bits of NVML's reasons for lower clocks (nvmlClocksEventReason...), under the names that llm.c prints.
 _POWER = 0x4 | 0x80
 _THERMAL = 0x20 | 0x40
 
 
 class GpuInfo:
-    """NVML for one CUDA device. ImportError where nvidia-ml-py is missing, llmc.Error where NVML does not answer."""
+    """Reads the state of one CUDA device.
+
+    Args:
+        cuda_index: the number of the device, as CUDA counts.
+
+    Raises:
+        ImportError: if the package nvidia-ml-py is missing.
+        llmc.Error: if NVML does not answer.
+    """
 
     def __init__(self, cuda_index: int) -> None:
         try:
             import pynvml
         except ImportError as e:
             raise ImportError("--gpu-info-every needs a package: pip install nvidia-ml-py") from e
-        from llmc import _llmc
-
         self._nvml: Any = pynvml
         try:
             pynvml.nvmlInit()
@@ -27,7 +36,7 @@ class GpuInfo:
             raise _llmc.Error(f"NVIDIA's management library does not answer: {e}") from e
 
     def line(self) -> str:
-        """llm.c's line; what a card does not report (a fan, often) is shown as '-'."""
+        """Return the line that llm.c prints, with '-' for what the card does not report, as often for its fan."""
         n, d = self._nvml, self._device
         load = self._ask(n.nvmlDeviceGetUtilizationRates, d)
         fan = self._ask(n.nvmlDeviceGetFanSpeed, d)
@@ -63,9 +72,7 @@ class GpuInfo:
 
 
 def _physical_index(cuda_index: int) -> int:
-    """NVML counts all GPUs, CUDA only the visible ones."""
-    import os
-
+    """Return NVML's number of a CUDA device: NVML counts all GPUs, CUDA only those of CUDA_VISIBLE_DEVICES."""
     visible = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()]
     if cuda_index < len(visible) and visible[cuda_index].isdigit():
         return int(visible[cuda_index])

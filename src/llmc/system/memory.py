@@ -11,13 +11,16 @@ from llmc import _llmc
 
 
 def available_memory(backend: _llmc.Backend) -> int:
-    """Bytes that can be allocated on the device now."""
+    """Return how many bytes can be allocated on the backend's device now."""
     info = backend.info()
     return available_host_memory() if info.name == "cpu" else info.free_bytes
 
 
 def available_host_memory() -> int:
-    """Bytes that can be allocated now, within the limits of the container. File cache that can be dropped counts as free."""
+    """Return how many bytes of main memory can be allocated now.
+
+    Limits of the container (control groups) count. File cache that the system can drop counts as free.
+    """
     free: int = psutil.virtual_memory().available
     for folder, limit_name, used_name in (
         ("/sys/fs/cgroup", "memory.max", "memory.current"),

@@ -1,34 +1,85 @@
-"""SIGINT, SIGTERM (and Windows' SIGBREAK): the first asks the run to stop after its step or evaluation batch, the second stops at once."""
+"""Signals that ask a program to stop: Ctrl-C (SIGINT), SIGTERM, Windows' SIGBREAK and, for a sweep, SIGHUP.
+
+A training run (StopSignals) stops after its step or evaluation batch at the first signal, and at once at the second. A sweep
+(caught_signals) only takes note of them, and decides itself what to do.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+_Handler = Callable[[int, FrameType | None], None]
+
+_STOP = ("SIGINT", "SIGTERM", "SIGBREAK")
+
+
+def _install(names: tuple[str, ...], handler: _Handler) -> dict[int, Any]:
+    """Install a handler for those of the signals that this system has, and return the handlers that it replaces, by number.
+
+    Python allows this in the main thread alone; in any other thread no signal is caught.
+    """
+    replaced: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in names:
+            number = getattr(signal, name, None)
+            if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):  # nohup's
+                continue
+            replaced[number] = signal.signal(number, handler)
+    return replaced
+
+
+def _restore(replaced: dict[int, Any]) -> None:
+    for number, handler in replaced.items():
+        signal.signal(number, handler)
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Catch every signal that asks to stop, SIGHUP of a closed terminal among them, while the block runs.
+
+    Yields:
+        The numbers of the signals that came so far, oldest first; the list grows as they come. In a thread other than the main
+        thread it stays empty.
+    """
+    caught: list[int] = []
+    replaced = _install((*_STOP, "SIGHUP"), lambda number, frame: caught.append(number))
+    try:
+        yield caught
+    finally:
+        _restore(replaced)
+
 
 class StopRequested(BaseException):
-    """The first signal came inside of interruptible()."""
+    """Raised inside StopSignals.interruptible() by the first signal."""
 
 
 class StopSignals:
-    """Catches the signals for as long as it is entered. Elsewhere than in the main thread it does nothing.
+    """Catches SIGINT, SIGTERM and SIGBREAK while a `with` block runs. The second signal ends the process at once.
 
-    received: the number of the signal that came, or 0.
+    In a thread other than the main thread it catches nothing.
+
+    Attributes:
+        received: the number of the first signal that came, or 0.
     """
 
     def __init__(self) -> None:
         self.received = 0
         self._interruptible = False
-        self._old: dict[int, Any] = {}
+        self._replaced: dict[int, Any] = {}
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Where nothing is lost by stopping half-way (evaluation, sampling): the first signal raises StopRequested here."""
+        """Let the first signal break off the block. It is for work that loses nothing if it stops half-way: evaluation, sampling.
+
+        Raises:
+            StopRequested: when the signal comes, or at the start of the block if it came before.
+        """
         if self.received:
             raise StopRequested
         self._interruptible = True
@@ -38,18 +89,14 @@ class StopSignals:
             self._interruptible = False
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-                if (number := getattr(signal, name, None)) is not None:
-                    self._old[number] = signal.signal(number, self._handle)
+        self._replaced = _install(_STOP, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old.clear()
+        _restore(self._replaced)
+        self._replaced = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:

@@ -13,7 +13,12 @@ else:
 
 
 def load_toml_file(path: str | Path) -> dict[str, Any]:
-    """A TOML file. ValueError naming file and line where it is not one."""
+    """Read a TOML file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not TOML; the message names file and line.
+    """
     with open(path, "rb") as file:
         try:
             return tomllib.load(file)

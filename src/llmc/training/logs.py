@@ -20,7 +20,22 @@ from llmc.training.settings import RunConfig
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One training step. step counts from 0; loss in nats; norm before clipping; seconds of the whole step."""
+    """What is known about one training step.
+
+    Attributes:
+        step: counted from 0.
+        total_steps: of the run.
+        loss: mean over the step's tokens, in nats.
+        norm: 2-norm of the gradients, before clipping.
+        lr: learning rate of the update.
+        seconds: duration of the whole step.
+        tokens_per_second: average over the last steps.
+        flops_per_second: of this step, as GPT2Config.flops_per_token counts them.
+        mfu: model FLOPs utilisation: percent of what the device can reach; None if that is not known.
+        dtype: of parameters and activations.
+        loss_z, grad_z: z-scores of loss and norm; NaN until there are enough steps.
+        skipped: why the update was not made; empty if it was.
+    """
 
     step: int
     total_steps: int
@@ -30,41 +45,51 @@ class StepInfo:
     seconds: float
     tokens_per_second: float
     flops_per_second: float
-    mfu: float | None  # of the device's peak, in percent; None where that is not known
+    mfu: float | None
     dtype: str
     loss_z: float
     grad_z: float
-    skipped: str = ""  # why the update was not made
+    skipped: str = ""
 
 
 class Log:
-    """What a run tells; a log overrides what it keeps."""
+    """Receives what a run tells, and ignores it. A subclass overrides the methods whose news it keeps."""
 
     def start(self, table: str, short: str) -> None:
-        """What the run is: llm.c's table, or a few lines."""
+        """Take note of the start of a run. table: llm.c's table of parameters; short: the same in a few lines."""
 
-    def step(self, info: StepInfo) -> None: ...
+    def step(self, info: StepInfo) -> None:
+        """Take note of a training step."""
 
-    def validation(self, step: int, loss: float) -> None: ...
+    def validation(self, step: int, loss: float) -> None:
+        """Take note of a validation loss, in nats."""
 
-    def hellaswag(self, step: int, correct: int, total: int) -> None: ...
+    def hellaswag(self, step: int, correct: int, total: int) -> None:
+        """Take note of how many of HellaSwag's examples were answered correctly."""
 
-    def text(self, message: str) -> None: ...
+    def text(self, message: str) -> None:
+        """Take note of a message for the user."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what is left, and close files."""
 
 
 def _open_log(path: Path, append: bool) -> TextIO:
     file = open(path, "a+b" if append else "wb")
     if append and file.seek(0, os.SEEK_END) > 0:
         file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":  # a killed run's last line
+        if file.read(1) != b"\n":  # the run was killed while it wrote this line
             file.write(b"\n")
     return io.TextIOWrapper(file, encoding="utf-8", newline="\n")
 
 
 class MainLog(Log):
-    """llm.c's main.log: `s:<step> trl:<loss> lr:<lr> norm:<norm>`, `tel:` for validation loss, `eval:` for HellaSwag."""
+    """Writes llm.c's main.log: `s:<step> trl:<loss> lr:<lr> norm:<norm>`, `tel:` for validation loss, `eval:` for HellaSwag.
+
+    Args:
+        path: the file.
+        append: keep what the file has, for a run that was resumed.
+    """
 
     def __init__(self, path: Path, append: bool) -> None:
         self._file = _open_log(path, append)
@@ -87,7 +112,12 @@ class MainLog(Log):
 
 
 class MetricsLog(Log):
-    """metrics.jsonl: everything, one JSON object a line. NaN and infinities are strings, for JSON has neither."""
+    """Writes metrics.jsonl: all numbers and messages, one JSON object a line. NaN and infinities are strings: JSON has neither.
+
+    Args:
+        path: the file.
+        append: keep what the file has, for a run that was resumed.
+    """
 
     def __init__(self, path: Path, append: bool) -> None:
         self._file = _open_log(path, append)
@@ -116,7 +146,7 @@ class MetricsLog(Log):
 
 
 def step_line(info: StepInfo) -> str:
-    """llm.c's line for a step, with the dtype's name in place of its constant 'bf16'."""
+    """Return llm.c's line for a step. It names the dtype, where llm.c always writes 'bf16'."""
     mfu = "--.-%" if info.mfu is None else f"{info.mfu:.1f}%"
     line = (
         f"step {info.step + 1:4d}/{info.total_steps} | loss {info.loss:7.6f} ({_z(info.loss_z)}z)"
@@ -131,14 +161,18 @@ def _z(z: float) -> str:
 
 
 class LineConsole(Log):
-    """llm.c's lines."""
+    """Prints the lines that llm.c prints.
+
+    Args:
+        out: where to; None is stdout.
+    """
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
 
     def _print(self, line: str, end: str = "\n") -> None:
         encoding = getattr(self._out, "encoding", None) or "utf-8"
-        # A console that lacks a character must not end the run.
+        # A character that the console's encoding lacks must not end the run.
         self._out.write((line + end).encode(encoding, errors="replace").decode(encoding))
         self._out.flush()
 
@@ -159,7 +193,7 @@ class LineConsole(Log):
 
 
 def _columns(out: TextIO) -> int | None:
-    """The width of a terminal; None where out is none."""
+    """Return the width of the terminal, or None if out is not one."""
     try:
         return os.get_terminal_size(out.fileno()).columns
     except (OSError, ValueError):
@@ -167,11 +201,17 @@ def _columns(out: TextIO) -> int | None:
 
 
 class BarConsole(LineConsole):
-    """A progress bar with the newest numbers; everything else is printed above it."""
+    """Shows a progress bar with the newest numbers, and prints everything else above it.
+
+    Args:
+        total: steps of the run.
+        start: steps done before, by the run that this one continues.
+        out: the terminal; None is stdout.
+    """
 
     def __init__(self, total: int, start: int, out: TextIO | None = None) -> None:
         super().__init__(out)
-        # A terminal that does not know its width says 0, and tqdm would show nothing.
+        # A terminal that does not know its width reports 0, and tqdm would show nothing then.
         known = _columns(self._out) != 0
         self._bar = tqdm(
             total=total,
@@ -217,7 +257,7 @@ class BarConsole(LineConsole):
 
 
 class TensorBoardLog(Log):
-    """TensorBoard events; needs `pip install tensorboardX`."""
+    """Writes TensorBoard events into a directory. Raises ImportError if the package tensorboardX is missing."""
 
     def __init__(self, directory: Path) -> None:
         try:
@@ -241,7 +281,13 @@ class TensorBoardLog(Log):
 
 
 class WandbLog(Log):
-    """Weights & Biases; needs `pip install wandb`."""
+    """Sends the numbers to Weights & Biases. Raises ImportError if the package wandb is missing.
+
+    Args:
+        project: its name there.
+        directory: where wandb keeps its files; None leaves that to wandb.
+        settings: the run's settings by name.
+    """
 
     def __init__(self, project: str, directory: Path | None, settings: dict[str, Any]) -> None:
         try:
@@ -265,7 +311,7 @@ class WandbLog(Log):
 
 
 class Logs(Log):
-    """Several logs as one. One that the system fails (a full disk) is dropped with a warning; the run goes on."""
+    """Several logs as one. If one cannot be written, as on a full disk, it is dropped with a warning, and the run goes on."""
 
     def __init__(self, logs: Iterable[Log]) -> None:
         self._logs = list(logs)
@@ -273,10 +319,10 @@ class Logs(Log):
     def _each(self, call: Callable[[Log], None]) -> None:
         for log in list(self._logs):
             try:
-                if log in self._logs:  # not dropped meanwhile
+                if log in self._logs:  # the warning about another log may have failed in this one, and dropped it
                     call(log)
             except OSError as e:
-                if isinstance(log, LineConsole):  # nobody reads on: `llmc-train | head`
+                if isinstance(log, LineConsole):  # the program that reads the output has ended: `llmc-train | head`
                     raise
                 self._logs.remove(log)
                 self.text(f"warning: {type(log).__name__} cannot be written and is left out from here on: {e}")

@@ -1,4 +1,4 @@
-"""What a run needs of memory, before any of it is allocated."""
+"""How much memory a training run needs, computed before any of it is allocated."""
 
 from __future__ import annotations
 
@@ -19,10 +19,24 @@ def check_memory(
     classifier_rows: int | None,
     master_weights: bool,
 ) -> tuple[_llmc.MemoryPlan, int, int]:
-    """Estimates a training run's memory before any of it is allocated. MemoryError, with what would help, where it does not fit.
+    """Check that a training run fits in memory, and choose recompute and classifier_rows if they are None.
 
-    Returns the plan, recompute and classifier_rows. The two, if None, are a CPU's constants, or on a GPU what is fastest in the
-    memory that there is: it is best used up, while a computer's is shared.
+    On a CPU they are constants then, because its memory is shared with other programs. On a GPU they are the fastest that fit.
+
+    Args:
+        backend: the device, with the run's options.
+        config: the shape of the model.
+        dtype, grad_dtype: of parameters and activations, and of gradients: "f32" or "bf16".
+        B, T: rows and tokens per row of a micro-batch.
+        recompute: how much backward computes again instead of keeping it: 0, 1, 2, or None to choose.
+        classifier_rows: how many of the B*T rows of logits exist at a time, or None to choose.
+        master_weights: whether the optimizer keeps the bits by which a bf16 parameter differs from its f32 master weight.
+
+    Returns:
+        The plan (bytes by purpose), recompute and classifier_rows.
+
+    Raises:
+        MemoryError: if it does not fit; the message has the numbers and says what would help.
     """
     on_cpu = backend.info().name == "cpu"
     levels = (recompute,) if recompute is not None else (1,) if on_cpu else (0, 1, 2)
@@ -38,7 +52,8 @@ def check_memory(
         return plan(B, recompute, rows).total + workspace(B) <= free
 
     free = available_memory(backend)
-    if backend.info().isa == "amx" and dtype == "bf16":  # keeps weights packed, for both directions
+    if backend.info().isa == "amx" and dtype == "bf16":
+        # AMX's kernels keep two packed copies of the weights, one for forward and one for backward.
         free -= 2 * plan(B, levels[0]).parameters
     for level in levels:
         for rows in chunks:
@@ -66,5 +81,14 @@ def check_memory(
 
 
 def largest_batch(backend: _llmc.Backend, plan: _llmc.MemoryPlan, B: int) -> int:
-    """The largest B that fits in what is free now, beside a model whose plan (for B) is allocated already."""
+    """Estimate the largest batch size that would fit, while a model is allocated already.
+
+    Args:
+        backend: the device.
+        plan: the memory of that model.
+        B: its batch size.
+
+    Returns:
+        B, and as many more rows as the free memory holds activations for.
+    """
     return B + int(available_memory(backend) / (plan.activations / B))

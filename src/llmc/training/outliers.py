@@ -1,4 +1,4 @@
-"""Outliers among losses and gradient norms."""
+"""Detection of outliers among losses and gradient norms."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ WINDOW = 128
 
 
 class OutlierDetector:
-    """z-scores against the last 128 values.
+    """Computes the z-score of each value against the 128 values before it.
 
-    As llm.c's, but a value is judged against the window before it (in llm.c it is part of its own window, so no z-score can pass
-    11.3), and a value that is not finite is not taken in (there one NaN blinds the detector for ever).
+    llm.c's detector does the same with two differences. There a value is part of its own window, so that no z-score can exceed 11.3.
+    And there one NaN in the window makes all later z-scores NaN; here a value that is not finite does not enter the window.
     """
 
     def __init__(self) -> None:
         self._values: deque[float] = deque(maxlen=WINDOW)
 
     def update(self, value: float) -> float:
-        """The z-score of value; NaN until the window is full, and for a value that is not finite."""
+        """Add a value to the window and return its z-score: NaN if the window is not full yet, or if the value is not finite."""
         if not math.isfinite(value):
             return math.nan
         z = math.nan
@@ -31,7 +31,9 @@ class OutlierDetector:
         return z
 
     def state(self) -> list[float]:
+        """Return the values in the window, oldest first."""
         return list(self._values)
 
     def set_state(self, values: list[float]) -> None:
+        """Replace the window by values that state() returned."""
         self._values = deque((float(v) for v in values), maxlen=WINDOW)

@@ -1,13 +1,9 @@
-"""What a run says of itself before its first step: llm.c's table, row for row, and what it does about memory."""
+"""What a run tells about itself before its first step: llm.c's table, row for row, and how its memory is used."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llmc.training.memory import largest_batch
-
-if TYPE_CHECKING:
-    from llmc.training.trainer import Trainer
+from llmc.training.setup import Run
 
 _RULE = "+-----------------------+----------------------------------------------------+"
 _MIB = 1 << 20
@@ -17,16 +13,15 @@ def _row(name: str, value: object) -> str:
     return f"| {name:21} | {value!s:50} |"
 
 
-def startup_report(trainer: Trainer) -> str:
-    """llm.c's parameter table and the lines after it."""
-    c, model = trainer.config, trainer.model
-    shape, plan = model.config, trainer.run.memory
-    peak = "unknown" if trainer.peak_flops is None else f"{trainer.peak_flops / 1e12:.1f}"
-    val_batches = trainer.num_val_batches if trainer.val_loader is not None else 0
+def startup_report(run: Run, total_steps: int) -> str:
+    """Return llm.c's table of parameters and the lines that follow it."""
+    c, model = run.config, run.model
+    shape, plan = model.config, run.memory
+    peak = "unknown" if run.peak_flops is None else f"{run.peak_flops / 1e12:.1f}"
     groups: list[list[tuple[str, object]]] = [
         [("Parameter", "Value")],
         [
-            ("train data pattern", " ".join(c.data) or trainer.sources.description),
+            ("train data pattern", " ".join(c.data) or run.sources.description),
             ("val data pattern", " ".join(c.val_data) or "NULL"),
             ("output log dir", c.output_dir or "NULL"),
             ("checkpoint_every", c.checkpoint_every),
@@ -57,7 +52,7 @@ def startup_report(trainer: Trainer) -> str:
             ("precision", model.dtype.upper().replace("F32", "FP32")),
         ],
         [
-            ("weight init method", trainer.run.weight_origin),
+            ("weight init method", run.weight_origin),
             ("max_sequence_length T", shape.max_seq_len),
             ("vocab_size V", shape.vocab_size),
             ("padded_vocab_size Vp", shape.padded_vocab_size),
@@ -66,8 +61,8 @@ def startup_report(trainer: Trainer) -> str:
             ("channels C", shape.channels),
             ("num_parameters", model.num_parameters),
         ],
-        [("train_num_batches", trainer.total_steps), ("val_num_batches", val_batches)],
-        [("run hellaswag", "yes" if trainer.run.hellaswag_examples else "no")],
+        [("train_num_batches", total_steps), ("val_num_batches", run.num_val_batches)],
+        [("run hellaswag", "yes" if run.hellaswag_examples else "no")],
         [("num_processes", c.processes), ("zero_stage", c.zero_stage)],
     ]
     lines = [_RULE]
@@ -81,7 +76,7 @@ def startup_report(trainer: Trainer) -> str:
         f"memory per sequence: {plan.activations // c.batch_size // _MIB} MiB",
         f" -> estimated maximum batch size: {largest}",
         f"batch_size B={c.batch_size} * seq_len T={c.seq_len} * num_processes={c.processes} and total_batch_size={c.total_batch_size}",
-        f"=> setting grad_accum_steps={trainer.grad_accum}",
+        f"=> setting grad_accum_steps={run.grad_accum}",
     ]
     if c.seq_len < shape.max_seq_len:
         lines.append(
@@ -90,14 +85,14 @@ def startup_report(trainer: Trainer) -> str:
     return "\n".join(lines)
 
 
-def short_report(trainer: Trainer) -> str:
-    """The same in three lines, for a terminal with a progress bar."""
-    c, model, shape = trainer.config, trainer.model, trainer.model.config
+def short_report(run: Run, total_steps: int) -> str:
+    """Return the most important facts in three lines, for a terminal with a progress bar."""
+    c, model, shape = run.config, run.model, run.model.config
     info = model.native.backend.info()
-    where = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
-    where_to = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
+    device = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
+    output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
     return (
         f"GPT-2 of {model.num_parameters:,} parameters ({shape.num_layers} layers, {shape.num_heads} heads, {shape.channels} "
-        f"channels, vocabulary {shape.vocab_size}) on {trainer.sources.description}\n"
-        f"{trainer.total_steps} steps of {c.total_batch_size:,} tokens, {model.dtype}, {where}{where_to}"
+        f"channels, vocabulary {shape.vocab_size}) on {run.sources.description}\n"
+        f"{total_steps} steps of {c.total_batch_size:,} tokens, {model.dtype}, {device}{output}"
     )

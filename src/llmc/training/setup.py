@@ -15,6 +15,7 @@ from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2, default_grad_dtype
 from llmc.optim.adamw import AdamW
 from llmc.optim.schedule import lr_schedule
+from llmc.system.flops import peak_flops
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
 from llmc.training.run_dir import open_run_directory
@@ -35,6 +36,7 @@ class Run:
     found: the checkpoint that the run continues, whose weights the model has already; None for a new run.
     weight_origin: in words.
     memory: the plan that was checked against what is free.
+    peak_flops: FLOP/s that the device can reach; None if that is not known.
     val_loader: None without validation data.
     lr: the learning rate of a step.
     hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
@@ -49,6 +51,7 @@ class Run:
     model: GPT2
     weight_origin: str
     memory: _llmc.MemoryPlan
+    peak_flops: float | None
     optimizer: AdamW
     train_loader: DataLoader
     val_loader: DataLoader | None
@@ -56,6 +59,25 @@ class Run:
     lr: Callable[[int], float]
     hellaswag_examples: list[Any]
     gpu_info: GpuInfo | None
+
+    @property
+    def grad_accum(self) -> int:
+        """Micro-batches of an update."""
+        return self.config.total_batch_size // (self.config.batch_size * self.config.seq_len)
+
+    @property
+    def num_val_batches(self) -> int:
+        """Batches of one validation; 0 without validation data.
+
+        Raises:
+            ValueError: if there are data, but no whole batch of them.
+        """
+        if self.val_loader is None:
+            return 0
+        count, limit = self.val_loader.num_batches(), self.config.val_steps
+        if count == 0:
+            raise ValueError("the validation data hold no whole batch")
+        return count if limit == -1 else min(count, limit)
 
     @property
     def shuffle(self) -> bool:
@@ -104,6 +126,7 @@ def setup(given: TrainConfig, say: Callable[[str], None]) -> Run:
         model=model,
         weight_origin=weight_origin,
         memory=memory,
+        peak_flops=peak_flops(backend, model.dtype),
         optimizer=optimizer,
         train_loader=train_loader,
         val_loader=val_loader,

@@ -18,7 +18,6 @@ from llmc import checkpoint as ckpt
 from llmc.data.tokenizer import Tokenizer
 from llmc.evals import multiple_choice
 from llmc.models.gpt2 import GPT2
-from llmc.system.flops import peak_flops
 from llmc.system.fs import SYSTEM, Fs, write_atomically
 from llmc.system.signals import StopRequested, StopSignals
 from llmc.training.history import History, Throughput
@@ -83,10 +82,8 @@ class Trainer:
         self.config, self.run_dir, self.sources = run.config, run.run_dir, run.sources
         self.model, self.optimizer, self.lr = run.model, run.optimizer, run.lr
         self.train_loader, self.val_loader = run.train_loader, run.val_loader
-        self.total_steps = run.total_steps
-        self.grad_accum = self.config.total_batch_size // (self.config.batch_size * self.config.seq_len)
+        self.total_steps, self.grad_accum = run.total_steps, run.grad_accum
         self.tokenizer = self.sources.tokenizer
-        self.peak_flops = peak_flops(self.model.native.backend, self.model.dtype)
         self.callbacks = list(callbacks)
         self.fs = fs
 
@@ -208,7 +205,7 @@ class Trainer:
         config = self.config
         if self.run.found is not None:
             self.log.text(f"continuing {self.run_dir} from step {self.step}")
-        self.log.start(startup_report(self), short_report(self))
+        self.log.start(startup_report(self.run, self.total_steps), short_report(self.run, self.total_steps))
         if config.hellaswag and not self.run.hellaswag_examples:
             self.log.text(
                 f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it"
@@ -253,7 +250,7 @@ class Trainer:
             seconds=seconds,
             tokens_per_second=self._throughput.update(tokens / seconds, seconds),
             flops_per_second=flops,
-            mfu=100.0 * flops / self.peak_flops if self.peak_flops else None,
+            mfu=100.0 * flops / self.run.peak_flops if self.run.peak_flops else None,
             dtype=self.model.dtype,
             loss_z=loss_z,
             grad_z=grad_z,
@@ -287,7 +284,7 @@ class Trainer:
             raise ValueError("there are no validation data")
         config = self.config
         self.val_loader.reset()
-        count = self.num_val_batches
+        count = self.run.num_val_batches
         with self._signals.interruptible():
             loss = math.fsum(self.model.evaluate(*self.val_loader.next_batch()) for _ in range(count)) / count
         self.log.validation(self.step, loss)
@@ -300,15 +297,6 @@ class Trainer:
                 path = self.run_dir / "best.bin"
                 self._finish_saving(lambda: ckpt.save_model(self.model, path, fs=self.fs))
         return loss
-
-    @property
-    def num_val_batches(self) -> int:
-        """Batches of one validation. ValueError where the data hold none."""
-        assert self.val_loader is not None
-        count, limit = self.val_loader.num_batches(), self.config.val_steps
-        if count == 0:
-            raise ValueError("the validation data hold no whole batch")
-        return count if limit == -1 else min(count, limit)
 
     def evaluate_hellaswag(self) -> float:
         """acc_norm on llm.c's HellaSwag file."""
