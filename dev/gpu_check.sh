@@ -12,4 +12,4 @@
 # CUDNN_PATH=... names a folder with cuDNN frontend's headers in include/; without them attention=cudnn is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-python3}" dev/gpu_check.py "$@"
+exec "${PYTHON:-python3}" dev/ci/gpu_check.py "$@"

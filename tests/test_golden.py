@@ -15,7 +15,7 @@ warning says so. A kernel set without a record is compared so with baseline's.
 
 It is legitimate to record anew if a change is meant to alter bits, and its commit says which and why; or if continuous integration
 moves to another compiler, in a commit that changes nothing else. To refactor with another compiler than the recorded one, record
-before, compare after, and leave the files out of the commit. tests/golden/emulated.json is of the build of dev/ci_emulation.sh.
+before, compare after, and leave the files out of the commit. tests/golden/emulated.json is of the build of dev/ci/emulation.sh.
 """
 
 from __future__ import annotations

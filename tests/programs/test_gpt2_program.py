@@ -1,6 +1,6 @@
 """`python -m llmc.test_gpt2` and the C++ program: okay on a true debug state, not on one with a single wrong gradient.
 
-The C++ programs are tested where LLMC_APPS names the folder that has them; dev/ci_emulation.sh builds them and runs this.
+The C++ programs are tested where LLMC_APPS names the folder that has them; dev/ci/emulation.sh builds them and runs this.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llmc.reference.__main__ import debug_state  # noqa: E402
 CONFIG = llmc.GPT2Config(max_seq_len=24, vocab_size=61, num_layers=2, num_heads=3, channels=48)
 APPS = os.environ.get("LLMC_APPS")
 needs_apps = pytest.mark.skipif(
-    APPS is None, reason="LLMC_APPS does not name a folder with the C++ programs (dev/ci_emulation.sh does)"
+    APPS is None, reason="LLMC_APPS does not name a folder with the C++ programs (dev/ci/emulation.sh does)"
 )
 
 

@@ -1,6 +1,6 @@
-"""A short run of dev/fuzz.py: damaged files end in one clear error, soon, and in little memory.
+"""A short run of dev/stress/fuzz.py: damaged files end in one clear error, soon, and in little memory.
 
-The kinds of file are the rows of fuzz.TARGETS. `python dev/fuzz.py` does 10,000 mutations of each.
+The kinds of file are the rows of fuzz.TARGETS. `python dev/stress/fuzz.py` does 10,000 mutations of each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "dev" / "fuzz.py"
+SCRIPT = Path(__file__).parents[2] / "dev" / "stress" / "fuzz.py"
 
 
 def _load() -> ModuleType:

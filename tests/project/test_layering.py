@@ -132,7 +132,7 @@ def functions(path: Path) -> set[str]:
     return {f for line in lines for f in re.findall(r"(?<![\w:.>~])([a-z]\w*)\(", line)}
 
 
-@pytest.mark.parametrize("path", [*SOURCES, ROOT / "dev" / "check_kernels.cpp"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [*SOURCES, ROOT / "dev" / "ci" / "check_kernels.cpp"], ids=lambda p: p.name)
 def test_no_function_is_named_like_one_of_std(path):
     """A call with a std::string among its arguments looks for functions in std too (argument-dependent lookup): a format()
     of ours is ambiguous with some libraries, and silently theirs with others. Functions of numbers and vectors are safe."""

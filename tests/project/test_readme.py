@@ -1,4 +1,4 @@
-"""README.zh-CN.md is README.md in Chinese: what is typed, linked and measured is the same in both."""
+"""README.zh-CN.md is README.md in Chinese: what is typed, linked and measured is the same in both. What is typed to test, CI runs."""
 
 from __future__ import annotations
 
@@ -51,3 +51,10 @@ def test_each_leads_to_the_other() -> None:
 def test_links_lead_to_files() -> None:
     for name in links((ROOT / "README.md").read_text(encoding="utf-8")):
         assert name.startswith("http") or (ROOT / name).exists(), name
+
+
+def test_ci_runs_the_test_command() -> None:
+    (command,) = [line for line in code_lines((ROOT / "README.md").read_text(encoding="utf-8")) if "pytest" in line]
+    steps = [line.strip() for line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()]
+    first = steps.index(command.split(" && ")[0])
+    assert steps[first : first + 2] == command.split(" && ")

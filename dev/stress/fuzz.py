@@ -1,8 +1,8 @@
 """Damages files and reads them: every reader must end in a result or in one clear error, soon, and in little memory.
 
-    python dev/fuzz.py                          10,000 mutations of each kind of file
-    python dev/fuzz.py shard --count 200
-    python dev/fuzz.py state --only 1234        one mutation again, in this process, with its traceback
+    python dev/stress/fuzz.py                          10,000 mutations of each kind of file
+    python dev/stress/fuzz.py shard --count 200
+    python dev/stress/fuzz.py state --only 1234        one mutation again, in this process, with its traceback
 
 Mutations depend on the kind, the seed and their number alone. A child process reads them, with a limit on its address space, and
 says so before and after each; its parent sees crashes and hangs, and goes on behind them with another child.

@@ -1,4 +1,4 @@
-"""The stages of dev/gpu_check.sh, which says what they are for. dev/gpu_stages.py and dev/bench/bench_gpu.py do the measuring.
+"""The stages of dev/gpu_check.sh, which says what they are for. dev/ci/gpu_stages.py and dev/bench/bench_gpu.py do the measuring.
 
 In --out: results.jsonl, all figures, a line each as they come; table_PART.txt, the summary, written again after each stage;
 log_PART.txt, what the stages said. LLMC_GPU_CHECK_SABOTAGE=hang:parity,fail:ops tries what becomes of the other stages.
@@ -25,10 +25,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from common import append_json
+from make_site import make_site
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 SECONDS = {"a": 180, "b": 300}  # for each part, after the build
 # Ops alone, in bf16: under compute-sanitizer everything is many times slower.
@@ -36,13 +37,6 @@ OPS = "attention or layernorm or encoder or classifier or matmul or gelu or adam
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
 FLASH, CUDNN = "attention=flash rows=16384", "attention=cudnn deterministic=off rows=16384"
 FILES = ["tests/cuda/test_cuda_ops.py", "tests/cuda/test_cuda_training.py"]
-
-# An editable llmc would be found before the one that is built here.
-BEFORE_EDITABLE = """\
-import sys
-
-sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
-"""
 
 
 class NotRun(Exception):
@@ -183,12 +177,7 @@ class Check:
                 optional = []
                 self.compile([*cmake, *(f"-D{f}=OFF" for f in switches)])
             notes.insert(0, f"sm_{arch} {' '.join(optional)}")
-        package = self.site / "llmc"
-        shutil.rmtree(package, ignore_errors=True)
-        shutil.copytree(ROOT / "src" / "llmc", package, ignore=shutil.ignore_patterns("__pycache__", "_llmc*.so"))
-        for library in self.build_dir.glob("_llmc*.so"):
-            shutil.copy2(library, package)
-        (self.site / "sitecustomize.py").write_text(BEFORE_EDITABLE)
+        make_site(self.build_dir)
         return ", ".join(notes)
 
     def compile(self, configure: list[str]) -> None:
@@ -248,7 +237,7 @@ class Check:
 
     def worker(self, name: str, limit: float, threads: int = 0) -> tuple[str, str]:
         """A stage of gpu_stages.py."""
-        command = [sys.executable, "dev/gpu_stages.py", name, "--results", str(self.results)]
+        command = [sys.executable, "dev/ci/gpu_stages.py", name, "--results", str(self.results)]
         done = self.run(name, [*command, *["--dry-run"] * self.dry_run], limit, threads)
         bad = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
         if done.returncode:
@@ -349,8 +338,8 @@ class Check:
         self.stage("generation", lambda: self.worker("generation", 45))
 
     def b(self) -> None:
-        more = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_*.py"))
-        if self.dry_run:  # the emulated device takes minutes for all: dev/ci_emulation.sh
+        more = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py"))
+        if self.dry_run:  # the emulated device takes minutes for all: dev/ci/emulation.sh
             more = ["tests/models/test_gpt2.py"]
         self.together(
             ("parity", lambda: self.worker("parity", 60)),

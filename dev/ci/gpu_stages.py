@@ -1,4 +1,4 @@
-"""What dev/gpu_check.py runs in processes of its own, with the build on the path: python dev/gpu_stages.py STAGE --results FILE.
+"""What dev/ci/gpu_check.py runs in processes of its own, with the build on the path: python dev/ci/gpu_stages.py STAGE --results FILE.
 
 Each figure goes to FILE at once, as a line of JSON, and to stdout for people. The exit status is 1 if a check failed.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from bench_gpu import TINY, choose, make_model, options_of, parse_settings, print_table, tokens
 from common import append_json
 

@@ -1,7 +1,7 @@
-# Sourced by ci_emulation.sh and ci_cuda.sh. Both build in one folder, one after the other: what they have in common, which is all
+# Sourced by emulation.sh and cuda.sh. Both build in one folder, one after the other: what they have in common, which is all
 # but the device, is compiled once. PYTHON chooses the interpreter.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=$(command -v "${PYTHON:-python3}")
 build=build/ci
 
@@ -15,18 +15,9 @@ build_extension() {
     "-DPython_EXECUTABLE=$python" "-Dpybind11_DIR=$("$python" -m pybind11 --cmakedir)" "$@" >"$build/log" 2>&1 &&
     "$python" -m cmake --build "$build" --parallel "${LLMC_BUILD_JOBS:-2}" >>"$build/log" 2>&1 ||
     { tail -40 "$build/log"; exit 1; }
-  local site=$build/site
-  rm -rf "$site" && mkdir -p "$site"
-  cp -r src/llmc "$site/llmc"
-  rm -f "$site"/llmc/_llmc*.so
-  cp "$build"/_llmc*.so "$site/llmc/"
-  cat >"$site/sitecustomize.py" <<'PY'
-# An editable llmc would be found before this one.
-import sys
-
-sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
-PY
-  export PYTHONPATH="$PWD/$site${PYTHONPATH:+:$PYTHONPATH}"
-  "$python" -c "import os, llmc; assert llmc.__file__.startswith(os.getcwd() + '/$site'), llmc.__file__"
+  local site
+  site=$("$python" dev/ci/make_site.py "$build")
+  export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+  "$python" -c "import llmc; assert llmc.__file__.startswith('$site/'), llmc.__file__"
   echo "built in $SECONDS s"
 }

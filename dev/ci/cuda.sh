@@ -5,8 +5,8 @@
 #
 # (.ci/run runs it.)
 #
-#   PYTHON=.venv/bin/python dev/ci_cuda.sh [ARCHITECTURE]        # default 90
-. "$(dirname "$0")/ci_common.sh"
+#   PYTHON=.venv/bin/python dev/ci/cuda.sh [ARCHITECTURE]        # default 90
+. "$(dirname "$0")/common.sh"
 arch=${1:-90}
 wheels=build/ci_cuda_wheels
 
@@ -35,13 +35,13 @@ fi
 rm -rf "$build/CMakeFiles/llmc_cuda.dir" # or a second run would compile nothing, and see no spills
 build_extension -DLLMC_CUDA_EMULATION=OFF -DUSE_NCCL=ON "-DCMAKE_CUDA_ARCHITECTURES=$arch-real" -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
   -DCMAKE_MODULE_LINKER_FLAGS=
-grep -q "bytes spill" "$build/log" || { echo "ci_cuda: no report of the kernels' registers in $build/log"; exit 1; }
+grep -q "bytes spill" "$build/log" || { echo "cuda.sh: no report of the kernels' registers in $build/log"; exit 1; }
 if grep -E "[1-9][0-9]* bytes spill" "$build/log"; then
-  echo "ci_cuda: kernels spill registers, see $build/log"
+  echo "cuda.sh: kernels spill registers, see $build/log"
   exit 1
 fi
 if ldd "$build"/_llmc*.so | grep -E "libcu(da|blas|dnn)|libnccl"; then
-  echo "ci_cuda: the extension is linked to a library of NVIDIA's"
+  echo "cuda.sh: the extension is linked to a library of NVIDIA's"
   exit 1
 fi
 "$python" - <<'PY'
@@ -50,11 +50,11 @@ import llmc
 from llmc import _llmc
 
 assert _llmc.cuda_built()
-print("ci_cuda:", _llmc.cuda_status())
+print("cuda.sh:", _llmc.cuda_status())
 try:
-    print("ci_cuda:", _llmc.Backend("cuda").info().description)
+    print("cuda.sh:", _llmc.Backend("cuda").info().description)
 except llmc.Error as e:
-    print("ci_cuda: without a GPU:", e)
+    print("cuda.sh: without a GPU:", e)
 config = llmc.GPT2Config(max_seq_len=16, vocab_size=61, num_layers=1, num_heads=2, channels=32)
 model = llmc.GPT2(config)
 optimizer = llmc.AdamW(model)
@@ -67,5 +67,5 @@ for _ in range(10):
     optimizer.step(1e-2)
     losses.append(model.mean_loss)
 assert losses[-1] < losses[0] - 0.5, losses
-print(f"ci_cuda: trains on the CPU, {losses[0]:.3f} -> {losses[-1]:.3f}")
+print(f"cuda.sh: trains on the CPU, {losses[0]:.3f} -> {losses[-1]:.3f}")
 PY

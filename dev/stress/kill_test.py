@@ -1,7 +1,7 @@
 """Kills a training run with SIGKILL again and again, half of the time while it saves, and resumes it each time. The weights at the
 end must be, bit for bit, those of a run that was never killed.
 
-    python dev/kill_test.py --kills 200
+    python dev/stress/kill_test.py --kills 200
 
 Prints what happened; exit code 1 where a bit differs or a resume fails. POSIX.
 """

@@ -1,8 +1,8 @@
 """What a compiler can show of the CUDA kernels without a GPU: that no kernel spills registers, and that kernels over 16 bytes
 a thread really load and store 16 bytes at a time.
 
-    python dev/check_sass.py build/cuda/_llmc*.so            # needs cuobjdump and nvdisasm (pip install nvidia-cuda-cuobjdump
-    python dev/check_sass.py build/cuda/_llmc*.so --table    # nvidia-cuda-nvdisasm); --table prints every kernel
+    python dev/ci/check_sass.py build/cuda/_llmc*.so            # needs cuobjdump and nvdisasm (pip install nvidia-cuda-cuobjdump
+    python dev/ci/check_sass.py build/cuda/_llmc*.so --table    # nvidia-cuda-nvdisasm); --table prints every kernel
 
 Exit code 1 where a kernel is found wanting.
 """

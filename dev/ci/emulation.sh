@@ -3,13 +3,13 @@
 # or a program: for machines with neither a GPU nor AMX. The extension is linked as by the compilers that put libstdc++ into it,
 # so these tests, and those of importing it beside others, run on such a build too. Says what it leaves out. (.ci/run runs it.)
 #
-#   PYTHON=.venv/bin/python dev/ci_emulation.sh       # the interpreter needs the test extra; 4 minutes on two cores
-. "$(dirname "$0")/ci_common.sh"
+#   PYTHON=.venv/bin/python dev/ci/emulation.sh       # the interpreter needs the test extra; 4 minutes on two cores
+. "$(dirname "$0")/common.sh"
 
 build_extension -DLLMC_CUDA_EMULATION=ON -DLLMC_AMX_EMULATION=ON -DLLMC_BUILD_APPS=ON -DUSE_NCCL=OFF -DUSE_CUDA=OFF \
   "-DCMAKE_MODULE_LINKER_FLAGS=-static-libstdc++ -static-libgcc"
 if ldd "$build"/_llmc*.so | grep libstdc++; then
-  echo "ci_emulation: the extension was not linked with a libstdc++ of its own"
+  echo "emulation.sh: the extension was not linked with a libstdc++ of its own"
   exit 1
 fi
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Compiles and links the C++ programs and dev/check_kernels for macOS on arm64, as CMake does there: clang, libc++, Grand Central
+# Compiles and links the C++ programs and dev/ci/check_kernels for macOS on arm64, as CMake does there: clang, libc++, Grand Central
 # Dispatch in place of OpenMP. Beside that, the extension is compiled with libc++, but for this machine, as Python's headers are
 # this machine's. Warnings are errors; nothing is run. The compiler with macOS's headers is PyPI's ziglang. On 2 cores it takes half
 # a minute, and as long again the first time, in which it builds libc++ (into ~/.cache/zig).
 #
 # (.ci/run runs it.)
 #
-#   PYTHON=.venv/bin/python dev/ci_macos.sh
+#   PYTHON=.venv/bin/python dev/ci/macos.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=$("${PYTHON:-python3}" -c 'import sys; print(sys.executable)')
 build=$PWD/build/ci_macos
 tools=$build.tools
@@ -45,6 +45,6 @@ bindings=$!
 "${cmake[@]}" -S . -B "$build" -G Ninja -DCMAKE_SYSTEM_NAME=Darwin -DCMAKE_SYSTEM_PROCESSOR=arm64 "-DCMAKE_CXX_COMPILER=$tools/c++" \
   "-DCMAKE_AR=$tools/ar" "-DCMAKE_RANLIB=$tools/ranlib" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=$quick" \
   -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DLLMC_PYTHON=OFF -DLLMC_BUILD_APPS=ON -DLLMC_BUILD_CHECKS=ON >"$build.log"
-[ "$(grep -c "LLMC_COMPILES_NEON.* - Success" "$build.log")" = 2 ] || { echo "ci_macos: a kernel set is missing, see $build.log"; exit 1; }
+[ "$(grep -c "LLMC_COMPILES_NEON.* - Success" "$build.log")" = 2 ] || { echo "macos.sh: a kernel set is missing, see $build.log"; exit 1; }
 "${cmake[@]}" --build "$build" --parallel "${LLMC_BUILD_JOBS:-2}" >>"$build.log" 2>&1 || { tail -40 "$build.log"; exit 1; }
 wait $bindings || { cat "$tools/bindings.log"; exit 1; }

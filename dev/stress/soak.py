@@ -1,6 +1,6 @@
 """A long run with restarts, watching its memory: it must not grow.
 
-    python dev/soak.py --minutes 30
+    python dev/stress/soak.py --minutes 30
 
 Trains a small model with checkpoints, validation and samples, stops it with SIGTERM every few minutes and resumes it. Prints the
 resident memory of each stretch, early and late; exit code 1 where it grew by more than 2 %. POSIX.

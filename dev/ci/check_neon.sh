@@ -3,13 +3,13 @@
 # PYTHON names an interpreter that has llmc, the tests of the C++ programs, which compare whole models with PyTorch's.
 # Needs Debian's g++-aarch64-linux-gnu and qemu-user; exits with 77 where they are not there. About 4 minutes on 2 cores.
 #
-#   [PYTHON=python] dev/check_neon.sh [build folder] [op...]     ops as of check_kernels: `copy` alone shows that it runs
+#   [PYTHON=python] dev/ci/check_neon.sh [build folder] [op...]     ops as of check_kernels: `copy` alone shows that it runs
 set -eu
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 build=${1:-$root/build/check_neon}
 [ $# -gt 0 ] && shift
 for tool in aarch64-linux-gnu-g++ qemu-aarch64 cmake; do
-    command -v $tool >/dev/null || { echo "check_neon: $tool is not installed" >&2; exit 77; }
+    command -v $tool >/dev/null || { echo "check_neon.sh: $tool is not installed" >&2; exit 77; }
 done
 cmake -S "$root" -B "$build" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
     -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DLLMC_PYTHON=OFF -DLLMC_BUILD_CHECKS=ON -DLLMC_BUILD_APPS=ON >/dev/null
