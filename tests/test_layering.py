@@ -118,8 +118,9 @@ def test_files_of_one_instruction_set_stand_alone():
             assert others <= {"uint8_t", "uint16_t", "uint32_t", "uint64_t", "uintptr_t"}, (
                 f"{name(path)} uses std::{others}"
             )
-    for path in (CSRC / "cpu" / "kernels.h", CSRC / "core" / "bf16.h"):
-        assert set(includes(path)) <= {("cstdint", False), ("core/bf16.h", True)}
+    for header in ("cpu/kernels.h", "core/adamw_step.h", "core/bf16.h"):
+        path = CSRC / header
+        assert set(includes(path)) <= {("cstdint", False), ("core/adamw_step.h", True), ("core/bf16.h", True)}
         assert "inline" not in code(path)
 
 

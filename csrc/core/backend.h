@@ -22,6 +22,7 @@
 #include <mutex>
 #include <string>
 
+#include "core/adamw_step.h"
 #include "core/sampler.h"
 #include "core/tensor.h"
 
@@ -39,14 +40,6 @@ struct DeviceInfo {
     double clock_hz = 0.0;    // of its multiprocessors, at most
     std::string options;      // what set_option has chosen: "attention auto, tf32 off, ..."
     std::string fallbacks;    // what was computed by slower means than chosen; empty if nothing was
-};
-
-// One step of AdamW (Loshchilov & Hutter 2019), everything that the host knows.
-struct AdamWStep {
-    float lr;
-    float beta1, beta2, eps, weight_decay;
-    float correction1, correction2;  // 1 - beta^t
-    std::uint32_t seed;              // of stochastic rounding, used where a bf16 parameter has no master
 };
 
 // A copy to the host that is waited for by itself, while ops that were queued after it may still be under way.

@@ -85,7 +85,7 @@ class CpuBackend final : public Backend {
     // Every op that may be given a weight to write calls this: packed copies of the memory are dropped.
     void drop_packed_copies(Tensor memory);
 
-    void product(Gemm g, DType dtype);
+    void run_gemm(Gemm g, DType dtype);
     const void* packed_weight(const Gemm& g, DType dtype);
     void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
     void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);

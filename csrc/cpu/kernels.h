@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "core/adamw_step.h"
 #include "core/bf16.h"
 
 namespace llmc {
@@ -52,9 +53,10 @@ struct AttentionHead {
     float scale;  // 1 / sqrt(HS)
 };
 
-struct AdamWKernelStep {
-    float lr, beta1, beta2, eps, weight_decay, inv_correction1, inv_correction2, factor;
-    std::uint32_t seed;
+// With what the kernels would otherwise divide by or read again.
+struct AdamWKernelStep : AdamWStep {
+    float inv_correction1, inv_correction2;  // 1 / correction
+    float factor;                            // of the gradients: clipping
 };
 
 template <class T>

@@ -32,7 +32,7 @@ struct Grid {
 
 }  // namespace
 
-void CpuBackend::product(Gemm g, DType dtype) {
+void CpuBackend::run_gemm(Gemm g, DType dtype) {
     if (g.M == 0 || g.N == 0) return;
     visit_float(dtype, [&](auto tag) {
         using T = decltype(tag);
@@ -68,7 +68,7 @@ const void* CpuBackend::packed_weight(const Gemm& g, DType dtype) {
     return copy.data;
 }
 
-static Gemm forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight, Tensor bias) {
+static Gemm forward_gemm(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight, Tensor bias) {
     Gemm g{};
     g.M = d.N, g.N = d.OC, g.K = d.C;
     g.a = inp.data, g.lda = d.C;
@@ -81,16 +81,16 @@ static Gemm forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor 
 
 void CpuBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) {
     const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
-    product(forward_product(d, out, inp, weight, bias), inp.dtype);
+    run_gemm(forward_gemm(d, out, inp, weight, bias), inp.dtype);
 }
 
 void CpuBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
     const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
     check::like("matmul_gelu_forward", "pre", pre, out);
     check::dtype("matmul_gelu_forward", "out", out, inp.dtype);
-    Gemm g = forward_product(d, out, inp, weight, bias);
+    Gemm g = forward_gemm(d, out, inp, weight, bias);
     g.pre = pre.data;
-    product(g, inp.dtype);
+    run_gemm(g, inp.dtype);
 }
 
 void CpuBackend::matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
@@ -110,7 +110,7 @@ void CpuBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias,
         g.b = weight.data, g.ldb = d.C, g.b_kmajor = true;
         g.c = dinp.data, g.ldc = d.C, g.c_f32 = dinp.dtype == DType::f32;
         g.dgelu = pre.data;
-        product(g, weight.dtype);
+        run_gemm(g, weight.dtype);
     }
     if (dweight) {
         Gemm g{};
@@ -119,7 +119,7 @@ void CpuBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias,
         g.b = inp.data, g.ldb = d.C, g.b_kmajor = true;
         g.c = dweight.data, g.ldc = d.C, g.c_f32 = dweight.dtype == DType::f32;
         g.accumulate = accumulate;
-        product(g, weight.dtype);
+        run_gemm(g, weight.dtype);
     }
     if (dbias) bias_gradient(dbias, dout, accumulate);
 }

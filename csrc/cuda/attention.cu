@@ -10,7 +10,7 @@
 // for dk and dv by the owner of a key over its queries. So no two warps ever add to one place. With
 // delta = sum(dout * out) per query:
 //   ds = p (dout v^T - delta) scale;   dq = sum_j ds_j k_j;   dk = sum_i ds_i q_i;   dv = sum_i p_i dout_i
-#include "cuda/attention.h"
+#include "cuda/flash.h"
 
 #include <cmath>
 #include <limits>
@@ -204,7 +204,7 @@ __global__ void attention_backward_kernel(T* dqkv, const T* dout, const T* qkv, 
     const i64 owner = global_thread() / kWarp, rows = d.B * d.NH;
     if (owner >= rows * d.T) return;
     const i64 row = owner % rows, order = owner / rows;
-    const i64 mine = owns_query ? d.T - 1 - order : order;  // the longest first
+    const i64 owned = owns_query ? d.T - 1 - order : order;  // the longest first
     const i64 b = row / d.NH, h = row % d.NH, stride = 3 * d.C, HS = d.HS;
     const T* const q = qkv + b * d.T * stride + h * HS;
     const T *const k = q + d.C, *const v = q + 2 * d.C;
@@ -215,17 +215,17 @@ __global__ void attention_backward_kernel(T* dqkv, const T* dout, const T* qkv, 
     float* const a2 = a + HS;                                           // my dout, or my v
     float *const sum = a + 2 * HS, *const sum2 = a + 3 * HS;            // dq; or dk, dv
     for (i64 i = lane; i < HS; i += kWarp) {
-        a[i] = widen((owns_query ? q : k)[mine * stride + i]);
-        a2[i] = owns_query ? widen(dy[mine * d.C + i]) : widen(v[mine * stride + i]);
+        a[i] = widen((owns_query ? q : k)[owned * stride + i]);
+        a2[i] = owns_query ? widen(dy[owned * d.C + i]) : widen(v[owned * stride + i]);
         sum[i] = sum2[i] = 0.0f;
     }
     __syncwarp();
-    const i64 first = owns_query ? 0 : mine, end = owns_query ? mine + 1 : d.T;
+    const i64 first = owns_query ? 0 : owned, end = owns_query ? owned + 1 : d.T;
     for (i64 begin = first; begin < end; begin += kWarp) {
         const i64 j = begin + lane;  // the other: a key, or a query
         float p = 0.0f, ds = 0.0f;
         if (j < end) {
-            const i64 query = owns_query ? mine : j;
+            const i64 query = owns_query ? owned : j;
             const float s = dot(a, (owns_query ? k : q) + j * stride, HS);
             const float dp = owns_query ? dot(a2, v + j * stride, HS) : dot(a2, dy + j * d.C, HS);
             p = expf(s * scale - lse_row[query]);
@@ -244,7 +244,7 @@ __global__ void attention_backward_kernel(T* dqkv, const T* dout, const T* qkv, 
             if (i < HS) sum[i] = x, sum2[i] = x2;
         }
     }
-    T* const to = dqkv + (b * d.T + mine) * stride + h * HS;
+    T* const to = dqkv + (b * d.T + owned) * stride + h * HS;
     for (i64 i = lane; i < HS; i += kWarp) {
         if (owns_query) {
             to[i] = narrow<T>(sum[i]);

@@ -16,7 +16,7 @@ namespace llmc {
 
 namespace {
 
-constexpr std::size_t kWorkspaceBytes = ProductEngine::kWorkspaceBytes;
+constexpr std::size_t kWorkspaceBytes = MatmulEngine::kWorkspaceBytes;
 
 struct Library {
     DynamicLibrary file{kCublasLt};
@@ -83,7 +83,7 @@ struct KeyHash {
     }
 };
 
-Key key_of(const Product& p) {
+Key key_of(const Matmul& p) {
     Key key;
     std::memset(&key, 0, sizeof key);
     key.m = p.m, key.n = p.n, key.k = p.k, key.lda = p.lda, key.ldb = p.ldb, key.ldd = p.ldd;
@@ -96,7 +96,7 @@ Key key_of(const Product& p) {
 }
 
 // What the documentation demands of epilogues; the heuristic is asked only for the rest.
-bool allowed(const Product& p) {
+bool allowed(const Matmul& p) {
     if (p.epilogue == Epilogue::none || p.epilogue == Epilogue::bgradb) return true;
     if (p.output != p.inputs) return false;  // bias and aux would be of another type than D
     if (p.epilogue == Epilogue::bias) return true;
@@ -105,7 +105,7 @@ bool allowed(const Product& p) {
 
 }  // namespace
 
-struct ProductEngine::State {
+struct MatmulEngine::State {
     struct Plan {
         cublasLtMatmulDesc_t operation = nullptr;
         cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
@@ -136,7 +136,7 @@ struct ProductEngine::State {
         LT_CHECK(lib.MatmulDescSetAttribute(operation, attribute, &value, sizeof value));
     }
 
-    void describe(Plan& plan, const Product& p) {
+    void describe(Plan& plan, const Matmul& p) {
         const cublasComputeType_t compute =
             tf32 && p.inputs == DType::f32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
         LT_CHECK(lib.MatmulDescCreate(&plan.operation, compute, CUDA_R_32F));
@@ -161,7 +161,7 @@ struct ProductEngine::State {
         layout(&plan.d, p.output, false, p.m, p.n, p.ldd);
     }
 
-    void choose(Plan& plan, const Key& key, const Product& p, cudaStream_t stream) {
+    void choose(Plan& plan, const Key& key, const Matmul& p, cudaStream_t stream) {
         cublasLtMatmulPreference_t preference;
         LT_CHECK(lib.MatmulPreferenceCreate(&preference));
         const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>,
@@ -191,8 +191,8 @@ struct ProductEngine::State {
         if (found > 1) choose_fastest(plan, p, offers, found, stream);
     }
 
-    cublasStatus_t multiply(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algorithm,
-                            void* d, cudaStream_t stream) {
+    cublasStatus_t multiply(const Plan& plan, const Matmul& p, const cublasLtMatmulAlgo_t& algorithm, void* d,
+                            cudaStream_t stream) {
         const float alpha = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
         return lib.Matmul(handle, plan.operation, &alpha, p.a, plan.a, p.b, plan.b, &beta, d, plan.d, d,
                           plan.d, &algorithm, workspace, kWorkspaceBytes, stream);
@@ -200,8 +200,8 @@ struct ProductEngine::State {
 
     // By the clock, on the product's own inputs, into memory that nobody reads; without such memory the
     // heuristic's own order stands. (What an epilogue writes beside D, the product itself will write again.)
-    void choose_fastest(Plan& plan, const Product& p, const cublasLtMatmulHeuristicResult_t* offers,
-                        int count, cudaStream_t stream) {
+    void choose_fastest(Plan& plan, const Matmul& p, const cublasLtMatmulHeuristicResult_t* offers, int count,
+                        cudaStream_t stream) {
         constexpr int kRuns = 3;
         const std::size_t bytes = static_cast<std::size_t>(p.ldd * p.n * size_of(p.output));
         void* output = nullptr;
@@ -234,7 +234,7 @@ struct ProductEngine::State {
         CUDA_CHECK(cudaStreamSynchronize(stream));  // or say what went wrong
     }
 
-    Plan make(const Key& key, const Product& p, cudaStream_t stream) {
+    Plan make(const Key& key, const Matmul& p, cudaStream_t stream) {
         Plan plan;
         try {
             describe(plan, p);
@@ -247,7 +247,7 @@ struct ProductEngine::State {
     }
 
     // The two pointers that cuBLASLt wants in the description.
-    void point(Plan& plan, const Product& p) {
+    void point(Plan& plan, const Matmul& p) {
         if (p.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
         if (p.aux) set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
     }
@@ -259,10 +259,10 @@ struct ProductEngine::State {
     std::unordered_map<Key, Plan, KeyHash> plans;
 };
 
-ProductEngine::ProductEngine(bool tf32, bool tune) : state_(std::make_unique<State>(tf32, tune)) {}
-ProductEngine::~ProductEngine() = default;
+MatmulEngine::MatmulEngine(bool tf32, bool tune) : state_(std::make_unique<State>(tf32, tune)) {}
+MatmulEngine::~MatmulEngine() = default;
 
-bool ProductEngine::run(const Product& p, cudaStream_t stream) {
+bool MatmulEngine::run(const Matmul& p, cudaStream_t stream) {
     if (!allowed(p)) return false;
     State& s = *state_;
     const Key key = key_of(p);

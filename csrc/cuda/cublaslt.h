@@ -24,7 +24,7 @@ enum class Epilogue {
 
 // D (m,n) = op(A) (m,k) op(B) (k,n), or += where accumulate; column-major, as BLAS has it: a row-major matrix
 // (rows, cols) is a column-major (cols, rows) with leading extent cols.
-struct Product {
+struct Matmul {
     std::int64_t m, n, k;
     const void* a;
     std::int64_t lda;
@@ -41,18 +41,18 @@ struct Product {
     void* aux = nullptr;         // as D
 };
 
-class ProductEngine {
+class MatmulEngine {
   public:
     // What NVIDIA recommends for Hopper, and enough for any split-k of older GPUs.
     static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
     // tf32: products of f32 matrices in TF32. tune: each product's algorithm by the clock, when it first comes.
     // Throws Error where the library is not there.
-    ProductEngine(bool tf32, bool tune);
-    ~ProductEngine();
+    MatmulEngine(bool tf32, bool tune);
+    ~MatmulEngine();
 
     // Queues the product. False, and nothing queued, where the library has no algorithm for it.
-    bool run(const Product& p, cudaStream_t stream);
+    bool run(const Matmul& p, cudaStream_t stream);
 
   private:
     struct State;

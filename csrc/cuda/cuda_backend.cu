@@ -139,7 +139,7 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
         options_.tune = choose(kOffOn) == 1;
         engine_.reset();
     } else if (name == "bias_gradient") {
-        options_.bias_in_product = choose(kBiasGradients) == 1;
+        options_.bias_in_matmul = choose(kBiasGradients) == 1;
     } else {
         Backend::set_option(name, value);
     }
@@ -169,9 +169,9 @@ DeviceInfo CudaBackend::info() const {
                kAttentions[static_cast<int>(options_.attention)],
                tried ? cudnn_ ? " (with cuDNN)" : " (without cuDNN)" : "", kOffOn[options_.tf32],
                kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)],
-               kOffOn[options_.tune], kBiasGradients[options_.bias_in_product]);
-    if (plain_products_ > 0)
-        info.fallbacks = filled("cuBLASLt had no algorithm for {} products, the largest {}", plain_products_,
+               kOffOn[options_.tune], kBiasGradients[options_.bias_in_matmul]);
+    if (plain_matmuls_ > 0)
+        info.fallbacks = filled("cuBLASLt had no algorithm for {} products, the largest {}", plain_matmuls_,
                                 largest_plain_);
     const std::string refusals = cudnn_ ? cudnn_->refusals() : "";
     if (!refusals.empty()) info.fallbacks += (info.fallbacks.empty() ? "" : "; ") + refusals;
@@ -211,7 +211,7 @@ std::int64_t CudaBackend::workspace_bytes(std::int64_t B, std::int64_t T, std::i
     const std::int64_t N = B * T, scratch = std::max(N * (4 * 4 + 8 + C / 4), 4 * N * NH) + (1 << 20);
     const AttentionDims d{B, T, C, NH, C / NH};
     const bool by_cudnn = cudnn(d, Tensor(nullptr, dtype, {B, T, 3 * C})) != nullptr;
-    return kLibraries + static_cast<std::int64_t>(ProductEngine::kWorkspaceBytes) + scratch +
+    return kLibraries + static_cast<std::int64_t>(MatmulEngine::kWorkspaceBytes) + scratch +
            (by_cudnn ? cudnn_->workspace_bytes(d, options_.deterministic) : 0);
 }
 

@@ -25,7 +25,7 @@ struct CudaOptions {
     bool tf32 = false;                      // f32 products in TF32
     bool deterministic = true;              // of cuDNN's attention backward
     bool tune = false;                      // products' algorithms by the clock
-    bool bias_in_product = false;           // gradients of biases as a part of the weights' product
+    bool bias_in_matmul = false;            // gradients of biases as a part of the weights' product
     Switch fused_gelu = Switch::automatic;  // GELU inside of products: in bf16, from sm_90 on
 };
 
@@ -90,12 +90,12 @@ class CudaBackend final : public Backend {
     // Memory for one op, valid until the next op asks.
     void* scratch(std::int64_t bytes);
 
-    void product(const Product& p);
-    bool fused_product(const Product& p);
-    void count_plain_product(const Product& p);
+    void matmul(const Matmul& p);
+    bool fused_matmul(const Matmul& p);
+    void count_plain_matmul(const Matmul& p);
     void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
     void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
-    ProductEngine& engine();
+    MatmulEngine& engine();
     CudnnAttention* cudnn(const AttentionDims& d, const Tensor& qkv);  // null: not by cuDNN
     bool flash(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const;
 
@@ -120,8 +120,8 @@ class CudaBackend final : public Backend {
     int next_staging_ = 0;
     void* scratch_ = nullptr;
     std::int64_t scratch_bytes_ = 0;
-    std::unique_ptr<ProductEngine> engine_;
-    std::int64_t plain_products_ = 0;  // that cuBLASLt had no algorithm for
+    std::unique_ptr<MatmulEngine> engine_;
+    std::int64_t plain_matmuls_ = 0;  // that cuBLASLt had no algorithm for
     double largest_plain_flops_ = 0.0;
     std::string largest_plain_;
     std::unique_ptr<CudnnAttention> cudnn_;

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "core/dims.h"
-#include "cuda/attention.h"
+#include "cuda/flash.h"
 #include "cuda/device.cuh"
 
 namespace llmc::flash {

@@ -84,7 +84,8 @@ __global__ void __launch_bounds__(kThreads)
     float dk[HS / 8][4], dv[HS / 8][4];
     clear(dk);
     clear(dv);
-    const bf16 *const my_keys = keys + warp * 16 * kLd<HS>, *const my_values = values + warp * 16 * kLd<HS>;
+    const bf16 *const warp_keys = keys + warp * 16 * kLd<HS>, *const warp_values =
+                                                                  values + warp * 16 * kLd<HS>;
     const int row = key0 + warp * 16 + g;  // and row + 8
     int buffer = 0;
     for (int query0 = key0; query0 < T_; query0 += kQueries, buffer ^= 1) {
@@ -99,9 +100,9 @@ __global__ void __launch_bounds__(kThreads)
         clear(p);
         clear(ds);
         multiply_rows<HS, kQueries>(
-            p, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, my_keys, c); }, query);
+            p, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, warp_keys, c); }, query);
         multiply_rows<HS, kQueries>(
-            ds, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, my_values, c); }, dquery);
+            ds, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, warp_values, c); }, dquery);
         const bool diagonal = query0 < key0 + kRows;
 #pragma unroll
         for (int n = 0; n < kQueries / 8; ++n)
@@ -156,8 +157,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     float dq[HS / 8][4];
     clear(dq);
-    const bf16 *const my_queries = queries + warp * 16 * kLd<HS>, *const my_douts =
-                                                                      douts + warp * 16 * kLd<HS>;
+    const bf16 *const warp_queries = queries + warp * 16 * kLd<HS>, *const warp_douts =
+                                                                        douts + warp * 16 * kLd<HS>;
     const int last = query0 + kRows < T_ ? query0 + kRows : T_;
     int buffer = 0;
     for (int key0 = 0; key0 < last; key0 += kKeys, buffer ^= 1) {
@@ -169,9 +170,9 @@ __global__ void __launch_bounds__(kThreads)
         clear(p);
         clear(ds);
         multiply_rows<HS, kKeys>(
-            p, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, my_queries, c); }, keys + buffer * kTile);
+            p, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, warp_queries, c); }, keys + buffer * kTile);
         multiply_rows<HS, kKeys>(
-            ds, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, my_douts, c); }, values + buffer * kTile);
+            ds, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, warp_douts, c); }, values + buffer * kTile);
         const bool diagonal = key0 + kKeys > query0;
 #pragma unroll
         for (int n = 0; n < kKeys / 8; ++n)

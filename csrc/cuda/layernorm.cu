@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
     LLMC_SHARED(row_sums, float[2][2][kWarps]);  // of the rows of this turn and of the one before
     LLMC_SHARED(shared, float[kWarps][kWarp * W]);
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int rows = kWarps / row_warps, my_row = warp / row_warps, part = warp % row_warps;
+    const int rows = kWarps / row_warps, row_in_block = warp / row_warps, part = warp % row_warps;
     const int column0 = (part * kWarp + lane) * W, step = row_warps * kWarp * W;
     const float share = 1.0f / static_cast<float>(C);
     Packed<W, T> w[V] = {};
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
     int turn = 0;
     for (i64 row0 = static_cast<i64>(blockIdx.x) * rows; row0 < N;
          row0 += static_cast<i64>(gridDim.x) * rows, turn ^= 1) {
-        const bool live = row0 + my_row < N;  // what is not there is zero, and adds nothing
-        const i64 row = live ? row0 + my_row : row0, begin = row * C + column0;
+        const bool live = row0 + row_in_block < N;  // what is not there is zero, and adds nothing
+        const i64 row = live ? row0 + row_in_block : row0, begin = row * C + column0;
         const T *const from_x = inp + begin, *const from_d = dout + begin;
         T* const to = dinp + begin;
         Packed<W, T> x[V] = {}, d[V] = {}, old[V] = {};
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
                 store(to + v * step, g);
             }
     }
-    float* const mine = partial + static_cast<i64>(blockIdx.x) * 2 * C;
+    float* const block_sums = partial + static_cast<i64>(blockIdx.x) * 2 * C;
 #pragma unroll
     for (int v = 0; v < V; ++v)
 #pragma unroll
@@ -188,10 +188,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
             __syncthreads();
             // Each of the warps with the same columns finishes some of them.
             const int column = column0 + v * step;
-            for (int k = my_row; k < W; k += rows) {
+            for (int k = row_in_block; k < W; k += rows) {
                 float total = 0.0f;
                 for (int i = part; i < kWarps; i += row_warps) total += shared[i][k * kWarp + lane];
-                if (column < C) mine[p * C + column + k] = total;
+                if (column < C) block_sums[p * C + column + k] = total;
             }
         }
 }

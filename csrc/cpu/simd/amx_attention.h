@@ -116,8 +116,8 @@ void tile_attention_forward(const AttentionHead<bf16>& h, i64 begin, i64 end, vo
             }
             for (i64 j = 0; j < blocks; ++j) {
                 float* const scores = s.scores + j * kBlock;
-                block_product(scores, packed_strip(s.queries), s.keys + (k0 + j * kSide) * width,
-                              width / kSide, false);
+                multiply_block(scores, packed_strip(s.queries), s.keys + (k0 + j * kSide) * width,
+                               width / kSide, false);
                 raise_top(scores, s.top, k0 + j * kSide == q0);
             }
             for (i64 r = 0; r < kSide; ++r) {
@@ -140,8 +140,8 @@ void tile_attention_forward(const AttentionHead<bf16>& h, i64 begin, i64 end, vo
                 softmax_block(s.probs + j * kBlock, s.sum, s.scores + j * kBlock, s.highest, set1(factor));
             for (i64 r = 0; r < kSide; ++r) s.total[r] += sum(load(s.sum + r * Vec::W));
             for (i64 d = 0; d < width; d += kSide)
-                block_product(s.out + d * kSide, packed_strip(s.probs), s.values + d * keys + k0 * kSide,
-                              blocks, k0 > 0);
+                multiply_block(s.out + d * kSide, packed_strip(s.probs), s.values + d * keys + k0 * kSide,
+                               blocks, k0 > 0);
         }
         for (i64 r = 0; r < rows; ++r) {
             const Vec norm = set1(1.0f / s.total[r]);
@@ -269,10 +269,10 @@ void tile_attention_backward(const AttentionHead<bf16>& h, void* memory) {
                 const i64 first = key > q0 ? (key - q0) / kSide : 0;  // block of queries that sees them
                 for (i64 i = first; i < blocks; ++i) {
                     const i64 query = i * kSide;
-                    block_product(s.scores, packed_strip(s.queries + query * width), s.keys + key * width,
-                                  steps, false);
-                    block_product(s.dprobs, packed_strip(s.douts + query * width), s.values + key * width,
-                                  steps, false);
+                    multiply_block(s.scores, packed_strip(s.queries + query * width), s.keys + key * width,
+                                   steps, false);
+                    multiply_block(s.dprobs, packed_strip(s.douts + query * width), s.values + key * width,
+                                   steps, false);
                     const i64 right = j * kBackwardQueries * kSide + i * kStepSize;
                     score_gradients(s, s.probs_right + right, s.dscores_right + right,
                                     s.dscores_left + i * kBackwardKeys * kSide + j * kStepSize, query,
@@ -283,19 +283,19 @@ void tile_attention_backward(const AttentionHead<bf16>& h, void* memory) {
                 for (i64 d = 0; d < width; d += kSide) {
                     const i64 left = d * round_up(rows, kSide) + first * kStepSize,
                               sum_at = key * width + d * kSide;
-                    block_product(s.dv + sum_at, packed_strip(s.douts_by_channels + left),
-                                  s.probs_right + right, blocks - first, key < q0);
-                    block_product(s.dk + sum_at, packed_strip(s.queries_by_channels + left),
-                                  s.dscores_right + right, blocks - first, key < q0);
+                    multiply_block(s.dv + sum_at, packed_strip(s.douts_by_channels + left),
+                                   s.probs_right + right, blocks - first, key < q0);
+                    multiply_block(s.dk + sum_at, packed_strip(s.queries_by_channels + left),
+                                   s.dscores_right + right, blocks - first, key < q0);
                 }
             }
             for (i64 i = 0; i < blocks; ++i) {
                 if (q0 + i * kSide < k0) continue;
                 const i64 seen = smaller(kBackwardKeys / kSide, (q0 + i * kSide - k0) / kSide + 1);
                 for (i64 d = 0; d < width; d += kSide)
-                    block_product(s.dq + i * kSide * width + d * kSide,
-                                  packed_strip(s.dscores_left + i * kBackwardKeys * kSide),
-                                  s.keys_by_channels + d * padded_T + k0 * kSide, seen, k0 > 0);
+                    multiply_block(s.dq + i * kSide * width + d * kSide,
+                                   packed_strip(s.dscores_left + i * kBackwardKeys * kSide),
+                                   s.keys_by_channels + d * padded_T + k0 * kSide, seen, k0 > 0);
             }
         }
         for (i64 r = 0; r < rows; ++r)

@@ -9,7 +9,7 @@
 //     for a stretch of the reduction              the block of A stays in L2
 //       for a strip of B
 //         for kL1Steps of it                      16 KB, which stay in L1, and the next 16 KB are prefetched
-//           for each 32 rows: block_product       C goes through scratch between stretches and L1 blocks
+//           for each 32 rows: multiply_block       C goes through scratch between stretches and L1 blocks
 //             at the end: the epilogue
 //
 // Tiles sum in f32, in the order of k in whole steps: the order of every sum depends on K alone. Strips are
@@ -99,7 +99,7 @@ struct Ahead {
 
 // c (32 x 32, dense) = or += a b over `steps`. The loads of one operand are kept apart by multiplications: back
 // to back they wait for the tiles.
-inline void block_product(float* c, LeftStrip a, const bf16* b, i64 steps, bool accumulate, Ahead& ahead) {
+inline void multiply_block(float* c, LeftStrip a, const bf16* b, i64 steps, bool accumulate, Ahead& ahead) {
     constexpr i64 kRow = kSide * 4, kTile = 16 * 4;  // bytes of a row of C, and of a tile's part of it
     char* const upper = reinterpret_cast<char*>(c);
     char* const lower = upper + 16 * kRow;
@@ -134,9 +134,9 @@ inline void block_product(float* c, LeftStrip a, const bf16* b, i64 steps, bool 
     tile_store<2>(lower, kRow);
     tile_store<3>(lower + kTile, kRow);
 }
-inline void block_product(float* c, LeftStrip a, const bf16* b, i64 steps, bool accumulate) {
+inline void multiply_block(float* c, LeftStrip a, const bf16* b, i64 steps, bool accumulate) {
     Ahead nothing;
-    block_product(c, a, b, steps, accumulate, nothing);
+    multiply_block(c, a, b, steps, accumulate, nothing);
 }
 
 // ---- the epilogue of gemm.h for a block of 32 full columns: a row of bf16 is one cache line ----
@@ -275,7 +275,7 @@ void tile_gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
                             r < first_packed ? strip_in_memory(a + (m + r) * g.lda + k, g.lda)
                                              : packed_strip(s.left + r * packed_stretch + ki * kStepSize);
                         float* const c = c_strip + r * kSide;
-                        block_product(c, left, right, count, k > 0, ahead);
+                        multiply_block(c, left, right, count, k > 0, ahead);
                         if (!last) continue;
                         const i64 height = smaller(kSide, rows - r);
                         if (columns < kSide && g.c_f32)

@@ -19,7 +19,7 @@ using llmc::Gemm;
 
 constexpr int kNR = kNV * Vec::W;
 
-struct ProductF32 {
+struct MultiplyF32 {
     using T = float;
     using Unit = float;
     using Left = float;  // how attention stores a left operand that it computes
@@ -33,7 +33,7 @@ struct ProductF32 {
 };
 
 // bf16 in memory, f32 in the registers: for sets that have no bf16 arithmetic, and for CPUs where it is slow.
-struct ProductWiden {
+struct MultiplyWidened {
     using T = bf16;
     using Unit = float;
     using Left = float;

@@ -20,7 +20,7 @@ constexpr i64 kPart = 384, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 3
 
 namespace {
 
-struct ProductDot {
+struct MultiplyPairs {
     using T = bf16;
     using Unit = std::uint32_t;
     using Left = bf16;
@@ -56,7 +56,7 @@ struct ProductDot {
     }
 };
 
-using Bf16Product = ProductDot;
+using MultiplyBf16 = MultiplyPairs;
 }  // namespace
 #include "cpu/simd/table.h"
 

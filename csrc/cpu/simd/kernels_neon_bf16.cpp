@@ -18,7 +18,7 @@ constexpr i64 kPart = 512, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 3
 
 namespace {
 
-struct ProductDot {
+struct MultiplyPairs {
     using T = bf16;
     using Unit = std::uint32_t;
     using Left = bf16;
@@ -50,7 +50,7 @@ struct ProductDot {
     }
 };
 
-using Bf16Product = ProductDot;
+using MultiplyBf16 = MultiplyPairs;
 }  // namespace
 #include "cpu/simd/table.h"
 
