@@ -1,4 +1,4 @@
-// The CPU as a Backend. Each op is defined in the file of its name; this header is their common room.
+// The CPU as a Backend. Each op is defined in the file named after it.
 #pragma once
 
 #include <memory>
@@ -77,7 +77,7 @@ class CpuBackend final : public Backend {
         else
             return kernels_->bf16_;
     }
-    // One 64-byte aligned buffer per thread of at least `bytes`; and one that all share.
+    // 64-byte aligned memory for one op: a buffer for each thread, and one that all threads share.
     void* thread_scratch(int thread) { return scratch_[static_cast<std::size_t>(thread)].data; }
     void reserve_thread_scratch(std::int64_t bytes);
     void* shared_scratch(std::int64_t bytes);
@@ -100,7 +100,7 @@ class CpuBackend final : public Backend {
     int threads_;
     std::vector<Scratch> scratch_;
     Scratch shared_;
-    std::unique_ptr<PackedWeights> weights_;  // null where the kernels pack nothing ahead
+    std::unique_ptr<PackedWeights> weights_;  // null if the kernel set keeps no packed weights
 };
 
 // Calls body with a value of the C++ type of a float dtype: visit_float(x.dtype, [&](auto tag) { using T =
@@ -113,7 +113,8 @@ void visit_float(DType dtype, Body&& body) {
         body(bf16{});
 }
 
-// Pieces small enough to balance and large enough that handing them out costs nothing.
+// Elements in a task of an elementwise op: few enough to keep all threads busy to the end, and so many that handing out
+// a task costs nothing beside it.
 inline constexpr std::int64_t kGrain = 16384;
 
 }  // namespace llmc

@@ -66,8 +66,8 @@ void CpuBackend::encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor 
         using T = decltype(tag);
         visit_float(dwte.dtype, [&](auto grad_tag) {
             using G = decltype(grad_tag);
-            // The sum of the rows of dout that `row(0..n-1)` names, added to `into`. (Its type is not called G:
-            // cl.exe loses this alias in a generic lambda inside.)
+            // into += the sum of the rows row(0), .., row(n-1) of dout. (Into is G; cl.exe does not find that alias
+            // in a generic lambda.)
             const auto scatter = [&]<class Into>(int thread, Into* into, std::int64_t n, auto row) {
                 float* const sum = static_cast<float*>(thread_scratch(thread));
                 std::fill(sum, sum + C, 0.0f);

@@ -1,5 +1,5 @@
-// The three products of a linear layer. Blocks of C are tasks; a task's kernel (simd/gemm.h) packs and
-// multiplies.
+// The three matmuls of a linear layer. Each block of C is a task, for which a kernel (simd/gemm.h) packs A and B and
+// multiplies them.
 //   forward   out (N,OC)  = inp (N,C) weight^T         A = inp            B = weight^T
 //   dinp      (N,C)       = dout (N,OC) weight         A = dout           B = weight
 //   dweight   (OC,C)      = dout^T (OC,N) inp          A = dout^T         B = inp
@@ -12,8 +12,8 @@ namespace llmc {
 
 namespace {
 
-// A grid of tasks over C: blocks as the kernels like them, and as many columns as leave every thread several
-// tasks, cut evenly.
+// C is cut evenly into a grid of tasks: blocks as large as the kernels ask for (GemmTask), or narrower ones, so that
+// every thread has several.
 struct Grid {
     std::int64_t rows, columns;  // of a task
     Grid(const GemmTask& task, std::int64_t M, std::int64_t N, int threads) {
@@ -53,8 +53,8 @@ void CpuBackend::run_gemm(Gemm g, DType dtype) {
     });
 }
 
-// The packed copy of B, made anew where changed() has named its memory since; null where B is not a parameter or
-// the kernels want none.
+// The packed copy of B, which is packed again if the weight has changed. Null if B is not a weight, or if the kernel
+// set does not pack weights ahead.
 const void* CpuBackend::packed_weight(const Gemm& g, DType dtype) {
     if (dtype != DType::bf16 || !weights_) return nullptr;
     const TypedKernels<bf16>& k = kernels<bf16>();

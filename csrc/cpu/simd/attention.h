@@ -1,10 +1,10 @@
 // Causal attention, forward and backward, in blocks with the online softmax (Milakov & Gimelshein 2018; Dao
 // et al. 2022): no (T, T) matrix exists, and forward leaves only out and lse, the log-sum-exp of each row of
-// scores, for backward. The products run through the matmul micro-kernel. Blocks of keys that no query of a
+// scores, for backward. Its matmuls run through the micro-kernel of gemm.h. Blocks of keys that no query of a
 // block may see are skipped.
 //
-// A right operand is packed in strips of NR columns; a left operand either in panels of MR rows or, where it
-// was computed here, read in place through the micro-kernel's strides.
+// A right operand is packed in strips of NR columns. A left operand is packed in panels of MR rows or, if it was
+// computed here, read in place through the micro-kernel's strides.
 #pragma once
 
 namespace {
@@ -175,9 +175,9 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
     }
 }
 
-// ---- backward: P = exp(S - lse);  dV = P^T dO;  dP = dO V^T;  dS = P (dP - D) scale, D = rowsum(dO O);  dQ
-// = dS K; dK = dS^T Q.  Blocks of keys outside, blocks of queries inside: dK and dV of a block stay in the
-// cache, dQ adds up.
+// ---- backward: P = exp(S - lse);  dV = P^T dO;  dP = dO V^T;  dS = P (dP - D) scale, D = rowsum(dO O);
+// dQ = dS K;  dK = dS^T Q.  The outer loop is over blocks of keys, whose dK and dV stay in the cache, the inner one
+// over blocks of queries; dQ accumulates over the outer loop. ----
 
 template <class P>
 struct BackwardScratch {
@@ -260,7 +260,7 @@ void attention_backward(const AttentionHead<typename P::T>& h, void* memory) {
                 }
             }
             if constexpr (P::kPerUnit == 2) {
-                if (rows % 2) {  // the last pair's missing query
+                if (rows % 2) {  // the query that the last pair lacks
                     clear(s.probs + rows * kKB, kKB);
                     clear(s.dscores + rows * kKB, kKB);
                 }

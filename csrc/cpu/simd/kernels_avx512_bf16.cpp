@@ -1,6 +1,6 @@
 // AVX-512 with the bf16 dot product (AMD Zen 4 and later, Intel Cooper Lake and Sapphire Rapids). vdpbf16ps
-// multiplies two pairs a lane: twice the arithmetic of f32 on AMD; on Intel half of it, so there avx512 or
-// amx is chosen instead.
+// multiplies two pairs per lane. On AMD that is twice the arithmetic of f32, on Intel half of it, so there
+// avx512 or amx is chosen instead.
 #include <math.h>
 
 #define LLMC_KERNEL_AVX512_BF16

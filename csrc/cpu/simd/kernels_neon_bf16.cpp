@@ -1,5 +1,5 @@
-// NEON with the bf16 dot product (Armv8.6: Apple M2, Neoverse V1 and later): two pairs a lane, as
-// AVX512-BF16.
+// NEON with the bf16 dot product (Armv8.6: Apple M2, Neoverse V1 and later): two pairs per lane, as
+// with AVX512-BF16.
 #include <math.h>
 
 #include "cpu/kernels.h"

@@ -2,8 +2,8 @@
 //   kMR, kNV      the micro-kernel's tile: MR rows, NV vectors. Accumulators + NV + 1 must fit the register file.
 //   kPart         units of the reduction in a packed strip of B: kPart * NR * 4 bytes
 //   kStretch      units of the reduction in a block of A
-//   kBlockBytes, kMaxRows   the size of that block, which stays in L2, and its most rows
-//   MultiplyBf16   how bf16 is multiplied
+//   kBlockBytes, kMaxRows   the largest size and number of rows of that block, which stays in L2
+//   MultiplyBf16  the policy for bf16 (gemm.h)
 #pragma once
 
 #include "cpu/simd/peak.h"
