@@ -12,8 +12,7 @@ namespace llmc {
 namespace {
 constexpr std::int32_t kMagic16 = 20240520, kVersion16 = 1;
 constexpr std::int32_t kMagic32 = 20240801, kVersion32 = 7;
-constexpr std::int64_t kMaxBatch = std::int64_t{1}
-                                   << 40;  // tokens: more than any batch has, and far from overflow
+constexpr std::int64_t kMaxBatch = std::int64_t{1} << 40;  // tokens: more than any has, and far from overflow
 
 }  // namespace
 

@@ -49,8 +49,8 @@ class DataLoader {
     DataLoader(std::vector<std::filesystem::path> files, std::int64_t B, std::int64_t T, int rank, int ranks,
                bool shuffle, std::uint32_t seed, std::int64_t vocab_size, std::int64_t rows_per_sample = 0);
 
-    // Fills inputs and targets, (B, T) each; targets are the inputs moved on by one token. No file stays open in between:
-    // while one is open, Windows lets nobody replace, rename or delete it, and forked processes share its
+    // Fills inputs and targets, (B, T) each; targets are the inputs moved on by one token. No file stays open in
+    // between: while one is open, Windows lets nobody replace, rename or delete it, and forked processes share its
     // position.
     void next_batch(std::int32_t* inputs, std::int32_t* targets);
     // To the start of a new epoch (which draws a new order if shuffle is on).

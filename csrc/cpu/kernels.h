@@ -3,8 +3,8 @@
 // ...) own shapes, work splitting and threads, and call these on ranges of elements or rows, or on blocks of the
 // result of a matmul.
 //
-// T is the storage type, float or bf16. All sums are f32 unless the type says double. There are declarations only: the files
-// of an instruction set may include no function that the linker could merge with another file's.
+// T is the storage type, float or bf16. All sums are f32 unless the type says double. There are declarations
+// only: the files of an instruction set may include no function that the linker could merge with another file's.
 #pragma once
 
 #include <cstdint>

@@ -43,7 +43,7 @@ struct OnlineSum {
     }
 };
 
-// losses null: not wanted. A row is V / W whole vectors, which the threads take in pairs, for two loads to be
+// losses may be null. A row is V / W whole vectors, which the threads take in pairs, for two loads to be
 // under way at once; then fewer than W logits; then padding.
 template <class T, int W, bool gradient>
 __global__ void __launch_bounds__(kThreads)
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
 
     const bool ignored = target < 0, impossible = target >= V;
     if (losses && thread == 0) {
-        // Not -log(p): p underflows where the loss passes 87.
+        // Not -log(p): p underflows if the loss exceeds 87.
         if (impossible)
             losses[blockIdx.x] = std::numeric_limits<float>::quiet_NaN();
         else

@@ -1,5 +1,5 @@
-// cuBLASLt: each distinct product is described, and its algorithm asked for, once; afterwards a product is one
-// lookup and one call.
+// cuBLASLt: each kind of matmul is described, and its algorithm asked for, once; afterwards a matmul is one lookup and
+// one call.
 #include "cuda/cublaslt.h"
 
 #include <cublasLt.h>
@@ -37,7 +37,7 @@ struct Library {
 #undef LLMC_FUNCTION
 };
 
-constexpr int kOffers = 8;  // of the heuristic's algorithms that tuning tries
+constexpr int kOffers = 8;  // algorithms that tuning tries, the heuristic's first
 
 void check(cublasStatus_t status, const char* call) {
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -171,7 +171,7 @@ struct MatmulEngine::State {
             LT_CHECK(lib.MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
         };
         prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
-        // Where k is split, the parts are added in f32, never in a bf16 output.
+        // If k is split, the parts are added in f32, never in a bf16 output.
         constexpr std::uint32_t reductions =
             CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
         prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
@@ -179,7 +179,7 @@ struct MatmulEngine::State {
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.align_b);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.align_d);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.align_d);
-        point(plan, p);
+        set_pointers(plan, p);
         cublasLtMatmulHeuristicResult_t offers[kOffers] = {};
         int found = 0;
         const cublasStatus_t status =
@@ -198,8 +198,8 @@ struct MatmulEngine::State {
                           plan.d, &algorithm, workspace, kWorkspaceBytes, stream);
     }
 
-    // By the clock, on the product's own inputs, into memory that nobody reads; without such memory the
-    // heuristic's own order stands. (What an epilogue writes beside D, the product itself will write again.)
+    // Times the algorithms on the matmul's own inputs, with an output that nobody reads. If there is no memory for
+    // that, the heuristic's first choice stays. (What an epilogue writes beside D, the matmul proper overwrites.)
     void choose_fastest(Plan& plan, const Matmul& p, const cublasLtMatmulHeuristicResult_t* offers, int count,
                         cudaStream_t stream) {
         constexpr int kRuns = 3;
@@ -217,7 +217,7 @@ struct MatmulEngine::State {
         float least = std::numeric_limits<float>::infinity();
         for (int i = 0; i < count; ++i) {
             if (offers[i].state != CUBLAS_STATUS_SUCCESS ||
-                multiply(plan, p, offers[i].algo, output, stream) != CUBLAS_STATUS_SUCCESS)  // and warms up
+                multiply(plan, p, offers[i].algo, output, stream) != CUBLAS_STATUS_SUCCESS)  // warms up
                 continue;
             cudaEventRecord(begin, stream);
             for (int run = 0; run < kRuns; ++run) multiply(plan, p, offers[i].algo, output, stream);
@@ -231,7 +231,7 @@ struct MatmulEngine::State {
         }
         cudaEventDestroy(begin);
         cudaEventDestroy(end);
-        CUDA_CHECK(cudaStreamSynchronize(stream));  // or say what went wrong
+        CUDA_CHECK(cudaStreamSynchronize(stream));  // throws if a run went wrong
     }
 
     Plan make(const Key& key, const Matmul& p, cudaStream_t stream) {
@@ -247,7 +247,7 @@ struct MatmulEngine::State {
     }
 
     // The two pointers that cuBLASLt wants in the description.
-    void point(Plan& plan, const Matmul& p) {
+    void set_pointers(Plan& plan, const Matmul& p) {
         if (p.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
         if (p.aux) set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
     }
@@ -270,7 +270,7 @@ bool MatmulEngine::run(const Matmul& p, cudaStream_t stream) {
     if (found == s.plans.end()) found = s.plans.emplace(key, s.make(key, p, stream)).first;
     State::Plan& plan = found->second;
     if (!plan.usable) return false;
-    s.point(plan, p);
+    s.set_pointers(plan, p);
     check(s.multiply(plan, p, plan.algorithm, p.d, stream), "cublasLtMatmul");
     return true;
 }

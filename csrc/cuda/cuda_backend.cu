@@ -80,7 +80,7 @@ CudaBackend::CudaBackend(int device) : device_(device) {
         throw Error(filled("cuda:{} is a {} of compute capability {}.{}: llmc's kernels need 8.0 (Ampere) or "
                            "newer",
                            device_, p.name, p.major, p.minor));
-    // Below sm_90 cuBLASLt does not really fuse it, and is slower than the two steps.
+    // Below sm_90 cuBLASLt does not really fuse GELU, and is slower than matmul and GELU apart.
     fuse_gelu_by_default_ = p.major >= 9;
     for (const char* name : {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient"}) {
         std::string variable = "LLMC_CUDA_" + std::string(name);
@@ -93,7 +93,7 @@ CudaBackend::CudaBackend(int device) : device_(device) {
 }
 
 CudaBackend::~CudaBackend() {
-    // Errors have no one to go to any more.
+    // Errors are ignored: nobody could handle them here.
     cudaSetDevice(device_);
     cudaStreamSynchronize(stream_);
     engine_.reset();
@@ -125,7 +125,7 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
     };
     if (name == "attention") {
         const auto attention = static_cast<CudaOptions::Attention>(choose(kAttentions));
-        if (attention == CudaOptions::Attention::cudnn && !cudnn_)  // or say now why not
+        if (attention == CudaOptions::Attention::cudnn && !cudnn_)  // throws now if it cannot be used
             cudnn_ = make_cudnn_attention(device_);
         options_.attention = attention;
     } else if (name == "tf32") {
@@ -161,7 +161,7 @@ DeviceInfo CudaBackend::info() const {
     int kilohertz = 0;
     CUDA_CHECK(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device_));
     info.clock_hz = 1e3 * kilohertz;
-    // "auto" says whether cuDNN is among its choices, once it has had one to make.
+    // Once attention has run, "auto" also says whether cuDNN is among its choices.
     const bool tried =
         options_.attention == CudaOptions::Attention::automatic && (cudnn_ || !cudnn_absence_.empty());
     info.options =
@@ -171,7 +171,7 @@ DeviceInfo CudaBackend::info() const {
                kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)],
                kOffOn[options_.tune], kBiasGradients[options_.bias_in_matmul]);
     if (plain_matmuls_ > 0)
-        info.fallbacks = filled("cuBLASLt had no algorithm for {} products, the largest {}", plain_matmuls_,
+        info.fallbacks = filled("cuBLASLt had no algorithm for {} matmuls, the largest {}", plain_matmuls_,
                                 largest_plain_);
     const std::string refusals = cudnn_ ? cudnn_->refusals() : "";
     if (!refusals.empty()) info.fallbacks += (info.fallbacks.empty() ? "" : "; ") + refusals;
@@ -206,8 +206,8 @@ std::int64_t CudaBackend::workspace_bytes(std::int64_t B, std::int64_t T, std::i
                                           DType dtype) {
     // The code of cuBLASLt and cuDNN, which the driver loads at first use: an allowance, not a measurement.
     constexpr std::int64_t kLibraries = std::int64_t{256} << 20;
-    // Of all ops encoder_backward wants the most scratch memory (encoder.cu): four lists, a share of two rows for
-    // every 32 positions, and the sort's; only for very many heads it is attention's delta.
+    // Of all ops encoder_backward needs the most scratch memory (encoder.cu): four lists, two rows for every 32
+    // positions, and the sort's; unless there are so many heads that attention's delta is larger.
     const std::int64_t N = B * T, scratch = std::max(N * (4 * 4 + 8 + C / 4), 4 * N * NH) + (1 << 20);
     const AttentionDims d{B, T, C, NH, C / NH};
     const bool by_cudnn = cudnn(d, Tensor(nullptr, dtype, {B, T, 3 * C})) != nullptr;
@@ -267,7 +267,7 @@ void CudaBackend::from_host(Tensor out, const void* host) {
 void CudaBackend::to_host(void* host, Tensor inp) {
     const cudaStream_t s = stream();
     const std::size_t bytes = static_cast<std::size_t>(inp.bytes());
-    const bool pinned = bytes <= kReturnBytes;  // else the driver's own way, by parts
+    const bool pinned = bytes <= kReturnBytes;  // else the driver copies in parts of its own
     if (pinned && bytes > return_bytes_) {
         const std::size_t size = std::bit_ceil(std::max<std::size_t>(bytes, 4096));
         if (return_) CUDA_CHECK(cudaFreeHost(return_));

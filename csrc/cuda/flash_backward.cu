@@ -1,10 +1,10 @@
 // Flash attention, backward: two kernels that compute the scores again from lse, one whose blocks own keys and
 // walk over the queries from the diagonal on (dk, dv), one whose blocks own queries and walk over the keys up
 // to it (dq). No sum crosses blocks, so there are no atomics, and every run gives the same bits; the price is 7
-// products where 5 would do.
+// matmuls instead of 5.
 //
-// In the first kernel everything is transposed (rows are keys), so that each score computed is, where it lies,
-// a left operand of the product that follows:
+// In the first kernel everything is transposed (rows are keys), so that the scores, as they lie in registers, are the
+// left operand of the matmul that follows:
 //   s^T = k q^T;  p^T = exp(s^T scale - lse);  dp^T = v dout^T;  ds^T = p^T (dp^T - delta)
 //   dv += p^T dout;  dk += ds^T q, times scale at the end
 #include "cuda/flash.cuh"
@@ -18,7 +18,7 @@ namespace {
 
 using namespace flash;
 
-// Rows of the tiles that are walked over: as many as leave the accumulators in registers.
+// Rows of a tile that the loop loads: few enough for the accumulators to stay in registers.
 template <int HS>
 constexpr int kStep = HS == 64 ? 64 : 32;
 
@@ -26,7 +26,7 @@ template <int HS>
 constexpr std::size_t kSharedBytes =
     (2 * kRows + 4 * kStep<HS>)*kLd<HS> * sizeof(bf16) + 4 * kStep<HS> * sizeof(float);
 
-// lse in units of log2, +infinity past the end: then p is 0 there. delta 0.
+// Loads lse, in units of log2, and delta. Past the end lse is +infinity, so that p is 0, and delta is 0.
 template <int HS>
 __device__ __forceinline__ void load_stats(float* stats, const float* lse, const float* delta, int row0,
                                            int T_) {

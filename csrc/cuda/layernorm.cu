@@ -39,7 +39,7 @@ __global__ void layernorm_forward_kernel(T* residual, T* out, float* mean, float
             for (int k = 0; k < W; ++k) v[k] += v2[k];
             packed = Packed<W, T>::of(v);
             packed.store(residual + row * C + c);
-            v = packed.floats();  // as a later reader will see it
+            v = packed.floats();  // rounded, as a later reader will see it
         }
         if (keep) packed.store(kept + c);
 #pragma unroll
@@ -91,7 +91,7 @@ void launch_forward(cudaStream_t stream, Tensor residual, Tensor out, Tensor mea
 constexpr int kBackwardBlocks = 264;
 constexpr int kMostVectors = 3;  // of a row, in the registers of a lane
 
-// How rows of C columns are shared out: `warps` to a row, each lane has `vectors` times W columns; no vectors:
+// How rows of C columns are shared out: `warps` to a row, each lane has `vectors` times W columns. 0 vectors:
 // the row is too long.
 struct RowShare {
     int warps, vectors;
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
     int turn = 0;
     for (i64 row0 = static_cast<i64>(blockIdx.x) * rows; row0 < N;
          row0 += static_cast<i64>(gridDim.x) * rows, turn ^= 1) {
-        const bool live = row0 + row_in_block < N;  // what is not there is zero, and adds nothing
+        const bool live = row0 + row_in_block < N;  // rows past the end are taken as 0, and add nothing
         const i64 row = live ? row0 + row_in_block : row0, begin = row * C + column0;
         const T *const from_x = inp + begin, *const from_d = dout + begin;
         T* const to = dinp + begin;
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
         }
 }
 
-// For rows too long: dinp as above.
+// For rows that do not fit into registers: only dinp.
 template <class T, int W>
 __global__ void layernorm_input_gradient_kernel(T* dinp, const T* dout, const T* inp, const T* weight,
                                                 const float* mean, const float* rstd, i64 N, i64 C) {
@@ -230,7 +230,7 @@ __global__ void layernorm_input_gradient_kernel(T* dinp, const T* dout, const T*
     }
 }
 
-// And dweight, dbias.
+// For those rows: dweight and dbias (column_sum.cuh).
 template <class T>
 struct ParameterTerms {
     const T *dout, *inp;

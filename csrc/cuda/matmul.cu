@@ -1,9 +1,9 @@
-// The three products of a linear layer, in BLAS's column-major terms (D = op(A) op(B)):
+// The three matmuls of a linear layer, in BLAS's column-major terms (D = op(A) op(B)):
 //   forward   out^T (OC,N)     = weight (OC,C)    inp^T (C,N)       bias or bias + GELU in the epilogue
 //   dinp      dinp^T (C,N)     = weight^T (C,OC)  dout^T (OC,N)     GELU's gradient in the epilogue
 //   dweight   dweight^T (C,OC) = inp^T (C,N)      dout (N,OC)       accumulation by beta
-// cuBLASLt does them (cublaslt.cpp). Shapes that it has no algorithm for, as odd ones with an epilogue, go
-// step by step, and at last to the plain kernel below, which takes any shape.
+// cuBLASLt computes them (cublaslt.cpp). If it has no algorithm for a shape with an epilogue (odd ones), matmul and
+// epilogue are done one after the other; if it has none at all, the plain kernel below takes any shape.
 #include <algorithm>
 #include <cstdio>
 
@@ -18,7 +18,7 @@ namespace {
 constexpr int kTile = 32;     // the plain kernel's block of D
 constexpr int kTileRows = 8;  // thread (x, y) computes rows y, y + 8, ..
 
-constexpr double kLargeFlops = 1e9;  // of a product that is worth a warning if it is slow
+constexpr double kLargeFlops = 1e9;  // a matmul as large as this is worth a warning if it is slow
 
 // Element (row, column) of op(X), 0 outside.
 template <class T>
@@ -90,8 +90,8 @@ MatmulEngine& CudaBackend::engine() {
     return *engine_;
 }
 
-// With an epilogue of GELU, which only the library has: false where it has not. Its GELU is not as exact as
-// f32 is, but more exact than bf16 can show.
+// A matmul with GELU in its epilogue, which only cuBLASLt can do. Returns false if it cannot, or is not to. Its GELU
+// is less exact than f32, but more exact than bf16 can show.
 bool CudaBackend::fused_matmul(const Matmul& p) {
     const bool wanted = options_.fused_gelu == CudaOptions::Switch::automatic
                             ? fuse_gelu_by_default_ && p.inputs == DType::bf16
@@ -100,7 +100,7 @@ bool CudaBackend::fused_matmul(const Matmul& p) {
     return wanted && p.m > 0 && p.n > 0 && p.k > 0 && engine().run(p, s);
 }
 
-// The plain kernel is hundreds of times slower, so a shape that comes to it is counted, and a large one named.
+// The plain kernel is hundreds of times slower, so matmuls that need it are counted, and a large one gives a warning.
 void CudaBackend::count_plain_matmul(const Matmul& p) {
     const double flops = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
     ++plain_matmuls_;
@@ -110,7 +110,7 @@ void CudaBackend::count_plain_matmul(const Matmul& p) {
     largest_plain_ = filled("{} x {} x {}", p.m, p.n, p.k);
     if (warn)
         std::fprintf(stderr,
-                     "llmc: warning: cuBLASLt has no algorithm for a product of %s, which goes to a slow "
+                     "llmc: warning: cuBLASLt has no algorithm for a matmul of %s, which goes to a slow "
                      "kernel\n",
                      largest_plain_.c_str());
 }
@@ -122,7 +122,7 @@ void CudaBackend::matmul(const Matmul& p) {
         if (engine().run(p, s)) return;
         count_plain_matmul(p);
     }
-    LLMC_CHECK(ceil_div(p.n, kTile) <= 65535, "a product of {} columns is too large", p.n);
+    LLMC_CHECK(ceil_div(p.n, kTile) <= 65535, "a matmul of {} columns is too large", p.n);
     visit_float(p.inputs, [&](auto in) {
         visit_float(p.output, [&](auto out) {
             launch(matmul_kernel<decltype(in), decltype(out)>,
@@ -183,7 +183,7 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
         p.accumulate = accumulate;
         if (dbias && options_.bias_in_matmul && dbias.dtype == dweight.dtype && p.m > 0 && p.n > 0 &&
             p.k > 0) {
-            // The library overwrites the sums, so what is to be added to goes by way of scratch memory.
+            // cuBLASLt can only overwrite dbias: to accumulate, it writes to scratch memory, which is then added.
             Matmul both = p;
             const Tensor sums = accumulate ? Tensor(scratch(d.OC * 4), dbias.dtype, {d.OC}) : dbias;
             both.epilogue = Epilogue::bgradb;

@@ -1,4 +1,5 @@
-// MatmulEngine for the emulated device: loops over the definition, with cuBLASLt's demands on epilogues.
+// MatmulEngine for the emulated device: loops over the definition, with the conditions that cuBLASLt has for
+// epilogues.
 #include <cmath>
 
 #include "cuda/cublaslt.h"

@@ -265,8 +265,7 @@ void tile_attention_backward(const AttentionHead<bf16>& h, void* memory) {
         for (i64 k0 = 0; k0 < q0 + rows; k0 += kBackwardKeys) {
             for (i64 j = 0; j < kBackwardKeys / kSide; ++j) {
                 const i64 key = k0 + j * kSide;
-                const i64 first =
-                    key > q0 ? (key - q0) / kSide : 0;  // the first block of queries that sees these keys
+                const i64 first = key > q0 ? (key - q0) / kSide : 0;  // block of queries that sees these keys
                 for (i64 i = first; i < blocks; ++i) {
                     const i64 query = i * kSide;
                     multiply_block(s.scores, packed_strip(s.queries + query * width), s.keys + key * width,

@@ -8,9 +8,11 @@
 //             at the end: the epilogue                   bias, GELU, accumulate, rounding
 //
 // A policy P, of which each set has one for f32 and one for bf16, says how elements are multiplied: their storage type
-// T, the Unit that the micro-kernel broadcasts (a float, or a pair of bf16 adjacent in the reduction), and multiply-add. Packed operands are padded with zeros,
-// so only packing and the epilogue know about edges. The order of every sum depends on K alone: not on the
-// tasks, so not on the number of threads.
+// T, the Unit that the micro-kernel broadcasts (a float, or a pair of bf16 adjacent in the reduction), and
+// multiply-add.
+//
+// Packed operands are padded with zeros, so only packing and the epilogue know about edges. The order of every sum
+// depends on K alone: not on the tasks, so not on the number of threads.
 #pragma once
 
 namespace {

@@ -135,8 +135,8 @@ void column_sum(float* sum, const T* x, i64 rows, i64 ld, i64 cols) {
 
 // ---- classifier: softmax, cross-entropy, and the gradient of both ----
 
-// First pass: the maximum. Second: the sum of exponentials. Third, unless dlogits is null: the gradient. A row of 50,304 logits
-// stays in the L2 cache between them.
+// First pass: the maximum. Second: the sum of exponentials. Third, unless dlogits is null: the gradient. A row of
+// 50,304 logits stays in the L2 cache between them.
 template <class T>
 void classifier(float* losses, T* logits, T* dlogits, const std::int32_t* targets, float dloss, i64 rows,
                 i64 V, i64 Vp) {
