@@ -1,6 +1,6 @@
 // Arena: a table of named tensors that share one allocation. Rows are declared first, which costs nothing and
-// tells the size; then allocate() places them. A later clear() and declaration with other shapes reuses the
-// memory where it suffices.
+// tells the size; then allocate() places them. If rows are declared anew after
+// clear(), the memory is used again, provided that it is large enough.
 #pragma once
 
 #include <cstdint>
@@ -63,7 +63,7 @@ class Arena {
     const std::string& name(std::size_t i) const { return rows_[i].name; }
     Tensor tensor(std::size_t i) const { return *rows_[i].slot; }
 
-    // All of it, as bytes in the order of declaration. Only for a packed arena of one dtype.
+    // All tensors as one, in the order of declaration. Only for an arena with align 1 and a single dtype.
     Tensor whole(DType dtype) const { return Tensor(memory_, dtype, {offset_ / size_of(dtype)}); }
 
   private:

@@ -22,6 +22,7 @@
 #include <mutex>
 #include <string>
 
+#include "core/adamw_step.h"
 #include "core/sampler.h"
 #include "core/tensor.h"
 
@@ -33,7 +34,7 @@ struct DeviceInfo {
     std::string isa;               // the kernel set chosen: "avx512", "sm_90"
     int threads = 1;               // CPU threads that ops use
     std::string pinning;           // how those threads are bound to CPUs, in words
-    std::int64_t total_bytes = 0;  // memory of the device; 0 where it is not known
+    std::int64_t total_bytes = 0;  // memory of the device; 0 if unknown
     std::int64_t free_bytes = 0;
     int multiprocessors = 0;  // of a GPU
     double clock_hz = 0.0;    // of its multiprocessors, at most
@@ -41,24 +42,16 @@ struct DeviceInfo {
     std::string fallbacks;    // what was computed by slower means than chosen; empty if nothing was
 };
 
-// One step of AdamW (Loshchilov & Hutter 2019), everything that the host knows.
-struct AdamWStep {
-    float lr;
-    float beta1, beta2, eps, weight_decay;
-    float correction1, correction2;  // 1 - beta^t
-    std::uint32_t seed;              // of stochastic rounding, used where a bf16 parameter has no master
-};
-
-// A copy to the host that is waited for by itself, while ops that were queued after it may still be under way.
-// Used again and again, and no longer than its backend.
+// A copy to the host that can be waited for alone, while ops that were queued after it still run. It can be used
+// again and again, and must not outlive its backend.
 class Readback {
   public:
     virtual ~Readback() = default;
     virtual void queue(Tensor inp) = 0;
-    virtual void wait(void* host) = 0;  // gives the bytes of the last queue()
+    virtual void wait(void* host) = 0;  // for the last queue(), whose bytes it stores
 };
 
-// One thread at a time: ops share scratch memory. The bindings take `mutex`.
+// Only one thread at a time may call it, because ops share scratch memory. The bindings hold `mutex` for that.
 class Backend {
   public:
     virtual ~Backend() = default;
@@ -73,31 +66,30 @@ class Backend {
     virtual void from_host(Tensor out, const void* host) = 0;  // host memory may be reused on return
     virtual void to_host(void* host, Tensor inp) = 0;          // waits
     virtual void synchronize() = 0;                            // waits
-    virtual std::unique_ptr<Readback> make_readback(std::size_t bytes);  // for as many at most
-    // Ops are only queued, so that the host may be ahead of them.
+    virtual std::unique_ptr<Readback> make_readback(std::size_t bytes);  // of copies up to `bytes`
+    // True if ops are only queued, so that the host may be ahead of the device.
     virtual bool runs_ahead() const { return false; }
 
-    // `memory` holds parameters, which have new values. A backend may keep packed copies of such weights, and
-    // only of such. So whoever has named memory here names it again after writing to it, and before the next
-    // product: unless it was written by zero, copy, from_host or adamw, which see to that themselves.
-    virtual void changed(Tensor memory) { (void)memory; }
+    // Call once for memory that holds weights, and again after writing them by any other way than zero, copy,
+    // from_host or adamw: packed copies of this memory are dropped. Other memory is never kept packed.
+    virtual void weights_changed(Tensor weights) { (void)weights; }
 
-    // Bytes that the ops of a training step take for themselves, beside the tensors that they are given.
+    // Bytes that the ops of a training step allocate beside the tensors that they are given.
     virtual std::int64_t workspace_bytes(std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,
                                          DType dtype) {
         (void)B, (void)T, (void)C, (void)NH, (void)dtype;
         return 0;
     }
 
-    // A choice that this backend offers, by name: doc/cuda.md lists those of "cuda". Throws ArgumentError where
-    // there is no such option or value.
+    // Sets an option of this backend; doc/cuda.md lists those of "cuda". Throws ArgumentError if there is no such
+    // option or value.
     virtual void set_option(const std::string& name, const std::string& value);
 
     // ---- primitive ops ----
 
     // out[b,t] = wte[inp[b,t]] + wpe[start[b] + t]
     // out (B,T,C)   inp (B,T) i32   wte (Vp,C)   wpe (maxT,C)
-    // start (B) i32, or absent, then 0: the position of each row's first token, for generation.
+    // start (B) i32: the position of each row's first token, for generation. Absent: 0.
     virtual void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) = 0;
     // dwte[inp[b,t]] += dout[b,t];   dwpe[t] += sum_b dout[b,t]
     // In a fixed order: the same bits on every run.
@@ -154,13 +146,13 @@ class Backend {
     virtual void sum(Tensor out, Tensor inp, float scale) = 0;
     // out[0] += sum(inp^2)   out (1) f32   inp float, any shape.   In a fixed order.
     virtual void global_norm_squared(Tensor out, Tensor inp) = 0;
-    // norm = sqrt(norm_squared);   factor = min(1, max_norm / norm), 1 where max_norm <= 0, NaN where norm is
+    // norm = sqrt(norm_squared);   factor = min(1, max_norm / norm), 1 if max_norm <= 0, NaN if norm is
     // not finite.   norm, factor, norm_squared (1) f32
     virtual void clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) = 0;
 
     // g = grad * factor[0];   m = lerp(g, m, beta1);   v = lerp(g^2, v, beta2);
     // param -= lr * ((m / correction1) / (sqrt(v / correction2) + eps) + weight_decay * param)
-    // Does nothing where factor[0] is not finite: a NaN gradient must not reach the weights.
+    // Does nothing if factor[0] is not finite: a NaN gradient must not reach the weights.
     // param, grad float   m, v f32, all of one shape.   master: absent for f32 parameters. For bf16 ones
     // either absent (the new value is rounded stochastically) or i16: the 16 bits below param, which make an
     // f32 weight of it (split_master in core/optimizer.h).
@@ -181,16 +173,12 @@ class Backend {
     // Both halves of the classifier in one visit: losses, and dlogits in place of logits.
     virtual void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V);
 
-    // Generation. For each row a token among the first V, as token_or_fault of core/sampler.h chooses it: a row
-    // that nothing can be chosen from gets a fault. A negative coin says that the row wants none: token 0.
+    // Generation. Chooses one of the first V tokens for each row, as token_or_fault of core/sampler.h does, whose
+    // faults mark the rows that no token can be chosen from. A row with a negative coin is skipped: token 0.
     // tokens (N) i32   logits (N,Vp) f32   coins (N) f32, below 1
     // The default body works on the host, and waits.
     virtual void sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,
                         const SamplerOptions& options);
 };
-
-// "cpu", "cuda" (= "cuda:0"), "cuda:1", ...   threads <= 0: as many as the process may use.
-// Throws Error with the reason where the device is not there.
-std::shared_ptr<Backend> make_backend(const std::string& device, int threads = 0);
 
 }  // namespace llmc

@@ -12,7 +12,7 @@ namespace llmc {
 namespace {
 constexpr std::int32_t kMagic16 = 20240520, kVersion16 = 1;
 constexpr std::int32_t kMagic32 = 20240801, kVersion32 = 7;
-constexpr std::int64_t kMaxBatch = std::int64_t{1} << 40;  // tokens: far beyond any, and far below overflow
+constexpr std::int64_t kMaxBatch = std::int64_t{1} << 40;  // tokens: more than any has, and far from overflow
 
 }  // namespace
 
@@ -87,7 +87,7 @@ void DataLoader::reset() {
     begin_shard();
 }
 
-// Moves over `rows` rows of the stream, into the next shard or epoch where this one ends.
+// Skips `rows` rows, and goes on in the next shard or epoch if this one ends.
 void DataLoader::advance(std::int64_t rows) {
     while (rows > 0) {
         const std::int64_t left = samples_in(shard()) * state_.rows_per_sample - state_.row;
@@ -104,7 +104,7 @@ void DataLoader::advance(std::int64_t rows) {
     }
 }
 
-// The row behind which the state stands.
+// Reads the last row that the state has moved past.
 void DataLoader::read_row(std::ifstream& file, std::int32_t* inputs, std::int32_t* targets) {
     const std::int64_t row = state_.row - 1;
     const ShardInfo& shard = this->shard();
@@ -130,7 +130,7 @@ void DataLoader::read_row(std::ifstream& file, std::int32_t* inputs, std::int32_
 
 void DataLoader::next_batch(std::int32_t* inputs, std::int32_t* targets) {
     advance(rank_ * B_);
-    std::ifstream file;  // opened anew: on any disk that costs about what one of the B reads does
+    std::ifstream file;  // opened for each batch, which costs about as much as one of the B reads
     const ShardInfo* opened = nullptr;
     for (std::int64_t b = 0; b < B_; ++b) {
         advance(1);  // may step into the next shard

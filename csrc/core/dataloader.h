@@ -6,11 +6,11 @@
 // Order, as llm.c's: a shard is a sequence of samples of rows_per_sample rows of T tokens, where
 // rows_per_sample is B times the number of ranks; the tail that fills no sample is not used. With shuffle the
 // shards, and the samples within each, are permuted by Mt19937(seed), anew each epoch. Rows keep their order
-// within a sample. A rank takes B rows of each N*B. (llm.c seeds each rank differently, so ranks may read
+// within a sample. Each rank takes B of every B*ranks rows. (llm.c seeds each rank differently, so ranks may read
 // different shards and rows be read twice; here all share one order.)
 //
-// The stream of rows does not depend on B or N otherwise: a run that began with other values can be continued
-// by handing its rows_per_sample in.
+// Apart from rows_per_sample, the order of rows does not depend on B or the number of ranks: to continue a run that
+// began with other values, pass its rows_per_sample.
 #pragma once
 
 #include <cstdint>
@@ -44,20 +44,20 @@ ShardInfo inspect_shard(const std::filesystem::path& path);
 
 class DataLoader {
   public:
-    // files in order (globbing is the caller's). vocab_size > 0: a token outside of it is an error.
+    // files: in order; patterns are expanded by the caller. vocab_size > 0: a token outside of it is an error.
     // rows_per_sample 0: B * ranks.
     DataLoader(std::vector<std::filesystem::path> files, std::int64_t B, std::int64_t T, int rank, int ranks,
                bool shuffle, std::uint32_t seed, std::int64_t vocab_size, std::int64_t rows_per_sample = 0);
 
-    // Fills inputs and targets, (B, T) each; targets are the tokens one further. No file stays open in between:
-    // while one is open, Windows lets nobody replace, rename or delete it, and forked processes share its
+    // Fills inputs and targets, (B, T) each; targets are the inputs moved on by one token. No file stays open in
+    // between: while one is open, Windows lets nobody replace, rename or delete it, and forked processes share its
     // position.
     void next_batch(std::int32_t* inputs, std::int32_t* targets);
-    // To the start of a new epoch (which draws a new order where shuffle is on).
+    // To the start of a new epoch (which draws a new order if shuffle is on).
     void reset();
 
     DataLoaderState state() const { return state_; }
-    // Throws ArgumentError where the state does not fit these files.
+    // Throws ArgumentError if the state does not fit these files.
     void set_state(const DataLoaderState& state);
 
     std::int64_t B() const { return B_; }
@@ -67,7 +67,7 @@ class DataLoader {
 
   private:
     std::int64_t samples_in(const ShardInfo& shard) const;
-    const ShardInfo& shard() const;  // the one that the state stands in
+    const ShardInfo& shard() const;  // the shard that the state is in
     void begin_shard();
     void advance(std::int64_t rows);
     void read_row(std::ifstream& file, std::int32_t* inputs, std::int32_t* targets);

@@ -8,7 +8,7 @@
 namespace llmc {
 
 static_assert(std::endian::native == std::endian::little,
-              "the file formats are little-endian, and read as they lie");
+              "the file formats are little-endian, and read without conversion");
 
 std::string shown(const std::filesystem::path& path) {
     const std::u8string text = path.u8string();

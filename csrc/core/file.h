@@ -21,7 +21,7 @@ std::ifstream open_for_reading(const std::filesystem::path& path, const char* wh
 Header read_header(std::ifstream& file, const std::filesystem::path& path, const char* what);
 void read_at(std::ifstream& file, const std::filesystem::path& path, std::int64_t offset, char* data,
              std::int64_t bytes);
-// Throws where the file is not exactly `expected` bytes long; `because` says of what those bytes consist.
+// Throws if the file is not exactly `expected` bytes long. `because` says, for the message, what those bytes are.
 void check_size(const std::filesystem::path& path, std::int64_t expected, const std::string& because);
 
 }  // namespace llmc

@@ -18,11 +18,11 @@ class Mt19937 {
     float randfloat32();   // in [0, 1), 24 bits
     double randfloat64();  // in [0, 1), 53 bits
 
-    // n >= 16: all uniforms first, then Box-Muller over blocks of 16, the last block drawn anew where n is no
-    // multiple of 16. n < 16: pairs, from doubles.
+    // n >= 16: all uniforms first, then Box-Muller over blocks of 16, the last block drawn anew if n is not
+    // a multiple of 16. n < 16: pairs, from doubles.
     void normal_(float* data, std::int64_t n, float mean, float std);
 
-    // What a checkpoint keeps.
+    // The state, which checkpoints keep.
     static constexpr int kSize = 624;
     std::array<std::uint32_t, kSize> state;
     int left = 1;
@@ -35,7 +35,7 @@ class Mt19937 {
 // Fisher-Yates from the end, with the draw order (and the modulo bias) of llm.c.
 void random_permutation(std::vector<std::int32_t>& data, Mt19937& rng);
 
-// xorshift*: the coin of sampling.
+// xorshift*, which draws the coins for sampling.
 struct XorShift {
     std::uint64_t state;
     std::uint32_t randint32();

@@ -68,7 +68,7 @@ std::int32_t token_or_fault(const float* logits, std::int64_t V, const SamplerOp
         last = i;
         if (coin * total < below) return static_cast<std::int32_t>(i);
     }
-    return static_cast<std::int32_t>(last);  // rounding
+    return static_cast<std::int32_t>(last);  // only if rounding left coin * total no lower than the sum
 }
 
 }  // namespace llmc

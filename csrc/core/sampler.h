@@ -13,12 +13,13 @@ struct SamplerOptions {
 };
 
 // coin in [0, 1). Walks the cumulative probabilities in the order of token ids, as llm.c does; top_k and
-// top_p only remove tokens from the walk. Throws Error where a logit is NaN or the largest is infinite.
+// top_p only remove tokens from the walk. Throws Error if a logit is NaN or the largest is infinite.
 std::int64_t sample_token(const float* logits, std::int64_t V, const SamplerOptions& options, float coin);
 
 void check_sampler(std::int64_t V, const SamplerOptions& options);  // throws ArgumentError
 
-// The same in two steps, for a device that cannot throw: a token, or a fault, and then the token or the Error.
+// sample_token in two steps, for a device that cannot throw: the first returns a token or a fault, the second
+// returns the token or throws the fault as an Error.
 // Faults: -1 - i if logit i is the first that is not a number, and the two below if the largest is infinite.
 constexpr std::int32_t kLargestIsInfinite = std::numeric_limits<std::int32_t>::min();
 constexpr std::int32_t kLargestIsMinusInfinite = kLargestIsInfinite + 1;

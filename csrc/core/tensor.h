@@ -1,5 +1,5 @@
-// Tensor: a pointer, a dtype and a shape. It borrows; an Arena or the caller owns. Always contiguous,
-// row-major.
+// Tensor: a pointer, a dtype and a shape. It does not own its memory: an Arena or the caller does. Always
+// contiguous and row-major.
 #pragma once
 
 #include <array>
@@ -80,7 +80,7 @@ struct Tensor {
     }
     std::int64_t bytes() const { return numel() * size_of(dtype); }
 
-    // Seen as a matrix: all leading extents are rows, the last is the columns.
+    // As a matrix: all leading extents together are its rows, the last one is its columns.
     std::int64_t cols() const { return rank == 0 ? 1 : shape[rank - 1]; }
     std::int64_t rows() const {
         std::int64_t n = 1;

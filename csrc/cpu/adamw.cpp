@@ -14,16 +14,8 @@ void CpuBackend::adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor g
                grad.dtype);
     const float f = *factor.as<float>();
     if (!std::isfinite(f)) return;
-    written(param);
-    const AdamWKernelStep s{step.lr,
-                            step.beta1,
-                            step.beta2,
-                            step.eps,
-                            step.weight_decay,
-                            1.0f / step.correction1,
-                            1.0f / step.correction2,
-                            f,
-                            step.seed};
+    drop_packed_copies(param);
+    const AdamWKernelStep s{step, 1.0f / step.correction1, 1.0f / step.correction2, f};
     for_ranges(count, kGrain, [&](std::int64_t i, std::int64_t n) {
         float *const mi = m.as<float>() + i, *const vi = v.as<float>() + i;
         if (param.dtype == DType::f32) {

@@ -1,4 +1,4 @@
-// The CPU as a Backend. Each op is defined in the file of its name; this header is their common room.
+// The CPU as a Backend. Each op is defined in the file named after it.
 #pragma once
 
 #include <memory>
@@ -27,7 +27,7 @@ class CpuBackend final : public Backend {
     void from_host(Tensor out, const void* host) override;
     void to_host(void* host, Tensor inp) override;
     void synchronize() override {}
-    void changed(Tensor memory) override;
+    void weights_changed(Tensor weights) override;
 
     void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) override;
     void encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor inp) override;
@@ -77,14 +77,15 @@ class CpuBackend final : public Backend {
         else
             return kernels_->bf16_;
     }
-    // One 64-byte aligned buffer per thread of at least `bytes`; and one that all share.
+    // 64-byte aligned memory for one op: a buffer for each thread, and one that all threads share.
     void* thread_scratch(int thread) { return scratch_[static_cast<std::size_t>(thread)].data; }
     void reserve_thread_scratch(std::int64_t bytes);
     void* shared_scratch(std::int64_t bytes);
 
-    void written(Tensor memory);  // by an op that may be given a parameter
+    // Every op that may be given a weight to write calls this: packed copies of the memory are dropped.
+    void drop_packed_copies(Tensor memory);
 
-    void product(Gemm g, DType dtype);
+    void run_gemm(Gemm g, DType dtype);
     const void* packed_weight(const Gemm& g, DType dtype);
     void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
     void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
@@ -99,7 +100,7 @@ class CpuBackend final : public Backend {
     int threads_;
     std::vector<Scratch> scratch_;
     Scratch shared_;
-    std::unique_ptr<PackedWeights> weights_;  // null where the kernels pack nothing ahead
+    std::unique_ptr<PackedWeights> weights_;  // null if the kernel set keeps no packed weights
 };
 
 // Calls body with a value of the C++ type of a float dtype: visit_float(x.dtype, [&](auto tag) { using T =
@@ -112,7 +113,8 @@ void visit_float(DType dtype, Body&& body) {
         body(bf16{});
 }
 
-// Pieces small enough to balance and large enough that handing them out costs nothing.
+// Elements in a task of an elementwise op: few enough to keep all threads busy to the end, and so many that handing out
+// a task costs nothing beside it.
 inline constexpr std::int64_t kGrain = 16384;
 
 }  // namespace llmc

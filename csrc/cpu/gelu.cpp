@@ -1,5 +1,5 @@
-// gelu, the tanh form. In training it runs fused into the products on either side (matmul.cpp); these serve
-// recomputation and whoever writes a schedule of their own.
+// gelu, the tanh form. Training fuses it into the matmuls before and after it (matmul.cpp); these functions are for
+// recomputation, and for schedules that are written in Python.
 #include "core/dims.h"
 #include "cpu/cpu_backend.h"
 

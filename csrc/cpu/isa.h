@@ -15,7 +15,7 @@ struct IsaChoice {
     std::vector<std::string> built;   // every set in this build
 };
 
-// Throws ArgumentError where LLMC_ISA names a set that is unknown, not built, or not supported by this CPU.
+// Throws ArgumentError if LLMC_ISA names a set that is unknown, not built, or not supported by this CPU.
 IsaChoice choose_isa();
 
 }  // namespace llmc

@@ -1,21 +1,22 @@
 // The inner loops, one table per instruction set. Each simd/kernels_<isa>.cpp compiles simd/table.h for its
 // set and offers the result; cpu_backend chooses one at run time. The op files (layernorm.cpp, matmul.cpp,
-// ...) own shapes, work splitting and threads, and call these on ranges of rows, of elements, or on blocks of
-// a product.
+// ...) own shapes, work splitting and threads, and call these on ranges of elements or rows, or on blocks of the
+// result of a matmul.
 //
-// T is the storage type, float or bf16. All sums are f32 unless the type says double. Declarations alone: the files
-// of an instruction set may include no function that the linker could merge with another file's.
+// T is the storage type, float or bf16. All sums are f32 unless the type says double. There are declarations
+// only: the files of an instruction set may include no function that the linker could merge with another file's.
 #pragma once
 
 #include <cstdint>
 
+#include "core/adamw_step.h"
 #include "core/bf16.h"
 
 namespace llmc {
 
 using i64 = std::int64_t;
 
-// C (M,N) = A (M,K) B (K,N), and what happens to each value on its way into memory. A and B are T.
+// One matmul: C (M,N) = A (M,K) B (K,N), and what is done to each value before it is stored. A and B are T.
 struct Gemm {
     i64 M, N, K;
     const void* a;
@@ -34,8 +35,8 @@ struct Gemm {
     const void* packed;  // B as pack_weight made it; or null
 };
 
-// How a set likes its products cut into tasks: blocks of at most `rows` rows and `columns` columns, each a
-// multiple of its unit, and not below `least_columns` for the sake of having more tasks.
+// The tasks that a kernel set wants a matmul cut into: blocks of C of at most `rows` x `columns`, both multiples of
+// their units. To give every thread enough tasks, blocks are made narrower, down to `least_columns`.
 struct GemmTask {
     i64 rows, columns, row_unit, column_unit, least_columns;
 };
@@ -52,9 +53,10 @@ struct AttentionHead {
     float scale;  // 1 / sqrt(HS)
 };
 
-struct AdamWKernelStep {
-    float lr, beta1, beta2, eps, weight_decay, inv_correction1, inv_correction2, factor;
-    std::uint32_t seed;
+// A step, with the divisions done and the clip factor read.
+struct AdamWKernelStep : AdamWStep {
+    float inv_correction1, inv_correction2;  // 1 / correction1, 1 / correction2
+    float factor;                            // by which gradients are multiplied, to clip them
 };
 
 template <class T>
@@ -80,21 +82,22 @@ struct TypedKernels {
     // losses and dlogits may be null: then that half is not done
     void (*classifier)(float* losses, T* logits, T* dlogits, const std::int32_t* targets, float dloss,
                        i64 rows, i64 V, i64 Vp);
-    // ---- products ----
+    // ---- matmuls ----
     // The block [m0,m1) x [n0,n1) of g, cut as gemm_task says. scratch: gemm_scratch(...) bytes, 64-byte
     // aligned.
     void (*gemm)(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch);
     i64 (*gemm_scratch)(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1);
     GemmTask (*gemm_task)(const Gemm& g);
-    // Null but in sets that are faster with B packed ahead: the bytes that takes, and the packing of the rows
-    // [begin,end) of B's memory (begin a multiple of 32). gemm uses it where g.packed is set.
+    // Both null, unless the set is faster if B is packed before the matmul (AMX): the size of the packed copy, and
+    // the packing of rows [begin,end) of B's memory, begin a multiple of 32. gemm then reads B from g.packed.
     i64 (*packed_bytes)(i64 K, i64 N);
     void (*pack_weight)(void* packed, const Gemm& g, i64 begin, i64 end);
-    // For a handful of rows, as in generation: streams B (not k-major) once, unpacked. Columns [n0,n1) of g.
+    // gemm for few rows of A, as in generation: reads B, which must not be k-major, once and unpacked. Columns
+    // [n0,n1) of g.
     void (*matvec)(const Gemm& g, i64 n0, i64 n1);
-    i64 few_rows;  // up to so many rows it is faster than gemm
-    // The ceiling: `rounds` of multiply-adds on registers alone. operands: 64 zeros, written to. Gives the
-    // floating-point operations done.
+    i64 few_rows;  // matvec is faster than gemm up to this many rows of A
+    // To measure the peak: `rounds` of multiply-adds on registers alone. operands: 64 zeros, which are overwritten.
+    // Returns the number of floating-point operations.
     double (*multiply_adds)(i64 rounds, float* operands);
     // ---- attention ----
     void (*attention_forward)(const AttentionHead<T>& head, i64 begin, i64 end,
@@ -112,7 +115,8 @@ struct Kernels {
     TypedKernels<float> f32;
     TypedKernels<bf16> bf16_;
     double (*sum_f32)(const float* x, i64 n);
-    // param and grad types; master null or the lower halves (bf16 parameters only)
+    // Named by the dtypes of param and grad. master: the 16 bits below a bf16 parameter, or null for stochastic
+    // rounding, whose random bits depend on the element's index: begin and following.
     void (*adamw_f32)(float* p, float* m, float* v, const float* g, i64 n, const AdamWKernelStep& s);
     void (*adamw_bf16)(bf16* p, std::int16_t* master, float* m, float* v, const bf16* g, i64 begin, i64 n,
                        const AdamWKernelStep& s);
@@ -120,7 +124,7 @@ struct Kernels {
                                 i64 n, const AdamWKernelStep& s);
 };
 
-// Each is null where the compiler could not build the set (cpu/simd/absent.cpp).
+// Each is null if the compiler could not build the set (cpu/simd/absent.cpp).
 const Kernels* kernels_baseline();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();

@@ -1,5 +1,5 @@
-// The three products of a linear layer. Blocks of C are tasks; a task's kernel (simd/gemm.h) packs and
-// multiplies.
+// The three matmuls of a linear layer. Each block of C is a task, for which a kernel (simd/gemm.h) packs A and B and
+// multiplies them.
 //   forward   out (N,OC)  = inp (N,C) weight^T         A = inp            B = weight^T
 //   dinp      (N,C)       = dout (N,OC) weight         A = dout           B = weight
 //   dweight   (OC,C)      = dout^T (OC,N) inp          A = dout^T         B = inp
@@ -12,8 +12,8 @@ namespace llmc {
 
 namespace {
 
-// A grid of tasks over C: blocks as the kernels like them, and as many columns as leave every thread several
-// tasks, cut evenly.
+// C is cut evenly into a grid of tasks: blocks as large as the kernels ask for (GemmTask), or narrower ones, so that
+// every thread has several.
 struct Grid {
     std::int64_t rows, columns;  // of a task
     Grid(const GemmTask& task, std::int64_t M, std::int64_t N, int threads) {
@@ -32,7 +32,7 @@ struct Grid {
 
 }  // namespace
 
-void CpuBackend::product(Gemm g, DType dtype) {
+void CpuBackend::run_gemm(Gemm g, DType dtype) {
     if (g.M == 0 || g.N == 0) return;
     visit_float(dtype, [&](auto tag) {
         using T = decltype(tag);
@@ -53,8 +53,8 @@ void CpuBackend::product(Gemm g, DType dtype) {
     });
 }
 
-// The packed copy of B, made anew where changed() has named its memory since; null where B is not a parameter or
-// the kernels want none.
+// The packed copy of B, which is packed again if the weight has changed. Null if B is not a weight, or if the kernel
+// set does not pack weights ahead.
 const void* CpuBackend::packed_weight(const Gemm& g, DType dtype) {
     if (dtype != DType::bf16 || !weights_) return nullptr;
     const TypedKernels<bf16>& k = kernels<bf16>();
@@ -68,7 +68,7 @@ const void* CpuBackend::packed_weight(const Gemm& g, DType dtype) {
     return copy.data;
 }
 
-static Gemm forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight, Tensor bias) {
+static Gemm forward_gemm(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight, Tensor bias) {
     Gemm g{};
     g.M = d.N, g.N = d.OC, g.K = d.C;
     g.a = inp.data, g.lda = d.C;
@@ -81,16 +81,16 @@ static Gemm forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor 
 
 void CpuBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) {
     const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
-    product(forward_product(d, out, inp, weight, bias), inp.dtype);
+    run_gemm(forward_gemm(d, out, inp, weight, bias), inp.dtype);
 }
 
 void CpuBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
     const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
-    detail::check_like("matmul_gelu_forward", "pre", pre, out);
-    detail::check_dtype("matmul_gelu_forward", "out", out, inp.dtype);
-    Gemm g = forward_product(d, out, inp, weight, bias);
+    check::like("matmul_gelu_forward", "pre", pre, out);
+    check::dtype("matmul_gelu_forward", "out", out, inp.dtype);
+    Gemm g = forward_gemm(d, out, inp, weight, bias);
     g.pre = pre.data;
-    product(g, inp.dtype);
+    run_gemm(g, inp.dtype);
 }
 
 void CpuBackend::matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
@@ -103,14 +103,14 @@ void CpuBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias,
                                       Tensor weight, Tensor pre, bool accumulate) {
     const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
     if (dinp) {
-        if (pre) detail::check_matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
+        if (pre) check::matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
         Gemm g{};
         g.M = d.N, g.N = d.C, g.K = d.OC;
         g.a = dout.data, g.lda = d.OC;
         g.b = weight.data, g.ldb = d.C, g.b_kmajor = true;
         g.c = dinp.data, g.ldc = d.C, g.c_f32 = dinp.dtype == DType::f32;
         g.dgelu = pre.data;
-        product(g, weight.dtype);
+        run_gemm(g, weight.dtype);
     }
     if (dweight) {
         Gemm g{};
@@ -119,7 +119,7 @@ void CpuBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias,
         g.b = inp.data, g.ldb = d.C, g.b_kmajor = true;
         g.c = dweight.data, g.ldc = d.C, g.c_f32 = dweight.dtype == DType::f32;
         g.accumulate = accumulate;
-        product(g, weight.dtype);
+        run_gemm(g, weight.dtype);
     }
     if (dbias) bias_gradient(dbias, dout, accumulate);
 }

@@ -25,7 +25,7 @@ void* map_zeroed(std::size_t bytes) {
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return nullptr;
 #if defined(MADV_HUGEPAGE)
-    // Fewer TLB misses: 2 to 8 % on large products (doc/performance.md).
+    // Fewer TLB misses: 2 to 8 % on large matmuls (doc/performance.md).
     constexpr std::size_t kHugePage = std::size_t{2} << 20;
     if (bytes >= 2 * kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
 #endif

@@ -1,4 +1,4 @@
-// Pages from the system: zeroed, and costing nothing until they are touched.
+// Memory pages from the operating system. They are zero-filled, and take up no memory until they are touched.
 #pragma once
 
 #include <cstddef>

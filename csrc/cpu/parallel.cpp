@@ -69,7 +69,7 @@ int allowed_cpus() {
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
 }
 
-// The quota of a container, in CPUs; 0 where there is none.
+// The quota of a container, in CPUs; 0 if there is none.
 int cgroup_cpus() {
     std::ifstream v2("/sys/fs/cgroup/cpu.max");
     std::string quota;
@@ -85,10 +85,11 @@ int cgroup_cpus() {
 #endif
 
 #if defined(__linux__) && defined(_OPENMP)
-// Two threads on one CPU halve everything, and the scheduler does put them there. Where the process owns just as
-// many CPUs as threads, each worker but the calling thread is bound to a CPU of its own, apart from the one that
-// the caller is on. The caller stays free: it is the user's thread, and what it starts later would inherit the
-// binding. With CPUs to spare nothing is bound: another process of the same program may have chosen the same.
+// If two threads run on one CPU, everything takes twice as long, and the scheduler does let that happen. So if the
+// process may use exactly as many CPUs as it has threads, each worker is bound to a CPU of its own, other than the one
+// that the calling thread is on. The calling thread is not bound: it is the user's, and threads that it starts later
+// would inherit the binding. If there are more CPUs, nothing is bound, because a second process of this program would
+// choose the same ones.
 class Pinning {
     std::atomic<int> threads_{0};
 

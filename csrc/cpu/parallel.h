@@ -14,7 +14,7 @@ int usable_cpus();
 // OMP_NUM_THREADS if set, else usable_cpus().
 int default_threads();
 
-// How so many threads are bound, in words, for `llmc info`.
+// How that many threads are bound to CPUs, in words, for `llmc info`.
 std::string pinning(int threads);
 
 // Runs body(context, task, thread) for every task; thread < threads tells scratch buffers apart. Denormals

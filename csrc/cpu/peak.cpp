@@ -16,8 +16,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
-// The median of short bursts, few of which another process interrupts. A thread times itself, so that how late it was
-// woken does not count.
+// The median of short bursts, because another process interrupts only few of them. Each thread times itself, so it does
+// not matter if it was woken late.
 double flops_of_this_thread(double (*multiply_adds)(i64, float*), float* operands) {
     std::array<double, 256> rates;
     std::size_t count = 0;
@@ -43,7 +43,7 @@ double cpu_peak_flops(DType dtype, int threads) {
     const Kernels& k = *choose_isa().kernels;
     const auto multiply_adds = dtype == DType::f32 ? k.f32.multiply_adds : k.bf16_.multiply_adds;
     if (threads <= 0) threads = default_threads();
-    threads = std::min(threads, usable_cpus());  // those that share a CPU would each report the whole of it
+    threads = std::min(threads, usable_cpus());  // threads that share a CPU would each count all of it
     constexpr std::size_t kLine = 64;            // floats: a thread's own cache lines
     std::vector<float> zeros(static_cast<std::size_t>(threads) * kLine);
     std::vector<double> flops(static_cast<std::size_t>(threads));

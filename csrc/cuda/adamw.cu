@@ -41,8 +41,8 @@ struct Update {
     float *m, *v;
     const G* grad;
     const float* factor;
-    float lr, beta1, beta2, eps, weight_decay, inv_correction1, inv_correction2;
-    std::uint32_t seed;
+    AdamWStep step;
+    float inv_correction1, inv_correction2;  // 1 / correction
 
     template <int W>
     __device__ void at(i64 i) const {
@@ -68,10 +68,10 @@ struct Update {
 #pragma unroll
         for (int k = 0; k < W; ++k) {
             const float gk = g[k] * f;
-            m1[k] = lerp(gk, m1[k], beta1);
-            v1[k] = lerp(gk * gk, v1[k], beta2);
-            const float step = (m1[k] * inv_correction1) / (sqrtf(v1[k] * inv_correction2) + eps);
-            p[k] = fmaf(-lr, fmaf(weight_decay, p[k], step), p[k]);
+            m1[k] = lerp(gk, m1[k], step.beta1);
+            v1[k] = lerp(gk * gk, v1[k], step.beta2);
+            const float direction = (m1[k] * inv_correction1) / (sqrtf(v1[k] * inv_correction2) + step.eps);
+            p[k] = fmaf(-step.lr, fmaf(step.weight_decay, p[k], direction), p[k]);
         }
         store(m + i, m1);
         store(v + i, v1);
@@ -87,7 +87,7 @@ struct Update {
             } else {
                 // Up with the probability of the part that is cut off: small updates are not lost on average.
                 const std::uint32_t threshold =
-                    squirrel_noise5(static_cast<std::uint32_t>(i + k), seed) & 0xffffu;
+                    squirrel_noise5(static_cast<std::uint32_t>(i + k), step.seed) & 0xffffu;
                 upper[k].bits =
                     static_cast<std::uint16_t>((u + ((u & 0xffffu) > threshold ? 0x10000u : 0u)) >> 16);
             }
@@ -110,9 +110,8 @@ void CudaBackend::adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor 
         constexpr Rounding kind = decltype(rounding)::value;
         launch_elementwise<P>(stream(), n,
                               Update<P, G, kind>{param.as<P>(), master.as<std::int16_t>(), m.as<float>(),
-                                                 v.as<float>(), grad.as<G>(), factor.as<float>(), step.lr,
-                                                 step.beta1, step.beta2, step.eps, step.weight_decay,
-                                                 1.0f / step.correction1, 1.0f / step.correction2, step.seed},
+                                                 v.as<float>(), grad.as<G>(), factor.as<float>(), step,
+                                                 1.0f / step.correction1, 1.0f / step.correction2},
                               param.data, master.data, m.data, v.data, grad.data);
     };
     if (param.dtype == DType::f32)

@@ -10,7 +10,7 @@
 // for dk and dv by the owner of a key over its queries. So no two warps ever add to one place. With
 // delta = sum(dout * out) per query:
 //   ds = p (dout v^T - delta) scale;   dq = sum_j ds_j k_j;   dk = sum_i ds_i q_i;   dv = sum_i p_i dout_i
-#include "cuda/attention.h"
+#include "cuda/flash.h"
 
 #include <cmath>
 #include <limits>
@@ -25,7 +25,7 @@ namespace {
 constexpr int kWarps = 4;
 constexpr float kLowest = -3e38f;
 
-// Where the keys or values of one head lie: row j at data + j * stride.
+// The keys or values of one head: row j is at data + j * stride.
 template <class T>
 struct Rows {
     const T* data;
@@ -33,7 +33,7 @@ struct Rows {
     __device__ const T* operator[](i64 j) const { return data + j * stride; }
 };
 
-// W: of the loads; the sum is in the order of the elements.
+// Loads W elements at a time; the sum is in the order of the elements.
 template <int W = 1, class T>
 __device__ float dot(const float* a, const T* b, i64 n) {
     float sum = 0.0f;
@@ -131,7 +131,7 @@ __global__ void cache_store_kernel(T* kcache, T* vcache, const T* qkv, const std
     vcache[to] = row[2 * d.C];
 }
 
-// The caches hold the new positions already, unless there is one for each sequence: its block stores it.
+// If there is one new position per sequence, its block stores it in the caches; else they hold the new ones already.
 template <class T, int W>
 __global__ void attention_decode_kernel(T* out, T* kcache, T* vcache, const T* qkv, const std::int32_t* start,
                                         DecodeDims d, float scale) {
@@ -139,7 +139,7 @@ __global__ void attention_decode_kernel(T* out, T* kcache, T* vcache, const T* q
     const i64 rows = d.B * d.NH, row = blockIdx.x % rows, t = d.T - 1 - blockIdx.x / rows;
     const i64 b = row / d.NH, h = row % d.NH, position = start[b] + t;
     T* const to = out + (b * d.T + t) * d.C + h * d.HS;
-    if (position < 0 || position >= d.maxT) {  // the host cannot see it without waiting
+    if (position < 0 || position >= d.maxT) {  // the host cannot check it without waiting
         for (i64 i = threadIdx.x; i < d.HS; i += kWarps * kWarp)
             to[i] = narrow<T>(std::numeric_limits<float>::quiet_NaN());
         return;
@@ -194,8 +194,8 @@ void launch_delta(float* delta, const Tensor& dout, const Tensor& out, const Att
         dout.data, out.data);
 }
 
-// One warp per owner: of a query (dq) or of a key (dk, dv). shared, per warp: the owner's two rows, then what
-// it adds up.
+// Each warp owns a query (for dq) or a key (for dk and dv). shared, per warp: the two rows of what it owns, then the
+// one or two rows that it adds up.
 template <class T, bool owns_query>
 __global__ void attention_backward_kernel(T* dqkv, const T* dout, const T* qkv, const float* lse,
                                           const float* delta, AttentionDims d, float scale) {
@@ -204,28 +204,28 @@ __global__ void attention_backward_kernel(T* dqkv, const T* dout, const T* qkv, 
     const i64 owner = global_thread() / kWarp, rows = d.B * d.NH;
     if (owner >= rows * d.T) return;
     const i64 row = owner % rows, order = owner / rows;
-    const i64 mine = owns_query ? d.T - 1 - order : order;  // the longest first
+    const i64 owned = owns_query ? d.T - 1 - order : order;  // the longest first
     const i64 b = row / d.NH, h = row % d.NH, stride = 3 * d.C, HS = d.HS;
     const T* const q = qkv + b * d.T * stride + h * HS;
     const T *const k = q + d.C, *const v = q + 2 * d.C;
     const T* const dy = dout + b * d.T * d.C + h * HS;
     const float *const lse_row = lse + row * d.T, *const delta_row = delta + row * d.T;
 
-    float* const a = reinterpret_cast<float*>(shared) + warp * 4 * HS;  // my q, or my k
-    float* const a2 = a + HS;                                           // my dout, or my v
+    float* const a = reinterpret_cast<float*>(shared) + warp * 4 * HS;  // of what is owned: q, or k
+    float* const a2 = a + HS;                                           // dout, or v
     float *const sum = a + 2 * HS, *const sum2 = a + 3 * HS;            // dq; or dk, dv
     for (i64 i = lane; i < HS; i += kWarp) {
-        a[i] = widen((owns_query ? q : k)[mine * stride + i]);
-        a2[i] = owns_query ? widen(dy[mine * d.C + i]) : widen(v[mine * stride + i]);
+        a[i] = widen((owns_query ? q : k)[owned * stride + i]);
+        a2[i] = owns_query ? widen(dy[owned * d.C + i]) : widen(v[owned * stride + i]);
         sum[i] = sum2[i] = 0.0f;
     }
     __syncwarp();
-    const i64 first = owns_query ? 0 : mine, end = owns_query ? mine + 1 : d.T;
+    const i64 first = owns_query ? 0 : owned, end = owns_query ? owned + 1 : d.T;
     for (i64 begin = first; begin < end; begin += kWarp) {
-        const i64 j = begin + lane;  // the other: a key, or a query
+        const i64 j = begin + lane;  // a key if the warp owns a query, else a query
         float p = 0.0f, ds = 0.0f;
         if (j < end) {
-            const i64 query = owns_query ? mine : j;
+            const i64 query = owns_query ? owned : j;
             const float s = dot(a, (owns_query ? k : q) + j * stride, HS);
             const float dp = owns_query ? dot(a2, v + j * stride, HS) : dot(a2, dy + j * d.C, HS);
             p = expf(s * scale - lse_row[query]);
@@ -244,7 +244,7 @@ __global__ void attention_backward_kernel(T* dqkv, const T* dout, const T* qkv, 
             if (i < HS) sum[i] = x, sum2[i] = x2;
         }
     }
-    T* const to = dqkv + (b * d.T + mine) * stride + h * HS;
+    T* const to = dqkv + (b * d.T + owned) * stride + h * HS;
     for (i64 i = lane; i < HS; i += kWarp) {
         if (owns_query) {
             to[i] = narrow<T>(sum[i]);
@@ -259,13 +259,13 @@ float scale_of(i64 HS) { return 1.0f / std::sqrt(static_cast<float>(HS)); }
 
 }  // namespace
 
-// All kernels keep the same lse, so forward and backward of one step need not be of one kind.
+// All kernels keep the same lse, so forward and backward of one step may use different ones.
 
 CudnnAttention* CudaBackend::cudnn(const AttentionDims& d, const Tensor& qkv) {
     using Attention = CudaOptions::Attention;
     const bool automatic = options_.attention == Attention::automatic;
     if ((!automatic && options_.attention != Attention::cudnn) || qkv.dtype != DType::bf16) return nullptr;
-    // cuDNN takes tenths of a second for a shape that is new to it. Training has one; evaluations have many.
+    // cuDNN takes tenths of a second for a new shape. Training has one shape; evaluations have many.
     if (automatic && d.T % 64 != 0) return nullptr;
     if (!cudnn_ && cudnn_absence_.empty()) {
         try {
@@ -303,8 +303,8 @@ void CudaBackend::attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tenso
                                      std::int64_t NH) {
     constexpr const char* op = "attention_backward";
     const AttentionDims d = attention_training_dims(op, out, lse, qkv, NH);
-    detail::check_like(op, "dqkv", dqkv, qkv);
-    detail::check_like(op, "dout", dout, out);
+    check::like(op, "dqkv", dqkv, qkv);
+    check::like(op, "dout", dout, out);
     CudnnAttention* const by_cudnn = cudnn(d, qkv);
     if (by_cudnn && by_cudnn->backward(dqkv, dout, qkv, out, lse, d, options_.deterministic, stream()))
         return;

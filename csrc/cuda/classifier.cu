@@ -43,7 +43,7 @@ struct OnlineSum {
     }
 };
 
-// losses null: not wanted. A row is V / W whole vectors, which the threads take in pairs, for two loads to be
+// losses may be null. A row is V / W whole vectors, which the threads take in pairs, for two loads to be
 // under way at once; then fewer than W logits; then padding.
 template <class T, int W, bool gradient>
 __global__ void __launch_bounds__(kThreads)
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
 
     const bool ignored = target < 0, impossible = target >= V;
     if (losses && thread == 0) {
-        // Not -log(p): p underflows where the loss passes 87.
+        // Not -log(p): p underflows if the loss exceeds 87.
         if (impossible)
             losses[blockIdx.x] = std::numeric_limits<float>::quiet_NaN();
         else
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
 void CudaBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V,
                              bool gradient) {
     const ClassifierDims d = classifier_dims("classifier", logits, targets, V);
-    if (losses) detail::check_stat("classifier", "losses", losses, d.N);
+    if (losses) check::f32_values("classifier", "losses", losses, d.N);
     constexpr i64 kMost = std::numeric_limits<int>::max() / 2;  // the kernel's columns are of 32 bits
     LLMC_CHECK(d.Vp <= kMost, "{} columns are more than a classifier on a GPU takes", d.Vp);
     visit_float(logits.dtype, [&](auto tag) {
@@ -134,7 +134,7 @@ void CudaBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float
 }
 
 void CudaBackend::crossentropy_forward(Tensor losses, Tensor logits, Tensor targets, std::int64_t V) {
-    detail::check_present("crossentropy_forward", "losses", losses);
+    check::present("crossentropy_forward", "losses", losses);
     classifier(losses, logits, targets, 0.0f, V, false);
 }
 
@@ -144,7 +144,7 @@ void CudaBackend::crossentropy_softmax_backward(Tensor logits, Tensor targets, f
 
 void CudaBackend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss,
                                    std::int64_t V) {
-    detail::check_present("fused_classifier", "losses", losses);
+    check::present("fused_classifier", "losses", losses);
     classifier(losses, logits, targets, dloss, V, true);
 }
 

@@ -1,5 +1,5 @@
-// cuBLASLt: each distinct product is described, and its algorithm asked for, once; afterwards a product is one
-// lookup and one call.
+// cuBLASLt: each kind of matmul is described, and its algorithm asked for, once; afterwards a matmul is one lookup and
+// one call.
 #include "cuda/cublaslt.h"
 
 #include <cublasLt.h>
@@ -16,7 +16,7 @@ namespace llmc {
 
 namespace {
 
-constexpr std::size_t kWorkspaceBytes = ProductEngine::kWorkspaceBytes;
+constexpr std::size_t kWorkspaceBytes = MatmulEngine::kWorkspaceBytes;
 
 struct Library {
     DynamicLibrary file{kCublasLt};
@@ -37,7 +37,7 @@ struct Library {
 #undef LLMC_FUNCTION
 };
 
-constexpr int kOffers = 8;  // of the heuristic's algorithms that tuning tries
+constexpr int kOffers = 8;  // algorithms that tuning tries, the heuristic's first
 
 void check(cublasStatus_t status, const char* call) {
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -83,7 +83,7 @@ struct KeyHash {
     }
 };
 
-Key key_of(const Product& p) {
+Key key_of(const Matmul& p) {
     Key key;
     std::memset(&key, 0, sizeof key);
     key.m = p.m, key.n = p.n, key.k = p.k, key.lda = p.lda, key.ldb = p.ldb, key.ldd = p.ldd;
@@ -96,7 +96,7 @@ Key key_of(const Product& p) {
 }
 
 // What the documentation demands of epilogues; the heuristic is asked only for the rest.
-bool allowed(const Product& p) {
+bool allowed(const Matmul& p) {
     if (p.epilogue == Epilogue::none || p.epilogue == Epilogue::bgradb) return true;
     if (p.output != p.inputs) return false;  // bias and aux would be of another type than D
     if (p.epilogue == Epilogue::bias) return true;
@@ -105,7 +105,7 @@ bool allowed(const Product& p) {
 
 }  // namespace
 
-struct ProductEngine::State {
+struct MatmulEngine::State {
     struct Plan {
         cublasLtMatmulDesc_t operation = nullptr;
         cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
@@ -136,7 +136,7 @@ struct ProductEngine::State {
         LT_CHECK(lib.MatmulDescSetAttribute(operation, attribute, &value, sizeof value));
     }
 
-    void describe(Plan& plan, const Product& p) {
+    void describe(Plan& plan, const Matmul& p) {
         const cublasComputeType_t compute =
             tf32 && p.inputs == DType::f32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
         LT_CHECK(lib.MatmulDescCreate(&plan.operation, compute, CUDA_R_32F));
@@ -161,7 +161,7 @@ struct ProductEngine::State {
         layout(&plan.d, p.output, false, p.m, p.n, p.ldd);
     }
 
-    void choose(Plan& plan, const Key& key, const Product& p, cudaStream_t stream) {
+    void choose(Plan& plan, const Key& key, const Matmul& p, cudaStream_t stream) {
         cublasLtMatmulPreference_t preference;
         LT_CHECK(lib.MatmulPreferenceCreate(&preference));
         const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>,
@@ -171,7 +171,7 @@ struct ProductEngine::State {
             LT_CHECK(lib.MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
         };
         prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
-        // Where k is split, the parts are added in f32, never in a bf16 output.
+        // If k is split, the parts are added in f32, never in a bf16 output.
         constexpr std::uint32_t reductions =
             CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
         prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
@@ -179,7 +179,7 @@ struct ProductEngine::State {
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.align_b);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.align_d);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.align_d);
-        point(plan, p);
+        set_pointers(plan, p);
         cublasLtMatmulHeuristicResult_t offers[kOffers] = {};
         int found = 0;
         const cublasStatus_t status =
@@ -191,17 +191,17 @@ struct ProductEngine::State {
         if (found > 1) choose_fastest(plan, p, offers, found, stream);
     }
 
-    cublasStatus_t multiply(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algorithm,
-                            void* d, cudaStream_t stream) {
+    cublasStatus_t multiply(const Plan& plan, const Matmul& p, const cublasLtMatmulAlgo_t& algorithm, void* d,
+                            cudaStream_t stream) {
         const float alpha = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
         return lib.Matmul(handle, plan.operation, &alpha, p.a, plan.a, p.b, plan.b, &beta, d, plan.d, d,
                           plan.d, &algorithm, workspace, kWorkspaceBytes, stream);
     }
 
-    // By the clock, on the product's own inputs, into memory that nobody reads; without such memory the
-    // heuristic's own order stands. (What an epilogue writes beside D, the product itself will write again.)
-    void choose_fastest(Plan& plan, const Product& p, const cublasLtMatmulHeuristicResult_t* offers,
-                        int count, cudaStream_t stream) {
+    // Times the algorithms on the matmul's own inputs, with an output that nobody reads. If there is no memory for
+    // that, the heuristic's first choice stays. (What an epilogue writes beside D, the matmul proper overwrites.)
+    void choose_fastest(Plan& plan, const Matmul& p, const cublasLtMatmulHeuristicResult_t* offers, int count,
+                        cudaStream_t stream) {
         constexpr int kRuns = 3;
         const std::size_t bytes = static_cast<std::size_t>(p.ldd * p.n * size_of(p.output));
         void* output = nullptr;
@@ -217,7 +217,7 @@ struct ProductEngine::State {
         float least = std::numeric_limits<float>::infinity();
         for (int i = 0; i < count; ++i) {
             if (offers[i].state != CUBLAS_STATUS_SUCCESS ||
-                multiply(plan, p, offers[i].algo, output, stream) != CUBLAS_STATUS_SUCCESS)  // and warms up
+                multiply(plan, p, offers[i].algo, output, stream) != CUBLAS_STATUS_SUCCESS)  // warms up
                 continue;
             cudaEventRecord(begin, stream);
             for (int run = 0; run < kRuns; ++run) multiply(plan, p, offers[i].algo, output, stream);
@@ -231,10 +231,10 @@ struct ProductEngine::State {
         }
         cudaEventDestroy(begin);
         cudaEventDestroy(end);
-        CUDA_CHECK(cudaStreamSynchronize(stream));  // or say what went wrong
+        CUDA_CHECK(cudaStreamSynchronize(stream));  // throws if a run went wrong
     }
 
-    Plan make(const Key& key, const Product& p, cudaStream_t stream) {
+    Plan make(const Key& key, const Matmul& p, cudaStream_t stream) {
         Plan plan;
         try {
             describe(plan, p);
@@ -247,7 +247,7 @@ struct ProductEngine::State {
     }
 
     // The two pointers that cuBLASLt wants in the description.
-    void point(Plan& plan, const Product& p) {
+    void set_pointers(Plan& plan, const Matmul& p) {
         if (p.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
         if (p.aux) set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
     }
@@ -259,10 +259,10 @@ struct ProductEngine::State {
     std::unordered_map<Key, Plan, KeyHash> plans;
 };
 
-ProductEngine::ProductEngine(bool tf32, bool tune) : state_(std::make_unique<State>(tf32, tune)) {}
-ProductEngine::~ProductEngine() = default;
+MatmulEngine::MatmulEngine(bool tf32, bool tune) : state_(std::make_unique<State>(tf32, tune)) {}
+MatmulEngine::~MatmulEngine() = default;
 
-bool ProductEngine::run(const Product& p, cudaStream_t stream) {
+bool MatmulEngine::run(const Matmul& p, cudaStream_t stream) {
     if (!allowed(p)) return false;
     State& s = *state_;
     const Key key = key_of(p);
@@ -270,7 +270,7 @@ bool ProductEngine::run(const Product& p, cudaStream_t stream) {
     if (found == s.plans.end()) found = s.plans.emplace(key, s.make(key, p, stream)).first;
     State::Plan& plan = found->second;
     if (!plan.usable) return false;
-    s.point(plan, p);
+    s.set_pointers(plan, p);
     check(s.multiply(plan, p, plan.algorithm, p.d, stream), "cublasLtMatmul");
     return true;
 }

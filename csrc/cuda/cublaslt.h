@@ -1,5 +1,5 @@
-// Matrix products by cuBLASLt, which is opened at first use. The emulated build has another body for this
-// class: plain loops.
+// Matmuls by cuBLASLt, which is opened at first use. The emulated build defines the class by plain loops
+// instead.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@
 
 namespace llmc {
 
-// What happens to a product on its way into memory.
+// What is done to the result of a matmul before it is stored.
 enum class Epilogue {
     none,
     bias,       // D = A B + bias
@@ -22,9 +22,9 @@ enum class Epilogue {
     bgradb,     // D = A B;  bias = the sums of op(B) over k
 };
 
-// D (m,n) = op(A) (m,k) op(B) (k,n), or += where accumulate; column-major, as BLAS has it: a row-major matrix
+// D (m,n) = op(A) (m,k) op(B) (k,n), or += if accumulate; column-major, as BLAS has it: a row-major matrix
 // (rows, cols) is a column-major (cols, rows) with leading extent cols.
-struct Product {
+struct Matmul {
     std::int64_t m, n, k;
     const void* a;
     std::int64_t lda;
@@ -37,22 +37,22 @@ struct Product {
     DType inputs, output;  // of A, B, bias and aux; of D
     bool accumulate = false;
     Epilogue epilogue = Epilogue::none;
-    const void* bias = nullptr;  // (m); of bgradb (n), of D's type, and written
+    const void* bias = nullptr;  // (m), read; for bgradb (n), of D's type, written
     void* aux = nullptr;         // as D
 };
 
-class ProductEngine {
+class MatmulEngine {
   public:
     // What NVIDIA recommends for Hopper, and enough for any split-k of older GPUs.
     static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
-    // tf32: products of f32 matrices in TF32. tune: each product's algorithm by the clock, when it first comes.
-    // Throws Error where the library is not there.
-    ProductEngine(bool tf32, bool tune);
-    ~ProductEngine();
+    // tf32: f32 matrices are multiplied in TF32. tune: the algorithm for a shape is chosen by timing several when the
+    // shape first comes. Throws Error if cuBLASLt is not found.
+    MatmulEngine(bool tf32, bool tune);
+    ~MatmulEngine();
 
-    // Queues the product. False, and nothing queued, where the library has no algorithm for it.
-    bool run(const Product& p, cudaStream_t stream);
+    // Queues the matmul. Returns false, and queues nothing, if the library has no algorithm for it.
+    bool run(const Matmul& p, cudaStream_t stream);
 
   private:
     struct State;

@@ -80,7 +80,7 @@ CudaBackend::CudaBackend(int device) : device_(device) {
         throw Error(filled("cuda:{} is a {} of compute capability {}.{}: llmc's kernels need 8.0 (Ampere) or "
                            "newer",
                            device_, p.name, p.major, p.minor));
-    // Below sm_90 cuBLASLt does not really fuse it, and is slower than the two steps.
+    // Below sm_90 cuBLASLt does not really fuse GELU, and is slower than matmul and GELU apart.
     fuse_gelu_by_default_ = p.major >= 9;
     for (const char* name : {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient"}) {
         std::string variable = "LLMC_CUDA_" + std::string(name);
@@ -93,7 +93,7 @@ CudaBackend::CudaBackend(int device) : device_(device) {
 }
 
 CudaBackend::~CudaBackend() {
-    // Errors have no one to go to any more.
+    // Errors are ignored: nobody could handle them here.
     cudaSetDevice(device_);
     cudaStreamSynchronize(stream_);
     engine_.reset();
@@ -125,7 +125,7 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
     };
     if (name == "attention") {
         const auto attention = static_cast<CudaOptions::Attention>(choose(kAttentions));
-        if (attention == CudaOptions::Attention::cudnn && !cudnn_)  // or say now why not
+        if (attention == CudaOptions::Attention::cudnn && !cudnn_)  // throws now if it cannot be used
             cudnn_ = make_cudnn_attention(device_);
         options_.attention = attention;
     } else if (name == "tf32") {
@@ -139,7 +139,7 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
         options_.tune = choose(kOffOn) == 1;
         engine_.reset();
     } else if (name == "bias_gradient") {
-        options_.bias_in_product = choose(kBiasGradients) == 1;
+        options_.bias_in_matmul = choose(kBiasGradients) == 1;
     } else {
         Backend::set_option(name, value);
     }
@@ -161,7 +161,7 @@ DeviceInfo CudaBackend::info() const {
     int kilohertz = 0;
     CUDA_CHECK(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device_));
     info.clock_hz = 1e3 * kilohertz;
-    // "auto" says whether cuDNN is among its choices, once it has had one to make.
+    // Once attention has run, "auto" also says whether cuDNN is among its choices.
     const bool tried =
         options_.attention == CudaOptions::Attention::automatic && (cudnn_ || !cudnn_absence_.empty());
     info.options =
@@ -169,9 +169,9 @@ DeviceInfo CudaBackend::info() const {
                kAttentions[static_cast<int>(options_.attention)],
                tried ? cudnn_ ? " (with cuDNN)" : " (without cuDNN)" : "", kOffOn[options_.tf32],
                kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)],
-               kOffOn[options_.tune], kBiasGradients[options_.bias_in_product]);
-    if (plain_products_ > 0)
-        info.fallbacks = filled("cuBLASLt had no algorithm for {} products, the largest {}", plain_products_,
+               kOffOn[options_.tune], kBiasGradients[options_.bias_in_matmul]);
+    if (plain_matmuls_ > 0)
+        info.fallbacks = filled("cuBLASLt had no algorithm for {} matmuls, the largest {}", plain_matmuls_,
                                 largest_plain_);
     const std::string refusals = cudnn_ ? cudnn_->refusals() : "";
     if (!refusals.empty()) info.fallbacks += (info.fallbacks.empty() ? "" : "; ") + refusals;
@@ -206,12 +206,12 @@ std::int64_t CudaBackend::workspace_bytes(std::int64_t B, std::int64_t T, std::i
                                           DType dtype) {
     // The code of cuBLASLt and cuDNN, which the driver loads at first use: an allowance, not a measurement.
     constexpr std::int64_t kLibraries = std::int64_t{256} << 20;
-    // Of all ops encoder_backward wants the most scratch memory (encoder.cu): four lists, a share of two rows for
-    // every 32 positions, and the sort's; only for very many heads it is attention's delta.
+    // Of all ops encoder_backward needs the most scratch memory (encoder.cu): four lists, two rows for every 32
+    // positions, and the sort's; unless there are so many heads that attention's delta is larger.
     const std::int64_t N = B * T, scratch = std::max(N * (4 * 4 + 8 + C / 4), 4 * N * NH) + (1 << 20);
     const AttentionDims d{B, T, C, NH, C / NH};
     const bool by_cudnn = cudnn(d, Tensor(nullptr, dtype, {B, T, 3 * C})) != nullptr;
-    return kLibraries + static_cast<std::int64_t>(ProductEngine::kWorkspaceBytes) + scratch +
+    return kLibraries + static_cast<std::int64_t>(MatmulEngine::kWorkspaceBytes) + scratch +
            (by_cudnn ? cudnn_->workspace_bytes(d, options_.deterministic) : 0);
 }
 
@@ -226,7 +226,7 @@ void* CudaBackend::scratch(std::int64_t bytes) {
 }
 
 void CudaBackend::zero(Tensor x) {
-    detail::check_present("zero", "x", x);
+    check::present("zero", "x", x);
     if (x.bytes() > 0) CUDA_CHECK(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.bytes()), stream()));
 }
 
@@ -267,7 +267,7 @@ void CudaBackend::from_host(Tensor out, const void* host) {
 void CudaBackend::to_host(void* host, Tensor inp) {
     const cudaStream_t s = stream();
     const std::size_t bytes = static_cast<std::size_t>(inp.bytes());
-    const bool pinned = bytes <= kReturnBytes;  // else the driver's own way, by parts
+    const bool pinned = bytes <= kReturnBytes;  // else the driver copies in parts of its own
     if (pinned && bytes > return_bytes_) {
         const std::size_t size = std::bit_ceil(std::max<std::size_t>(bytes, 4096));
         if (return_) CUDA_CHECK(cudaFreeHost(return_));

@@ -1,7 +1,7 @@
-// An NVIDIA GPU as a Backend. Each op is defined in the file of its name; this header is their common room.
+// An NVIDIA GPU as a Backend. Each op is defined in the file named after it.
 //
-// All work goes into one stream, in call order. The host waits in to_host, synchronize and for a Readback
-// alone, and in from_host when it is several copies ahead of the device.
+// All work goes into one stream, in call order. The host waits only in to_host, in synchronize and for a
+// Readback, and in from_host if it is several copies ahead of the device.
 #pragma once
 
 #include <memory>
@@ -16,17 +16,17 @@ namespace llmc {
 
 // What a user may choose, by set_option or an environment variable (doc/cuda.md).
 struct CudaOptions {
-    // Each falls to the next for what it does not take; automatic begins with cudnn, but only in lengths that
-    // training has.
+    // What one does not support, the next in this list computes. automatic begins with cudnn, but only if T is a
+    // multiple of 64, as in training.
     enum class Attention { automatic, cudnn, flash, simple };
     enum class Switch { off, on, automatic };
 
     Attention attention = Attention::automatic;
-    bool tf32 = false;                      // f32 products in TF32
+    bool tf32 = false;                      // f32 matrices are multiplied in TF32
     bool deterministic = true;              // of cuDNN's attention backward
-    bool tune = false;                      // products' algorithms by the clock
-    bool bias_in_product = false;           // gradients of biases as a part of the weights' product
-    Switch fused_gelu = Switch::automatic;  // GELU inside of products: in bf16, from sm_90 on
+    bool tune = false;                      // matmul algorithms are chosen by timing them
+    bool bias_in_matmul = false;            // dbias is computed by the matmul of dweight
+    Switch fused_gelu = Switch::automatic;  // GELU in matmul epilogues; automatic: in bf16, from sm_90 on
 };
 
 class CudaBackend final : public Backend {
@@ -87,19 +87,19 @@ class CudaBackend final : public Backend {
     cudaStream_t stream();
 
   private:
-    // Memory for one op, valid until the next op asks.
+    // Memory for one op, valid until the next call.
     void* scratch(std::int64_t bytes);
 
-    void product(const Product& p);
-    bool fused_product(const Product& p);
-    void count_plain_product(const Product& p);
+    void matmul(const Matmul& p);
+    bool fused_matmul(const Matmul& p);
+    void count_plain_matmul(const Matmul& p);
     void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
     void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
-    ProductEngine& engine();
-    CudnnAttention* cudnn(const AttentionDims& d, const Tensor& qkv);  // null: not by cuDNN
+    MatmulEngine& engine();
+    CudnnAttention* cudnn(const AttentionDims& d, const Tensor& qkv);  // null: cuDNN is not to be used
     bool flash(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const;
 
-    // Pinned memory through which host data goes to the device, in turns.
+    // Pinned buffers, used in turn, through which host data goes to the device.
     struct Staging {
         void* memory = nullptr;
         cudaEvent_t read = nullptr;  // the device has read it
@@ -107,7 +107,7 @@ class CudaBackend final : public Backend {
     static constexpr int kStagings = 8;
     static constexpr std::size_t kStagingBytes = std::size_t{1} << 20;
 
-    // The way back: as large as the largest copy that took it.
+    // The pinned buffer through which data comes back. It grows with the copies, up to kReturnBytes.
     static constexpr std::size_t kReturnBytes = std::size_t{64} << 20;
     void* return_ = nullptr;
     std::size_t return_bytes_ = 0;
@@ -120,8 +120,8 @@ class CudaBackend final : public Backend {
     int next_staging_ = 0;
     void* scratch_ = nullptr;
     std::int64_t scratch_bytes_ = 0;
-    std::unique_ptr<ProductEngine> engine_;
-    std::int64_t plain_products_ = 0;  // that cuBLASLt had no algorithm for
+    std::unique_ptr<MatmulEngine> engine_;
+    std::int64_t plain_matmuls_ = 0;  // matmuls that cuBLASLt had no algorithm for
     double largest_plain_flops_ = 0.0;
     std::string largest_plain_;
     std::unique_ptr<CudnnAttention> cudnn_;

@@ -71,8 +71,8 @@ class FrontendAttention final : public CudnnAttention {
                    stream);
     }
 
-    // As the frontend has it: deterministic keeps the gradients of all scores, else dq is added up in f32; and a
-    // sum for every row.
+    // As the frontend computes it: the deterministic algorithm keeps the gradients of all scores, the other one
+    // accumulates dq in f32; both keep a sum for every row.
     std::int64_t workspace_bytes(const AttentionDims& d, bool deterministic) const override {
         const std::int64_t rows = d.B * d.NH * d.T;
         return rows * (deterministic ? 2 * d.T : 4 * d.HS) + 4 * rows;
@@ -203,7 +203,7 @@ class FrontendAttention final : public CudnnAttention {
         if (status != CUDNN_STATUS_SUCCESS)
             throw Error(filled("cuDNN: {} (cudnnSetStream)", cudnnGetErrorString(status)));
         const fe::error_object error = p.graph->execute(handle_, pointers, workspace_);
-        if (error.is_bad()) refuse(p, d, pass, error.err_msg);  // it refuses some shapes only here
+        if (error.is_bad()) refuse(p, d, pass, error.err_msg);  // cuDNN refuses some shapes only here
         return error.is_good();
     }
 

@@ -1,5 +1,5 @@
 // cuDNN's functions, as far as its frontend and cudnn_attention.cpp call them: each is looked up in the library
-// that is opened at first use. Hidden from the linker's other users, so the real ones are never replaced.
+// that is opened at first use. Their symbols are hidden, so they never replace the real ones for others.
 #include <cudnn.h>
 
 #include "cuda/dynamic_library.h"

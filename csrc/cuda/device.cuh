@@ -1,7 +1,7 @@
 // What kernels share: values in memory (16 bytes at a time, computed in f32), reductions of a warp and of a
 // block in a fixed order, and the one way to launch.
 //
-// W is the number of values that a thread takes at once: 16 bytes of the op's storage type where every row
+// W is the number of values that a thread takes at once: 16 bytes of the op's storage type if every row
 // begins at a multiple of 16 bytes, else 1. A kernel is written once, over W.
 #pragma once
 
@@ -17,9 +17,9 @@
 #define LLMC_SHARED(name, ...) auto& name = ::cuda_emulation::shared_variable<__VA_ARGS__, decltype([] {})>()
 #define LLMC_DYNAMIC_SHARED(name) unsigned char* const name = ::cuda_emulation::dynamic_shared()
 #else
-// A variable of the block. LLMC_SHARED(sums, float[32]);
+// Declares a variable in shared memory: LLMC_SHARED(sums, float[32]);
 #define LLMC_SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
-// The bytes asked for at launch.
+// Declares the shared memory whose size is given at launch.
 #define LLMC_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
@@ -148,7 +148,7 @@ struct Sum {
         return a + b;
     }
 };
-struct Max {  // of a number and a NaN the number, in one instruction
+struct Max {  // in one instruction; of a number and a NaN it returns the number
     __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
@@ -160,7 +160,7 @@ __device__ __forceinline__ T warp_reduce(T x, Op op) {
     return x;
 }
 
-// Of a one-dimensional block of whole warps. A barrier, so every thread of the block must come.
+// For one-dimensional blocks of whole warps. It has barriers, so every thread of the block must call it.
 template <class T, class Op>
 __device__ __forceinline__ T block_reduce(T x, T identity, Op op) {
     LLMC_SHARED(partial, T[kWarp]);
@@ -181,7 +181,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
 #if defined(LLMC_CUDA_EMULATION)
     cuda_emulation::launch(stream, grid, block, shared, [=] { kernel(Parameters(arguments)...); });
 #else
-    constexpr std::size_t kUnasked = 48 << 10;  // a kernel must ask for more
+    constexpr std::size_t kUnasked = 48 << 10;  // more needs the attribute below
     if (shared > kUnasked)
         CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -210,7 +210,7 @@ void visit_float(DType dtype, Body&& body) {
         body(bf16{});
 }
 
-// Calls body with W as an integral_constant: 16 bytes of T where `row` elements and all pointers allow it.
+// Calls body with W as an integral_constant: 16 bytes of T if `row` and all pointers are aligned to that, else 1.
 template <class T, class Body, class... Pointers>
 void visit_width(i64 row, Body&& body, Pointers... pointers) {
     constexpr int wide = 16 / sizeof(T);

@@ -16,13 +16,15 @@ struct LibraryNames {
 };
 extern const LibraryNames kCublasLt, kCudnn, kNccl;
 
-// Where pip put the wheels; Python says (src/llmc/system/cuda_libs.py). Declared in make_cuda.h too, for the bindings.
+// The folders of pip's wheels, which Python knows (src/llmc/system/cuda_libs.py). Declared in make_cuda.h too, for the
+// bindings.
 void set_library_directories(std::vector<std::string> directories);
 
-// Stays open until the process ends: NVIDIA's libraries do not like to be unloaded.
+// Stays open until the process ends: NVIDIA's libraries are not made to be unloaded.
 class DynamicLibrary {
   public:
-    // Already loaded, then the directories, then the system. Throws Error naming the package to install.
+    // Looks among the libraries already loaded, then in the directories, then in the system. Throws Error naming the
+    // package to install.
     explicit DynamicLibrary(const LibraryNames& names);
     void* symbol(const char* name) const;  // throws Error
     const std::string& path() const { return path_; }

@@ -42,7 +42,7 @@ __global__ void encoder_forward_kernel(T* out, const std::int32_t* inp, const T*
     store(out + i, x);
 }
 
-// What is sorted: tokens, those out of range all as Vp, and their positions.
+// The input of the sort: tokens as keys (Vp for all that are out of range), and their positions.
 __global__ void sort_input_kernel(std::int32_t* keys, std::int32_t* positions, const std::int32_t* tokens,
                                   i64 N, i64 Vp) {
     const i64 i = global_thread();
@@ -60,8 +60,8 @@ __device__ void add_to_row(G* dwte, i64 token, i64 C, i64 Vp, i64 c, const Float
     store(dwte + token * C + c, x);
 }
 
-// shares (chunks, 2, C): [0] of the token that the chunk begins with, where it began earlier; [1] of the token
-// that begins here and goes on.
+// shares (chunks, 2, C), of tokens that lie in several chunks: [0] of the chunk's first token, if it began in an
+// earlier chunk; [1] of its last token, if that begins here and goes on in the next chunk.
 template <class T, class G, int W>
 __global__ void wte_chunk_kernel(G* dwte, float* shares, const T* dout, const std::int32_t* keys,
                                  const std::int32_t* positions, i64 N, i64 C, i64 Vp) {
@@ -128,10 +128,10 @@ i64 aligned_bytes(i64 bytes) { return ceil_div(bytes, 256) * 256; }
 void CudaBackend::encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) {
     constexpr const char* op = "encoder_forward";
     const auto [B, T_, C, Vp, maxT] = encoder_dims(op, out, inp, wte, wpe);
-    detail::check_dtype(op, "out", out, wte.dtype);
+    check::dtype(op, "out", out, wte.dtype);
     if (start) {
-        detail::check_dtype(op, "start", start, DType::i32);
-        detail::check_shape(op, "start", start, {B});
+        check::dtype(op, "start", start, DType::i32);
+        check::shape(op, "start", start, {B});
     }
     visit_float(wte.dtype, [&, B = B, T_ = T_, C = C, Vp = Vp, maxT = maxT](auto tag) {
         using T = decltype(tag);

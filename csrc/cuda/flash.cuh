@@ -1,5 +1,5 @@
 // What the flash-attention kernels share (Dao 2023, arXiv:2307.08691): tiles of bf16 rows in shared memory,
-// and the two kinds of product between them, on tensor cores.
+// and the two kinds of matmul between them, on tensor cores.
 //
 // A block has 4 warps and 64 rows, of queries or of keys; a warp owns 16 of the rows. Tiles come by cp.async
 // into two buffers in turns. A tile's row is padded by 16 bytes: for the head sizes here (64, 80, 96, 128) the
@@ -7,7 +7,7 @@
 #pragma once
 
 #include "core/dims.h"
-#include "cuda/attention.h"
+#include "cuda/flash.h"
 #include "cuda/device.cuh"
 
 namespace llmc::flash {
@@ -19,8 +19,8 @@ inline constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 template <int HS>
 inline constexpr int kLd = HS + 8;
 
-// Rows row0.. of one head to a tile; zeros past the last row. To be committed and waited for. Offsets within a
-// tile are of 32 bits (flash_supports), from one base; with a constant number of turns the loop unrolls.
+// Copies rows row0.. of one head to a tile, with zeros past the last row; the caller commits and waits. Offsets within
+// a tile fit 32 bits (flash_supports). The number of turns is constant so that the loop unrolls.
 template <int HS, int rows>
 __device__ __forceinline__ void load_tile(bf16* tile, const bf16* head, int stride, int row0, int T_) {
     constexpr int kChunks = rows * (HS / 8);  // of 16 bytes
@@ -63,7 +63,7 @@ __device__ __forceinline__ void multiply_rows(float (&s)[N / 8][4], const A& fra
     }
 }
 
-// o (16, HS) += P B, where P (16, K) is what a multiply_rows left, rounded to bf16, and B a tile of K rows.
+// o (16, HS) += P B, where P (16, K) is a result of multiply_rows, rounded to bf16, and B a tile of K rows.
 template <int HS, int K>
 __device__ __forceinline__ void multiply_values(float (&o)[HS / 8][4], const float (&p)[K / 8][4],
                                                 const bf16* tile) {
@@ -106,7 +106,8 @@ void visit_head_size(i64 HS, Body&& body) {
     throw Error(filled("flash attention has no kernel for a head size of {}", HS));
 }
 
-// Block i of B NH heads times `tiles` tiles of rows; the last tile of every head first, or the first.
+// The head and the tile of rows that a block computes. Blocks are in the order of tiles, the last or the first one
+// first, with all heads in each.
 struct Place {
     i64 b, h, row;  // row: b NH + h
     int tile;

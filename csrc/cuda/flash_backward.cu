@@ -1,10 +1,10 @@
 // Flash attention, backward: two kernels that compute the scores again from lse, one whose blocks own keys and
 // walk over the queries from the diagonal on (dk, dv), one whose blocks own queries and walk over the keys up
 // to it (dq). No sum crosses blocks, so there are no atomics, and every run gives the same bits; the price is 7
-// products where 5 would do.
+// matmuls instead of 5.
 //
-// In the first kernel everything is transposed (rows are keys), so that each score computed is, where it lies,
-// a left operand of the product that follows:
+// In the first kernel everything is transposed (rows are keys), so that the scores, as they lie in registers, are the
+// left operand of the matmul that follows:
 //   s^T = k q^T;  p^T = exp(s^T scale - lse);  dp^T = v dout^T;  ds^T = p^T (dp^T - delta)
 //   dv += p^T dout;  dk += ds^T q, times scale at the end
 #include "cuda/flash.cuh"
@@ -18,7 +18,7 @@ namespace {
 
 using namespace flash;
 
-// Rows of the tiles that are walked over: as many as leave the accumulators in registers.
+// Rows of a tile that the loop loads: few enough for the accumulators to stay in registers.
 template <int HS>
 constexpr int kStep = HS == 64 ? 64 : 32;
 
@@ -26,7 +26,7 @@ template <int HS>
 constexpr std::size_t kSharedBytes =
     (2 * kRows + 4 * kStep<HS>)*kLd<HS> * sizeof(bf16) + 4 * kStep<HS> * sizeof(float);
 
-// lse in units of log2, +infinity past the end: then p is 0 there. delta 0.
+// Loads lse, in units of log2, and delta. Past the end lse is +infinity, so that p is 0, and delta is 0.
 template <int HS>
 __device__ __forceinline__ void load_stats(float* stats, const float* lse, const float* delta, int row0,
                                            int T_) {
@@ -84,7 +84,8 @@ __global__ void __launch_bounds__(kThreads)
     float dk[HS / 8][4], dv[HS / 8][4];
     clear(dk);
     clear(dv);
-    const bf16 *const my_keys = keys + warp * 16 * kLd<HS>, *const my_values = values + warp * 16 * kLd<HS>;
+    const bf16 *const warp_keys = keys + warp * 16 * kLd<HS>, *const warp_values =
+                                                                  values + warp * 16 * kLd<HS>;
     const int row = key0 + warp * 16 + g;  // and row + 8
     int buffer = 0;
     for (int query0 = key0; query0 < T_; query0 += kQueries, buffer ^= 1) {
@@ -99,9 +100,9 @@ __global__ void __launch_bounds__(kThreads)
         clear(p);
         clear(ds);
         multiply_rows<HS, kQueries>(
-            p, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, my_keys, c); }, query);
+            p, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, warp_keys, c); }, query);
         multiply_rows<HS, kQueries>(
-            ds, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, my_values, c); }, dquery);
+            ds, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, warp_values, c); }, dquery);
         const bool diagonal = query0 < key0 + kRows;
 #pragma unroll
         for (int n = 0; n < kQueries / 8; ++n)
@@ -156,8 +157,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     float dq[HS / 8][4];
     clear(dq);
-    const bf16 *const my_queries = queries + warp * 16 * kLd<HS>, *const my_douts =
-                                                                      douts + warp * 16 * kLd<HS>;
+    const bf16 *const warp_queries = queries + warp * 16 * kLd<HS>, *const warp_douts =
+                                                                        douts + warp * 16 * kLd<HS>;
     const int last = query0 + kRows < T_ ? query0 + kRows : T_;
     int buffer = 0;
     for (int key0 = 0; key0 < last; key0 += kKeys, buffer ^= 1) {
@@ -169,9 +170,9 @@ __global__ void __launch_bounds__(kThreads)
         clear(p);
         clear(ds);
         multiply_rows<HS, kKeys>(
-            p, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, my_queries, c); }, keys + buffer * kTile);
+            p, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, warp_queries, c); }, keys + buffer * kTile);
         multiply_rows<HS, kKeys>(
-            ds, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, my_douts, c); }, values + buffer * kTile);
+            ds, [&](std::uint32_t (&a)[4], int c) { load_a<HS>(a, warp_douts, c); }, values + buffer * kTile);
         const bool diagonal = key0 + kKeys > query0;
 #pragma unroll
         for (int n = 0; n < kKeys / 8; ++n)

@@ -1,6 +1,6 @@
 // Flash attention, forward. A block owns 64 queries of a head, in registers, and walks over the keys up to the
 // diagonal in tiles of 64: scores, online softmax (per row a running maximum and sum, over the 4 lanes that
-// share the row), and the scores as they lie in registers are the left operand of the product with the values.
+// share the row), and the scores as they lie in registers are the left operand of the matmul with the values.
 #include "cuda/flash.cuh"
 
 #include <cmath>
@@ -14,8 +14,8 @@ using namespace flash;
 
 constexpr int kKeys = 64;  // of a tile
 
-// Blocks on a multiprocessor at once for which the compiler is to save registers: it can for this head size
-// without spilling. 0: as it likes.
+// The number of blocks that are to fit on a multiprocessor, for which the compiler saves registers. 4 needs no
+// spilling for head size 64; 0 leaves it to the compiler.
 template <int HS>
 constexpr int kBlocks = HS == 64 ? 4 : 0;
 
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<HS>)
             load_tile<HS, kKeys>(keys + (1 - buffer) * kTile, k, stride, (tile + 1) * kKeys, T_);
             load_tile<HS, kKeys>(values + (1 - buffer) * kTile, v, stride, (tile + 1) * kKeys, T_);
         }
-        ptx::cp_async_commit();  // of nothing, at the end: then the count below is right all the same
+        ptx::cp_async_commit();  // empty at the end, so that the count below is right there too
         ptx::cp_async_wait<1>();
         __syncthreads();
 

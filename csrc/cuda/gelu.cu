@@ -40,7 +40,7 @@ struct GeluBackward {
         for (int k = 0; k < W; ++k) {
             const float e = gelu_exponential(x[k]), s = ptx::reciprocal(1.0f + e);
             const float slope = fmaf(x[k] * x[k], 3.0f * kGelu3, kGelu1);
-            // e s is 1 - s without its cancellation; where e is infinite, s is 0, and the product must be 0.
+            // e s is 1 - s without its cancellation. If e is infinite, s is 0, and e s must be 0 too.
             d[k] *= fmaf(x[k] * slope * s, fminf(e, std::numeric_limits<float>::max()) * s, s);
         }
         store(dinp + i, d);

@@ -39,7 +39,7 @@ __global__ void layernorm_forward_kernel(T* residual, T* out, float* mean, float
             for (int k = 0; k < W; ++k) v[k] += v2[k];
             packed = Packed<W, T>::of(v);
             packed.store(residual + row * C + c);
-            v = packed.floats();  // as a later reader will see it
+            v = packed.floats();  // rounded, as a later reader will see it
         }
         if (keep) packed.store(kept + c);
 #pragma unroll
@@ -91,7 +91,7 @@ void launch_forward(cudaStream_t stream, Tensor residual, Tensor out, Tensor mea
 constexpr int kBackwardBlocks = 264;
 constexpr int kMostVectors = 3;  // of a row, in the registers of a lane
 
-// How rows of C columns are shared out: `warps` to a row, each lane has `vectors` times W columns; no vectors:
+// How rows of C columns are shared out: `warps` to a row, each lane has `vectors` times W columns. 0 vectors:
 // the row is too long.
 struct RowShare {
     int warps, vectors;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
     LLMC_SHARED(row_sums, float[2][2][kWarps]);  // of the rows of this turn and of the one before
     LLMC_SHARED(shared, float[kWarps][kWarp * W]);
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int rows = kWarps / row_warps, my_row = warp / row_warps, part = warp % row_warps;
+    const int rows = kWarps / row_warps, row_in_block = warp / row_warps, part = warp % row_warps;
     const int column0 = (part * kWarp + lane) * W, step = row_warps * kWarp * W;
     const float share = 1.0f / static_cast<float>(C);
     Packed<W, T> w[V] = {};
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
     int turn = 0;
     for (i64 row0 = static_cast<i64>(blockIdx.x) * rows; row0 < N;
          row0 += static_cast<i64>(gridDim.x) * rows, turn ^= 1) {
-        const bool live = row0 + my_row < N;  // what is not there is zero, and adds nothing
-        const i64 row = live ? row0 + my_row : row0, begin = row * C + column0;
+        const bool live = row0 + row_in_block < N;  // rows past the end are taken as 0, and add nothing
+        const i64 row = live ? row0 + row_in_block : row0, begin = row * C + column0;
         const T *const from_x = inp + begin, *const from_d = dout + begin;
         T* const to = dinp + begin;
         Packed<W, T> x[V] = {}, d[V] = {}, old[V] = {};
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
                 store(to + v * step, g);
             }
     }
-    float* const mine = partial + static_cast<i64>(blockIdx.x) * 2 * C;
+    float* const block_sums = partial + static_cast<i64>(blockIdx.x) * 2 * C;
 #pragma unroll
     for (int v = 0; v < V; ++v)
 #pragma unroll
@@ -188,15 +188,15 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
             __syncthreads();
             // Each of the warps with the same columns finishes some of them.
             const int column = column0 + v * step;
-            for (int k = my_row; k < W; k += rows) {
+            for (int k = row_in_block; k < W; k += rows) {
                 float total = 0.0f;
                 for (int i = part; i < kWarps; i += row_warps) total += shared[i][k * kWarp + lane];
-                if (column < C) mine[p * C + column + k] = total;
+                if (column < C) block_sums[p * C + column + k] = total;
             }
         }
 }
 
-// For rows too long: dinp as above.
+// For rows that do not fit into registers: only dinp.
 template <class T, int W>
 __global__ void layernorm_input_gradient_kernel(T* dinp, const T* dout, const T* inp, const T* weight,
                                                 const float* mean, const float* rstd, i64 N, i64 C) {
@@ -230,7 +230,7 @@ __global__ void layernorm_input_gradient_kernel(T* dinp, const T* dout, const T*
     }
 }
 
-// And dweight, dbias.
+// For those rows: dweight and dbias (column_sum.cuh).
 template <class T>
 struct ParameterTerms {
     const T *dout, *inp;
@@ -253,7 +253,7 @@ struct ParameterTerms {
 void CudaBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
                                     Tensor bias) {
     const auto [N, C] = layernorm_dims("layernorm_forward", out, mean, rstd, inp, weight);
-    detail::check_like("layernorm_forward", "bias", bias, weight);
+    check::like("layernorm_forward", "bias", bias, weight);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         launch_forward<decltype(tag), false>(stream(), Tensor(), out, mean, rstd, inp, Tensor(), weight, bias,
                                              N, C);
@@ -264,7 +264,7 @@ void CudaBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, 
                                                    Tensor a, Tensor b, Tensor weight, Tensor bias) {
     constexpr const char* op = "fused_residual_layernorm_forward";
     const auto [N, C] = layernorm_dims(op, out, mean, rstd, residual, weight);
-    detail::check_like(op, "bias", bias, weight);
+    check::like(op, "bias", bias, weight);
     elementwise_numel(op, residual, a, b);
     visit_float(a.dtype, [&, N = N, C = C](auto tag) {
         launch_forward<decltype(tag), true>(stream(), residual, out, mean, rstd, a, b, weight, bias, N, C);
@@ -275,10 +275,10 @@ void CudaBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, 
                                      Tensor weight, Tensor mean, Tensor rstd) {
     constexpr const char* op = "layernorm_backward";
     const auto [N, C] = layernorm_dims(op, dinp, mean, rstd, inp, weight);
-    detail::check_matrix(op, "dout", dout, inp.dtype, N, C);
-    detail::check_shape(op, "dweight", dweight, {C});
-    detail::check_float(op, "dweight", dweight);
-    detail::check_like(op, "dbias", dbias, dweight);
+    check::matrix(op, "dout", dout, inp.dtype, N, C);
+    check::shape(op, "dweight", dweight, {C});
+    check::float_dtype(op, "dweight", dweight);
+    check::like(op, "dbias", dbias, dweight);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         visit_float(dweight.dtype, [&](auto grad_tag) {

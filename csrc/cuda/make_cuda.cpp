@@ -11,7 +11,7 @@ namespace {
 
 std::string version_text(int version) { return filled("{}.{}", version / 1000, version % 1000 / 10); }
 
-// Empty where there are devices; else why not.
+// Why there are no devices; empty if there are some.
 std::string absence(int* count) {
     *count = 0;
     const cudaError_t error = cudaGetDeviceCount(count);

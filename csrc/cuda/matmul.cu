@@ -1,9 +1,9 @@
-// The three products of a linear layer, in BLAS's column-major terms (D = op(A) op(B)):
+// The three matmuls of a linear layer, in BLAS's column-major terms (D = op(A) op(B)):
 //   forward   out^T (OC,N)     = weight (OC,C)    inp^T (C,N)       bias or bias + GELU in the epilogue
 //   dinp      dinp^T (C,N)     = weight^T (C,OC)  dout^T (OC,N)     GELU's gradient in the epilogue
 //   dweight   dweight^T (C,OC) = inp^T (C,N)      dout (N,OC)       accumulation by beta
-// cuBLASLt does them (cublaslt.cpp). Shapes that it has no algorithm for, as odd ones with an epilogue, go
-// step by step, and at last to the plain kernel below, which takes any shape.
+// cuBLASLt computes them (cublaslt.cpp). If it has no algorithm for a shape with an epilogue (odd ones), matmul and
+// epilogue are done one after the other; if it has none at all, the plain kernel below takes any shape.
 #include <algorithm>
 #include <cstdio>
 
@@ -18,7 +18,7 @@ namespace {
 constexpr int kTile = 32;     // the plain kernel's block of D
 constexpr int kTileRows = 8;  // thread (x, y) computes rows y, y + 8, ..
 
-constexpr double kLargeFlops = 1e9;  // of a product that is worth a warning if it is slow
+constexpr double kLargeFlops = 1e9;  // a matmul as large as this is worth a warning if it is slow
 
 // Element (row, column) of op(X), 0 outside.
 template <class T>
@@ -28,7 +28,7 @@ __device__ float element(const T* x, i64 ld, bool transposed, i64 row, i64 colum
 }
 
 template <class In, class Out>
-__global__ void product_kernel(Product p) {
+__global__ void matmul_kernel(Matmul p) {
     LLMC_SHARED(a, float[kTile][kTile + 1]);  // + 1: no two rows of a column in one bank
     LLMC_SHARED(b, float[kTile][kTile + 1]);
     const int x = threadIdx.x, y = threadIdx.y;
@@ -71,8 +71,8 @@ struct BiasTerms {
     }
 };
 
-Product forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight, Tensor bias) {
-    Product p{};
+Matmul forward_matmul(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight, Tensor bias) {
+    Matmul p{};
     p.m = d.OC, p.n = d.N, p.k = d.C;
     p.a = weight.data, p.lda = d.C, p.transpose_a = true;
     p.b = inp.data, p.ldb = d.C, p.transpose_b = false;
@@ -85,14 +85,14 @@ Product forward_product(const MatmulDims& d, Tensor out, Tensor inp, Tensor weig
 
 }  // namespace
 
-ProductEngine& CudaBackend::engine() {
-    if (!engine_) engine_ = std::make_unique<ProductEngine>(options_.tf32, options_.tune);
+MatmulEngine& CudaBackend::engine() {
+    if (!engine_) engine_ = std::make_unique<MatmulEngine>(options_.tf32, options_.tune);
     return *engine_;
 }
 
-// With an epilogue of GELU, which only the library has: false where it has not. Its GELU is not as exact as
-// f32 is, but more exact than bf16 can show.
-bool CudaBackend::fused_product(const Product& p) {
+// A matmul with GELU in its epilogue, which only cuBLASLt can do. Returns false if it cannot, or is not to. Its GELU
+// is less exact than f32, but more exact than bf16 can show.
+bool CudaBackend::fused_matmul(const Matmul& p) {
     const bool wanted = options_.fused_gelu == CudaOptions::Switch::automatic
                             ? fuse_gelu_by_default_ && p.inputs == DType::bf16
                             : options_.fused_gelu == CudaOptions::Switch::on;
@@ -100,32 +100,32 @@ bool CudaBackend::fused_product(const Product& p) {
     return wanted && p.m > 0 && p.n > 0 && p.k > 0 && engine().run(p, s);
 }
 
-// The plain kernel is hundreds of times slower, so a shape that comes to it is counted, and a large one named.
-void CudaBackend::count_plain_product(const Product& p) {
+// The plain kernel is hundreds of times slower, so matmuls that need it are counted, and a large one gives a warning.
+void CudaBackend::count_plain_matmul(const Matmul& p) {
     const double flops = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
-    ++plain_products_;
+    ++plain_matmuls_;
     if (flops <= largest_plain_flops_) return;
     const bool warn = flops > kLargeFlops && largest_plain_flops_ <= kLargeFlops;
     largest_plain_flops_ = flops;
     largest_plain_ = filled("{} x {} x {}", p.m, p.n, p.k);
     if (warn)
         std::fprintf(stderr,
-                     "llmc: warning: cuBLASLt has no algorithm for a product of %s, which goes to a slow "
+                     "llmc: warning: cuBLASLt has no algorithm for a matmul of %s, which goes to a slow "
                      "kernel\n",
                      largest_plain_.c_str());
 }
 
-void CudaBackend::product(const Product& p) {
+void CudaBackend::matmul(const Matmul& p) {
     if (p.m == 0 || p.n == 0) return;
     const cudaStream_t s = stream();  // before the engine, which is made on the current device
     if (p.k > 0) {
         if (engine().run(p, s)) return;
-        count_plain_product(p);
+        count_plain_matmul(p);
     }
-    LLMC_CHECK(ceil_div(p.n, kTile) <= 65535, "a product of {} columns is too large", p.n);
+    LLMC_CHECK(ceil_div(p.n, kTile) <= 65535, "a matmul of {} columns is too large", p.n);
     visit_float(p.inputs, [&](auto in) {
         visit_float(p.output, [&](auto out) {
-            launch(product_kernel<decltype(in), decltype(out)>,
+            launch(matmul_kernel<decltype(in), decltype(out)>,
                    dim3(blocks_for(p.m, kTile), blocks_for(p.n, kTile)), dim3(kTile, kTileRows), 0, s, p);
         });
     });
@@ -133,17 +133,17 @@ void CudaBackend::product(const Product& p) {
 
 void CudaBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) {
     const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
-    product(forward_product(d, out, inp, weight, bias));
+    matmul(forward_matmul(d, out, inp, weight, bias));
 }
 
 void CudaBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
     const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
-    detail::check_like("matmul_gelu_forward", "pre", pre, out);
-    detail::check_dtype("matmul_gelu_forward", "out", out, inp.dtype);
-    Product p = forward_product(d, out, inp, weight, bias);
+    check::like("matmul_gelu_forward", "pre", pre, out);
+    check::dtype("matmul_gelu_forward", "out", out, inp.dtype);
+    Matmul p = forward_matmul(d, out, inp, weight, bias);
     p.epilogue = bias ? Epilogue::gelu_bias : Epilogue::gelu;
     p.aux = pre.data;
-    if (fused_product(p)) return;
+    if (fused_matmul(p)) return;
     Backend::matmul_gelu_forward(out, pre, inp, weight, bias);
 }
 
@@ -157,34 +157,34 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
                                        Tensor weight, Tensor pre, bool accumulate) {
     const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
     if (dinp) {
-        if (pre) detail::check_matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
-        Product p{};
+        if (pre) check::matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
+        Matmul p{};
         p.m = d.C, p.n = d.N, p.k = d.OC;
         p.a = weight.data, p.lda = d.C, p.transpose_a = false;
         p.b = dout.data, p.ldb = d.OC, p.transpose_b = false;
         p.d = dinp.data, p.ldd = d.C;
         p.inputs = p.output = weight.dtype;
-        Product fused = p;
+        Matmul fused = p;
         fused.epilogue = Epilogue::dgelu;
         fused.aux = pre.data;
-        if (!pre || !fused_product(fused)) {
-            product(p);
+        if (!pre || !fused_matmul(fused)) {
+            matmul(p);
             if (pre) gelu_backward(dinp, pre, dinp);
         }
     }
     bool has_dbias = false;
     if (dweight) {
-        Product p{};
+        Matmul p{};
         p.m = d.C, p.n = d.OC, p.k = d.N;
         p.a = inp.data, p.lda = d.C, p.transpose_a = false;
         p.b = dout.data, p.ldb = d.OC, p.transpose_b = true;
         p.d = dweight.data, p.ldd = d.C;
         p.inputs = weight.dtype, p.output = dweight.dtype;
         p.accumulate = accumulate;
-        if (dbias && options_.bias_in_product && dbias.dtype == dweight.dtype && p.m > 0 && p.n > 0 &&
+        if (dbias && options_.bias_in_matmul && dbias.dtype == dweight.dtype && p.m > 0 && p.n > 0 &&
             p.k > 0) {
-            // The library overwrites the sums, so what is to be added to goes by way of scratch memory.
-            Product both = p;
+            // cuBLASLt can only overwrite dbias: to accumulate, it writes to scratch memory, which is then added.
+            Matmul both = p;
             const Tensor sums = accumulate ? Tensor(scratch(d.OC * 4), dbias.dtype, {d.OC}) : dbias;
             both.epilogue = Epilogue::bgradb;
             both.bias = sums.data;
@@ -192,7 +192,7 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
             has_dbias = engine().run(both, s);
             if (has_dbias && accumulate) residual_forward(dbias, dbias, sums);
         }
-        if (!has_dbias) product(p);
+        if (!has_dbias) matmul(p);
     }
     if (dbias && !has_dbias) bias_gradient(dbias, dout, accumulate);
 }

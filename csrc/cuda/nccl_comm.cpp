@@ -127,11 +127,11 @@ class NcclComm final : public Comm {
         require_comm();
         backend_->stream();
         reserve_scalars(all);
-        char* const mine = static_cast<char*>(scalars_) + bytes * static_cast<std::size_t>(rank_);
+        char* const rank_values = static_cast<char*>(scalars_) + bytes * static_cast<std::size_t>(rank_);
         double* const values = static_cast<double*>(host_scalars_);
         std::memcpy(values, x.data(), bytes);
-        CUDA_CHECK(cudaMemcpyAsync(mine, values, bytes, cudaMemcpyHostToDevice, stream_));
-        checked(lib_.AllGather(mine, scalars_, x.size(), ncclFloat64, comm_, stream_), "AllGather");
+        CUDA_CHECK(cudaMemcpyAsync(rank_values, values, bytes, cudaMemcpyHostToDevice, stream_));
+        checked(lib_.AllGather(rank_values, scalars_, x.size(), ncclFloat64, comm_, stream_), "AllGather");
         CUDA_CHECK(cudaMemcpyAsync(values, scalars_, all, cudaMemcpyDeviceToHost, stream_));
         finish();
         for (std::size_t i = 0; i < x.size(); ++i) {

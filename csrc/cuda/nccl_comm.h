@@ -1,4 +1,4 @@
-// Comm over NCCL, which is opened at first use (nccl_comm.cpp; no_nccl.cpp where it is not built in).
+// Comm over NCCL, which is opened at first use (nccl_comm.cpp, or no_nccl.cpp in a build without).
 #pragma once
 
 #include <string>

@@ -6,7 +6,7 @@
 //   A (16 x 16)  a0: (g, 2i..)  a1: (g + 8, 2i..)  a2: (g, 2i + 8..)  a3: (g + 8, 2i + 8..)
 //   B (16 x 8)   b0: (2i.., g)  b1: (2i + 8.., g)
 //   D (16 x 8)   d0, d1: (g, 2i), (g, 2i + 1)      d2, d3: (g + 8, 2i), (g + 8, 2i + 1)
-// So the D of one product, rounded to bf16, is half of the A of the next, in the same lanes.
+// So the D of one matmul, rounded to bf16, is half of the A of the next, in the same lanes.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +43,8 @@ __device__ __forceinline__ float reciprocal(float x) {
     return y;
 }
 
-// x as it is, but for the compiler another value: what it has made of x before, it makes again from here on
-// instead of keeping it in registers.
+// Leaves x as it is, but the compiler takes it for a new value: it computes again what it had computed from x before,
+// instead of keeping that in registers.
 __device__ __forceinline__ void forget(std::uint32_t& x) { asm volatile("" : "+r"(x)); }
 __device__ __forceinline__ void forget(std::uint16_t& x) { asm volatile("" : "+h"(x)); }
 
@@ -77,7 +77,7 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const std::uint32_t (&a)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 16 bytes from global to shared memory, both 16-byte aligned, without passing through registers; zeros where
+// 16 bytes from global to shared memory, both 16-byte aligned, without passing through registers; zeros if
 // not valid. They are there after cp_async_wait, for this thread, and after a barrier, for the others.
 __device__ __forceinline__ void cp_async16(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"

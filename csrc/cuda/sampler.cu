@@ -1,4 +1,4 @@
-// The next token of each row of logits, by a block for each row: core/sampler.cpp's choice. The most likely
+// Chooses the next token for each row of logits as core/sampler.cpp does; a block takes a row. The most likely
 // token, and the tokens that top_k leaves, are the same as there. Sums of probabilities are taken in another
 // order and exp is another library's, so the walk, and top_p's limit, may differ if they meet a boundary to some
 // 1e-13.
@@ -31,7 +31,7 @@ struct Largest {
     }
 };
 
-// f(i, x[i]) for i = begin, begin + step, ... below end. The loads of several do not wait for each other.
+// Calls f(i, x[i]) for i = begin, begin + step, ... below end. Eight loads are under way at once.
 template <class T, class F>
 __device__ __forceinline__ void each(const T* x, int begin, int end, int step, F f) {
     constexpr int kAhead = 8;
@@ -46,8 +46,8 @@ __device__ __forceinline__ void each(const T* x, int begin, int end, int step, F
     for (; i < end; i += step) f(i, x[i]);
 }
 
-// What top_k and top_p leave: the tokens that are more likely than `least`, and those just as likely up to
-// token `last`.
+// The tokens that top_k and top_p keep: those that are more likely than `least`, and up to token `last` those that are
+// as likely.
 struct Kept {
     double least;
     int last;
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         return;
     }
 
-    double* const p = probabilities + row * V;  // times their sum
+    double* const p = probabilities + row * V;  // not normalised
     each(x, thread, V, kThreads,
          [&](int i, float logit) { p[i] = exp(static_cast<double>((logit - all_most) / temperature)); });
     const Kept kept = top_k < V || top_p < 1.0f ? keep(p, V, top_k, top_p) : Kept{0.0, V};

@@ -1,15 +1,16 @@
-// ProductEngine for the emulated device: loops over the definition, with cuBLASLt's demands on epilogues.
+// MatmulEngine for the emulated device: loops over the definition, with the conditions that cuBLASLt has for
+// epilogues.
 #include <cmath>
 
 #include "cuda/cublaslt.h"
 
 namespace llmc {
 
-struct ProductEngine::State {
+struct MatmulEngine::State {
     bool tf32;
 };
-ProductEngine::ProductEngine(bool tf32, bool) : state_(new State{tf32}) {}
-ProductEngine::~ProductEngine() = default;
+MatmulEngine::MatmulEngine(bool tf32, bool) : state_(new State{tf32}) {}
+MatmulEngine::~MatmulEngine() = default;
 
 namespace {
 
@@ -28,7 +29,7 @@ float as_tf32(float x) {
     return __uint_as_float(u);
 }
 
-void compute(const Product& p, bool tf32) {
+void compute(const Matmul& p, bool tf32) {
     const bool bgradb = p.epilogue == Epilogue::bgradb;
     for (std::int64_t n = 0; bgradb && n < p.n; ++n) {
         double sum = 0.0;
@@ -63,7 +64,7 @@ void compute(const Product& p, bool tf32) {
 
 }  // namespace
 
-bool ProductEngine::run(const Product& p, cudaStream_t stream) {
+bool MatmulEngine::run(const Matmul& p, cudaStream_t stream) {
     if (p.k % 7 == 0) return false;  // now and then "no algorithm", so that what comes then is tested too
     if (p.epilogue != Epilogue::none && p.epilogue != Epilogue::bgradb && p.output != p.inputs) return false;
     const auto misaligned = [](const void* q) { return reinterpret_cast<std::uintptr_t>(q) % 16 != 0; };

@@ -519,7 +519,7 @@ def test_slow_products_are_counted(cuda):
     assert be.info().fallbacks == ""
     product(14)
     product(7)
-    assert be.info().fallbacks == "cuBLASLt had no algorithm for 2 products, the largest 5 x 3 x 14"
+    assert be.info().fallbacks == "cuBLASLt had no algorithm for 2 matmuls, the largest 5 x 3 x 14"
 
 
 def test_workspace(cuda):

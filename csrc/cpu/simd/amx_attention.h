@@ -3,9 +3,8 @@
 // to T = 1024 the softmax is the plain one. Blocks of 32 x 32 above the diagonal are skipped.
 //
 // What limits it is the exponential and the conversions between f32 scores and bf16 operands, not the tiles.
-// So 2^x has a form of its own, for arguments that need no clamping; and backward computes dK and dV transposed, for which P and
-// dS serve as right operands: pairs of their rows come straight out of the registers, and neither is ever
-// transposed.
+// So 2^x is computed by a function of its own, without clamping. And backward computes dK and dV transposed: P and dS
+// are then right operands, which consist of pairs of their rows, so neither is ever transposed.
 #pragma once
 
 namespace {
@@ -16,7 +15,7 @@ constexpr i64 kBlock = kSide * kSide;
 constexpr float kHidden = -1e30f;  // the score of a key that the query may not see
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 
-// 2^x to an ulp, and 1 at 0. scale2 saturates.
+// 2^x, accurate to an ulp, and exactly 1 at 0. scale2 saturates.
 inline Vec exp2(Vec x) {
     const Vec n = round(x), f = x - n;
     Vec p = set1(1.53533618e-4f);
@@ -32,8 +31,8 @@ alignas(64) constexpr std::uint16_t kPairsOfHalves[32] = {0,  16, 1,  17, 2,  18
                                                           21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                           11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
 
-// Strips of all rows of x (left: as queries, right: as keys); and of all channels, with the reduction along
-// the rows. Each strip takes the reduction's whole padded extent.
+// pack_by_rows makes strips of 32 rows of x (left: queries, right: keys), pack_by_channels strips of 32 channels, with
+// the reduction along the rows. A strip holds the whole reduction, padded.
 template <Side SIDE>
 void pack_by_rows(bf16* out, const bf16* x, i64 ld, i64 rows, i64 HS) {
     for (i64 t = 0; t < rows; t += kSide)
@@ -45,7 +44,7 @@ void pack_by_channels(bf16* out, const bf16* x, i64 ld, i64 rows, i64 HS) {
         pack_strip<SIDE>(out + d * round_up(rows, kSide), x + d, ld, true, smaller(kSide, HS - d), rows);
 }
 
-// A row of 32 channels of which n exist.
+// Stores a row of 32 channels, of which n exist.
 inline void put_row(bf16* p, Vec low, Vec high, i64 n) {
     _mm512_mask_storeu_epi16(p, _bzhi_u32(0xffffffffu, static_cast<unsigned>(n)), line_of(low, high));
 }
@@ -74,7 +73,7 @@ struct TileForwardScratch {
 
 i64 tile_attention_forward_scratch(i64 T_, i64 HS) { return TileForwardScratch(nullptr, T_, HS).pieces.used; }
 
-// The scores of a block, those above the diagonal hidden, and the highest of each query so far, by lanes.
+// Hides the scores above the diagonal, and raises `top` to the highest score of each query so far, lane by lane.
 inline void raise_top(float* scores, float* top, bool diagonal) {
     for (int r = 0; r < kSide; ++r, scores += kSide, top += Vec::W) {
         Vec a = load(scores), b = load(scores + 16);
@@ -86,7 +85,7 @@ inline void raise_top(float* scores, float* top, bool diagonal) {
     }
 }
 
-// probs = 2^(scores factor - highest), a strip's step on the left; sum += them, by lanes.
+// probs = 2^(scores factor - highest), laid out as a step of a left strip; sum += probs, lane by lane.
 inline void softmax_block(bf16* probs, float* sum, const float* scores, const float* highest, Vec factor) {
     for (int r = 0; r < kSide; ++r) {
         const Vec shift = set1(-highest[r]);
@@ -116,8 +115,8 @@ void tile_attention_forward(const AttentionHead<bf16>& h, i64 begin, i64 end, vo
             }
             for (i64 j = 0; j < blocks; ++j) {
                 float* const scores = s.scores + j * kBlock;
-                block_product(scores, packed_strip(s.queries), s.keys + (k0 + j * kSide) * width,
-                              width / kSide, false);
+                multiply_block(scores, packed_strip(s.queries), s.keys + (k0 + j * kSide) * width,
+                               width / kSide, false);
                 raise_top(scores, s.top, k0 + j * kSide == q0);
             }
             for (i64 r = 0; r < kSide; ++r) {
@@ -140,8 +139,8 @@ void tile_attention_forward(const AttentionHead<bf16>& h, i64 begin, i64 end, vo
                 softmax_block(s.probs + j * kBlock, s.sum, s.scores + j * kBlock, s.highest, set1(factor));
             for (i64 r = 0; r < kSide; ++r) s.total[r] += sum(load(s.sum + r * Vec::W));
             for (i64 d = 0; d < width; d += kSide)
-                block_product(s.out + d * kSide, packed_strip(s.probs), s.values + d * keys + k0 * kSide,
-                              blocks, k0 > 0);
+                multiply_block(s.out + d * kSide, packed_strip(s.probs), s.values + d * keys + k0 * kSide,
+                               blocks, k0 > 0);
         }
         for (i64 r = 0; r < rows; ++r) {
             const Vec norm = set1(1.0f / s.total[r]);
@@ -191,8 +190,8 @@ i64 tile_attention_backward_scratch(i64 T_, i64 HS) {
     return TileBackwardScratch(nullptr, T_, HS).pieces.used;
 }
 
-// P and dS of a block, two queries at a time, as a step of right strips (columns: keys), and dS as one of a
-// left strip (rows: queries).
+// Computes P and dS of a block, two queries at a time, and stores each as a step of a right strip (columns: keys), and
+// dS also as a step of a left strip (rows: queries).
 inline void score_gradients(const TileBackwardScratch& s, bf16* probs_right, bf16* dscores_right,
                             bf16* dscores_left, i64 first_query, bool diagonal, float scale) {
     const __m512i halves = _mm512_load_si512(kPairsOfHalves);
@@ -224,7 +223,7 @@ inline void score_gradients(const TileBackwardScratch& s, bf16* probs_right, bf1
     }
 }
 
-// 32 rows x 32 channels, from a block that holds them transposed.
+// Stores 32 rows x 32 channels of a block that holds them transposed.
 inline void put_transposed(bf16* out, i64 ld, const float* block, i64 rows, i64 channels) {
     for (int half = 0; half < 2; ++half) {
         Vec low[16], high[16];
@@ -266,13 +265,13 @@ void tile_attention_backward(const AttentionHead<bf16>& h, void* memory) {
         for (i64 k0 = 0; k0 < q0 + rows; k0 += kBackwardKeys) {
             for (i64 j = 0; j < kBackwardKeys / kSide; ++j) {
                 const i64 key = k0 + j * kSide;
-                const i64 first = key > q0 ? (key - q0) / kSide : 0;  // block of queries that sees them
+                const i64 first = key > q0 ? (key - q0) / kSide : 0;  // block of queries that sees these keys
                 for (i64 i = first; i < blocks; ++i) {
                     const i64 query = i * kSide;
-                    block_product(s.scores, packed_strip(s.queries + query * width), s.keys + key * width,
-                                  steps, false);
-                    block_product(s.dprobs, packed_strip(s.douts + query * width), s.values + key * width,
-                                  steps, false);
+                    multiply_block(s.scores, packed_strip(s.queries + query * width), s.keys + key * width,
+                                   steps, false);
+                    multiply_block(s.dprobs, packed_strip(s.douts + query * width), s.values + key * width,
+                                   steps, false);
                     const i64 right = j * kBackwardQueries * kSide + i * kStepSize;
                     score_gradients(s, s.probs_right + right, s.dscores_right + right,
                                     s.dscores_left + i * kBackwardKeys * kSide + j * kStepSize, query,
@@ -283,19 +282,19 @@ void tile_attention_backward(const AttentionHead<bf16>& h, void* memory) {
                 for (i64 d = 0; d < width; d += kSide) {
                     const i64 left = d * round_up(rows, kSide) + first * kStepSize,
                               sum_at = key * width + d * kSide;
-                    block_product(s.dv + sum_at, packed_strip(s.douts_by_channels + left),
-                                  s.probs_right + right, blocks - first, key < q0);
-                    block_product(s.dk + sum_at, packed_strip(s.queries_by_channels + left),
-                                  s.dscores_right + right, blocks - first, key < q0);
+                    multiply_block(s.dv + sum_at, packed_strip(s.douts_by_channels + left),
+                                   s.probs_right + right, blocks - first, key < q0);
+                    multiply_block(s.dk + sum_at, packed_strip(s.queries_by_channels + left),
+                                   s.dscores_right + right, blocks - first, key < q0);
                 }
             }
             for (i64 i = 0; i < blocks; ++i) {
                 if (q0 + i * kSide < k0) continue;
                 const i64 seen = smaller(kBackwardKeys / kSide, (q0 + i * kSide - k0) / kSide + 1);
                 for (i64 d = 0; d < width; d += kSide)
-                    block_product(s.dq + i * kSide * width + d * kSide,
-                                  packed_strip(s.dscores_left + i * kBackwardKeys * kSide),
-                                  s.keys_by_channels + d * padded_T + k0 * kSide, seen, k0 > 0);
+                    multiply_block(s.dq + i * kSide * width + d * kSide,
+                                   packed_strip(s.dscores_left + i * kBackwardKeys * kSide),
+                                   s.keys_by_channels + d * padded_T + k0 * kSide, seen, k0 > 0);
             }
         }
         for (i64 r = 0; r < rows; ++r)

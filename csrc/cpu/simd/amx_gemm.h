@@ -1,15 +1,15 @@
-// Matrix products of bf16 on AMX, in blocks of 32 x 32 of C: four tiles, which two of A and two of B feed.
+// Matmuls of bf16 on AMX, in blocks of 32 x 32 of C: four tiles of C, for two tiles of A and two of B.
 //
 // Operands come in strips, 32 rows of A (left) or 32 columns of B (right), along the reduction in steps of
 // 32. A step is two tiles of 1 KB:
-//   left    [half][16 rows][32 k]                 also the form of a row-major A, but for the row stride
+//   left    [half][16 rows][32 k]                 a row-major A in memory is the same, with a longer row stride
 //   right   [half][16 pairs of k][16 columns][2]
 //
 //   for a block of rows                           a task owns a range of rows and columns of C
 //     for a stretch of the reduction              the block of A stays in L2
 //       for a strip of B
 //         for kL1Steps of it                      16 KB, which stay in L1, and the next 16 KB are prefetched
-//           for each 32 rows: block_product       C goes through scratch between stretches and L1 blocks
+//           for each 32 rows: multiply_block       C goes through scratch between stretches and L1 blocks
 //             at the end: the epilogue
 //
 // Tiles sum in f32, in the order of k in whole steps: the order of every sum depends on K alone. Strips are
@@ -40,7 +40,7 @@ inline __m512i line_of(Vec low, Vec high) {
 inline Vec low_of(__m512i line) { return {widen(_mm512_castsi512_si256(line))}; }
 inline Vec high_of(__m512i line) { return {widen(_mm512_extracti64x4_epi64(line, 1))}; }
 
-// Where elements of two lines meet: pairs (a[i], b[i]) of the first 16, and of the last 16.
+// Indices that interleave two lines a and b: pairs (a[i], b[i]) of the first 16 elements, and of the last 16.
 alignas(64) constexpr std::uint16_t kPairsLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                      37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                      11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -52,8 +52,8 @@ alignas(64) constexpr std::uint16_t kPairsHigh[32] = {16, 48, 17, 49, 18, 50, 19
 
 enum class Side { left, right };
 
-// A strip of `width` <= 32 rows or columns and `elements` of the reduction, out of a matrix in which the
-// reduction is the fast direction (kmajor: the slow one).
+// Packs a strip of `width` <= 32 rows or columns, with `elements` along the reduction, out of a matrix that is
+// contiguous along the reduction (or, if kmajor, across it).
 template <Side SIDE>
 void pack_strip(bf16* out, const bf16* src, i64 ld, bool kmajor, i64 width, i64 elements) {
     for (i64 k = 0; k < elements; k += kSide, out += kStepSize) {
@@ -81,8 +81,8 @@ void pack_strip(bf16* out, const bf16* src, i64 ld, bool kmajor, i64 width, i64 
     }
 }
 
-// A strip on the left, in elements: from a tile's row to the next, from a step to the next, from the upper 16
-// rows to the lower.
+// A left strip. Distances in elements: `row` from a row of a tile to the next, `step` from a step to the next, `below`
+// from the upper 16 rows to the lower.
 struct LeftStrip {
     const bf16* p;
     i64 row, step, below;
@@ -90,16 +90,16 @@ struct LeftStrip {
 inline LeftStrip packed_strip(const bf16* p) { return {p, 32, kStepSize, 512}; }
 inline LeftStrip strip_in_memory(const bf16* p, i64 ld) { return {p, ld, kSide, 16 * ld}; }
 
-// What to fetch into L2 meanwhile: `lines` cache lines a step.
+// What multiply_block fetches into L2 meanwhile: `lines` cache lines per step.
 struct Ahead {
     const char* next = nullptr;
     i64 stride = 0;
     i64 lines = 0;
 };
 
-// c (32 x 32, dense) = or += a b over `steps`. The loads of one operand are kept apart by multiplications: back
-// to back they wait for the tiles.
-inline void block_product(float* c, LeftStrip a, const bf16* b, i64 steps, bool accumulate, Ahead& ahead) {
+// c (32 x 32, dense) = or += a b over `steps`. Between the loads of an operand's two
+// tiles there is a multiplication: back to back, the loads would wait for the tiles.
+inline void multiply_block(float* c, LeftStrip a, const bf16* b, i64 steps, bool accumulate, Ahead& ahead) {
     constexpr i64 kRow = kSide * 4, kTile = 16 * 4;  // bytes of a row of C, and of a tile's part of it
     char* const upper = reinterpret_cast<char*>(c);
     char* const lower = upper + 16 * kRow;
@@ -134,9 +134,9 @@ inline void block_product(float* c, LeftStrip a, const bf16* b, i64 steps, bool 
     tile_store<2>(lower, kRow);
     tile_store<3>(lower + kTile, kRow);
 }
-inline void block_product(float* c, LeftStrip a, const bf16* b, i64 steps, bool accumulate) {
+inline void multiply_block(float* c, LeftStrip a, const bf16* b, i64 steps, bool accumulate) {
     Ahead nothing;
-    block_product(c, a, b, steps, accumulate, nothing);
+    multiply_block(c, a, b, steps, accumulate, nothing);
 }
 
 // ---- the epilogue of gemm.h for a block of 32 full columns: a row of bf16 is one cache line ----
@@ -186,8 +186,8 @@ void finish_block(const Gemm& g, const float* c, i64 m, i64 n, i64 rows, bool pa
     }
 }
 
-// A store that first reads a cold line is most of the cost of a large output; a small one is read back from
-// the cache.
+// An ordinary store first reads the line, which is most of the cost of a large output. A small output is left in the
+// caches for its reader.
 inline bool goes_past_caches(const Gemm& g) {
     const i64 size = g.c_f32 ? 4 : 2;
     const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 64 == 0; };
@@ -195,19 +195,20 @@ inline bool goes_past_caches(const Gemm& g) {
            g.ldc * size % 64 == 0;
 }
 
-// ---- products ----
+// ---- matmuls ----
 
-// Of A, in L2. A that lies k-major is packed in any case: then a stretch is what L1 takes of B, which is
-// packed on the way too, and more rows share it.
+// Rows and stretch of a block of A, which stays in L2. If A is k-major (dweight), A and B are both packed: then a
+// stretch is only as long as the part of B that L1 holds, and more rows use it.
 inline i64 block_rows(const Gemm& g) { return g.a_kmajor ? 384 : 256; }
 inline i64 stretch_of(const Gemm& g) { return g.a_kmajor ? kL1Steps * kSide : 768; }
 
 llmc::GemmTask tile_gemm_task(const Gemm& g) {
-    // A reduction in several stretches keeps all of the task's C in scratch: in L2, beside A.
+    // If the reduction takes several stretches, all of the task's C is in scratch, which is to stay in L2 beside A.
     return {block_rows(g), g.K > stretch_of(g) ? 768 : i64{1} << 40, kSide, kSide, 192};
 }
 
-// Rows too far apart for the TLB and the sets of the caches are packed, and so are ends of rows.
+// Whether A is read in place. It is packed if its rows are too far apart for the TLB and the sets of the caches, or
+// end within a step.
 inline bool read_in_memory(const Gemm& g) { return !g.a_kmajor && g.K % kSide == 0 && g.lda * 2 < 8192; }
 
 struct TileScratch {
@@ -275,7 +276,7 @@ void tile_gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
                             r < first_packed ? strip_in_memory(a + (m + r) * g.lda + k, g.lda)
                                              : packed_strip(s.left + r * packed_stretch + ki * kStepSize);
                         float* const c = c_strip + r * kSide;
-                        block_product(c, left, right, count, k > 0, ahead);
+                        multiply_block(c, left, right, count, k > 0, ahead);
                         if (!last) continue;
                         const i64 height = smaller(kSide, rows - r);
                         if (columns < kSide && g.c_f32)
@@ -294,7 +295,7 @@ void tile_gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
     if (past_caches) fence();
 }
 
-// The ceiling, as multiply_adds of simd/peak.h.
+// The peak of the tiles: multiply_adds of simd/peak.h.
 double tile_multiply_adds(i64 rounds, float* operands) {
     const TilesInUse tiles;
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();

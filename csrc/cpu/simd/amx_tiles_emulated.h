@@ -1,15 +1,15 @@
 // Tiles for testing the AMX kernels on a CPU without AMX. The arithmetic is the instruction's, bit for bit
 // (checked against Bochs, see CONTRIBUTING.md): per element of C, the products of the even and of the odd
 // elements along k are summed apart, in order, by fused multiply-adds that start from 0; their total is added
-// to C. Everything rounds to nearest even, and denormals count as zero: so they do in every task of parallel_for,
-// whose mode the arithmetic here relies on.
+// to C. Everything rounds to nearest even, and denormals count as zero, as they do in every task of
+// parallel_for, whose mode this arithmetic relies on.
 #pragma once
 
 namespace {
 
 alignas(64) thread_local float emulated_tiles[8][16][16];
 
-// Where the real one zeroes the tiles, this puts garbage: a tile used before it is set then shows.
+// The real one zeroes the tiles. This one fills them with garbage, so that a tile used before it is set is noticed.
 class TilesInUse {
   public:
     TilesInUse() {

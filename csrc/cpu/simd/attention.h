@@ -1,10 +1,10 @@
 // Causal attention, forward and backward, in blocks with the online softmax (Milakov & Gimelshein 2018; Dao
 // et al. 2022): no (T, T) matrix exists, and forward leaves only out and lse, the log-sum-exp of each row of
-// scores, for backward. The products run through the matmul micro-kernel. Blocks of keys that no query of a
+// scores, for backward. Its matmuls run through the micro-kernel of gemm.h. Blocks of keys that no query of a
 // block may see are skipped.
 //
-// A right operand is packed in strips of NR columns; a left operand either in panels of MR rows or, where it
-// was computed here, read in place through the micro-kernel's strides.
+// A right operand is packed in strips of NR columns. A left operand is packed in panels of MR rows or, if it was
+// computed here, read in place through the micro-kernel's strides.
 #pragma once
 
 namespace {
@@ -135,11 +135,11 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
             for (i64 r = 0; r < rows; ++r) {
                 const float* x = s.scores + r * kKB;
                 typename P::Left* p = s.probs + r * kKB;
-                const i64 mine = smaller(visible, q0 + r + 1 - k0);  // keys that this query may see
-                if (mine > 0) {
+                const i64 seen = smaller(visible, q0 + r + 1 - k0);  // keys that this query may see
+                if (seen > 0) {
                     Vec top = set1(-3e38f);
-                    for (i64 i = 0; i < mine; i += Vec::W)
-                        top = max(top, keep_first(load(x + i), static_cast<int>(mine - i), -3e38f));
+                    for (i64 i = 0; i < seen; i += Vec::W)
+                        top = max(top, keep_first(load(x + i), static_cast<int>(seen - i), -3e38f));
                     const float now = max(top) * h.scale;
                     if (now > s.highest[r]) {
                         const Vec shrink = exp(set1(s.highest[r] - now));
@@ -152,9 +152,9 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
                 const Vec shift = set1(s.highest[r]);
                 Vec added = zero();
                 i64 i = 0;
-                for (; i < mine; i += Vec::W) {
+                for (; i < seen; i += Vec::W) {
                     const Vec e =
-                        keep_first(exp(load(x + i) * scale - shift), static_cast<int>(mine - i), 0.0f);
+                        keep_first(exp(load(x + i) * scale - shift), static_cast<int>(seen - i), 0.0f);
                     added = added + e;
                     store(p + i, e);
                 }
@@ -175,9 +175,9 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
     }
 }
 
-// ---- backward: P = exp(S - lse);  dV = P^T dO;  dP = dO V^T;  dS = P (dP - D) scale, D = rowsum(dO O);  dQ
-// = dS K; dK = dS^T Q.  Blocks of keys outside, blocks of queries inside: dK and dV of a block stay in the
-// cache, dQ adds up.
+// ---- backward: P = exp(S - lse);  dV = P^T dO;  dP = dO V^T;  dS = P (dP - D) scale, D = rowsum(dO O);
+// dQ = dS K;  dK = dS^T Q.  The outer loop is over blocks of keys, whose dK and dV stay in the cache, the inner one
+// over blocks of queries; dQ accumulates over the outer loop. ----
 
 template <class P>
 struct BackwardScratch {
@@ -245,11 +245,11 @@ void attention_backward(const AttentionHead<typename P::T>& h, void* memory) {
             scores_block<P>(s.dscores, s.douts + q0 * units, s.values + k0 * units, rows, visible, HS);
             for (i64 r = 0; r < rows; ++r) {
                 float *p = s.probs + r * kKB, *ds = s.dscores + r * kKB;
-                const i64 mine = smaller(visible, q0 + r + 1 - k0);
+                const i64 seen = smaller(visible, q0 + r + 1 - k0);
                 const Vec lse = set1(h.lse[q0 + r]), D = set1(s.D[q0 + r]);
                 i64 i = 0;
-                for (; i < mine; i += Vec::W) {
-                    const int n = static_cast<int>(mine - i);
+                for (; i < seen; i += Vec::W) {
+                    const int n = static_cast<int>(seen - i);
                     const Vec e = keep_first(exp(load(p + i) * scale - lse), n, 0.0f);
                     store(p + i, e);
                     store(ds + i, keep_first(e * (load(ds + i) - D) * scale, n, 0.0f));
@@ -260,7 +260,7 @@ void attention_backward(const AttentionHead<typename P::T>& h, void* memory) {
                 }
             }
             if constexpr (P::kPerUnit == 2) {
-                if (rows % 2) {  // the last pair's missing query
+                if (rows % 2) {  // the query that the last pair lacks
                     clear(s.probs + rows * kKB, kKB);
                     clear(s.dscores + rows * kKB, kKB);
                 }

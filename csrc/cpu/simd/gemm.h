@@ -1,4 +1,4 @@
-// Matrix products: C = A B in blocks that fit the caches.
+// Matmuls: C = A B in blocks that fit the caches.
 //
 //   for a block of rows of C                             (a task owns a range of rows and columns of C)
 //     for a stretch of the reduction                     A's block stays in L2
@@ -7,10 +7,12 @@
 //           for each panel of MR rows: the micro-kernel  an MR x NR tile of C in registers
 //             at the end: the epilogue                   bias, GELU, accumulate, rounding
 //
-// A Product says how two elements meet: their storage type T, the Unit that the micro-kernel broadcasts (a
-// float, or a pair of bf16 adjacent in the reduction), and multiply-add. Packed operands are padded with zeros,
-// so only packing and the epilogue know about edges. The order of every sum depends on K alone: not on the
-// tasks, so not on the number of threads.
+// A policy P, of which each set has one for f32 and one for bf16, says how elements are multiplied: their storage type
+// T, the Unit that the micro-kernel broadcasts (a float, or a pair of bf16 adjacent in the reduction), and
+// multiply-add.
+//
+// Packed operands are padded with zeros, so only packing and the epilogue know about edges. The order of every sum
+// depends on K alone: not on the tasks, so not on the number of threads.
 #pragma once
 
 namespace {
@@ -19,7 +21,7 @@ using llmc::Gemm;
 
 constexpr int kNR = kNV * Vec::W;
 
-struct ProductF32 {
+struct MultiplyF32 {
     using T = float;
     using Unit = float;
     using Left = float;  // how attention stores a left operand that it computes
@@ -33,7 +35,7 @@ struct ProductF32 {
 };
 
 // bf16 in memory, f32 in the registers: for sets that have no bf16 arithmetic, and for CPUs where it is slow.
-struct ProductWiden {
+struct MultiplyWidened {
     using T = bf16;
     using Unit = float;
     using Left = float;
@@ -44,8 +46,8 @@ struct ProductWiden {
     static Vec load_n(const T* p, i64, int, int n) { return n == Vec::W ? load(p) : load(p, n); }
 };
 
-// out[k][i], i < WIDTH, from WIDTH rows that are contiguous along k. units: of the reduction; elements: what
-// of it exists.
+// out[k][i] = src[i][k] for WIDTH rows, of which `rows` exist, and `elements` along k, in whole units. What does not
+// exist is 0.
 template <class P, int WIDTH>
 inline void pack_rows(typename P::Unit* out, const typename P::T* src, i64 ld, i64 rows, i64 elements) {
     constexpr int W = Vec::W;
@@ -76,8 +78,7 @@ inline void pack_rows(typename P::Unit* out, const typename P::T* src, i64 ld, i
     }
 }
 
-// The same from a matrix in which k is the slow direction: rows of `columns` valid elements, one below the
-// other.
+// The same from a k-major matrix, out[k][i] = src[k][i], of whose WIDTH columns `columns` exist.
 template <class P, int WIDTH>
 inline void pack_columns(typename P::Unit* out, const typename P::T* src, i64 ld, i64 columns, i64 elements) {
     constexpr int W = Vec::W;
@@ -143,7 +144,7 @@ inline void micro_kernel(const typename P::Unit* a, i64 row, i64 step, const typ
     }
 }
 
-// Strips narrower than NR: as many vectors as the columns need.
+// micro_kernel with only as many vectors (nv) as the columns of a narrow strip need.
 template <class P>
 inline void micro_strip(int nv, const typename P::Unit* a, i64 row, i64 step, const typename P::Unit* b,
                         i64 ldb, float* c, i64 ldc, i64 K, bool accumulate) {
@@ -190,7 +191,7 @@ constexpr int least_common_multiple(int a, int b) {
 }
 constexpr int kGroup = least_common_multiple(kMR, Vec::W);
 
-// Units of the reduction in a stretch of this product, and rows of A in a block: as many as stay in L2. The more
+// Units of the reduction in a stretch of this matmul, and rows of A in a block: as many as stay in L2. The more
 // rows, the less often B is packed.
 template <class P>
 i64 units_in_stretch(const Gemm& g) {
@@ -201,7 +202,8 @@ i64 rows_in_block(const Gemm& g) {
     return smaller(kMaxRows, kBlockBytes / 4 / units_in_stretch<P>(g)) / kGroup * kGroup;
 }
 
-// Rows of A that are read where they lie, a pair of bf16 at a time; not where they would share the sets of L1.
+// Whether the micro-kernel reads A in place, unpacked. If rows are a multiple of 4096 bytes apart it does not, because
+// they would compete for the same sets of L1.
 template <class P>
 bool read_in_place(const Gemm& g) {
     constexpr i64 size = sizeof(typename P::T);
@@ -209,8 +211,8 @@ bool read_in_place(const Gemm& g) {
            g.lda * size % 4096 != 0;
 }
 
-// Scratch: A's panels, B's strip, and C: a tile where the reduction takes one part, a strip where it takes one
-// stretch, else all strips.
+// The scratch memory of a task: A's panels, B's strip, and of C one tile if the reduction is a single part, one strip
+// if it is a single stretch, else all strips.
 template <class P>
 struct GemmScratch {
     i64 rows, units, part, a_units, b_units, c_floats;
@@ -232,7 +234,7 @@ i64 gemm_scratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
     return GemmScratch<P>(g, m0, m1, n0, n1).bytes();
 }
 
-// Whole groups, whole strips; A is packed once per task, so a task that packs it is wide.
+// Tasks consist of whole groups and whole strips. Each packs its rows of A again, so if A is packed, tasks are wider.
 template <class P>
 llmc::GemmTask gemm_task(const Gemm& g) {
     return {rows_in_block<P>(g), i64{1} << 40, kGroup, kNR, read_in_place<P>(g) ? 4 * kNR : 8 * kNR};
@@ -259,7 +261,7 @@ NextStrip strip_of_b(const Gemm& g, i64 k, i64 n, i64 elements, i64 columns) {
             (length * size + 63) / 64};
 }
 
-// What the epilogue is about to read or write of C and its like: a store to a line that is not in the cache waits for it.
+// Fetches what the epilogue will read or write: a store to a line that is not in the cache has to wait for it.
 template <class T>
 void fetch_c(const Gemm& g, i64 m, i64 n, i64 rows, i64 columns) {
     const i64 c_size = g.c_f32 ? 4 : sizeof(T);
@@ -344,11 +346,10 @@ void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
     }
 }
 
-// ---- a handful of rows: dot products along the rows of B as they lie in memory, so that each weight is read from
-// memory once ----
+// ---- few rows of A: dot products along the rows of B in place, so that each weight is read from memory once ----
 
 // The dot products of ROWS rows of A with 4 of B, to out[row * 64 + column]. Meanwhile the next 4 rows of B are
-// fetched: they are too short for the hardware to see a stream.
+// fetched, because rows are too short for the hardware's prefetcher.
 template <class P, int ROWS>
 void dot_products(float* out, const typename P::T* x, i64 ldx, const typename P::T* w, i64 ldw, i64 columns,
                   i64 K) {
@@ -407,7 +408,7 @@ void matvec_rows(const Gemm& g, i64 m, i64 n0, i64 n1) {
     }
 }
 
-// Rows of A by fours: the columns [n0,n1) of B come from memory for the first, from L2 for the others.
+// Four rows of A at a time: the columns [n0,n1) of B come from memory for the first four, and then from L2.
 template <class P>
 void matvec(const Gemm& g, i64 n0, i64 n1) {
     i64 m = 0;

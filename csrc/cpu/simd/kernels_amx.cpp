@@ -1,6 +1,6 @@
-// AMX-BF16 (Intel Sapphire Rapids and later): avx512_bf16's conversions, and tiles for the products and the
-// attention of bf16. Small products of bf16 (matvec) and everything of f32 are as in avx512. The bf16 dot
-// product is not used: it runs at half the rate of f32 there.
+// AMX-BF16 (Intel Sapphire Rapids and later): avx512_bf16's conversions, and tiles for matmuls and attention in bf16.
+// bf16 matmuls of few rows (matvec) and everything in f32 are as in avx512. The bf16 dot-product instruction is not
+// used: on these CPUs it runs at half the rate of f32.
 #include <math.h>
 
 #if !defined(LLMC_AMX_EMULATION)
@@ -21,7 +21,7 @@ constexpr i64 kPart = 384, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 3
 #include "cpu/simd/attention.h"
 
 namespace {
-using Bf16Product = ProductWiden;
+using MultiplyBf16 = MultiplyWidened;
 }
 #include "cpu/simd/table.h"
 

@@ -17,7 +17,7 @@ constexpr i64 kPart = 256, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 3
 #include "cpu/simd/attention.h"
 
 namespace {
-using Bf16Product = ProductWiden;
+using MultiplyBf16 = MultiplyWidened;
 }
 #include "cpu/simd/table.h"
 

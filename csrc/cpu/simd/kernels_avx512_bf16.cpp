@@ -1,6 +1,6 @@
 // AVX-512 with the bf16 dot product (AMD Zen 4 and later, Intel Cooper Lake and Sapphire Rapids). vdpbf16ps
-// multiplies two pairs a lane: twice the arithmetic of f32 on AMD; on Intel half of it, so there avx512 or
-// amx is chosen instead.
+// multiplies two pairs per lane. On AMD that is twice the arithmetic of f32, on Intel half of it, so there
+// avx512 or amx is chosen instead.
 #include <math.h>
 
 #define LLMC_KERNEL_AVX512_BF16
@@ -20,7 +20,7 @@ constexpr i64 kPart = 384, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 3
 
 namespace {
 
-struct ProductDot {
+struct MultiplyPairs {
     using T = bf16;
     using Unit = std::uint32_t;
     using Left = bf16;
@@ -56,7 +56,7 @@ struct ProductDot {
     }
 };
 
-using Bf16Product = ProductDot;
+using MultiplyBf16 = MultiplyPairs;
 }  // namespace
 #include "cpu/simd/table.h"
 

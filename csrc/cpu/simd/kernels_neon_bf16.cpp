@@ -1,5 +1,5 @@
-// NEON with the bf16 dot product (Armv8.6: Apple M2, Neoverse V1 and later): two pairs a lane, as
-// AVX512-BF16.
+// NEON with the bf16 dot product (Armv8.6: Apple M2, Neoverse V1 and later): two pairs per lane, as
+// with AVX512-BF16.
 #include <math.h>
 
 #include "cpu/kernels.h"
@@ -18,7 +18,7 @@ constexpr i64 kPart = 512, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 3
 
 namespace {
 
-struct ProductDot {
+struct MultiplyPairs {
     using T = bf16;
     using Unit = std::uint32_t;
     using Left = bf16;
@@ -50,7 +50,7 @@ struct ProductDot {
     }
 };
 
-using Bf16Product = ProductDot;
+using MultiplyBf16 = MultiplyPairs;
 }  // namespace
 #include "cpu/simd/table.h"
 

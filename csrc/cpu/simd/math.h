@@ -1,4 +1,4 @@
-// Vector functions over Vec, and the loops that give a tail its own, masked, last step.
+// Functions of Vec, and loops over elements whose last step is masked.
 #pragma once
 
 namespace {
@@ -26,8 +26,8 @@ inline void each(i64 n, Body body) {
     if (i < n) body(i, static_cast<int>(n - i));
 }
 
-// The sum of term(i, lanes) over n elements; four partial sums hide the latency of the addition. Lanes past a
-// tail must be 0.
+// The sum of term(i, lanes) over n elements; four partial sums hide the latency of the addition. In the last,
+// masked step, term must give 0 in the other lanes.
 template <class Term>
 inline Vec reduce(i64 n, Term term) {
     Vec s0 = zero(), s1 = zero(), s2 = zero(), s3 = zero();
@@ -54,7 +54,7 @@ inline Vec sums_of(Vec* r) {
     return r[0];
 }
 
-// What a later reader of the stored value will see.
+// The value that a load gives after a store to T.
 template <class T>
 inline Vec as_stored(Vec a);
 template <>
@@ -95,7 +95,7 @@ inline Power power(Vec x, Tail... tail) {
     p = fma(p, r, set1(5.0000001201e-1f));
     return {fma(p * r, r, r), n};
 }
-// To 1 ulp.
+// Accurate to 1 ulp.
 inline Vec exp(Vec x) {
     const Power e = power(x);
     return scale2(e.q + set1(1.0f), e.n);
@@ -112,24 +112,24 @@ template <>
 inline Vec gelu<bf16>(Vec x) {
     return x / (set1(1.0f) + gelu_exponential(x));
 }
-// To 2 ulp, where fma is fused. An error in the exponent is one of the result, times 2u: at x = -5, rounding 2u alone
-// costs 28 ulp. So it is computed to twice the precision: h, and in t the rounding error of every step.
+// Accurate to 2 ulp if fma is fused. A relative error of 2u becomes one of e^-2u that is 2u times as large: at x = -5,
+// rounding 2u alone costs 28 ulp. So it is computed to twice the precision, as h + t; t sums the errors of all steps.
 template <>
 inline Vec gelu<float>(Vec x) {
     constexpr float k1 = 1.59576416015625f,
-                    k1_rest = 4.96144948e-06f;  // 16 bits of kGelu1, so that a - p is exact; and the rest
+                    k1_rest = 4.96144948e-06f;  // 16 bits of kGelu1, for an exact a - p; the rest
     constexpr float k3_rest = 2.3988324e-09f;   // what f32 cuts off of kGelu3
     const Vec a = set1(-k1), b = set1(-kGelu3);
     const Vec xx = x * x, p = fma(b, xx, a);
-    Vec t = fma(b, xx, a - p);       // of p
-    t = fnma(b, fnma(x, x, xx), t);  // of x x
+    Vec t = fma(b, xx, a - p);       // the rounding error of p
+    t = fnma(b, fnma(x, x, xx), t);  // and that of xx
     t = t - fma(set1(k3_rest), xx, set1(k1_rest));
     const Vec h = x * p;
     t = fma(x, t, fma(x, p, zero() - h));
-    // Where h leaves the range of exp, its rounding error is large, or no number: e is to stay saturated.
+    // If h is outside of the range of exp, t is large or NaN; it must not undo the saturation.
     t = max(min(t, set1(1.0f)), set1(-1.0f));
     const Power e = power(h, t);
-    // 1 is added where it is rounded least: beside q, before the power of two.
+    // 1 + e, rounded as little as possible: both terms of e are added to 1 apart.
     return x / ((scale2(e.q, e.n) + set1(1.0f)) + scale2(set1(1.0f), e.n));
 }
 

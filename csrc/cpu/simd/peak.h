@@ -1,10 +1,10 @@
-// The arithmetic alone, without a load: the ceiling that products are compared with (cpu/peak.h).
+// The arithmetic of a matmul alone, without loads: the peak that matmuls are compared with (cpu/peak.h).
 #pragma once
 
 namespace {
 
-// A product of two constants would be taken out of the loop, so the sums are also what is multiplied.
-// operands: 64 zeros, written to, so that the compiler keeps the work. Gives the floating-point operations done.
+// The sums are also a factor, or the compiler would multiply once, before the loop. operands: 64 zeros, which are
+// overwritten, so that the compiler keeps the work. Returns the number of floating-point operations.
 template <class P>
 double multiply_adds(i64 rounds, float* operands) {
     Vec acc[kMR][kNV];

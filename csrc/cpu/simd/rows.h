@@ -1,4 +1,4 @@
-// Loops over elements and over rows of channels: everything but the products.
+// Loops over elements and over rows of channels: everything but matmuls and attention.
 #pragma once
 
 namespace {
@@ -30,7 +30,7 @@ void add_into(T* x, const float* sum, i64 n) {
     each(n, [=](i64 i, auto m) { store(x + i, load(x + i, m) + load(sum + i, m), m); });
 }
 
-// Blocks of 4096 in f32, their totals in double: as exact as needed, and as fast as memory.
+// Blocks of 4096 are summed in f32, and their totals in double: exact enough, and as fast as memory.
 constexpr i64 kSumBlock = 4096;
 template <class Term>
 double sum_blocks(i64 n, Term term) {
@@ -63,7 +63,7 @@ void from_f32(T* out, const float* inp, i64 n) {
 
 // ---- layernorm: y = (x - mean) rstd w + b ----
 
-// Two passes over a row that the first one brought into the cache: the plain formula of the variance, no
+// Two passes, the second over a row in the cache: so the variance is computed by its definition, without
 // cancellation.
 template <class T>
 void layernorm_row(T* out, float* mean, float* rstd, const T* x, const T* weight, const T* bias, i64 C) {
@@ -135,8 +135,8 @@ void column_sum(float* sum, const T* x, i64 rows, i64 ld, i64 cols) {
 
 // ---- classifier: softmax, cross-entropy, and the gradient of both ----
 
-// First pass: the maximum. Second: the sum of exponentials. Third, if wanted: dlogits. A row of 50,304 logits
-// stays in the L2 cache between them.
+// First pass: the maximum. Second: the sum of exponentials. Third, unless dlogits is null: the gradient. A row of
+// 50,304 logits stays in the L2 cache between them.
 template <class T>
 void classifier(float* losses, T* logits, T* dlogits, const std::int32_t* targets, float dloss, i64 rows,
                 i64 V, i64 Vp) {
@@ -150,7 +150,7 @@ void classifier(float* losses, T* logits, T* dlogits, const std::int32_t* target
         const float total = sum(reduce(
             V, [=](i64 i, auto m) { return keep_first(exp(load(x + i, m) - shift), lanes(m), 0.0f); }));
         if (losses) {
-            // Not -log(p): p underflows where the loss passes 87.
+            // Not -log(p): p underflows if the loss exceeds 87.
             losses[r] = target < 0 ? 0.0f : logf(total) - (first_lane(load(x + target, 1)) - highest);
         }
         if (dlogits) {
@@ -214,8 +214,8 @@ inline std::uint32_t squirrel_noise5(std::uint32_t index, std::uint32_t seed) {
     return x;
 }
 
-// Rounds up with the probability of the part that is cut off: unbiased, so small updates are not lost on
-// average.
+// Rounds up with a probability equal to the part that is cut off. The expected value is exact, so small updates are
+// not lost on average.
 inline void store_stochastic(bf16* p, Vec a, std::uint32_t index, std::uint32_t seed, int n) {
     union {
         float f[Vec::W];

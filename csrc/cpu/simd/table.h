@@ -2,8 +2,8 @@
 //   kMR, kNV      the micro-kernel's tile: MR rows, NV vectors. Accumulators + NV + 1 must fit the register file.
 //   kPart         units of the reduction in a packed strip of B: kPart * NR * 4 bytes
 //   kStretch      units of the reduction in a block of A
-//   kBlockBytes, kMaxRows   the size of that block, which stays in L2, and its most rows
-//   Bf16Product   how bf16 is multiplied
+//   kBlockBytes, kMaxRows   the largest size and number of rows of that block, which stays in L2
+//   MultiplyBf16  the policy for bf16 (gemm.h)
 #pragma once
 
 #include "cpu/simd/peak.h"
@@ -44,8 +44,8 @@ constexpr llmc::TypedKernels<typename P::T> typed_kernels() {
 constexpr llmc::Kernels make_kernels(const char* isa) {
     llmc::Kernels k{};
     k.isa = isa;
-    k.f32 = typed_kernels<ProductF32>();
-    k.bf16_ = typed_kernels<Bf16Product>();
+    k.f32 = typed_kernels<MultiplyF32>();
+    k.bf16_ = typed_kernels<MultiplyBf16>();
     k.sum_f32 = sum_f32;
     k.adamw_f32 = adamw_f32;
     k.adamw_bf16 = adamw_bf16<bf16>;

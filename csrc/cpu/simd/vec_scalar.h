@@ -1,5 +1,5 @@
-// Vec for a machine of which nothing is known: 4 floats in an array, which compilers turn into what vectors
-// there are. It is also the contract. Every vec_*.h defines, in an unnamed namespace:
+// Vec for any machine: 4 floats in an array, for which the compiler uses the vectors that the machine has. It is also
+// the contract. Every vec_*.h defines, in an unnamed namespace:
 //   Vec, W lanes of f32;  load/store of f32 and bf16 (a bf16 store rounds to nearest even; with n, only the
 //   first n <= W lanes are touched, and a load fills the rest with 0);  stream: a store past the caches, to
 //   an aligned address;  arithmetic; fma(a,b,c) = a*b+c, fnma = c-a*b;  round to the nearest integer;

@@ -1,5 +1,5 @@
-// Who computes attention on the GPU: the simple kernels (attention.cu), the flash-attention kernels on tensor
-// cores (flash_forward.cu, flash_backward.cu), or cuDNN (cudnn_attention.h).
+// The flash-attention kernels on tensor cores (flash_forward.cu, flash_backward.cu). attention.cu chooses between
+// these, cuDNN (cudnn_attention.h) and its own simple kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,7 +8,7 @@
 
 namespace llmc {
 
-// bf16, head sizes 64, 80, 96 and 128, qkv and out at multiples of 16 bytes.
+// True for bf16, head sizes 64, 80, 96 and 128, and qkv and out at multiples of 16 bytes.
 bool flash_supports(const AttentionDims& d, const Tensor& qkv, const Tensor& out);
 void flash_forward(Tensor out, Tensor lse, Tensor qkv, const AttentionDims& d, cudaStream_t stream);
 // delta (B,NH,T): the row sums of dout * out.
