@@ -21,11 +21,10 @@ from pathlib import Path
 
 import tiktoken
 
-from llmc.data.documents import Piece
+from llmc.data.documents import Piece, language_reference
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.download import cache_directory
-from llmc.datasets.text import language_reference
 from llmc.datasets.tinyshakespeare import REMOTE
 
 # The peak is the process's own (VmHWM); Linux's ru_maxrss also counts the parent that started it.

@@ -5,7 +5,7 @@
 
 from common import output_folder, parser, run, tokenizer
 
-from llmc.commands.data import print_written
+from llmc.commands.data import print_token_files
 from llmc.datasets import fineweb
 
 if __name__ == "__main__":
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     args = options.parse_args()
     folder = ("edu_fineweb" if args.type == "edu" else "fineweb") + args.version
     run(
-        lambda: print_written(
+        lambda: print_token_files(
             fineweb.prepare(
                 output_folder(folder),
                 kind=args.type,

@@ -2,10 +2,10 @@
 
 from common import output_folder, parser, run, tokenizer
 
-from llmc.commands.data import print_written
+from llmc.commands.data import print_token_files
 from llmc.datasets import tinystories
 
 if __name__ == "__main__":
     args = parser(__doc__).parse_args()
     folder = output_folder("tinystories")
-    run(lambda: print_written(tinystories.prepare(folder, source=args.source, tokenizer=tokenizer(args))))
+    run(lambda: print_token_files(tinystories.prepare(folder, source=args.source, tokenizer=tokenizer(args))))

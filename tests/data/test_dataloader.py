@@ -14,7 +14,7 @@ import pytest
 
 import llmc
 from llmc import DataLoader, _llmc
-from llmc.data.loader import find_shards
+from llmc.data.files import find_shards
 from llmc.formats.shards import write_shard
 
 
@@ -56,6 +56,10 @@ def test_globs(shards, tmp_path):
     assert find_shards(tmp_path / "shard_*.bin") == paths
     assert find_shards([paths[2], str(tmp_path / "shard_00[01].bin")]) == [paths[2], *paths[:2]]
     assert DataLoader(str(tmp_path / "*.bin"), 1, 3).num_tokens == 60
+    for folder in ("a", "a-b"):  # llm.c sorts whole names: "-" comes before "/"
+        (tmp_path / folder).mkdir()
+        write_shard(tmp_path / folder / "x.bin", range(10))
+    assert find_shards(tmp_path / "a*" / "x.bin") == [tmp_path / "a-b" / "x.bin", tmp_path / "a" / "x.bin"]
     odd = tmp_path / "a[1].bin"  # a file whose name is a pattern that does not match it
     write_shard(odd, range(10))
     assert find_shards(odd) == [odd]

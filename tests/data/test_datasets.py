@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import llmc
 from llmc.commands import data as data_command
-from llmc.data.documents import Piece, _boundary, read_documents, read_pieces
+from llmc.data.documents import Piece, _boundary, language_reference, read_documents, read_pieces
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import EOT, Tokenizer
 from llmc.datasets import evalfile, fineweb, hellaswag, mmlu, text, tinyshakespeare, tinystories
@@ -31,7 +31,7 @@ from llmc.datasets.download import cache_directory
 from llmc.evals import Example, read_eval_file
 from llmc.formats.shards import ShardWriter, read_shard, write_shard
 
-REFERENCE = "\n".join(text.language_reference())[:200_000]
+REFERENCE = "\n".join(language_reference())[:200_000]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from llmc.datasets.text import Written
+from llmc.datasets.common import TokenFiles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _default_output(name: str, version: str) -> str:
-    """llm.c's places, from which its command lines take their data; others in data/."""
+    """Return the folder to write by default: for llm.c's data sets the one that its command lines read, else one in data/."""
     if name.startswith("fineweb"):
         return f"dev/data/{'edu_' if name == 'fineweb-edu' else ''}fineweb{version}"
     return "data/text" if name == "text" else f"dev/data/{name}"
@@ -101,12 +101,11 @@ def run(args: argparse.Namespace) -> int:
         write = hellaswag.prepare if name == "hellaswag" else mmlu.prepare
         sys.stdout.write(f"wrote {write(output, source=args.source, tokenizer=args.tokenizer)}\n")
         return 0
-    written = _write_tokens(name, output, args)
-    print_written(written)
+    print_token_files(_write_tokens(name, output, args))
     return 0
 
 
-def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> Written:
+def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> TokenFiles:
     if name == "text":
         from llmc.datasets import text
 
@@ -145,16 +144,16 @@ def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> Written:
     )
 
 
-def print_written(written: Written) -> None:
-    """What was written, and the options of llmc-train that take it."""
+def print_token_files(files: TokenFiles) -> None:
+    """Print what was written, and the options of llmc-train that take it."""
     for split, paths, tokens in (
-        ("train", written.train, written.train_tokens),
-        ("val", written.val, written.val_tokens),
+        ("train", files.train, files.train_tokens),
+        ("val", files.val, files.val_tokens),
     ):
         if paths:
-            files = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files, {paths[0]} to {paths[-1].name}"
-            sys.stdout.write(f"{split}: {tokens:,} tokens in {files}\n")
-    options = [f'{flag} "{_pattern(paths)}"' for flag, paths in (("-i", written.train), ("-j", written.val)) if paths]
+            where = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files, {paths[0]} to {paths[-1].name}"
+            sys.stdout.write(f"{split}: {tokens:,} tokens in {where}\n")
+    options = [f'{flag} "{_pattern(paths)}"' for flag, paths in (("-i", files.train), ("-j", files.val)) if paths]
     sys.stdout.write(f"train on them: llmc-train {' '.join(options)}\n")
 
 

@@ -1,8 +1,8 @@
-"""Documents out of files: plain text, JSON lines, JSON, CSV and Parquet, read as a stream.
+"""The reader of documents: plain text, JSON lines, JSON, CSV and Parquet, as a stream.
 
-A document comes as one piece or several. Long texts are cut where GPT-2's split into words has a boundary whatever follows: before
-the first blank after a word. The pieces' tokens in a row are then the tokens of the whole, so a file of any size is tokenised in
-parallel and in little memory.
+A document comes as one piece or several. A long text is cut at places at which GPT-2's split into words has a boundary, whatever text
+follows: before the first blank after a word. The pieces' tokens in a row are then the tokens of the whole text, so a file of any
+size is tokenised in parallel and in little memory.
 """
 
 from __future__ import annotations
@@ -15,25 +15,41 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _PIECE = 1 << 20  # characters
-_LONGEST_WORD = 64 << 20  # characters without a blank: no text looks like that
-_LONGEST_LINE = 1 << 30  # of JSON lines, in bytes
+_LONGEST_WORD = 64 << 20  # characters without a blank: a file that has so many is no text
+_LONGEST_LINE = 1 << 30  # bytes of a line of JSON lines
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text")
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
-Progress = Callable[[int], object]  # is told how many bytes of input have been consumed
+Progress = Callable[[int], object]  # is called with the number of bytes of input read since the last call
 
 
 class Piece(NamedTuple):
+    """A part of a document, or all of it.
+
+    Attributes:
+        text: the characters.
+        first: whether the document begins with this piece.
+    """
+
     text: str
-    first: bool  # whether a document begins here
+    first: bool
 
 
 def read_pieces(path: Path, column: str = "text", progress: Progress = lambda count: None) -> Iterator[Piece]:
-    """The documents of a file, by its suffix: JSON lines, JSON, CSV, TSV, Parquet, else one document of text.
+    """Read the documents of a file as a stream.
 
-    column: the field that has the text, in files of records.
-    ValueError, naming file and place, where the file is not what its suffix says or has no such column.
+    The suffix says what the file is: JSON lines, JSON, CSV, TSV or Parquet, which have a document in each record; any other file is
+    one document of text.
+
+    Args:
+        path: the file.
+        column: the field of a record that has the text.
+        progress: called as bytes of the file are read.
+
+    Raises:
+        ValueError: if the file is not what its suffix says, or has no such column; the message names file and place.
+        ImportError: if the file is Parquet and pyarrow is not installed.
     """
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
@@ -44,30 +60,36 @@ def read_pieces(path: Path, column: str = "text", progress: Progress = lambda co
 
 
 def read_documents(paths: Iterable[Path], column: str = "text") -> Iterator[str]:
-    """Whole documents."""
-    for path in paths:
-        parts: list[str] = []
-        for piece in read_pieces(path, column):
-            if piece.first and parts:
-                yield "".join(parts)
-                parts = []
-            parts.append(piece.text)
-        if parts:
+    """Read the documents of several files, each as one string; arguments and errors as of read_pieces."""
+    return join_pieces(piece for path in paths for piece in read_pieces(path, column))
+
+
+def join_pieces(pieces: Iterable[Piece]) -> Iterator[str]:
+    """Put the pieces of each document together again."""
+    parts: list[str] = []
+    for piece in pieces:
+        if piece.first and parts:
             yield "".join(parts)
+            parts = []
+        parts.append(piece.text)
+    if parts:
+        yield "".join(parts)
 
 
 def _read_text(path: Path, progress: Progress) -> Iterator[Piece]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     rest, first, offset = "", True, 0
     with open(path, "rb") as file:
-        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:  # a mark of some editors, not a character of the text
+        if (
+            file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+        ):  # some editors write this mark; it is no character of the text
             offset = len(codecs.BOM_UTF8)
             progress(offset)
         else:
             file.seek(0)
         while True:
             raw = file.read(_PIECE)
-            kept = len(decoder.getstate()[0])  # bytes of a character that is not whole yet
+            kept = len(decoder.getstate()[0])  # bytes of a character whose other bytes have not been read yet
             try:
                 text = rest + decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as e:
@@ -91,7 +113,7 @@ def _read_text(path: Path, progress: Progress) -> Iterator[Piece]:
 
 
 def _boundary(text: str) -> int:
-    """The last place where a blank or line break follows a character that is neither; 0 where there is none."""
+    """Find the last place at which a blank or line break follows a character that is not white space; 0 if there is none."""
     at = len(text)
     while (at := max(text.rfind(" ", 0, at), text.rfind("\n", 0, at))) > 0:
         if not text[at - 1].isspace():
@@ -99,7 +121,8 @@ def _boundary(text: str) -> int:
     return 0
 
 
-def _field(record: Any, column: str, place: str) -> str:
+def _text_of(record: Any, column: str, place: str) -> str:
+    """Return a record's text; place names the record in an error."""
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):
@@ -128,10 +151,15 @@ def _read_json_lines(path: Path, column: str, progress: Progress) -> Iterator[st
                 record = json.loads(line)
             except (ValueError, RecursionError) as e:
                 raise ValueError(f"{path}:{number}: not JSON: {e}") from e
-            yield _field(record, column, f"{path}:{number}")
+            yield _text_of(record, column, f"{path}:{number}")
 
 
 def load_json(path: Path) -> Any:
+    """Read a whole JSON file.
+
+    Raises:
+        ValueError: if it is not JSON.
+    """
     with open(path, "rb") as file:
         try:
             return json.load(file)
@@ -140,12 +168,12 @@ def load_json(path: Path) -> Any:
 
 
 def _read_json(path: Path, column: str, progress: Progress) -> Iterator[str]:
-    """One array; it is held in memory while it is read."""
+    """Read a file that is one array. It is held in memory as a whole."""
     records = load_json(path)
     if not isinstance(records, list):
         raise ValueError(f"{path}: holds a {type(records).__name__}, expected an array of strings or records")
     for i, record in enumerate(records):
-        yield _field(record, column, f"{path}: record {i}")
+        yield _text_of(record, column, f"{path}: record {i}")
     progress(path.stat().st_size)
 
 
@@ -197,13 +225,8 @@ def _read_parquet(path: Path, column: str, progress: Progress) -> Iterator[str]:
         raise ValueError(f"{path}: not a whole Parquet file: {e}") from e
 
 
-def data_files(path: Path, suffixes: tuple[str, ...] = TEXT_SUFFIXES + TABLE_SUFFIXES) -> list[Path]:
-    """A file, or the files of a folder and its subfolders that have one of the suffixes, in sorted order."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"'{path}' does not exist")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in suffixes)
-    if not files:
-        raise FileNotFoundError(f"folder '{path}' has no text ({', '.join(suffixes)})")
-    return files
+def language_reference() -> list[str]:
+    """Return the topics of Python's language reference, a text that every Python carries. Releases differ a little in it."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
+from llmc.data.files import find_shards
 from llmc.system.fs import StrPath
 from llmc.values import check_seed
-
-
-def find_shards(patterns: StrPath | Sequence[StrPath]) -> list[Path]:
-    """The files that one or more glob patterns match, sorted. FileNotFoundError where there are none."""
-    if isinstance(patterns, (str, os.PathLike)):
-        patterns = [patterns]
-    found: list[Path] = []
-    for pattern in patterns:
-        text = os.fspath(pattern)
-        matches = [text] if os.path.isfile(text) else sorted(glob.glob(text))
-        if not matches:
-            raise FileNotFoundError(f"no files match '{text}'")
-        found += [Path(m) for m in matches]
-    return found
 
 
 class DataLoader:

@@ -1,4 +1,5 @@
-"""Data sets: downloaded, tokenised, and written as llm.c's files.
+"""Data sets, which are downloaded, tokenised, and written as llm.c's files.
 
-One module for each, with a function prepare(); `llmc data NAME` and dev/data/NAME.py call the same. text is for your own.
+Each has a module with a function prepare(), which `llmc data NAME` and dev/data/NAME.py call; text is for your own data. common,
+download and archive are what they share.
 """

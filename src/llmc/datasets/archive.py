@@ -1,4 +1,4 @@
-"""Unpacking downloaded archives into the cache."""
+"""Downloaded archives, unpacked into the cache."""
 
 from __future__ import annotations
 
@@ -14,15 +14,26 @@ from llmc.system.fs import SYSTEM
 
 
 def unpacked(archive: Path, name: str, suffix: str) -> Path:
-    """A folder of the cache with the archive's files of that suffix. ValueError where the archive is damaged.
+    """Unpack an archive into a folder of the cache, unless that has been done already.
 
-    Only plain files are taken, and only their last names: nothing in an archive reaches outside of the folder.
+    Only plain files are taken, under the last part of their names, so that nothing in an archive reaches outside of the folder.
+
+    Args:
+        archive: a tar file, compressed or not.
+        name: the cache's subfolder for the data set.
+        suffix: what the names of the wanted files end with.
+
+    Returns:
+        The folder that has the files.
+
+    Raises:
+        ValueError: if the archive is damaged.
     """
     stat = archive.stat()
     folder = cache_directory() / name / f"{archive.name}-{stat.st_size}-{stat.st_mtime_ns}"
     if folder.is_dir():
         return folder
-    partial = folder.with_name(folder.name + ".part")  # a folder half unpacked has another name
+    partial = folder.with_name(folder.name + ".part")  # renamed once it has all files
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -44,8 +55,12 @@ def unpacked(archive: Path, name: str, suffix: str) -> Path:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """tarfile takes a damaged header for the end. There, a whole archive has zeros to its last byte; reading up to it also makes gzip
-    compare its checksum.
+    """Check that an archive that has been read does end where tarfile stopped, for tarfile also stops at a damaged header.
+
+    From there on a whole archive has zeros to its last byte. Reading these also makes gzip compare its checksum.
+
+    Raises:
+        tarfile.ReadError: if something else follows, or nothing.
     """
     stream = tar.fileobj
     assert stream is not None

@@ -1,8 +1,8 @@
 """Downloads: into a cache, resumable, and checked by SHA-256 before anything reads them.
 
-pooch keeps the cache and compares checksums; the transfer itself is here, because pooch begins anew where a connection breaks. What
-has come is kept in NAME.part, and the next attempt or run asks for the rest (HTTP Range). A page that says "error" is no data set:
-its status, or at the latest its checksum, gives it away.
+pooch keeps the cache and compares checksums. The transfer itself is here, because pooch begins anew if a connection breaks: this one
+keeps what it has received in NAME.part, and the next attempt or run asks for the rest (HTTP Range). An error page that a server sends
+instead of a file is recognised by its status, or at the latest by its checksum.
 """
 
 from __future__ import annotations
@@ -19,15 +19,22 @@ from tqdm import tqdm
 
 from llmc.system.fs import write_atomically
 
-_CHUNK = 1 << 16  # bytes; what a broken connection leaves of one is lost
-_ATTEMPTS = 4  # in a row that bring nothing
-_TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
+_CHUNK = 1 << 16  # bytes written at a time; if the connection breaks, an unfinished chunk is lost
+_ATTEMPTS = 4  # attempts in a row without a new byte, after which to give up
+_TIMEOUT = (10, 60)  # seconds to connect, and to wait for the next bytes
 _PAUSE = 1.0  # seconds before another attempt, doubled each time
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file somewhere: where, what it is called in the cache, and its SHA-256."""
+    """A file to download.
+
+    Attributes:
+        url: its address.
+        name: its path within the cache.
+        sha256: its checksum, in hexadecimal digits.
+        size: its length in bytes, if that is known.
+    """
 
     url: str
     name: str
@@ -36,13 +43,18 @@ class Remote:
 
 
 def cache_directory() -> Path:
-    """LLMC_CACHE, or the system's place for caches."""
+    """Return the folder that downloads go into: LLMC_CACHE, or the system's place for caches."""
     if configured := os.environ.get("LLMC_CACHE"):
         return Path(configured)
     return Path(_import("platformdirs").user_cache_dir("llmc", appauthor=False))
 
 
 def _import(name: str) -> Any:
+    """Import an optional package.
+
+    Raises:
+        ImportError: if it is not installed; the message says how to install it.
+    """
     import importlib
 
     try:
@@ -52,9 +64,14 @@ def _import(name: str) -> Any:
 
 
 def fetch(remote: Remote, directory: Path | None = None) -> Path:
-    """The file, from the cache where it is there in full, else from the net.
+    """Return the path of a file, downloading it unless the cache has all of it.
 
-    ConnectionError where it cannot be had; what has come so far is kept and continued the next time.
+    Args:
+        remote: the file.
+        directory: the folder to put it into, under remote.name; None for the cache.
+
+    Raises:
+        ConnectionError: if it cannot be downloaded. The next call continues after the part that was received.
     """
     pooch = _import("pooch")
     pooch.get_logger().setLevel(logging.WARNING)
@@ -82,7 +99,7 @@ def _another_file(url: str, expected: str, path: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong at the bottom, without the names of the layers above it."""
+    """Describe an error by its innermost cause, without the names of the layers that passed it on."""
     inner = getattr(error.args[0], "reason", None) if error.args else None
     return str(inner).rpartition("): ")[2] if inner is not None else f"{type(error).__name__}: {error}"
 
@@ -92,7 +109,11 @@ def _by_hand(path: Path) -> str:
 
 
 def _transfer(url: str, path: Path, size: int | None) -> Path:
-    """Downloads url to path's .part, from where that ends; returns it when it is complete."""
+    """Download url into path's .part file, continuing at its end, and return the file once it is complete.
+
+    Raises:
+        ConnectionError: if the server refuses, or several attempts in a row bring nothing.
+    """
     import requests
 
     part = path.with_name(path.name + ".part")
@@ -102,7 +123,7 @@ def _transfer(url: str, path: Path, size: int | None) -> Path:
         if size is not None and have >= size:
             if have == size:
                 return part
-            part.unlink()  # of another version of the file
+            part.unlink()  # it is of another version of the file
             have = 0
         try:
             if _receive(url, path, part, have, size):
@@ -130,23 +151,32 @@ def _transfer(url: str, path: Path, size: int | None) -> Path:
 
 
 def _receive(url: str, path: Path, part: Path, have: int, size: int | None) -> bool:
-    """One request; whether the file is complete after it."""
+    """Send one request, append what comes to the .part file, and return whether the file is complete.
+
+    Args:
+        have: bytes that the .part file has already.
+        size: bytes of the whole file, if known.
+
+    Raises:
+        requests.RequestException: if the request fails, or the connection breaks.
+        ConnectionError: if the server has another file than the one expected.
+    """
     import requests
 
     headers = {"Accept-Encoding": "identity", **_authorization(url)}
     if have:
         headers["Range"] = f"bytes={have}-"
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
-        if response.status_code == 416:  # beyond the end: of another version of the file, or complete
+        if response.status_code == 416:  # nothing follows: the part is of another version of the file, or complete
             part.unlink()
             return False
         response.raise_for_status()
         resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if not resumed:  # a server that knows no Range sends all of it again
+        if not resumed:  # the server does not know Range, and sends the whole file again
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else size
-        if size is not None and total != size:  # seen before anything is written: what has come stays good
+        if size is not None and total != size:  # checked before anything is written, so that the .part file stays good
             raise ConnectionError(_another_file(url, f"{size} bytes, not {total}", path))
         with (
             open(part, "ab" if resumed else "wb") as file,
@@ -167,14 +197,25 @@ def _endpoint() -> str:
 
 
 def _authorization(url: str) -> dict[str, str]:
+    """Return the header with the user's token, which only the Hub itself is sent."""
     token = os.environ.get("HF_TOKEN")
     return {"Authorization": f"Bearer {token}"} if token and url.startswith(_endpoint() + "/") else {}
 
 
 def hub_files(repository: str, folder: str = "") -> list[Remote]:
-    """The large files of a folder of a data set on the Hub, sorted by name, with the checksums that the Hub states.
+    """List the large files (those in LFS) of a folder of a data set on the Hugging Face Hub.
 
-    A listing is kept in the cache, and serves where there is no connection.
+    The listing is kept in the cache, and used if there is no connection.
+
+    Args:
+        repository: owner/name of the data set.
+        folder: path of the folder within it.
+
+    Returns:
+        The files sorted by name, with the checksums that the Hub states.
+
+    Raises:
+        ConnectionError: if there is neither a connection nor a kept listing, or the folder has no such files.
     """
     import requests
 

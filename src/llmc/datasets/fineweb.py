@@ -1,6 +1,6 @@
 """FineWeb and FineWeb-Edu (Penedo et al. 2024): text from the web, for serious pretraining.
 
-From the Hub's Parquet files, tokenised here; or the same shards as others have tokenised them.
+prepare() tokenises the Hub's Parquet files; prepare_mirror() downloads shards of the same text that others have tokenised.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data.documents import data_files, read_pieces
+from llmc.data.documents import read_pieces
+from llmc.data.files import document_files
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
+from llmc.datasets.common import TokenFiles, earlier_shards, remove_files, shard_name
 from llmc.datasets.download import Remote, fetch, hub_files
-from llmc.datasets.text import Written, earlier_shards, remove_all, shard_name
 from llmc.formats.shards import ShardWriter
 from llmc.system.fs import remove_temporaries
 
 REPOSITORIES = {"classic": "HuggingFaceFW/fineweb", "edu": "HuggingFaceFW/fineweb-edu"}
 SAMPLES = {"10B": "sample/10BT", "100B": "sample/100BT"}
 NAMES = {"classic": "fineweb", "edu": "edu_fineweb"}
-# Shards of GPT-2's tokens, 10^8 in each, of the 100B samples.
+# Repositories with the 100B samples as shards of 10^8 of GPT-2's tokens.
 MIRRORS = {"classic": "chrisdryden/FineWebTokenizedGPT2", "edu": "karpathy/fineweb-edu-100B-gpt2-token-shards"}
 
 
@@ -39,20 +40,37 @@ def prepare(
     tokenizer: str = "gpt2",
     workers: int = 0,
     overwrite: bool = False,
-) -> Written:
-    """Writes llm.c's shards fineweb_val_000000.bin, fineweb_train_000001.bin, ... (edu_fineweb_... for edu).
+) -> TokenFiles:
+    """Write llm.c's shards fineweb_val_000000.bin, fineweb_train_000001.bin, ... (edu_fineweb_... for edu).
 
     Documents follow each other across shards; the first shard is for validation. Parquet files are fetched one at a time, as they
     are needed.
-    kind: classic or edu. version: 10B or 100B. shards: stop after this many; None for all.
-    source: Parquet files (or any that llmc.datasets.text takes) or their folder, where you have them already.
+
+    Args:
+        output: the folder to write.
+        kind: classic or edu.
+        version: 10B or 100B, the size of the sample in tokens.
+        shard_size: tokens in a file; the last file has the rest.
+        shards: number of files after which to stop; None for all.
+        source: a Parquet file (or another that llmc.datasets.text takes) or a folder of them, if you have them already; None to
+            download them.
+        tokenizer: as of Tokenizer.from_spec.
+        workers: threads that tokenise; 0 for as many as the process may use.
+        overwrite: whether to replace shards of an earlier run.
+
+    Raises:
+        ConnectionError: if a file cannot be downloaded.
+        FileExistsError: if there are shards of an earlier run, and overwrite is not set.
+        ValueError: if kind or version is another, shards is less than 1, or there are no documents.
     """
     _check(kind, version, shards)
     encoder = Tokenizer.from_spec(tokenizer)
     folder, name = Path(output), NAMES[kind]
     earlier = earlier_shards(folder, name, overwrite)
     paths = (
-        data_files(Path(source)) if source is not None else _fetched(hub_files(REPOSITORIES[kind], SAMPLES[version]))
+        document_files(Path(source))
+        if source is not None
+        else _fetched(hub_files(REPOSITORIES[kind], SAMPLES[version]))
     )
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
@@ -64,7 +82,7 @@ def prepare(
     stream = token_stream(pieces, encoder, workers)
     with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer:
         for tokens in stream:
-            remove_all(earlier)
+            remove_files(earlier)
             if limit is not None:
                 tokens = tokens[: limit - writer.total]
             writer.write(tokens)
@@ -75,11 +93,21 @@ def prepare(
     if not writer.paths:
         raise ValueError("there are no documents in the input")
     encoder.save(folder / encoder.file_name)
-    return Written(writer.paths[1:], writer.paths[:1], sum(writer.counts[1:]), writer.counts[0])
+    return TokenFiles(writer.paths[1:], writer.paths[:1], sum(writer.counts[1:]), writer.counts[0])
 
 
-def prepare_mirror(output: str | Path, *, kind: str = "classic", shards: int | None = None) -> Written:
-    """Downloads shards of the 100B sample that are tokenised already: for validation one, for training the first `shards`."""
+def prepare_mirror(output: str | Path, *, kind: str = "classic", shards: int | None = None) -> TokenFiles:
+    """Download shards of the 100B sample that are tokenised already.
+
+    Args:
+        output: the folder to write.
+        kind: classic or edu.
+        shards: number of shards to train on; None for all. The shard for validation comes besides.
+
+    Raises:
+        ConnectionError: if the shards cannot be downloaded.
+        ValueError: if kind is another, or shards is less than 1.
+    """
     _check(kind, "100B", shards)
     folder, name = Path(output), NAMES[kind]
     files = [
@@ -92,7 +120,7 @@ def prepare_mirror(output: str | Path, *, kind: str = "classic", shards: int | N
     folder.mkdir(parents=True, exist_ok=True)
     paths = [fetch(Remote(f.url, Path(f.name).name, f.sha256, f.size), folder) for f in tqdm(val + train, unit="shard")]
     counts = [_llmc.inspect_shard(path).tokens for path in paths]
-    return Written(paths[len(val) :], paths[: len(val)], sum(counts[len(val) :]), sum(counts[: len(val)]))
+    return TokenFiles(paths[len(val) :], paths[: len(val)], sum(counts[len(val) :]), sum(counts[: len(val)]))
 
 
 def _check(kind: str, version: str, shards: int | None) -> None:
@@ -103,6 +131,7 @@ def _check(kind: str, version: str, shards: int | None) -> None:
 
 
 def _fetched(files: list[Remote]) -> Iterator[Path]:
+    """Download files one by one, each when it is asked for."""
     for i, file in enumerate(files):
-        tqdm.write(f"file {i + 1} of {len(files)}: {file.name}", file=sys.stderr)  # as the bars
+        tqdm.write(f"file {i + 1} of {len(files)}: {file.name}", file=sys.stderr)  # like tqdm's bars
         yield fetch(file)

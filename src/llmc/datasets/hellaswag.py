@@ -19,9 +19,19 @@ REMOTE = Remote(
 
 
 def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: str = "gpt2") -> Path:
-    """Writes hellaswag_val.bin, llm.c's eval file. (llm.c runs a model over all of it to do so; nothing here needs one.)
+    """Write hellaswag_val.bin, llm.c's eval file. (llm.c runs a model to write it; this needs none.)
 
-    source: hellaswag_val.jsonl where you have it already.
+    Args:
+        output: the folder to write.
+        source: hellaswag_val.jsonl, if you have it already; None to download it.
+        tokenizer: as of Tokenizer.from_spec.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConnectionError: if the examples cannot be downloaded.
+        ValueError: if a line is not an example of HellaSwag.
     """
     encoder = Tokenizer.from_spec(tokenizer)
     path = Path(source) if source is not None else fetch(REMOTE)
@@ -31,7 +41,7 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
             try:
                 row = json.loads(line)
                 context, label, endings = row["ctx"], row["label"], row["endings"]
-                # " " before an ending: GPT-2's words carry the blank before them.
+                # An ending begins with a blank, because GPT-2's words have the blank before them.
                 tokens = [ids(encoder, " " + ending) for ending in endings]
                 examples.append(Example(int(label), ids(encoder, context), tokens))
             except (ValueError, KeyError, TypeError, RecursionError) as e:

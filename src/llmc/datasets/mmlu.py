@@ -20,10 +20,22 @@ REMOTE = Remote(
 
 
 def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: str = "gpt2") -> Path:
-    """Writes mmlu_test.bin, an eval file of the test questions: "Question: ...\\n\\nAnswer:" and the four answers as completions.
+    """Write mmlu_test.bin, an eval file of the test questions: "Question: ...\\n\\nAnswer:" and the four answers as completions.
 
     Subjects are in sorted order. (llm.c has no such file, and reads the questions in the order of the directory.)
-    source: data.tar, or the folder of the test's CSV files, where you have it already.
+
+    Args:
+        output: the folder to write.
+        source: data.tar, or the folder of the test's CSV files, if you have it already; None to download data.tar.
+        tokenizer: as of Tokenizer.from_spec.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConnectionError: if the questions cannot be downloaded.
+        FileNotFoundError: if the source does not exist, or has no CSV files of the test.
+        ValueError: if a row is not a question of MMLU, or the archive is damaged.
     """
     encoder = Tokenizer.from_spec(tokenizer)
     folder = _questions(Path(source) if source is not None else fetch(REMOTE))
@@ -52,7 +64,7 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
 
 
 def _questions(source: Path) -> Path:
-    """The folder with the test's CSV files."""
+    """Find the folder with the test's CSV files, unpacking an archive if need be."""
     if source.is_dir():
         return source / "test" if (source / "test").is_dir() else source
     if not source.is_file():

@@ -1,101 +1,24 @@
-"""Any text as token shards: documents, each preceded by the end-of-text token."""
+"""A data set of your own text: token shards of documents, with the end-of-text token before each document."""
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data.documents import TEXT_SUFFIXES, Piece, data_files, read_documents, read_pieces
+from llmc.data.documents import read_pieces
+from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
-from llmc.formats.shards import ShardWriter, write_shard
+from llmc.datasets.common import TokenFiles, earlier_shards, remove_files, shard_name
+from llmc.formats.shards import ShardWriter
 from llmc.system.fs import SYSTEM, remove_temporaries
 
-__all__ = ["language_reference", "prepare", "read_documents", "text_files", "tokenize", "write_pair", "write_splits"]
-
 _BPE_SAMPLE = 64 << 20  # characters that a BPE is trained on
-_COPY = 1 << 20  # tokens
-
-
-def text_files(path: Path) -> list[Path]:
-    """A file, or the text files of a folder and its subfolders in sorted order."""
-    return data_files(path, TEXT_SUFFIXES)
-
-
-def language_reference() -> list[str]:
-    """The text that every Python carries: the topics of its language reference. It differs a little between releases."""
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
-
-
-def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.uint32]:
-    """Token ids of all documents, end-of-text before each."""
-    return np.concatenate(list(token_stream((Piece(d, True) for d in documents), tokenizer)))
-
-
-def write_splits(
-    tokens: NDArray[np.uint32], directory: Path, vocab_size: int, val_fraction: float = 0.1
-) -> tuple[Path, Path]:
-    """Writes train.bin and val.bin, the last val_fraction of the tokens."""
-    cut = len(tokens) - int(len(tokens) * val_fraction)
-    if cut == len(tokens) or cut == 0:
-        raise ValueError(f"{len(tokens)} tokens are too few to train on and to validate with")
-    return write_pair(tokens[:cut], tokens[cut:], directory, vocab_size)
-
-
-def write_pair(
-    train_tokens: NDArray[np.uint32], val_tokens: NDArray[np.uint32], directory: Path, vocab_size: int
-) -> tuple[Path, Path]:
-    """Writes train.bin and val.bin."""
-    directory.mkdir(parents=True, exist_ok=True)
-    train, val = directory / "train.bin", directory / "val.bin"
-    write_shard(train, train_tokens, vocab_size=vocab_size)
-    write_shard(val, val_tokens, vocab_size=vocab_size)
-    return train, val
-
-
-# ---- streams of any length ----
-
-
-@dataclass(frozen=True)
-class Written:
-    """Token files of a data set, and how many tokens they have."""
-
-    train: list[Path]
-    val: list[Path]
-    train_tokens: int
-    val_tokens: int
-
-
-def shard_name(name: str, split: str, index: int) -> str:
-    """llm.c's: fineweb_train_000001.bin."""
-    return f"{name}_{split}_{index:06d}.bin"
-
-
-def earlier_shards(directory: Path, name: str, overwrite: bool) -> list[Path]:
-    """Shards of an earlier run, which must not mix with the new ones: there may be fewer of these. FileExistsError where there are some
-    and overwrite is not set.
-    """
-    earlier = [
-        p for split in ("train", "val") for p in directory.glob(f"{glob.escape(name)}_{split}_" + "[0-9]" * 6 + ".bin")
-    ]
-    if earlier and not overwrite:
-        raise FileExistsError(f"{directory} already has {len(earlier)} shards of '{name}': --overwrite replaces them")
-    return earlier
-
-
-def remove_all(paths: list[Path]) -> None:
-    """Empties the list too. Called with the first tokens at hand: input that cannot be read must not cost what is there."""
-    while paths:
-        paths.pop().unlink(missing_ok=True)
+_COPY = 1 << 20  # tokens read at a time
 
 
 def prepare(
@@ -110,19 +33,33 @@ def prepare(
     name: str = "text",
     workers: int = 0,
     overwrite: bool = False,
-) -> Written:
-    """Tokenises files and folders into name_train_%06d.bin and name_val_%06d.bin in output, with the tokenizer beside them.
+) -> TokenFiles:
+    """Tokenise files and folders into name_train_%06d.bin and name_val_%06d.bin in output, with the tokenizer beside them.
 
-    Text files are a document each; JSON lines, JSON, CSV, TSV and Parquet have one in each record, under column. Folders and globs
-    are taken in sorted order. The input is streamed: memory does not grow with it.
+    A text file is a document; JSON lines, JSON, CSV, TSV and Parquet have a document in each record. The input is streamed: memory
+    does not grow with its size.
 
-    tokenizer: as Tokenizer.from_spec. bpe:N is trained on the first 64 million characters.
-    val: the last part of the tokens, for validation; 0 for none. val_inputs: other files for it instead.
+    Args:
+        inputs: files, folders and globs; the files of a folder or glob are taken in sorted order.
+        output: the folder to write, made if it is missing.
+        tokenizer: as of Tokenizer.from_spec. bpe:N is trained on the first 64 million characters.
+        column: the field of a record that has the text.
+        val: the last part of the tokens, from 0 to below 1, that is for validation; 0 for none.
+        val_inputs: files, folders and globs for validation, instead of a part of the inputs.
+        shard_size: tokens in a file; the last file has the rest.
+        name: what file names begin with.
+        workers: threads that tokenise; 0 for as many as the process may use.
+        overwrite: whether to replace shards of an earlier run with the same name.
+
+    Raises:
+        FileNotFoundError: if an input matches nothing.
+        FileExistsError: if there are shards of an earlier run, and overwrite is not set.
+        ValueError: if an argument is out of its range, a file is not what its suffix says, or there are too few tokens.
     """
     output = Path(output)
     if not 0 <= val < 1:
         raise ValueError(f"val is {val}, expected a fraction from 0 to below 1")
-    files, val_files = expand(inputs), expand(val_inputs)
+    files, val_files = find_documents(inputs), find_documents(val_inputs)
     if not files:
         raise ValueError("no input files")
     earlier = earlier_shards(output, name, overwrite)
@@ -137,56 +74,27 @@ def prepare(
             ShardWriter(lambda i: output / shard_name(name, split, i), encoder.vocab_size, shard_size) as writer,
         ):
             pieces = (piece for path in paths for piece in read_pieces(path, column, bar.update))
-            for tokens in token_stream(_whole(pieces, encoder), encoder, workers):
-                remove_all(earlier)
+            for tokens in token_stream(pieces, encoder, workers):
+                remove_files(earlier)
                 writer.write(tokens)
         return writer
 
     train = write(files, "train")
     val_paths, val_tokens = [], 0
     if val_files:
-        written = write(val_files, "val")
-        val_paths, val_tokens = written.paths, written.total
+        writer = write(val_files, "val")
+        val_paths, val_tokens = writer.paths, writer.total
     elif val > 0:
         val_tokens = int(train.total * val)
         if val_tokens == 0:
             raise ValueError(f"{train.total} tokens are too few to hold out {val:g} of them: give --val 0")
         val_paths = _hold_out(train, val_tokens, output, name, encoder.vocab_size)
     encoder.save(output / encoder.file_name)
-    return Written(train.paths, val_paths, train.total, val_tokens)
-
-
-def expand(inputs: Iterable[str | Path]) -> list[Path]:
-    """Files, folders and globs as files. FileNotFoundError for what matches nothing."""
-    files: list[Path] = []
-    for item in inputs:
-        path = Path(item)
-        if path.exists():
-            files += data_files(path)
-            continue
-        matches = sorted(Path(p) for p in glob.glob(str(item)))
-        if not matches:
-            raise FileNotFoundError(f"no files match '{item}'")
-        files += [f for match in matches for f in data_files(match)]
-    return files
-
-
-def _whole(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Pieces as they come, or documents joined again for a tokenizer with another split into words."""
-    if tokenizer.cuts_at_blanks:
-        yield from pieces
-        return
-    parts: list[str] = []
-    for piece in pieces:
-        if piece.first and parts:
-            yield Piece("".join(parts), True)
-            parts = []
-        parts.append(piece.text)
-    if parts:
-        yield Piece("".join(parts), True)
+    return TokenFiles(train.paths, val_paths, train.total, val_tokens)
 
 
 def _sample(files: list[Path], column: str) -> str:
+    """Read the text that a BPE is trained on: the first characters of the files, with a blank line between documents."""
     parts: list[str] = []
     size = 0
     for path in files:
@@ -199,8 +107,12 @@ def _sample(files: list[Path], column: str) -> str:
 
 
 def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_size: int) -> list[Path]:
-    """Moves the last count tokens out of the training shards into validation shards, and those are in order too."""
-    pieces: list[Path] = []  # the last first
+    """Move the last count tokens out of the training shards into validation shards, which are in the same order.
+
+    Returns:
+        The validation shards.
+    """
+    pieces: list[Path] = []  # validation shards, from the last to the first
     left = count
     while left > 0:
         path, tokens = train.paths[-1], train.counts[-1]
@@ -217,12 +129,12 @@ def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_siz
         left -= min(left, tokens)
     renamed = [output / shard_name(name, "val", i) for i in range(len(pieces))]
     for old, new in zip(reversed(pieces), renamed):
-        SYSTEM.rename(old, new)  # to a lower number or its own, in ascending order: nothing is overwritten
+        SYSTEM.rename(old, new)  # the number stays or falls, in ascending order: no shard is overwritten
     return renamed
 
 
 def _copy(source: Path, begin: int, end: int, target: Path, vocab_size: int) -> None:
-    """Tokens begin .. end of a shard into another, or into its own place, a few at a time."""
+    """Copy the tokens from begin to end of a shard into the shard target, which may be the source itself, in little memory."""
     size = _llmc.inspect_shard(source).token_bytes
     with ShardWriter(lambda i: target, vocab_size) as writer, open(source, "rb") as file:
         file.seek(1024 + begin * size)

@@ -9,8 +9,8 @@ import numpy as np
 from llmc.data.documents import Piece
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
+from llmc.datasets.common import TokenFiles
 from llmc.datasets.download import Remote, fetch
-from llmc.datasets.text import Written
 from llmc.formats.shards import write_shard
 
 REMOTE = Remote(
@@ -24,11 +24,20 @@ VAL_TOKENS = 32768
 
 def prepare(
     output: str | Path, *, source: str | Path | None = None, tokenizer: str = "gpt2", workers: int = 0
-) -> Written:
-    """Writes tiny_shakespeare_train.bin and tiny_shakespeare_val.bin, byte for byte llm.c's with GPT-2's tokenizer.
+) -> TokenFiles:
+    """Write tiny_shakespeare_train.bin and tiny_shakespeare_val.bin, which are llm.c's byte for byte with GPT-2's tokenizer.
 
     Every speech is a document and keeps the blank line after it; the first 32,768 tokens are for validation.
-    source: input.txt where you have it already.
+
+    Args:
+        output: the folder to write.
+        source: input.txt, if you have it already; None to download it.
+        tokenizer: as of Tokenizer.from_spec.
+        workers: threads that tokenise; 0 for as many as the process may use.
+
+    Raises:
+        ConnectionError: if the text cannot be downloaded.
+        ValueError: if the text is too short to be the whole file.
     """
     encoder = Tokenizer.from_spec(tokenizer)
     path = Path(source) if source is not None else fetch(REMOTE)
@@ -46,4 +55,4 @@ def prepare(
     write_shard(val, tokens[:VAL_TOKENS], vocab_size=encoder.vocab_size)
     write_shard(train, tokens[VAL_TOKENS:], vocab_size=encoder.vocab_size)
     encoder.save(folder / encoder.file_name)
-    return Written([train], [val], len(tokens) - VAL_TOKENS, VAL_TOKENS)
+    return TokenFiles([train], [val], len(tokens) - VAL_TOKENS, VAL_TOKENS)

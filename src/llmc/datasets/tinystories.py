@@ -12,8 +12,8 @@ from llmc.data.documents import Piece, load_json
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.archive import unpacked
+from llmc.datasets.common import TokenFiles
 from llmc.datasets.download import fetch, hub_files
-from llmc.datasets.text import Written
 from llmc.formats.shards import ShardWriter
 
 REPOSITORY, ARCHIVE = "roneneldan/TinyStories", "TinyStories_all_data.tar.gz"
@@ -21,11 +21,21 @@ REPOSITORY, ARCHIVE = "roneneldan/TinyStories", "TinyStories_all_data.tar.gz"
 
 def prepare(
     output: str | Path, *, source: str | Path | None = None, tokenizer: str = "gpt2", workers: int = 0
-) -> Written:
-    """Writes TinyStories_train.bin and TinyStories_val.bin: the first JSON file for validation, the others in order.
+) -> TokenFiles:
+    """Write TinyStories_val.bin of the first JSON file, and TinyStories_train.bin of the others in order.
 
     Stories are shuffled within a file as llm.c does it. (llm.c joins the files in the order in which its processes finish.)
-    source: the archive, or a folder of its JSON files, where you have it already.
+
+    Args:
+        output: the folder to write.
+        source: the archive, or a folder of its JSON files, if you have it already; None to download the archive.
+        tokenizer: as of Tokenizer.from_spec.
+        workers: threads that tokenise; 0 for as many as the process may use.
+
+    Raises:
+        ConnectionError: if the archive cannot be downloaded.
+        FileNotFoundError: if the source does not exist, or has fewer than two JSON files.
+        ValueError: if the archive or a JSON file is damaged.
     """
     encoder = Tokenizer.from_spec(tokenizer)
     files = _stories(Path(source) if source is not None else None)
@@ -42,7 +52,7 @@ def prepare(
         totals[split] = writer
     encoder.save(folder / encoder.file_name)
     train, val = totals["train"], totals["val"]
-    return Written(train.paths, val.paths, train.total, val.total)
+    return TokenFiles(train.paths, val.paths, train.total, val.total)
 
 
 def _documents(paths: list[Path], bar: tqdm[None]) -> Iterator[Piece]:
@@ -59,7 +69,7 @@ def _documents(paths: list[Path], bar: tqdm[None]) -> Iterator[Piece]:
 
 
 def _stories(source: Path | None) -> list[Path]:
-    """The JSON files in order."""
+    """List the JSON files in order, downloading and unpacking the archive if need be."""
     if source is None:
         found = [f for f in hub_files(REPOSITORY) if f.url.endswith(ARCHIVE)]
         if not found:

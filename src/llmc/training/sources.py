@@ -1,20 +1,18 @@
-"""What a run trains on: from its settings to token shards, a tokenizer and a vocabulary."""
+"""The data of a run: token shards, a tokenizer and a vocabulary, as its settings name them."""
 
 from __future__ import annotations
 
-import glob
 import json
-import re
 import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmc.checkpoint import finished_steps
-from llmc.data.loader import find_shards
+from llmc.data.documents import TEXT_SUFFIXES, language_reference, read_documents
+from llmc.data.files import document_files, shards_of_folder, shards_or_documents
+from llmc.data.tokenize import tokenize, write_pair, write_splits
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets import text as text_data
-from llmc.formats.shards import is_shard
 from llmc.system.fs import write_atomically
 from llmc.training.settings import TrainConfig
 
@@ -23,17 +21,30 @@ DEFAULT_TOKENIZER = "bpe:1024"
 
 @dataclass(frozen=True)
 class Sources:
-    """train, val: token files (val may be empty). tokenizer: None where the data are token files and none was found."""
+    """The data of a run.
+
+    Attributes:
+        train: token files to train on.
+        val: token files for validation, maybe none.
+        tokenizer: None if the data are token files and no tokenizer was found.
+        vocab_size: number of token ids of the model.
+        description: the data's name in a report.
+        temporary: the folder that holds the files, removed together with this object; None if the files are to stay.
+    """
 
     train: list[Path]
     val: list[Path]
     tokenizer: Tokenizer | None
     vocab_size: int
     description: str
-    temporary: tempfile.TemporaryDirectory[str] | None = None  # what goes when this goes
+    temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def fingerprint(self) -> list[dict[str, object]]:
-        """What a checkpoint remembers of its data: sizes and checksums of the ends of each file, not its place."""
+        """Compute what a checkpoint remembers of its data, so that a resumed run can tell whether they are the same.
+
+        Returns:
+            For each file its name without the folder, its size in bytes, and the CRC-32 of its first and last MiB.
+        """
         rows: list[dict[str, object]] = []
         for path in [*self.train, *self.val]:
             with open(path, "rb") as file:
@@ -44,59 +55,32 @@ class Sources:
         return rows
 
 
-def _folder_shards(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(training, validation) token files of a folder, told apart by `val` in their names, as `llmc data` has it: text_val_000000.bin."""
-    shards = sorted(p for p in folder.glob("*.bin") if p.is_file() and not p.name.startswith(".") and is_shard(p))
-    val = [p for p in shards if re.search(r"(^|_)val(_|$)", p.stem)]
-    return [p for p in shards if p not in val], val
-
-
-def _matches(pattern: str, validation: bool) -> list[Path]:
-    """The files of a path or glob; a folder without token files is one text. validation: of a folder, take its validation files."""
-    path = Path(pattern)
-    if path.is_dir():
-        train, val = _folder_shards(path)
-        if validation:
-            return val or train or [path]
-        if val and not train:
-            raise ValueError(
-                f"folder '{path}' has token files for validation only, as '{val[0].name}'; name files to train on"
-            )
-        return train or [path]
-    if path.exists():
-        return [path]
-    found = sorted(Path(p) for p in glob.glob(pattern))
-    if not found:
-        raise FileNotFoundError(f"no files match '{pattern}'")
-    return found
-
-
-def _split_kinds(patterns: tuple[str, ...], what: str, validation: bool = False) -> tuple[list[Path], list[Path]]:
-    """(token files, texts); not both."""
-    paths = [p for pattern in patterns for p in _matches(pattern, validation)]
-    bins = [p for p in paths if p.suffix == ".bin"]
-    texts = [p for p in paths if p.suffix != ".bin"]
-    if bins and texts:
-        raise ValueError(f"{what} are token files and text at once: '{bins[0]}' and '{texts[0]}'; give one kind")
-    return bins, texts
-
-
 def prepare(config: TrainConfig, directory: Path | None) -> Sources:
-    """Finds the data, and tokenises text into directory/data, or a temporary folder where there is no run directory."""
-    bins, texts = _split_kinds(config.data, "the data")
-    val_bins, val_texts = _split_kinds(config.val_data, "the validation data", validation=True)
-    if bins and not config.val_data:
-        val_bins = [p for folder in map(Path, config.data) if folder.is_dir() for p in _folder_shards(folder)[1]]
-    if bins:
+    """Find the data of a run, and tokenise them if they are text.
+
+    Args:
+        config: the settings; `data`, `val_data`, `tokenizer`, `vocab_size`, `model` and `allow_changes` are read.
+        directory: the run directory, whose subfolder `data` keeps the tokens of a text; None for a temporary folder.
+
+    Raises:
+        FileNotFoundError: if a path or glob matches nothing.
+        ValueError: if training and validation data are of different kinds, there is no text, or the text or the tokenizer is not
+            the one that the run in the directory was trained on.
+    """
+    shards, texts = shards_or_documents(config.data, "the data")
+    val_shards, val_texts = shards_or_documents(config.val_data, "the validation data", validation=True)
+    if shards and not config.val_data:
+        val_shards = [p for folder in map(Path, config.data) if folder.is_dir() for p in shards_of_folder(folder)[1]]
+    if shards:
         if val_texts:
             raise ValueError("the data are token files, but the validation data are text; give token files for both")
-        return _from_bins(config, find_shards(bins), find_shards(val_bins) if val_bins else [])
-    if val_bins:
+        return _from_shards(config, shards, val_shards)
+    if val_shards:
         raise ValueError("the data are text, but the validation data are token files; give text for both")
     return _from_text(config, texts, val_texts, directory)
 
 
-def _from_bins(config: TrainConfig, train: list[Path], val: list[Path]) -> Sources:
+def _from_shards(config: TrainConfig, train: list[Path], val: list[Path]) -> Sources:
     tokenizer = None
     if config.tokenizer is not None:
         tokenizer = Tokenizer.from_spec(config.tokenizer)
@@ -107,14 +91,18 @@ def _from_bins(config: TrainConfig, train: list[Path], val: list[Path]) -> Sourc
     return Sources(train, val, tokenizer, vocab_size, description)
 
 
+def _read_texts(paths: list[Path]) -> list[str]:
+    return list(read_documents(file for path in paths for file in document_files(path, TEXT_SUFFIXES)))
+
+
 def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None) -> Sources:
     if texts:
-        documents = list(text_data.read_documents(f for path in texts for f in text_data.text_files(path)))
+        documents = _read_texts(texts)
         description = ", ".join(config.data)
     else:
-        documents = text_data.language_reference()
+        documents = language_reference()
         description = "Python's language reference"
-    val_documents = list(text_data.read_documents(f for path in val_texts for f in text_data.text_files(path)))
+    val_documents = _read_texts(val_texts)
     if not any(documents):
         raise ValueError(f"there is no text in {description}")
     spec = config.tokenizer or (DEFAULT_TOKENIZER if config.model is None else "gpt2")
@@ -140,7 +128,7 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
     if unchanged:
         tokenizer = Tokenizer.load(saved)
     else:
-        if finished_steps(folder):  # the run's own tokenizer and data must not be lost
+        if finished_steps(folder):  # the tokenizer that the run's weights belong to must not be lost
             if not config.allow_changes:
                 raise ValueError(
                     f"{folder}: the text or the tokenizer is not what the run was trained on. Give the same, or --allow-changes to "
@@ -149,11 +137,11 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
             tokenizer = Tokenizer.load(saved)
         else:
             tokenizer = Tokenizer.from_spec(spec, text="\n\n".join(documents))
-        tokens = text_data.tokenize(documents, tokenizer)
+        tokens = tokenize(documents, tokenizer)
         if val_documents:
-            text_data.write_pair(tokens, text_data.tokenize(val_documents, tokenizer), data, tokenizer.vocab_size)
+            write_pair(tokens, tokenize(val_documents, tokenizer), data, tokenizer.vocab_size)
         else:
-            text_data.write_splits(tokens, data, tokenizer.vocab_size)
+            write_splits(tokens, data, tokenizer.vocab_size)
         tokenizer.save(saved)
         write_atomically(remembered, [json.dumps(source).encode()])
     vocab_size = config.vocab_size or tokenizer.vocab_size

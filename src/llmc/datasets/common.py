@@ -1,0 +1,58 @@
+"""What the data sets share: the names of their shards, and what they do about those of an earlier run."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TokenFiles:
+    """The token files of a data set.
+
+    Attributes:
+        train, val: the files, in order; maybe none for validation.
+        train_tokens, val_tokens: how many tokens they have together.
+    """
+
+    train: list[Path]
+    val: list[Path]
+    train_tokens: int
+    val_tokens: int
+
+
+def shard_name(name: str, split: str, index: int) -> str:
+    """Return llm.c's name of a shard: fineweb_train_000001.bin."""
+    return f"{name}_{split}_{index:06d}.bin"
+
+
+def earlier_shards(directory: Path, name: str, overwrite: bool) -> list[Path]:
+    """Find the shards of an earlier run, which must not be mixed with new ones: the new ones may be fewer.
+
+    Args:
+        directory: the output folder.
+        name: what the names of the shards begin with.
+        overwrite: whether there may be any.
+
+    Returns:
+        The files, for remove_files.
+
+    Raises:
+        FileExistsError: if there are some and overwrite is not set.
+    """
+    earlier = [
+        p for split in ("train", "val") for p in directory.glob(f"{glob.escape(name)}_{split}_" + "[0-9]" * 6 + ".bin")
+    ]
+    if earlier and not overwrite:
+        raise FileExistsError(f"{directory} already has {len(earlier)} shards of '{name}': --overwrite replaces them")
+    return earlier
+
+
+def remove_files(paths: list[Path]) -> None:
+    """Remove files and empty the list, so that a second call does nothing.
+
+    Call it once the first new tokens are there: if the input cannot be read, the earlier shards stay.
+    """
+    while paths:
+        paths.pop().unlink(missing_ok=True)
