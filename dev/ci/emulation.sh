@@ -17,7 +17,7 @@ fi
 LLMC_APPS=$build "$python" -m pytest -q -p no:cacheprovider tests/programs/test_apps.py tests/programs/test_gpt2_program.py
 "$python" -m pytest -q -p no:cacheprovider -m cuda tests
 if "$python" -c "from llmc import _llmc; raise SystemExit('amx' not in _llmc.isa()['usable'])"; then
-  "$python" -m pytest -q -p no:cacheprovider -k amx tests/test_golden.py tests/ops/test_ops.py tests/training/test_optim.py tests/ops/test_isa.py tests/models/test_bindings.py
+  "$python" -m pytest -q -p no:cacheprovider -k amx tests/golden/test_golden.py tests/ops/test_ops.py tests/training/test_optim.py tests/ops/test_isa.py tests/models/test_bindings.py
 else
   echo "left out: the emulated AMX tiles need AVX-512 and AVX512-BF16, which this CPU lacks"
 fi

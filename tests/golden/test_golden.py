@@ -11,7 +11,7 @@ and by the last bits of logf, sinf and cosf, from which initial weights are draw
 emulated, compute the same sums in other roundings: they are compared within LOOSE, without the checksums and the sample, and a
 warning says so. A kernel set without a record is compared so with baseline's.
 
-    python tests/test_golden.py --record      # writes what this build computes into tests/golden
+    python tests/golden/test_golden.py --record      # writes what this build computes into tests/golden
 
 It is legitimate to record anew if a change is meant to alter bits, and its commit says which and why; or if continuous integration
 moves to another compiler, in a commit that changes nothing else. To refactor with another compiler than the recorded one, record
@@ -35,12 +35,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CUDA, KERNEL_SETS
 
 import llmc
 from llmc import _llmc
 
-FOLDER = Path(__file__).parent / "golden"
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script
+from conftest import CUDA, KERNEL_SETS
+
+FOLDER = Path(__file__).parent
 VOCAB = 131
 
 SETS = [name.removeprefix("cpu:") for name in KERNEL_SETS]
