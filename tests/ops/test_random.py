@@ -166,4 +166,5 @@ def test_seeds_out_of_range(tmp_path):
         llmc.AdamW(model, seed=-1)
     with pytest.raises(ValueError, match=r"seed is -1, expected 1 to 2\^64 - 1"):
         model.generate([1], 3, seed=-1)
-    assert len(model.generate([[1], [2]], 3, seed=2**64 - 1)) == 2  # the second prompt's seed wraps around to the first seed
+    # Each prompt has the seed after the last one's: the second wraps around to the lowest.
+    assert len(model.generate([[1], [2]], 3, seed=2**64 - 1)) == 2
