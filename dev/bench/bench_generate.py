@@ -90,6 +90,7 @@ def read_bandwidth(backend: _llmc.Backend) -> float:
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="d12")
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "f32"], choices=["f32", "bf16"])

@@ -323,6 +323,7 @@ def ceilings(backend: _llmc.Backend, dtype: str, clock: Callable[[], float]) -> 
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="d12")
     parser.add_argument("--batch", type=int, default=4)

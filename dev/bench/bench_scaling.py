@@ -26,6 +26,7 @@ from llmc import _llmc
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtypes", nargs="+", default=["bf16"], choices=["f32", "bf16"])
     parser.add_argument("--models", nargs="+", default=["d6", "d12", "d24"])

@@ -173,6 +173,7 @@ def measure_llm_c(binary: Path, steps: int, threads: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="d12")
     parser.add_argument("--batch", type=int, default=4)

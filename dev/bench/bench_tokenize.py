@@ -137,6 +137,7 @@ def large(text: str, megabytes: int, workers: list[int]) -> None:
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=0, help="size of the large file; 0 leaves it out [0]")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="for the large file [1 2]")

@@ -29,6 +29,7 @@ def batches(tokens: NDArray[np.int32], B: int, T: int, count: int, seed: int) ->
 
 
 def main() -> int:
+    """Train both, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("--steps", type=int, default=300)

@@ -91,12 +91,12 @@ def test_figure_has_what_was_logged(log: Path, run_dir: Path) -> None:
 
 
 def test_tokens(log: Path, run_dir: Path) -> None:
-    mine = plot.read_run(run_dir)
-    fig = plot.figure([mine], x="tokens")
+    run = plot.read_run(run_dir)
+    fig = plot.figure([run], x="tokens")
     assert max(fig.axes[0].get_lines()[0].get_xdata()) == 19 * 512
     with pytest.raises(ValueError, match="log124M.*tokens_per_step"):
         plot.figure([plot.read_run(log)], x="tokens")
-    fig = plot.figure([plot.read_run(log), mine], x="tokens", tokens_per_step=10)
+    fig = plot.figure([plot.read_run(log), run], x="tokens", tokens_per_step=10)
     assert max(fig.axes[0].get_lines()[0].get_xdata()) == 20
 
 

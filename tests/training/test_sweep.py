@@ -41,9 +41,9 @@ def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
         + repr(str(tmp_path / "data" / "val.bin"))
         + "]",
     )
-    said: list[str] = []
+    lines: list[str] = []
     sweep = Sweep.load(path)
-    assert len(sweep.runs) == 4 and not sweep.execute(said.append)
+    assert len(sweep.runs) == 4 and not sweep.execute(lines.append)
     status = {run.name: run.status for run in sweep.runs}
     assert sorted(s.split(":")[0] for s in status.values()) == ["done", "done", "failed", "failed"]
     rows = list(csv.DictReader((tmp_path / "sweep" / "summary.csv").read_text().splitlines()))
@@ -53,10 +53,10 @@ def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
     failed = next(run for run in sweep.runs if run.status.startswith("failed"))
     assert "missing.bin" in (tmp_path / "sweep" / failed.name / "output.txt").read_text()
 
-    said.clear()
+    lines.clear()
     again = Sweep.load(path)
-    again.execute(said.append)
-    assert sum("done before" in line for line in said) == 2
+    again.execute(lines.append)
+    assert sum("done before" in line for line in lines) == 2
 
 
 def command(path: Path) -> subprocess.Popen[str]:
