@@ -1,6 +1,6 @@
-"""The CPU's kernel sets: each trains, to the same bits on any number of threads; LLMC_ISA; GELU's last bits; the measured peak.
+"""The kernel sets of the CPU: each trains, to the same bits on any number of threads; LLMC_ISA; GELU's last bits; the peak.
 
-test_ops.py checks every op on every set; dev/check_kernels.cpp does so without Python.
+Every op is checked on every set in test_ops.py; dev/check_kernels.cpp does it without Python.
 """
 
 from __future__ import annotations

@@ -262,18 +262,18 @@ def test_matmul_gelu_backward(backend, rng, dtype, grad, N, C, OC):
 
 
 def test_packed_weights_follow_their_memory(backend, rng):
-    """After changed() a backend may keep a packed copy of a weight. Whatever writes to the weight, matmuls use the new values."""
+    """A weight that changed() named may be kept in another layout; whatever writes to it, products see the new values."""
     x, first, second = (rng.standard_normal(s) for s in [(20, 64), (96, 64), (96, 64)])
     inp, weight = put(backend, x, "bf16"), put(backend, first, "bf16")
 
-    def matmuls():
+    def product():
         out, dinp = nans(backend, (20, 96), "bf16"), nans(backend, (20, 64), "bf16")
         backend.matmul_forward(out, inp, weight)
         backend.matmul_backward(dinp, None, None, out, None, weight, False)
         return np.concatenate([out.to_host(), dinp.to_host()], axis=1)
 
     def fresh():
-        """Compute the same from a copy that was never given to changed(), and so is never packed."""
+        """The same from memory that was never named, and so is never packed."""
         unnamed = put(backend, get(weight), "bf16")
         out, dinp = nans(backend, (20, 96), "bf16"), nans(backend, (20, 64), "bf16")
         backend.matmul_forward(out, inp, unnamed)
@@ -281,9 +281,9 @@ def test_packed_weights_follow_their_memory(backend, rng):
         return np.concatenate([out.to_host(), dinp.to_host()], axis=1)
 
     backend.changed(weight)
-    seen = [matmuls()]
+    seen = [product()]
     np.testing.assert_array_equal(seen[-1], fresh())
-    np.testing.assert_array_equal(matmuls(), seen[-1])
+    np.testing.assert_array_equal(product(), seen[-1])
     zeros = [backend.empty([96 * 64]) for _ in range(2)]
     step = _llmc.AdamWStep(1e-1, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05)
     writers = [
@@ -295,7 +295,7 @@ def test_packed_weights_follow_their_memory(backend, rng):
     ]
     for write in writers:
         write()
-        seen.append(matmuls())
+        seen.append(product())
         np.testing.assert_array_equal(seen[-1], fresh())
         assert (seen[-1] != seen[-2]).any()
 

@@ -1,6 +1,6 @@
-"""`python -m llmc.test_gpt2` and the C++ program: they accept a correct debug state, and refuse one with a single wrong gradient.
+"""`python -m llmc.test_gpt2` and the C++ program: okay on a true debug state, not on one with a single wrong gradient.
 
-The C++ programs are tested if LLMC_APPS names the folder that has them. dev/ci_emulation.sh builds them and runs this.
+The C++ programs are tested where LLMC_APPS names the folder that has them; dev/ci_emulation.sh builds them and runs this.
 """
 
 from __future__ import annotations
