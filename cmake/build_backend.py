@@ -1,8 +1,8 @@
-"""scikit-build-core as this project's build backend (PEP 517), and one thing more: where a CUDA build is asked for
-(-C cmake.define.USE_CUDA=ON, USE_CUDNN=ON, USE_NCCL=ON), whatever of NVIDIA's compiler and headers this system lacks is
-among the build's requirements, as wheels from PyPI. Any other build requires nothing of NVIDIA's.
+"""This project's build backend (PEP 517): scikit-build-core, with NVIDIA's compiler and headers added to a CUDA build's requirements.
 
-cmake/NvidiaWheels.cmake finds these wheels in the build environment.
+If a CUDA build is asked for (-C cmake.define.USE_CUDA=ON, USE_CUDNN=ON, USE_NCCL=ON), those parts of NVIDIA's compiler and headers that
+this system lacks are required as wheels from PyPI, and cmake/NvidiaWheels.cmake finds them in the build environment. Any other build
+requires nothing from NVIDIA.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ConfigSettings = Mapping[str, Any] | None
 
 
 def _defined(name: str, config_settings: _ConfigSettings) -> bool:
-    """Whether -D name is on: by pip's -C, or by the variables that scikit-build-core reads."""
+    """Return whether CMake's option is on: by pip's -C, or by the environment variables that scikit-build-core reads."""
     settings = config_settings or {}
     value = settings.get(f"cmake.define.{name}", settings.get(f"skbuild.cmake.define.{name}"))
     if value is None:
@@ -33,7 +33,7 @@ def _defined(name: str, config_settings: _ConfigSettings) -> bool:
 
 
 def _system_nvcc() -> str | None:
-    """The nvcc that cmake/NvidiaWheels.cmake would take from this system."""
+    """Return the path of the nvcc that cmake/NvidiaWheels.cmake would take from this system, or None if there is none."""
     if os.environ.get("CUDACXX"):
         return shutil.which(os.environ["CUDACXX"])
     places = [os.path.join(os.environ[v], "bin") for v in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(v)]
@@ -42,6 +42,7 @@ def _system_nvcc() -> str | None:
 
 
 def _has_header(name: str, nvcc: str | None) -> bool:
+    """Return whether this system has a header of NVIDIA's, beside nvcc or in a usual place."""
     roots = [os.environ.get(v) for v in ("CUDA_HOME", "CUDA_PATH", "CUDNN_PATH", "NCCL_HOME")] + ["/usr", "/usr/local"]
     if nvcc:
         roots.append(str(Path(nvcc).resolve().parent.parent))
@@ -49,7 +50,14 @@ def _has_header(name: str, nvcc: str | None) -> bool:
 
 
 def cuda_requirements(config_settings: _ConfigSettings = None) -> list[str]:
-    """The wheels that the build asked for needs and this system does not have."""
+    """Return the wheels that the build needs because this system lacks what is in them.
+
+    Args:
+        config_settings: what pip's -C gave, as PEP 517 hands it over.
+
+    Returns:
+        Requirements, as "nvidia-cublas>=13.0,<14"; none if no CUDA build is asked for.
+    """
     cudnn, nccl = _defined("USE_CUDNN", config_settings), _defined("USE_NCCL", config_settings)
     if not (cudnn or nccl or _defined("USE_CUDA", config_settings)):
         return []
@@ -69,15 +77,17 @@ def cuda_requirements(config_settings: _ConfigSettings = None) -> list[str]:
         if not _has_header("cudnn.h", nvcc):
             required.append(f"nvidia-cudnn-cu{major}>=9.1,<10")
         if not _has_header("cudnn_frontend.h", nvcc):
-            required.append("nvidia-cudnn-frontend>=1.15,<1.19")  # newer ones want more packages, and NVRTC's headers
+            required.append("nvidia-cudnn-frontend>=1.15,<1.19")  # later ones need more packages and NVRTC's headers
     if nccl and os.name != "nt" and not _has_header("nccl.h", nvcc):
         required.append(f"nvidia-nccl-cu{major}>=2.20,<3")
     return required
 
 
 def get_requires_for_build_wheel(config_settings: _ConfigSettings = None) -> list[str]:
+    """Return the requirements of a build of a wheel (PEP 517)."""
     return [*_build.get_requires_for_build_wheel(config_settings), *cuda_requirements(config_settings)]
 
 
 def get_requires_for_build_editable(config_settings: _ConfigSettings = None) -> list[str]:
+    """Return the requirements of an editable build (PEP 660)."""
     return [*_build.get_requires_for_build_editable(config_settings), *cuda_requirements(config_settings)]

@@ -1,4 +1,4 @@
-"""Fixtures: the devices that are here, seeds, tiny models and tiny token files."""
+"""Fixtures: the devices of this machine, random numbers, tiny models and tiny token files."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def _has_cuda() -> bool:
 
 
 CUDA = [pytest.param("cuda", marks=pytest.mark.cuda)] if _has_cuda() else []
-# Every kernel set of the CPU backend that runs on this machine.
+# The CPU backend with each kernel set that runs on this machine.
 KERNEL_SETS = [f"cpu:{isa}" for isa in _llmc.isa()["usable"]]
 
 
 @pytest.fixture(params=["cpu", *CUDA])
 def device(request: pytest.FixtureRequest) -> str:
-    """'cpu', and 'cuda' where there is one."""
+    """Run the test with 'cpu', and with 'cuda' if there is a GPU."""
     name: str = request.param
     return name
 
 
 @pytest.fixture(scope="module", params=[*KERNEL_SETS, *CUDA])
 def backend(request: pytest.FixtureRequest) -> _llmc.Backend:
-    """A backend of each kernel set that runs here, and CUDA where there is one."""
+    """Run the test with a CPU backend of each kernel set that runs here, and with CUDA if there is a GPU."""
     return make_backend(request.param)
 
 
 def make_backend(name: str, threads: int = 2) -> _llmc.Backend:
-    """'cuda', 'cpu', or 'cpu:avx2' for a kernel set other than the best."""
+    """Make a backend. name: 'cuda', 'cpu', or as 'cpu:avx2' for another kernel set than the best."""
     device, _, isa = name.partition(":")
     if device == "cuda":
         return _llmc.Backend(device)
@@ -61,17 +61,17 @@ def make_backend(name: str, threads: int = 2) -> _llmc.Backend:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """Of a seed that is the test's own, and the same in every run, whatever folder the test is in."""
+    """Return a generator whose seed is made from the names of test and file: the same in every run, another for every test."""
     return np.random.default_rng(zlib.crc32(f"tests/{request.path.name}::{request.node.name}".encode()))
 
 
-# Nothing in it is a multiple of 8: V < Vp, head size 11, a context of 19.
+# No size is a multiple of 8, so that kernels meet partial vectors: V < Vp, head size 11, 19 positions.
 TINY = llmc.GPT2Config(max_seq_len=19, vocab_size=61, num_layers=2, num_heads=3, channels=33)
 
 
 @pytest.fixture
 def tiny(device: str) -> Callable[..., llmc.GPT2]:
-    """tiny(dtype="bf16", ...) -> a model of two small layers, whose weights are all random: biases and layernorms too."""
+    """Return a function that makes a model of two small layers: tiny(dtype="bf16", ...). All its weights are random, biases too."""
 
     def make(config: llmc.GPT2Config = TINY, **options: object) -> llmc.GPT2:
         model = llmc.GPT2(config, device=device, **options)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def tiny(device: str) -> Callable[..., llmc.GPT2]:
 
 
 def randomize(model: llmc.GPT2, seed: int = 0, scale: float = 8.0) -> None:
-    """Weights large enough that attention is not uniform, and no bias is 0 and no layernorm weight 1."""
+    """Give the model random weights, so large that attention is not uniform, and no bias is 0 and no layernorm weight 1."""
     rng = np.random.default_rng(seed)
     for name, shape in ((n, model.native.parameter(n).shape) for n in model.parameters):
         values = 0.02 * scale * rng.standard_normal(shape)
@@ -95,7 +95,7 @@ def randomize(model: llmc.GPT2, seed: int = 0, scale: float = 8.0) -> None:
 
 @pytest.fixture
 def tokens(rng: np.random.Generator) -> Callable[..., np.ndarray]:
-    """tokens(B, T) -> random ids of TINY's vocabulary."""
+    """Return a function that draws tokens of TINY's vocabulary: tokens(B, T)."""
 
     def draw(B: int, T: int, vocab_size: int = TINY.vocab_size) -> np.ndarray:
         return rng.integers(0, vocab_size, (B, T), dtype=np.int32)
@@ -105,7 +105,10 @@ def tokens(rng: np.random.Generator) -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Callable[..., list[Path]]:
-    """shards([10, 20], ...) writes a token file for each, named so that glob order is theirs; numbers stand for 0, 1, 2, ..."""
+    """Return a function that writes token files and returns their paths: shards([10, [5, 6, 7]]).
+
+    A number n stands for the tokens 0 .. n-1. The names of the files sort in their order.
+    """
 
     def write(contents: list[ArrayLike | int], *, vocab_size: int | None = None, name: str = "shard") -> list[Path]:
         paths = []

@@ -1,12 +1,11 @@
-"""The formula of every op in NumPy, and how far from it a result may be.
+"""The formula of every op in NumPy, and how far from it an op's result may be.
 
-Forward formulas take any floating dtype, complex ones too, and make no branch on a value, so that the complex step
-gives their gradients to the last bit: Im f(x + ih) / h with h = 1e-30 has no cancellation (Squire & Trapp 1998).
-The gradient formulas below are the fast ones, for real sizes; tests/ops/test_oracle.py holds them to the complex step.
+Forward formulas take any floating dtype, complex ones too, and never branch on a value. So the complex step gives their gradients to
+the last bit: Im f(x + ih) / h with h = 1e-30 has no cancellation (Squire & Trapp 1998). It is slow, so there are formulas of gradients
+too, and tests/ops/test_oracle.py compares them with the complex step.
 
-Evaluated in float64 a formula is the truth. Evaluated in float32, and rounded to the dtype where an op stores, it is
-the peer: a result may be twice as far from the truth as its peer, plus one unit in the last place of the largest
-element.
+A formula evaluated in float64 is the truth. Evaluated in float32, and rounded to the op's dtype at the end, it is the peer. An op's
+result may be twice as far from the truth as the peer is, plus one unit in the last place of the largest element.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ ULP = {"f32": 2.0**-23, "bf16": 2.0**-8}
 
 
 def put(backend: _llmc.Backend, x: Any, dtype: str = "f32") -> _llmc.Tensor:
-    """A tensor of the values of x, rounded to dtype."""
+    """Return a tensor of the backend with the values of x, rounded to dtype."""
     x = np.ascontiguousarray(np.asarray(x).astype(NUMPY[dtype]))
     t = backend.empty(list(x.shape), dtype)
     t.from_host(x.view(np.uint16) if dtype == "bf16" else x)
@@ -39,18 +38,18 @@ def put(backend: _llmc.Backend, x: Any, dtype: str = "f32") -> _llmc.Tensor:
 
 
 def get(t: _llmc.Tensor) -> Array:
-    """The values of a tensor; bf16 as ml_dtypes.bfloat16."""
+    """Return the values of a tensor as an array; bf16 as ml_dtypes.bfloat16."""
     x: Array = t.to_host()
     return x.view(ml_dtypes.bfloat16) if t.dtype == "bf16" else x
 
 
 def nans(backend: _llmc.Backend, shape: Any, dtype: str = "f32") -> _llmc.Tensor:
-    """A place for a result: an element that the op does not write shows."""
+    """Return a tensor of NaNs for a result: an element that the op does not write stays NaN."""
     return put(backend, np.full(shape, np.nan), dtype)
 
 
 def rounded(x: Any, dtype: str) -> Array:
-    """x as dtype holds it, in float64."""
+    """Return the values of x rounded to dtype, in float64."""
     return np.asarray(x).astype(NUMPY[dtype]).astype(np.float64)
 
 
@@ -58,7 +57,12 @@ def rounded(x: Any, dtype: str) -> Array:
 
 
 def error(x: Any, exact: Any) -> Array:
-    """Of the whole (relative, in the 2-norm) and of the worst element (relative to the largest)."""
+    """Measure the error of x in two ways, and return both.
+
+    Returns:
+        The 2-norm of the error relative to that of exact, and the largest error of an element relative to the largest element. Both
+        are infinite if x has an element that is not finite.
+    """
     x, exact = np.asarray(x).astype(np.float64), np.asarray(exact, np.float64)
     assert x.shape == exact.shape, f"shape {x.shape}, expected {exact.shape}"
     if not np.isfinite(x).all():
@@ -69,7 +73,10 @@ def error(x: Any, exact: Any) -> Array:
 
 
 def peers(formula: Callable[..., Any], *args: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """The formula's results in float64 and in float32. Arguments are values that the op's dtype holds exactly."""
+    """Return the formula's results in float64 and in float32.
+
+    args: the formula's arguments; arrays hold values that the op's dtype represents exactly, because the op gets the same.
+    """
 
     def run(dtype: type) -> tuple[Array, ...]:
         converted = [a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in args]
@@ -80,9 +87,14 @@ def peers(formula: Callable[..., Any], *args: Any) -> tuple[tuple[Array, ...], t
 
 
 def check(results: dict[str, _llmc.Tensor], formula: Callable[..., Any], *args: Any, ulps: int = 1) -> None:
-    """Holds the op's results to the formula's, in order: each no further from float64 than twice its peer, and `ulps` ulps.
+    """Assert that an op's results agree with the formula's.
 
-    ulps is 2 where a difference goes through exp: its rounding is an absolute one, which a peer's may happen not to be.
+    Args:
+        results: the op's results, by names for the message, in the order in which the formula returns them.
+        formula: the formula.
+        args: its arguments, as of peers().
+        ulps: how many units in the last place are allowed beside twice the peer's error. It is 2 for ops that take exp of a
+            difference: the rounding error of the difference is absolute, and the peer may happen to have none.
     """
     exact, peer = peers(formula, *args)
     assert len(exact) == len(results)
@@ -93,7 +105,7 @@ def check(results: dict[str, _llmc.Tensor], formula: Callable[..., Any], *args: 
 
 
 def complex_step(formula: Callable[[Array], Array], x: Array, dout: Array, h: float = 1e-30) -> Array:
-    """The gradient of sum(dout * formula(x)) by x."""
+    """Return the gradient of sum(dout * formula(x)) with respect to x, by the complex step."""
     z = x.astype(np.complex128)
     gradient = np.empty(x.shape)
     for i in np.ndindex(x.shape):
@@ -103,7 +115,7 @@ def complex_step(formula: Callable[[Array], Array], x: Array, dout: Array, h: fl
     return gradient
 
 
-# ---- formulas ----
+# ---- formulas: arguments, results and their shapes are those of the ops in csrc/core/backend.h ----
 
 
 def encoder(tokens: Array, wte: Array, wpe: Array, start: Array) -> Array:
@@ -141,7 +153,7 @@ def matmul_gradient(dout: Array, x: Array, weight: Array) -> tuple[Array, Array,
 
 
 def _sigmoid(x: Array) -> Array:
-    with np.errstate(over="ignore"):  # 1 / inf is the 0 that is wanted
+    with np.errstate(over="ignore"):  # exp may overflow to infinity: 1 / inf is 0, which is right
         return 1 / (1 + np.exp(-x))
 
 
@@ -149,7 +161,7 @@ _GELU = 2 * math.sqrt(2 / math.pi)
 
 
 def gelu(x: Array) -> Array:
-    """x/2 (1 + tanh(u/2)), written as x sigmoid(u): 1 + tanh cancels at negative x, in float64 too."""
+    """Compute x/2 (1 + tanh(u/2)), written as x sigmoid(u): for negative x, 1 + tanh would cancel, in float64 too."""
     return x * _sigmoid(_GELU * (x + 0.044715 * x * x * x))
 
 
@@ -159,19 +171,19 @@ def gelu_gradient(x: Array, dout: Array) -> Array:
 
 
 def heads(x: Array, NH: int) -> Array:
-    """(B, T, C) -> (B, NH, T, HS)"""
+    """Split (B, T, C) into heads, (B, NH, T, HS)."""
     B, T, C = x.shape
     return x.reshape(B, T, NH, C // NH).transpose(0, 2, 1, 3)
 
 
 def merge(x: Array) -> Array:
-    """(B, NH, T, HS) -> (B, T, C)"""
+    """Join heads, (B, NH, T, HS), to (B, T, C)."""
     B, NH, T, HS = x.shape
     return x.transpose(0, 2, 1, 3).reshape(B, T, NH * HS)
 
 
 def _probabilities(q: Array, k: Array) -> tuple[Array, Array]:
-    """Of T queries that are the last of S positions; and the log-sum-exp of their scores."""
+    """Return the attention probabilities of T queries, which are the last of S positions, and the log-sum-exp of their scores."""
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     T, S = scores.shape[-2:]
     hidden = np.arange(S)[None] > np.arange(S - T, S)[:, None]
@@ -188,7 +200,7 @@ def attention(qkv: Array, NH: int) -> tuple[Array, Array]:
 
 
 def attention_gradient(dout: Array, qkv: Array, out: Array, lse: Array, NH: int) -> tuple[Array, Array, Array]:
-    """From what forward kept, as a backward pass has it."""
+    """Return gradients of q, k and v, (B, T, C) each, computed from out and lse of forward, as a backward pass does."""
     q, k, v = (heads(x, NH) for x in np.split(qkv, 3, axis=-1))
     d, o, scale = heads(dout, NH), heads(out, NH), 1 / math.sqrt(q.shape[-1])
     hidden = np.triu(np.ones((q.shape[-2],) * 2, dtype=bool), 1)

@@ -1,10 +1,14 @@
-"""Generation with a cache of keys and values: tokens/s beside PyTorch's, and the share of the memory bandwidth that is used.
+"""Measures generation on the CPU with a cache of keys and values: tokens/s of llmc and PyTorch, and the memory bandwidth used.
 
     python dev/bench/bench_generate.py --model d12 --dtypes bf16 f32 --batch 1 4 16
 
-Each token of a batch reads every weight once, so bandwidth over bytes of weights is the ceiling of steps/s; the bandwidth is
-that of the sum of a large array, measured in the same run. Both sides take the most likely token. PyTorch runs the model of
-torch_gpt2.py with a cache allocated once, in inference mode. Each measurement is a process of its own, and they take turns.
+A step gives each row of the batch one token and reads every weight once. So steps/s can be at most the machine's read bandwidth
+divided by the bytes of the weights; that bandwidth is measured in the same run, with the sum of a large array. Both programs take the
+most likely token. PyTorch runs the model of torch_gpt2.py in inference mode, with a cache allocated once. Each measurement is a
+process of its own, and the two take turns.
+
+Columns: dtype and batch size; tokens/s of llmc and of PyTorch, over all rows; how many times faster llmc is; GB/s at which llmc reads
+weights; GB/s that the machine can read; the one as a share of the other.
 """
 
 from __future__ import annotations
@@ -26,16 +30,18 @@ from llmc import _llmc
 
 
 def llmc_generator(args: argparse.Namespace) -> Callable[[int], None]:
+    """Return a function that generates so many tokens after each prompt, with llmc."""
     import numpy as np
 
     import llmc
 
     model = llmc.GPT2.from_descriptor(args.model, dtype=args.dtypes[0], threads=args.threads)
     prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (args.batch[0], args.prompt)).tolist()
-    return lambda count: void(model.generate(prompts, count, temperature=0.0))
+    return lambda count: discard(model.generate(prompts, count, temperature=0.0))
 
 
 def torch_generator(args: argparse.Namespace) -> Callable[[int], None]:
+    """Return a function that generates so many tokens after each prompt, with PyTorch."""
     import torch
     from torch_gpt2 import GPT2
 
@@ -57,11 +63,12 @@ def torch_generator(args: argparse.Namespace) -> Callable[[int], None]:
     return run
 
 
-def void(_: object) -> None:
-    pass
+def discard(_: object) -> None:
+    """Turn a call that returns something into one that returns nothing."""
 
 
 def work(args: argparse.Namespace) -> None:
+    """Measure one program in this process, and print seconds per step and peak memory as JSON."""
     run = (llmc_generator if args.worker == "llmc" else torch_generator)(args)
     few, many = args.tokens
     run(few)
@@ -70,26 +77,28 @@ def work(args: argparse.Namespace) -> None:
     middle = time.perf_counter()
     run(many)
     end = time.perf_counter()
-    # The difference leaves the prompt out.
+    # Both times contain that of the prompt, so their difference does not.
     per_step = ((end - middle) - (middle - start)) / (many - few)
     print(json.dumps({"seconds_per_step": per_step, "peak_bytes": peak_rss()}))
 
 
 def read_bandwidth(backend: _llmc.Backend) -> float:
+    """Measure how many bytes per second the backend's threads read from memory."""
     array, total = backend.empty([1 << 27]), backend.empty([1])
     backend.zero(array)
     return array.numel * 4 / min(sample(lambda: backend.sum(total, array), 0.3))
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="d12")
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "f32"], choices=["f32", "bf16"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt (default 64)")
     parser.add_argument("--tokens", type=int, nargs=2, default=[4, 68], metavar=("FEW", "MANY"),
-                        help="the time of MANY new tokens less that of FEW is what counts (default 4 68)")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3)
+                        help="measures the time of MANY new tokens minus that of FEW (default 4 68)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3, help="processes per program, in turn (default 3)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     add_common_arguments(parser)
     args = parser.parse_args()
@@ -106,7 +115,7 @@ def main() -> None:
         )
         for B in args.batch:
             seconds: dict[str, list[float]] = {"llmc": [], "torch": []}
-            bandwidths = []  # a neighbour on the machine can halve it for a minute
+            bandwidths = []  # measured in each round: another user of the machine can halve it for a minute
             for _ in range(args.rounds):
                 bandwidths.append(read_bandwidth(backend))
                 for peer, times in seconds.items():
@@ -115,15 +124,11 @@ def main() -> None:
                     command += ["--tokens", *map(str, args.tokens)]
                     done = subprocess.run(command, capture_output=True, text=True, check=True)
                     times.append(json.loads(done.stdout.splitlines()[-1])["seconds_per_step"])
-            ours, theirs = statistics.median(seconds["llmc"]), statistics.median(seconds["torch"])
-            bandwidth = statistics.median(bandwidths)
-            share = weights / ours / bandwidth
-            rows.append(
-                [
-                    *[f"{dtype} B={B}", f"{B / ours:.0f}", f"{B / theirs:.0f}", f"{theirs / ours:.2f}"],
-                    *[f"{weights / ours / 1e9:.1f}", f"{bandwidth / 1e9:.1f}", f"{share:.0%}"],
-                ]
-            )
+            llmc_seconds, torch_seconds = statistics.median(seconds["llmc"]), statistics.median(seconds["torch"])
+            machine_reads, llmc_reads = statistics.median(bandwidths), weights / llmc_seconds
+            rows.append([f"{dtype} B={B}", f"{B / llmc_seconds:.0f}", f"{B / torch_seconds:.0f}",
+                         f"{torch_seconds / llmc_seconds:.2f}", f"{llmc_reads / 1e9:.1f}", f"{machine_reads / 1e9:.1f}",
+                         f"{llmc_reads / machine_reads:.0%}"])  # fmt: skip
             records.append(
                 {
                     "dtype": dtype,

@@ -1,5 +1,4 @@
-"""GPU training throughput: the card's ceilings, then llmc beside PyTorch (compiled, bf16 autocast, SDPA, fused AdamW) and, where
-its binary is given, llm.c, on the same card in the same run; and llmc's time by op beside what the ceilings allow.
+"""Measures training throughput on a GPU: llmc beside PyTorch and llm.c, and llmc's time by op beside what the card can do at most.
 
     python dev/bench/bench_gpu.py --out results.jsonl            # 124M, 350M and 1558M: about 15 minutes on one H100
     python dev/bench/bench_gpu.py --short                        # 124M alone, about 2 minutes
@@ -7,11 +6,17 @@ its binary is given, llm.c, on the same card in the same run; and llmc's time by
     python dev/bench/bench_gpu.py --parts llmc --settings 'attention=flash rows=1024' 'attention=flash rows=16384'
     python dev/bench/bench_gpu.py --dry-run                      # a rehearsal: tiny sizes, on the emulated device or the CPU
 
-Every contender runs in a process of its own, with the card to itself, on random tokens. A step is one update of --total-batch
-tokens in micro-batches of B sequences; figures are medians over the steps after a warm-up of two micro-batches and an optimizer
-step. MFU is llm.c's: 6 N + 6 L C T FLOP per token, over the card's peak. Memory is what the contender took of the card.
+All are measured on the same card in the same run. PyTorch runs compiled, with bf16 autocast, SDPA and fused AdamW; llm.c runs if
+--llm-c names its binary. Each program runs in a process of its own, with the card to itself, on random tokens. A step is one update of
+--total-batch tokens in micro-batches of B sequences. Figures are medians over the steps after a warm-up of two micro-batches and an
+optimizer step.
 
---out appends each figure the moment it is known, one JSON object per line: nothing is lost if a later one hangs.
+Columns of the last table: model, B, program and settings; tokens/s; MFU, which is 6 N + 6 L C T FLOP per token (as llm.c counts) over the
+card's peak; ms per update; GiB of the card's memory that the program took; the last loss. Columns of the tables by op: the op; its
+calls in a micro-batch; their time in ms; their floor in ms, which is the time of their arithmetic or of their bytes at the measured
+ceilings, whichever is longer; the floor as a share of the time.
+
+--out appends each figure as soon as it is known, one JSON object per line, so that nothing is lost if a later measurement hangs.
 """
 
 from __future__ import annotations
@@ -42,7 +47,7 @@ from llmc.system.flops import peak_flops
 
 MODELS = {"d12": 64, "d24": 32, "d48": 16}  # descriptor -> B: 124M, 350M, 1558M
 TINY = {"max_seq_len": 32, "vocab_size": 250, "num_layers": 2, "num_heads": 1, "channels": 64}
-# What --settings may name besides the backend's options.
+# What --settings may name beside the backend's options.
 OF_THE_MODEL = ("rows", "grad_dtype", "recompute")
 
 
@@ -50,10 +55,12 @@ OF_THE_MODEL = ("rows", "grad_dtype", "recompute")
 
 
 def config_of(args: argparse.Namespace) -> llmc.GPT2Config:
+    """Return the shape of the model that the arguments name; a tiny one in a rehearsal."""
     return llmc.GPT2Config(**TINY) if args.dry_run else llmc.GPT2Config.from_descriptor(args.model)
 
 
 def device_of(args: argparse.Namespace) -> str:
+    """Return "cuda", or "cpu" in a rehearsal without a GPU."""
     if args.dry_run:
         try:
             _llmc.Backend("cuda")
@@ -63,17 +70,17 @@ def device_of(args: argparse.Namespace) -> str:
 
 
 def parse_settings(text: str) -> dict[str, str]:
-    """Of 'attention=flash rows=1024'."""
+    """Return the settings in a text like 'attention=flash rows=1024', by name."""
     return dict(pair.split("=", 1) for pair in text.split())
 
 
 def options_of(backend: _llmc.Backend) -> dict[str, str]:
-    """The backend's options and their values, without the remarks in brackets."""
+    """Return the backend's options and their values, without the remarks in brackets."""
     return dict(pair.split(" ")[:2] for pair in backend.info().options.split(", ") if " " in pair)
 
 
 def option_values(backend: _llmc.Backend, name: str) -> list[str]:
-    """All values that an option takes, which the error about a wrong one names."""
+    """Return all values that an option takes. They are read from the error message about a wrong value."""
     try:
         backend.set_option(name, "?")
     except ValueError as e:
@@ -83,11 +90,12 @@ def option_values(backend: _llmc.Backend, name: str) -> list[str]:
 
 
 def tokens(config: llmc.GPT2Config, B: int, T: int) -> np.ndarray:
+    """Return random tokens, (B, T + 1): inputs, and targets one token further."""
     return np.random.default_rng(0).integers(0, config.vocab_size, (B, T + 1), dtype=np.int32)
 
 
 def fill(t: _llmc.Tensor, rng: np.random.Generator, scale: float = 1.0) -> None:
-    """Random values in a block, repeated: zeros would make products run faster than they do, and a billion draws take long."""
+    """Fill a tensor with a block of random values, repeated. Matmuls of zeros would run too fast, and a billion draws take long."""
     block = scale * rng.standard_normal(min(t.numel, 1 << 20), np.float32)
     raw = (block.view(np.uint32) >> 16).astype(np.uint16) if t.dtype == "bf16" else block
     for begin in range(0, t.numel, raw.size):
@@ -95,14 +103,19 @@ def fill(t: _llmc.Tensor, rng: np.random.Generator, scale: float = 1.0) -> None:
 
 
 def choose(backend: _llmc.Backend, settings: dict[str, str]) -> None:
-    """Sets the backend's options. _llmc.Error if one cannot be had here. The CPU, on which a rehearsal may run, has none."""
+    """Set the backend's options. The CPU, on which a rehearsal may run, has none.
+
+    Raises:
+        llmc.Error: if this build or device lacks an option's value.
+        ValueError: if an option or a value is unknown.
+    """
     for name, value in settings.items():
         if name not in OF_THE_MODEL and backend.info().name != "cpu":
             backend.set_option(name, value)
 
 
 def make_model(args: argparse.Namespace, settings: dict[str, str], device: str) -> llmc.GPT2:
-    """A model in bf16 with random weights."""
+    """Return a model in bf16 with random weights."""
     grad_dtype, recompute = settings.get("grad_dtype"), int(settings.get("recompute", args.recompute))
     model = llmc.GPT2(
         config_of(args), device=device, dtype="bf16", grad_dtype=grad_dtype, recompute=recompute, seed=None
@@ -117,7 +130,16 @@ def make_model(args: argparse.Namespace, settings: dict[str, str], device: str) 
 
 
 def medians(args: argparse.Namespace, step: Callable[[int], float], micro_steps: int) -> dict[str, Any]:
-    """Runs step(micro_steps) args.updates times, or for args.seconds and at least three times; step returns the loss."""
+    """Measure updates of one program.
+
+    Args:
+        args: args.updates is how many, or 0 for as many as fit in args.seconds, and at least three.
+        step: makes an update of so many micro-batches and returns the loss.
+        micro_steps: micro-batches of an update.
+
+    Returns:
+        "step_seconds" (the median), "steps" (all times), "warm_up_seconds" and "loss".
+    """
     start = time.perf_counter()
     loss = step(min(2, micro_steps))
     warm_up, times = time.perf_counter() - start, []
@@ -130,7 +152,7 @@ def medians(args: argparse.Namespace, step: Callable[[int], float], micro_steps:
 
 
 def run_llmc(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each of args.settings, in one process: each makes a model and a backend of its own."""
+    """Yield a row for each of args.settings. All are measured in this process, each with a new model and backend."""
     for text in args.settings:
         settings = parse_settings(text)
         try:
@@ -149,6 +171,7 @@ def run_llmc(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def measure_llmc(args: argparse.Namespace, settings: dict[str, str]) -> dict[str, Any]:
+    """Measure updates of llmc with these settings."""
     config, B, T = config_of(args), args.batch, args.seq_len
     device = device_of(args)
     before = _llmc.Backend(device).info().free_bytes
@@ -175,6 +198,7 @@ def measure_llmc(args: argparse.Namespace, settings: dict[str, str]) -> dict[str
 
 
 def run_torch(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the row of PyTorch."""
     import torch
 
     from llmc.reference import GPT
@@ -182,7 +206,7 @@ def run_torch(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     config, B, T = config_of(args), args.batch, args.seq_len
     device = "cpu" if args.dry_run else "cuda"
     torch.set_float32_matmul_precision("high")
-    # The vocabulary is padded, as everyone does who wants PyTorch to be fast here.
+    # The vocabulary is padded, because PyTorch's matmuls are faster at such sizes.
     padded = llmc.GPT2Config(
         max_seq_len=config.max_seq_len, vocab_size=config.padded_vocab_size, num_layers=config.num_layers,
         num_heads=config.num_heads, channels=config.channels,
@@ -214,7 +238,7 @@ def run_torch(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def run_llm_c(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """llm.c's train_gpt2cu, whose own step lines are read."""
+    """Yield the row of llm.c's train_gpt2cu, read from the lines that it prints for its steps."""
     from llmc.formats.shards import write_shard
 
     config = config_of(args)
@@ -237,7 +261,7 @@ def run_llm_c(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def run_ceilings(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What the card reaches at most, by PyTorch's copy and products of random matrices."""
+    """Yield one row of what the card reaches at most, in PyTorch's copy and matmuls of random matrices."""
     import torch
 
     device = "cpu" if args.dry_run else "cuda"
@@ -273,13 +297,13 @@ def run_ceilings(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Time of each op at the model's sizes with the first of args.settings, and what it reads, writes and multiplies."""
+    """Yield a row for each op at the model's sizes, with the first of args.settings: its time, FLOP and bytes."""
     config, B, T = config_of(args), args.batch, args.seq_len
     L, C, NH, Vp = config.num_layers, config.channels, config.num_heads, config.padded_vocab_size
     device, settings = device_of(args), parse_settings(args.settings[0])
     be = _llmc.Backend(device)
     choose(be, settings)
-    # As many rows of logits at a time as a model has with these settings.
+    # The number of rows of logits that exist at a time in a model with these settings.
     small = llmc.GPT2Config(**TINY).native()
     N, rows = B * T, min(B * T, int(settings.get("rows", _llmc.GPT2(be, small).classifier_rows)))
     rng = np.random.default_rng(0)
@@ -305,7 +329,7 @@ def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return (time.perf_counter() - start) / repeats
 
     U = 2 * N * C  # bytes of one (B, T, C) bf16 tensor
-    causal = 2 * B * T * (T + 1) * C  # FLOP of both products of attention, forward
+    causal = 2 * B * T * (T + 1) * C  # FLOP of the two matmuls of attention's forward, of which half is masked
     x, dx, residual = (random(B, T, C) for _ in range(3))
     wide, dwide, gelu = (random(B, T, 4 * C) for _ in range(3))
     qkv, dqkv = random(B, T, 3 * C), random(B, T, 3 * C)
@@ -313,7 +337,7 @@ def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     vector, dvector = random(C), random(C)
 
     def op(name: str, calls: float, run: Callable[[], object], flop: float, size: float) -> dict[str, Any]:
-        """calls: per micro-batch. flop and size: floating-point operations and bytes of one."""
+        """Measure an op. calls: in a micro-batch; flop and size: operations and bytes of one call."""
         return {"op": name, "calls": calls, "seconds": seconds(run), "flop": flop, "bytes": size}
 
     ids, wpe = integers(B, T), random(config.max_seq_len, C)
@@ -329,16 +353,14 @@ def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     ):  # fmt: skip
         OC, IC = out.shape[2], inp.shape[2]
         w, dw, bias, dbias = random(OC, IC), random(OC, IC), random(OC), random(OC)
-        product, traffic = 2.0 * N * OC * IC, 2.0 * (N * (OC + IC) + OC * IC)
-        yield op(
-            f"{name} forward", L, lambda o=out, i=inp, w=w, b=bias: be.matmul_forward(o, i, w, b), product, traffic
-        )
+        flop, traffic = 2.0 * N * OC * IC, 2.0 * (N * (OC + IC) + OC * IC)
+        yield op(f"{name} forward", L, lambda o=out, i=inp, w=w, b=bias: be.matmul_forward(o, i, w, b), flop, traffic)
         if name == "fcproj":
             yield op("fcproj backward, with GELU's", L, lambda dw=dw, w=w, db=dbias: be.matmul_gelu_backward(
-                dwide, dw, db, dx, gelu, w, wide, True), 2 * product, 2 * traffic + 2 * 4 * U)  # fmt: skip
+                dwide, dw, db, dx, gelu, w, wide, True), 2 * flop, 2 * traffic + 2 * 4 * U)  # fmt: skip
         else:
             yield op(f"{name} backward", L, lambda di=dinp, dw=dw, db=dbias, do=dout, i=inp, w=w: be.matmul_backward(
-                di, dw, db, do, i, w, True), 2 * product, 2 * traffic)  # fmt: skip
+                di, dw, db, do, i, w, True), 2 * flop, 2 * traffic)  # fmt: skip
     w, dw, bias, dbias = random(4 * C, C), random(4 * C, C), random(4 * C), random(4 * C)
     yield op("fc forward, with GELU", L, lambda: be.matmul_gelu_forward(gelu, wide, x, w, bias), 8.0 * N * C * C, 9 * U)
     yield op("fc backward", L, lambda: be.matmul_backward(dx, dw, dbias, dwide, x, w, True), 16.0 * N * C * C, 10 * U)
@@ -356,7 +378,7 @@ def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield op("logits backward", chunks, lambda: be.matmul_backward(some, dwte, None, logits, some, wte, True),
        4.0 * rows * C * Vp, 4.0 * rows * Vp)  # fmt: skip
     P = config.num_parameters
-    part = min(P, 1 << 27)  # AdamW is measured on so many parameters, and scaled
+    part = min(P, 1 << 27)  # AdamW is measured on so many parameters, and its time scaled to all of them
     p, g, low = random(part), random(part), be.empty([part], "i16")
     m, v, factor, norm = be.empty([part]), be.empty([part]), be.empty([1]), be.empty([1])
     factor.from_host(np.ones(1, np.float32))
@@ -364,7 +386,7 @@ def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, correction1=0.1, correction2=0.05
     )
     micro_steps = args.total_batch // (B * T)
-    once = P / part / micro_steps  # calls per micro-batch of what is done once a step
+    once = P / part / micro_steps  # calls in a micro-batch of an op that a step needs once
     for name, run, size in (
         ("AdamW", lambda: be.adamw(p, low, m, v, g, factor, adamw), 26.0),
         ("gradient norm", lambda: be.global_norm_squared(norm, g), 2.0),
@@ -377,11 +399,20 @@ WORKERS: dict[str, Callable[[argparse.Namespace], Iterable[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-# ---- who runs it, and what becomes of it ----
+# ---- the parent: starts the workers, keeps and prints their results ----
 
 
 def in_a_process(args: argparse.Namespace, what: str, **more: Any) -> Iterator[dict[str, Any]]:
-    """The worker's results as they come, and {"failed": why} as the last one if it does not end well."""
+    """Run a worker in a process of its own.
+
+    Args:
+        args: the worker's arguments.
+        what: a key of WORKERS.
+        more: arguments that replace those of args.
+
+    Yields:
+        The worker's rows as they come, and {"failed": why} as the last one if it fails or takes longer than args.limit.
+    """
     job = {**vars(args), **more}
     print(f"... {what} {more.get('model', '')}", file=sys.stderr, flush=True)
     command = [sys.executable, __file__, "--worker", what, json.dumps(job, default=str)]
@@ -404,7 +435,7 @@ def in_a_process(args: argparse.Namespace, what: str, **more: Any) -> Iterator[d
 
 
 def default_settings(args: argparse.Namespace) -> list[str]:
-    """As the backend comes, and each attention that is fast and here."""
+    """Return the settings to measure if none are given: the backend's defaults, and each fast attention that this build has."""
     backend = _llmc.Backend(device_of(args))
     if args.dry_run:
         return [""]
@@ -419,7 +450,10 @@ def default_settings(args: argparse.Namespace) -> list[str]:
 
 
 def one_changed(args: argparse.Namespace, base: str) -> list[str]:
-    """base, each setting changed alone, and base again: what differs between the two is the measurement's own spread."""
+    """Return base, then base with each single setting changed, then base again.
+
+    The difference between the first and the last shows how far apart two measurements of the same are.
+    """
     backend, settings = _llmc.Backend(device_of(args)), parse_settings(base)
     choose(backend, settings)
     out = [base]
@@ -432,6 +466,7 @@ def one_changed(args: argparse.Namespace, base: str) -> list[str]:
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a Markdown table. The first column is aligned to the left, the others to the right."""
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
     for n, row in enumerate([header, *rows]):
         print("| " + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) + " |")
@@ -441,6 +476,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 def throughput_row(run: dict[str, Any], peak: float | None) -> list[str]:
+    """Return the cells of one measurement. peak: the card's FLOP/s, if it is known."""
     name = f"{run['model']} B={run['batch']} {run['who']} {run.get('settings', '')}".strip()
     if "step_seconds" not in run:
         return [name, "failed" if "failed" in run else "left out", "", "", "", ""]
@@ -450,7 +486,7 @@ def throughput_row(run: dict[str, Any], peak: float | None) -> list[str]:
 
 
 def op_rows(ops: list[dict[str, Any]], ceilings: dict[str, Any]) -> list[list[str]]:
-    """The floor of an op: the larger of its bytes and its operations at the measured ceilings."""
+    """Return the cells of each op, and of their sum. Its floor is the longer of the times of its bytes and of its operations."""
     rows, total, total_floor = [], 0.0, 0.0
     for o in ops:
         took = o["calls"] * o["seconds"]
@@ -469,20 +505,21 @@ PARTS = ("ceilings", "llmc", "torch", "llm.c", "ops")
 
 
 def parse() -> argparse.Namespace:
+    """Return the arguments of this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--models", nargs="+", metavar="MODEL[:B]", help=f"default: {' '.join(f'{m}:{b}' for m, b in MODELS.items())}")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; ops wants ceilings (default: all)")
     add("--settings", nargs="+", metavar="'NAME=VALUE ...'",
-        help="of llmc: the backend's options, rows (of logits at a time), grad_dtype, recompute. Each is measured; ops takes the"
-        " fastest, or the first if llmc is not among the parts. Default: '', and each attention that is fast and here")  # fmt: skip
+        help="settings of llmc: the backend's options, rows (of logits at a time), grad_dtype, recompute. Each is measured; ops takes the"
+        " fastest, or the first if llmc is not among the parts. Default: '', and each fast attention that this build has")  # fmt: skip
     add("--options", action="store_true", help="llmc alone, the first of --settings and each setting changed alone")
     add("--seq-len", type=int, default=1024)
     add("--total-batch", type=int, default=524288, help="tokens per update")
-    add("--recompute", type=int, default=0, choices=(0, 1, 2), help="as of llmc.GPT2, for llmc and llm.c")
-    add("--seconds", type=float, default=15, help="per contender and model")
+    add("--recompute", type=int, default=0, choices=(0, 1, 2), help="recompute of llmc and llm.c")
+    add("--seconds", type=float, default=15, help="how long each program is measured with each model")
     add("--updates", type=int, default=0, help="measure so many updates, however long they take")
-    add("--limit", type=float, default=420, help="seconds after which a contender is given up")
+    add("--limit", type=float, default=420, help="seconds after which a program is given up")
     add("--llm-c", type=Path, metavar="FILE", help="llm.c's train_gpt2cu")
     add("--short", action="store_true", help="124M alone, fewer steps")
     add("--dry-run", action="store_true", help="rehearse at tiny sizes")
@@ -497,6 +534,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Run the benchmark; return the exit code: 1 if something failed, else 0."""
     args = parse()
     if args.worker:
         for row in WORKERS[args.worker[0]](argparse.Namespace(**json.loads(args.worker[1]))):
@@ -528,10 +566,10 @@ def main() -> int:
     for model, _, b in models:
         args.model, args.batch = model, int(b or MODELS[model])
         settings = args.settings or default_settings(args)
-        contenders = [who for who in ("llmc", "torch", "llm.c") if who in args.parts and (who != "llm.c" or args.llm_c)]
+        programs = [who for who in ("llmc", "torch", "llm.c") if who in args.parts and (who != "llm.c" or args.llm_c)]
         if args.options:
-            contenders, settings = ["llmc"], one_changed(args, settings[0])
-        for who in contenders:
+            programs, settings = ["llmc"], one_changed(args, settings[0])
+        for who in programs:
             for run in in_a_process(args, who, model=model, settings=settings):
                 run = {"model": model, "batch": args.batch, "who": who, **run}
                 if "step_seconds" in run:
@@ -540,13 +578,13 @@ def main() -> int:
                 print(" ".join(throughput_row(run, peak)), file=sys.stderr, flush=True)
                 runs.append(keep("run", run))
         if "ops" in args.parts and not args.options:
-            ours = [r for r in runs if r["model"] == model and r["who"] == "llmc" and "tokens_per_second" in r]
-            best = max(ours, key=lambda r: r["tokens_per_second"])["settings"] if ours else settings[0]
-            ops[f"{model}, {best or 'as it comes'}"] = [
+            of_llmc = [r for r in runs if r["model"] == model and r["who"] == "llmc" and "tokens_per_second" in r]
+            best = max(of_llmc, key=lambda r: r["tokens_per_second"])["settings"] if of_llmc else settings[0]
+            ops[f"{model}, {best or 'default settings'}"] = [
                 keep("op", {"model": model, "settings": best, **row})
                 for row in in_a_process(args, "ops", model=model, settings=[best])
             ]
-    mark = "REHEARSAL, tiny sizes: no figure here says anything of a GPU. " if args.dry_run else ""
+    mark = "REHEARSAL, tiny sizes: no figure here says anything about a GPU. " if args.dry_run else ""
     print(f"\n{mark}{info.description}, T={args.seq_len}, {args.total_batch} tokens per update")
     if "copy_bytes_per_second" in ceilings:
         fp8 = f"{ceilings['fp8_flops'] / 1e12:.2f}" if ceilings["fp8_flops"] else "-"
@@ -558,7 +596,7 @@ def main() -> int:
         print(f"\n{name}: time by op, per micro-batch")
         whole = [row for row in rows if "failed" not in row]
         if "copy_bytes_per_second" in ceilings and whole:
-            print_table(["op", "calls", "ms", "floor ms", "of it"], op_rows(whole, ceilings))
+            print_table(["op", "calls", "ms", "floor ms", "of floor"], op_rows(whole, ceilings))
         for row in rows:
             if "failed" in row:
                 print(f"failed: {row['failed']}")

@@ -1,14 +1,17 @@
-"""Each op of a training step: time, GFLOP/s and GB/s, as a fraction of what this machine can do, measured in the same run.
+"""Measures each op of a training step on the CPU, beside what this machine can do at most.
 
-    python dev/bench/bench_ops.py --seq 64 1024 --dtypes f32 bf16        # every op of the step of d12 at B=4
-    python dev/bench/bench_ops.py --torch --only matmul                  # the products beside PyTorch's (oneDNN, MKL)
+    python dev/bench/bench_ops.py --seq 64 1024 --dtypes f32 bf16        # every op of a step of d12 at B=4
+    python dev/bench/bench_ops.py --torch --only matmul                  # matmuls beside PyTorch's (oneDNN, MKL)
 
-The ceilings: multiply-adds on registers alone in the kernel set that runs (_llmc.cpu_peak_flops); the sum of a large array
-(read) and its copy. An op's floor is the larger of its arithmetic at the first and its bytes at the second, each tensor read or
-written once; "of floor" is that time over the measured one. Operands rotate through as many copies as the step has layers, so
-what is cold in a step is cold here. "ms/step" is the time times the op's calls in a step.
+The ceilings are measured in the same run: FLOP/s of multiply-adds on registers alone, in the kernel set that runs
+(_llmc.cpu_peak_flops); bytes/s of the sum of a large array (read) and of its copy. An op's floor is the time of its arithmetic at the
+first ceiling or of its bytes at the second, whichever is longer; each tensor is read or written once. Operands rotate through as many
+copies as a step has layers, so that the caches hold no more of them than in a step.
 
-On a machine that is not quiet, --cpu-time counts processor time instead of elapsed time, on one thread.
+Columns: op and shape; the median time of a call in ms; GFLOP/s and GB/s; the floor as a share of the time; time * calls in a step.
+With --torch: PyTorch's time in ms, and how many times faster llmc is.
+
+On a machine that is not quiet, --cpu-time measures processor time on one thread instead of elapsed time.
 """
 
 from __future__ import annotations
@@ -35,28 +38,28 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Op:
-    """One op at one shape. make gives a function that runs it once; peer the same for PyTorch, where there is one to compare."""
+    """One op at one shape."""
 
     name: str
     shape: str
     calls: int  # in a step
-    flops: float
-    bytes: float
-    make: Callable[[], Run]
-    peer: Callable[[], Run] | None = None
+    flops: float  # of a call
+    bytes: float  # that a call reads and writes
+    make: Callable[[], Run]  # returns a function that runs the op once
+    torch: Callable[[], Run] | None = None  # the same for PyTorch, if it has such an op
 
 
 class Operands:
-    """Tensors of the backend, in as many copies as a step has layers."""
+    """Makes the tensors of ops, in as many copies as a step has layers."""
 
     def __init__(self, backend: _llmc.Backend, dtype: str, copies: int) -> None:
-        self.backend: Any = backend  # its stubs do not say which operands may be absent
+        self.backend: Any = backend  # not _llmc.Backend, whose type stubs do not say which operands may be None
         self.dtype, self.copies = dtype, copies
         self.rng = np.random.default_rng(0)
         self.noise = normal_bf16(self.rng, 1 << 20)
 
     def tensor(self, *shape: int, dtype: str | None = None, parameter: bool = False) -> _llmc.Tensor:
-        """Random numbers; one megabyte of them, repeated."""
+        """Return a tensor of random numbers, a million of them repeated; one of integers stays as it was allocated."""
         t = self.backend.empty(list(shape), dtype or self.dtype)
         noise = self.noise if t.dtype == "bf16" else (self.noise.astype(np.uint32) << 16).view(np.float32)
         if t.dtype in ("i16", "i32"):
@@ -68,11 +71,18 @@ class Operands:
         return t
 
     def cycle(self, make: Callable[[], tuple[Any, ...]], copies: int | None = None) -> Iterator[tuple[Any, ...]]:
+        """Make several tuples of operands, and return an endless iterator over them."""
         return itertools.cycle([make() for _ in range(copies or self.copies)])
 
 
 def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, classifier_rows: int) -> Iterator[Op]:
-    """The ops of one training step, in the shapes of the schedule (csrc/model/gpt2.cpp), recomputing GELU."""
+    """Yield the ops of one training step, in the shapes of the schedule (csrc/model/gpt2.cpp) when it recomputes GELU.
+
+    Args:
+        o: makes the operands.
+        B, T, C, L, NH, V: shape of the batch and the model.
+        classifier_rows: rows of logits that exist at a time.
+    """
     be, N, size = o.backend, B * T, 2 if o.dtype == "bf16" else 4
     Vp = (V + 127) // 128 * 128
     R = min(N, classifier_rows)
@@ -86,7 +96,7 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
         ("classifier", C, Vp),
     ):
         count, calls = (R, chunks) if name == "classifier" else (N, L)
-        yield from products(o, name, count, K, M, calls, gelu=name in ("fc", "fcproj"))
+        yield from matmuls(o, name, count, K, M, calls, gelu=name in ("fc", "fcproj"))
 
     HS, pairs = C // NH, B * NH * T * (T + 1) / 2
     shape = f"B={B} T={T} NH={NH} HS={HS}"
@@ -181,17 +191,25 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
     yield Op("global_norm_squared", f"{P / 1e6:.0f}M", 1, 2 * P, P * size, norm)
 
 
-def products(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: bool) -> Iterator[Op]:
-    """forward, dinp and dweight + dbias of one linear layer; the classifier has no bias and one weight."""
+def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: bool) -> Iterator[Op]:
+    """Yield the matmuls of one linear layer: forward, dinp, and dweight with dbias.
+
+    Args:
+        o: makes the operands.
+        name: of the layer. The classifier has no bias, and its weight exists once.
+        N, C, OC: rows, channels in, channels out.
+        calls: in a step.
+        gelu: whether GELU comes before the layer (if C > OC) or after it.
+    """
     be, size = o.backend, 2 if o.dtype == "bf16" else 4
     shape = f"{N}x{OC}x{C}"
-    alone = name == "classifier"
-    copies = 1 if alone else None
+    classifier = name == "classifier"
+    copies = 1 if classifier else None
     flops = 2.0 * N * C * OC
 
     def forward() -> Run:
         cycle = o.cycle(lambda: (o.tensor(N, OC), o.tensor(N, OC) if gelu and C < OC else None, o.tensor(N, C),
-                                 o.tensor(OC, C, parameter=True), None if alone else o.tensor(OC)), copies)  # fmt: skip
+                                 o.tensor(OC, C, parameter=True), None if classifier else o.tensor(OC)), copies)  # fmt: skip
 
         def run() -> None:
             out, pre, inp, weight, bias = next(cycle)
@@ -217,7 +235,7 @@ def products(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: 
 
     def dweight() -> Run:
         cycle = o.cycle(
-            lambda: (o.tensor(OC, C), None if alone else o.tensor(OC), o.tensor(N, OC), o.tensor(N, C)), copies
+            lambda: (o.tensor(OC, C), None if classifier else o.tensor(OC), o.tensor(N, OC), o.tensor(N, C)), copies
         )
         weight = o.tensor(OC, C)
 
@@ -235,7 +253,7 @@ def products(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: 
         flops,
         bytes_ + size * N * OC * (gelu and C < OC),
         forward,
-        lambda: torch_product(o, N, C, OC, copies, "forward"),
+        lambda: torch_matmul(o, N, C, OC, copies, "forward"),
     )
     yield Op(
         f"matmul {name} dinp",
@@ -244,7 +262,7 @@ def products(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: 
         flops,
         bytes_ + size * N * C * (gelu and C > OC),
         dinp,
-        lambda: torch_product(o, N, C, OC, copies, "dinp"),
+        lambda: torch_matmul(o, N, C, OC, copies, "dinp"),
     )
     yield Op(
         f"matmul {name} dweight",
@@ -253,12 +271,15 @@ def products(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: 
         flops,
         bytes_,
         dweight,
-        lambda: torch_product(o, N, C, OC, copies, "dweight"),
+        lambda: torch_matmul(o, N, C, OC, copies, "dweight"),
     )
 
 
-def torch_product(o: Operands, N: int, C: int, OC: int, copies: int | None, which: str) -> Run:
-    """The same product in PyTorch, into an output that exists: without bias or GELU, which are passes of their own there."""
+def torch_matmul(o: Operands, N: int, C: int, OC: int, copies: int | None, which: str) -> Run:
+    """Return a function that makes the same matmul in PyTorch, into an existing output.
+
+    It leaves out bias and GELU, because PyTorch makes a separate pass over memory for each. which: "forward", "dinp" or "dweight".
+    """
     import torch
 
     dtype = torch.bfloat16 if o.dtype == "bf16" else torch.float32
@@ -282,32 +303,36 @@ def torch_product(o: Operands, N: int, C: int, OC: int, copies: int | None, whic
 
 @dataclass(frozen=True)
 class Ceilings:
+    """What the machine reaches at most."""
+
     flops: float  # FLOP/s
     read: float  # bytes/s
-    copy: float  # bytes/s, read and written
+    copy: float  # bytes/s, the sum of those read and those written
 
 
 def ceilings(backend: _llmc.Backend, dtype: str, clock: Callable[[], float]) -> Ceilings:
+    """Measure the ceilings with the backend's threads."""
     threads = backend.info().threads
     size = 512 << 20
     a, b, total = backend.empty([size // 4]), backend.empty([size // 4]), backend.empty([1])
     for t in (a, b):
-        backend.zero(t)  # touches the pages
+        backend.zero(t)  # so that the system has assigned memory to all pages
     read = size / min(sample(lambda: backend.sum(total, a), 0.3, clock))
     copy = 2 * size / min(sample(lambda: backend.copy(b, a), 0.3, clock))
     return Ceilings(_llmc.cpu_peak_flops(dtype, threads), read, copy)
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="d12")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, nargs="+", default=[64, 1024])
     parser.add_argument("--dtypes", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="ops whose name contains one of these")
-    parser.add_argument("--torch", action="store_true", help="measure PyTorch's products too, alternately")
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each op (default 0.5)")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time, on one thread")
+    parser.add_argument("--torch", action="store_true", help="measure PyTorch's matmuls too, in turn")
+    parser.add_argument("--seconds", type=float, default=0.5, help="how long each op is measured (default 0.5)")
+    parser.add_argument("--cpu-time", action="store_true", help="measure processor time, on one thread")
     add_common_arguments(parser)
     args = parser.parse_args()
 
@@ -333,22 +358,22 @@ def main() -> None:
                 if args.only and not any(text in op.name for text in args.only):
                     continue
                 run = op.make()
-                if args.torch and op.peer:
-                    ours, theirs = alternate(run, op.peer(), args.seconds, clock)
+                if args.torch and op.torch:
+                    times, torch_times = alternate(run, op.torch(), args.seconds, clock)
                 else:
-                    ours, theirs = sample(run, args.seconds, clock), []
+                    times, torch_times = sample(run, args.seconds, clock), []
                 del run
-                t = statistics.median(ours)
+                t = statistics.median(times)
                 floor = max(op.flops / top.flops, op.bytes / top.read)
                 total += t * op.calls
                 floor_total += floor * op.calls
-                record: dict[str, Any] = {"op": op.name, "shape": op.shape, "seconds": t, "best": min(ours), "calls": op.calls,
+                record: dict[str, Any] = {"op": op.name, "shape": op.shape, "seconds": t, "best": min(times), "calls": op.calls,
                           "flops": op.flops, "bytes": op.bytes, "floor": floor}  # fmt: skip
                 row = [op.name, op.shape, f"{t * 1e3:.2f}", f"{op.flops / t / 1e9:.0f}" if op.flops else "",
                        f"{op.bytes / t / 1e9:.1f}", f"{floor / t:.0%}", f"{t * op.calls * 1e3:.1f}"]  # fmt: skip
                 if args.torch:
-                    if theirs:
-                        record["torch_seconds"] = statistics.median(theirs)
+                    if torch_times:
+                        record["torch_seconds"] = statistics.median(torch_times)
                         ratios.append(record["torch_seconds"] / t)
                         row += [f"{record['torch_seconds'] * 1e3:.2f}", f"{ratios[-1]:.2f}"]
                     else:
@@ -362,19 +387,19 @@ def main() -> None:
             print_table(header + ["PyTorch ms", "x faster"] * args.torch, rows)
             if ratios:
                 print(
-                    f"\nproducts against PyTorch's: geometric mean {geometric_mean(ratios):.2f}, least {min(ratios):.2f}"
+                    f"\nmatmuls against PyTorch's: geometric mean {geometric_mean(ratios):.2f}, least {min(ratios):.2f}"
                 )
             results["tables"].append({"dtype": dtype, "T": T, "ceilings": vars(top), "ops": records})
     write_json(args.json, results)
 
 
-def alternate(ours: Run, theirs: Run, budget: float, clock: Callable[[], float]) -> tuple[list[float], list[float]]:
-    """Both in turn, with pauses in which the threads of the other's pool go to sleep."""
+def alternate(first: Run, second: Run, budget: float, clock: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """Measure two functions in turn, with a pause before each in which the threads of the other go to sleep."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(3):
-        for mine, run in zip(times, (ours, theirs), strict=True):
+        for samples, run in zip(times, (first, second), strict=True):
             time.sleep(0.05)
-            mine += sample(run, budget / 3, clock)
+            samples += sample(run, budget / 3, clock)
     return times
 
 

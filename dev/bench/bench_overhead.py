@@ -1,9 +1,10 @@
-"""What the training loop costs beside the training: logs, progress bar and checkpoints, as a share of a step.
+"""Measures what the training loop costs beside the training: logs, progress bar and checkpoints.
 
     python dev/bench/bench_overhead.py --model d12 --batch 4 --seq 64 --steps 20
 
-One run with main.log, metrics.jsonl and a progress bar, and two checkpoints saved in the background. Prints the time between steps, the
-time for which a save holds the loop up, and how much slower steps are while a save is being written.
+It makes one run with main.log, metrics.jsonl and a progress bar, which saves two checkpoints in the background. Rows: a step without
+any of that; the logs and the bar; how long the loop waits for a save to begin, the first time and later; and how much longer steps
+take while a save is being written. Columns: the time, and the same in steps.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from llmc.training.logs import BarConsole, Logs, MainLog, MetricsLog
 
 
 def main() -> int:
+    """Run the benchmark; return the exit code, 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", default="d12")
     parser.add_argument("--batch", type=int, default=4)
@@ -40,19 +42,12 @@ def main() -> int:
         folder = Path(name)
         tokens = np.random.default_rng(0).integers(0, 50257, 200_000).astype(np.uint32)
         write_shard(folder / "train.bin", tokens, vocab_size=50257)
+        # fmt: off
         settings: dict[str, Any] = {
-            "data": (str(folder / "train.bin"),),
-            "val_every": 0,
-            "sample_every": 0,
-            "plot": False,
+            "data": (str(folder / "train.bin"),), "val_every": 0, "sample_every": 0, "plot": False, "model": args.model,
+            "batch_size": args.batch, "seq_len": args.seq, "max_steps": 1000, "dtype": args.dtype,
         }
-        settings |= {
-            "model": args.model,
-            "batch_size": args.batch,
-            "seq_len": args.seq,
-            "max_steps": 1000,
-            "dtype": args.dtype,
-        }
+        # fmt: on
         trainer = llmc.Trainer(llmc.TrainConfig(output_dir=str(folder / "run"), progress="none", **settings))
         run = folder / "run"
         logs = Logs(

@@ -1,10 +1,13 @@
-"""How a step's time grows with threads, batch, sequence and model, against what its arithmetic and its memory traffic predict.
+"""Measures how a CPU step's time grows with threads, batch, sequence and model, beside what arithmetic and memory traffic predict.
 
     python dev/bench/bench_scaling.py --dtypes bf16 f32
 
-The prediction is (6N + 6LCT) B T / peak + bytes of AdamW / read bandwidth, both ceilings measured in the same run with as many
-threads. "of floor" is that over the measured time: constant where the step scales as it should. Models that do not fit the memory
-are predicted from the rate of the largest that was run.
+The predicted time, the floor, is (6N + 6LCT) B T / peak + bytes of AdamW / read bandwidth. Both ceilings are measured in the same run
+with as many threads. Models that do not fit in memory are not run; their time is predicted from the floor and the largest model's
+"of floor".
+
+Columns: what varies in this group of rows; model, B, T and threads; the measured seconds per step; GFLOP/s; the floor in seconds; the
+floor as a share of the measured time, which is constant if the step scales as it should.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ from llmc import _llmc
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtypes", nargs="+", default=["bf16"], choices=["f32", "bf16"])
     parser.add_argument("--models", nargs="+", default=["d6", "d12", "d24"])
     parser.add_argument("--predict", nargs="*", default=["d36", "d48"], help="models that are only predicted")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per row (default 3)")
     add_common_arguments(parser)
     args = parser.parse_args()
 
@@ -61,26 +65,26 @@ def main() -> None:
             _, floor = prediction(model, dtype, 1, 1024, *ceilings[dtype, top])
             c = _llmc.config_from_descriptor(model)
             memory = _llmc.memory_plan(c, dtype, dtype, 1, 1024).total
-            table.append(
-                [
-                    "predicted",
-                    f"{model}, {memory / 1e9:.0f} GB",
-                    1,
-                    1024,
-                    top,
-                    f"{floor / rate:.1f}",
-                    "",
-                    f"{floor:.1f}",
-                    f"{rate:.0%}",
-                ]
-            )
+            table.append(["predicted", f"{model}, {memory / 1e9:.0f} GB", 1, 1024, top, f"{floor / rate:.1f}", "",
+                          f"{floor:.1f}", f"{rate:.0%}"])  # fmt: skip
         print(f"\n{dtype}, {about['isa']}\n")
         print_table(["varies", "model", "B", "T", "threads", "s/step", "GFLOP/s", "floor s", "of floor"], table)
     write_json(args.json, results)
 
 
 def prediction(model: str, dtype: str, B: int, T: int, peak: float, read: float) -> tuple[float, float]:
-    """FLOP of a step, and the seconds that its arithmetic and its optimizer take at the ceilings."""
+    """Predict a step from the machine's ceilings.
+
+    Args:
+        model: a descriptor, as "d12".
+        dtype: "f32" or "bf16".
+        B, T: rows and tokens per row.
+        peak: FLOP/s that the threads reach.
+        read: bytes/s that they read.
+
+    Returns:
+        FLOP of the step, and the seconds that its arithmetic and its optimizer take at the ceilings.
+    """
     c = _llmc.config_from_descriptor(model)
     size = 2 if dtype == "bf16" else 4
     N = _llmc.memory_plan(c, dtype, dtype, B, T).parameters // size

@@ -1,12 +1,15 @@
-"""One training step, llmc beside PyTorch and llm.c: median seconds, tokens/s, peak memory, ratios.
+"""Measures a training step on the CPU: llmc beside PyTorch and llm.c.
 
     python dev/bench/bench_step.py --model d12 --batch 4 --seq 64 1024 --rounds 3
-    python dev/bench/bench_step.py --seq 64 --llmc-binary ~/llm.c/train_gpt2     # llm.c too, which is B=4 T=64 only
+    python dev/bench/bench_step.py --seq 64 --llm-c ~/llm.c/train_gpt2     # llm.c too, which is B=4 T=64 only
 
-A step is forward, backward, clipping and AdamW, on the same random tokens. Each measurement is a process of its own, so that
-peak memory is the peer's, and the peers take turns, so that a slow minute of the machine meets them all. PyTorch runs eagerly
-and compiled, in fp32, in bf16 autocast and with bf16 weights, with SDPA, fused AdamW and its threads bound to cores. "busy" is
-the processor time of a step over threads times elapsed time: well below 100 % says that the machine was not quiet.
+A step is forward, backward, clipping and AdamW, always on the same random tokens. Each measurement is a process of its own, so that
+its peak memory can be told, and the programs take turns, so that a slow minute of the machine affects them all. PyTorch runs eagerly
+and compiled, in fp32, in bf16 autocast and with bf16 weights, with SDPA, fused AdamW and its threads bound to cores.
+
+Columns: the program and its mode; the median and the least seconds per step; tokens/s and GFLOP/s of the median step; peak memory in
+GB; busy: processor time of a step / (threads * elapsed time), which is well below 100 % if other programs used the machine. Below
+the table: how many times faster llmc is than the fastest of PyTorch, and its memory as a multiple of that one's.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ PEERS = {
 
 
 def flops_per_token(L: int, C: int, T: int, num_parameters: int) -> float:
-    """6N + 6LCT: llm.c's count, attention's causal half included."""
+    """Return the FLOP per token of a step with rows of T tokens, as llm.c counts them: 6N + 6LCT, half of a full attention."""
     return 6.0 * num_parameters + 6.0 * L * C * T
 
 
@@ -41,6 +44,7 @@ def flops_per_token(L: int, C: int, T: int, num_parameters: int) -> float:
 
 
 def llmc_step(model: str, dtype: str, B: int, T: int, threads: int) -> Callable[[], float]:
+    """Return a function that makes a step with llmc and returns the loss."""
     import numpy as np
 
     import llmc
@@ -61,6 +65,7 @@ def llmc_step(model: str, dtype: str, B: int, T: int, threads: int) -> Callable[
 
 
 def torch_step(model: str, mode: str, B: int, T: int, threads: int) -> Callable[[], float]:
+    """Return a function that makes a step with PyTorch and returns the loss. mode: as "compile autocast"."""
     import torch
     from torch_gpt2 import GPT2
 
@@ -91,6 +96,7 @@ def torch_step(model: str, mode: str, B: int, T: int, threads: int) -> Callable[
 
 
 def work(args: argparse.Namespace) -> None:
+    """Measure the steps of args.worker in this process, and print the result as JSON."""
     kind, _, mode = args.worker.partition(" ")
     make = llmc_step if kind == "llmc" else torch_step
     step = make(args.model, mode, args.batch, args.seq[0], args.threads)
@@ -110,7 +116,21 @@ def work(args: argparse.Namespace) -> None:
 
 
 def measure(peer: str, model: str, B: int, T: int, steps: int, threads: int) -> dict[str, Any]:
-    """One process of this file. RuntimeError with its last words where it fails."""
+    """Measure steps of one program in a process of its own.
+
+    Args:
+        peer: one of PEERS' values.
+        model: a descriptor, as "d12".
+        B, T: rows and tokens per row.
+        steps: number of timed steps.
+        threads: of the CPU.
+
+    Returns:
+        "seconds" and "busy" of each step, "peak_bytes" and "losses".
+
+    Raises:
+        RuntimeError: if the process fails; it has the last line that the process wrote.
+    """
     env = dict(os.environ)
     if peer.startswith("torch"):
         env |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
@@ -122,8 +142,15 @@ def measure(peer: str, model: str, B: int, T: int, steps: int, threads: int) -> 
     return result
 
 
-def measure_llmc_c(binary: Path, steps: int, threads: int) -> dict[str, Any]:
-    """llm.c's train_gpt2, run in its own folder, where it finds its checkpoint and data, and ended after some steps."""
+def measure_llm_c(binary: Path, steps: int, threads: int) -> dict[str, Any]:
+    """Run llm.c's train_gpt2 in its folder, where it finds its checkpoint and data; end it after so many steps.
+
+    Returns:
+        What measure() returns, but for "busy" and "losses", which are empty.
+
+    Raises:
+        RuntimeError: if it ends before.
+    """
     env = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     process = subprocess.Popen(
         ["stdbuf", "-oL", str(binary.resolve())], cwd=binary.parent, stdout=subprocess.PIPE, text=True, env=env
@@ -146,6 +173,7 @@ def measure_llmc_c(binary: Path, steps: int, threads: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="d12")
     parser.add_argument("--batch", type=int, default=4)
@@ -154,7 +182,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", metavar="TEXT", help="only peers whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=3, help="processes per peer, in turn (default 3)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per process (default 3)")
-    parser.add_argument("--llmc-binary", type=Path, metavar="FILE", help="llm.c's train_gpt2, with its files beside it")
+    parser.add_argument("--llm-c", type=Path, metavar="FILE", help="llm.c's train_gpt2, with its files beside it")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     add_common_arguments(parser)
     args = parser.parse_args()
@@ -177,24 +205,24 @@ def main() -> None:
     }
     for T in args.seq:
         peers = [p for d in args.dtypes for p in PEERS[d] if not args.peers or any(text in p for text in args.peers)]
-        if args.llmc_binary and (args.model, args.batch, T) == ("d12", 4, 64):
+        if args.llm_c and (args.model, args.batch, T) == ("d12", 4, 64):
             peers.append("llm.c")
         runs: dict[str, list[dict[str, Any]]] = {p: [] for p in peers}
         for _ in range(args.rounds):
             for peer in list(runs):
                 try:
                     if peer == "llm.c":
-                        runs[peer].append(measure_llmc_c(args.llmc_binary, args.steps, threads))
+                        runs[peer].append(measure_llm_c(args.llm_c, args.steps, threads))
                     else:
                         runs[peer].append(measure(peer, args.model, args.batch, T, args.steps, threads))
                 except RuntimeError as error:
                     print(error, file=sys.stderr)
                     del runs[peer]
-        work_ = flops_per_token(c.num_layers, c.channels, T, N) * args.batch * T
+        flop = flops_per_token(c.num_layers, c.channels, T, N) * args.batch * T
         print(
-            f"\n{args.model} B={args.batch} T={T}, {threads} threads of {about['isa']}, {work_ / 1e9:.0f} GFLOP a step\n"
+            f"\n{args.model} B={args.batch} T={T}, {threads} threads of {about['isa']}, {flop / 1e9:.0f} GFLOP per step\n"
         )
-        table = {peer: summary(r, args.batch * T, work_, threads) for peer, r in runs.items()}
+        table = {peer: summary(r, args.batch * T, flop, threads) for peer, r in runs.items()}
         print_table(
             ["peer", "median s", "best s", "tokens/s", "GFLOP/s", "peak GB", "busy"],
             [[p, f"{s['median']:.3f}", f"{s['best']:.3f}", f"{s['tokens_per_second']:.0f}", f"{s['flops'] / 1e9:.0f}",
@@ -208,7 +236,8 @@ def main() -> None:
     write_json(args.json, results)
 
 
-def summary(runs: list[dict[str, Any]], tokens: int, work_: float, threads: int) -> dict[str, Any]:
+def summary(runs: list[dict[str, Any]], tokens: int, flop: float, threads: int) -> dict[str, Any]:
+    """Summarise the runs of one program, whose steps have so many tokens and FLOP."""
     seconds = [t for r in runs for t in r["seconds"]]
     median, busy = statistics.median(seconds), [b for r in runs for b in r["busy"]]
     return {
@@ -216,23 +245,23 @@ def summary(runs: list[dict[str, Any]], tokens: int, work_: float, threads: int)
         "best": min(seconds),
         "seconds": seconds,
         "tokens_per_second": tokens / median,
-        "flops": work_ / median,
+        "flops": flop / median,
         "peak_bytes": max(r["peak_bytes"] for r in runs),
         "busy": statistics.median(busy) / threads if busy else None,
     }
 
 
 def compare(table: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """llmc against the fastest of PyTorch: of its fp32 modes for f32, of all of them for bf16."""
+    """Compare llmc with llm.c and the fastest of PyTorch: the fastest fp32 mode for f32, the fastest of all modes for bf16."""
     ratios: dict[str, float] = {}
-    for ours in ("llmc f32", "llmc bf16"):
-        peers = [p for p in table if p.startswith("torch") and (ours == "llmc bf16" or p.endswith("f32"))]
-        if ours in table and peers:
+    for name in ("llmc f32", "llmc bf16"):
+        peers = [p for p in table if p.startswith("torch") and (name == "llmc bf16" or p.endswith("f32"))]
+        if name in table and peers:
             best = min(peers, key=lambda p: table[p]["median"])
-            ratios[f"{ours}: times faster than {best}"] = table[best]["median"] / table[ours]["median"]
-            ratios[f"{ours}: memory over that of {best}"] = table[ours]["peak_bytes"] / table[best]["peak_bytes"]
-        if ours in table and "llm.c" in table:
-            ratios[f"{ours}: times faster than llm.c"] = table["llm.c"]["median"] / table[ours]["median"]
+            ratios[f"{name}: times faster than {best}"] = table[best]["median"] / table[name]["median"]
+            ratios[f"{name}: memory over that of {best}"] = table[name]["peak_bytes"] / table[best]["peak_bytes"]
+        if name in table and "llm.c" in table:
+            ratios[f"{name}: times faster than llm.c"] = table["llm.c"]["median"] / table[name]["median"]
     return ratios
 
 

@@ -1,10 +1,13 @@
-"""Tokens per second: tiktoken's own calls beside ours, and a large file through `llmc data text`.
+"""Measures tokens per second: of tiktoken's own calls, of llmc's, and of a large file through `llmc data text`.
 
     python dev/bench/bench_tokenize.py                      encoding alone, on a few megabytes
     python dev/bench/bench_tokenize.py --megabytes 1000     also that much text from file to shards, with 1 worker and with 2
 
-The text is Tiny Shakespeare where the cache has it (`llmc data tinyshakespeare`), else Python's language reference; a large file
-repeats it, with one word in twenty replaced by another. Each large run is a process of its own, whose peak memory is reported.
+The text is Tiny Shakespeare if the cache has it (`llmc data tinyshakespeare`), else Python's language reference. The large file
+repeats it, with one word in twenty replaced by another. Each run over it is a process of its own.
+
+Columns of the first part: the call, millions of tokens per second, megabytes of text per second. The lines of the second part also
+have the seconds of the run, its processor time and its peak memory.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.download import cache_directory
 from llmc.datasets.tinyshakespeare import REMOTE
 
-# The peak is the process's own (VmHWM); Linux's ru_maxrss also counts the parent that started it.
+# On Linux the peak memory is VmHWM, because ru_maxrss also counts the parent that started the process.
 _CHILD = """
 import os, re, resource, sys, time
 from llmc.datasets import text
@@ -43,12 +46,13 @@ print(seconds, usage.ru_utime + usage.ru_stime, written.train_tokens + written.v
 
 
 def sample_text() -> str:
+    """Return the text that is encoded."""
     path = cache_directory() / REMOTE.name
     return path.read_text(encoding="utf-8") if path.is_file() else "\n\n".join(language_reference())
 
 
 def best_seconds(call: Callable[[], object], repeats: int = 7) -> float:
-    """The shortest: what else runs on the machine only adds."""
+    """Return the shortest time of several calls: other programs on the machine can only make a call longer."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -58,13 +62,14 @@ def best_seconds(call: Callable[[], object], repeats: int = 7) -> float:
 
 
 def encoding(text: str) -> None:
-    encoder, ours = tiktoken.get_encoding("gpt2"), Tokenizer.gpt2()
+    """Measure each way of encoding the text, and print a line for each."""
+    encoder, tokenizer = tiktoken.get_encoding("gpt2"), Tokenizer.gpt2()
     with tempfile.TemporaryDirectory() as folder:
-        ours.save(Path(folder) / "gpt2_tokenizer.bin")
+        tokenizer.save(Path(folder) / "gpt2_tokenizer.bin")
         from_file = Tokenizer.load(Path(folder) / "gpt2_tokenizer.bin")
     documents = text.split("\n\n")
     pieces = [Piece(d, True) for d in documents] * 4
-    count = len(ours.encode_documents(pieces[: len(documents)]))
+    count = len(tokenizer.encode_documents(pieces[: len(documents)]))
     rows: list[tuple[str, float]] = [
         (
             "tiktoken encode_ordinary, by document",
@@ -74,21 +79,22 @@ def encoding(text: str) -> None:
             "tiktoken encode_ordinary_batch, 2 threads",
             best_seconds(lambda: encoder.encode_ordinary_batch(documents, num_threads=2)),
         ),
-        ("Tokenizer.encode_documents", best_seconds(lambda: ours.encode_documents(pieces[: len(documents)]))),
+        ("Tokenizer.encode_documents", best_seconds(lambda: tokenizer.encode_documents(pieces[: len(documents)]))),
         (
             "the same from gpt2_tokenizer.bin",
             best_seconds(lambda: from_file.encode_documents(pieces[: len(documents)])),
         ),
-        ("token_stream, 1 worker", best_seconds(lambda: list(token_stream(pieces, ours, 1))) / 4),
-        ("token_stream, 2 workers", best_seconds(lambda: list(token_stream(pieces, ours, 2))) / 4),
+        ("token_stream, 1 worker", best_seconds(lambda: list(token_stream(pieces, tokenizer, 1))) / 4),
+        ("token_stream, 2 workers", best_seconds(lambda: list(token_stream(pieces, tokenizer, 2))) / 4),
     ]
     size = len(text.encode())
-    print(f"{len(documents)} documents, {size / 1e6:.1f} MB, {count} tokens with their ends")
+    print(f"{len(documents)} documents, {size / 1e6:.1f} MB, {count} tokens, end-of-text tokens included")
     for name, seconds in rows:
         print(f"{name:45} {count / seconds / 1e6:6.2f} M tokens/s {size / seconds / 1e6:6.1f} MB/s")
 
 
 def write_large(path: Path, text: str, size: int) -> None:
+    """Write varied copies of a text to a file, until it has `size` bytes or more."""
     rng = random.Random(0)
     vocabulary = sorted(set(text.split()))
     written = 0
@@ -105,6 +111,7 @@ def write_large(path: Path, text: str, size: int) -> None:
 
 
 def large(text: str, megabytes: int, workers: list[int]) -> None:
+    """Measure a large file from text to shards for each number of workers; check that all write the same."""
     with tempfile.TemporaryDirectory(prefix="llmc-bench-") as folder:
         path = Path(folder) / "large.txt"
         write_large(path, text, megabytes * 10**6)
@@ -129,8 +136,9 @@ def large(text: str, megabytes: int, workers: list[int]) -> None:
 
 
 def main() -> None:
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=0, help="of a large file; 0: none [0]")
+    parser.add_argument("--megabytes", type=int, default=0, help="size of the large file; 0 leaves it out [0]")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="for the large file [1 2]")
     args = parser.parse_args()
     text = sample_text()

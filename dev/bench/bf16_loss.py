@@ -1,9 +1,9 @@
-"""Does bf16 train as well as f32? Validation losses of both after the same steps from the same start.
+"""Measures whether bf16 trains as well as f32: validation losses of both after the same steps from the same weights.
 
     python dev/bench/bf16_loss.py tinyshakespeare.txt --steps 300
 
-A small model on the bytes of a text, of which the last tenth is for validation. Exit status 1 where the losses differ by more
-than --within (0.5 %).
+It trains a small model on the bytes of a text, the last tenth of which is for validation. Columns: the step, the validation loss in
+f32 and in bf16 (nats per byte), and by how much bf16's is larger. The exit code is 1 if the last losses differ by more than --within.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from llmc.optim.adamw import AdamW
 
 
 def batches(tokens: NDArray[np.int32], B: int, T: int, count: int, seed: int) -> list[NDArray[np.int32]]:
-    """`count` batches of (B, T + 1): inputs and, one further, targets."""
+    """Draw `count` batches of B rows of T + 1 tokens: the inputs, and their targets one token further."""
     starts = np.random.default_rng(seed).integers(0, tokens.size - T, (count, B))
     return [np.stack([tokens[s : s + T + 1] for s in row]) for row in starts]
 
 
 def main() -> int:
+    """Train both, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("--steps", type=int, default=300)
@@ -37,9 +38,9 @@ def main() -> int:
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seq", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-3, help="after 30 steps of warm-up (default 1e-3)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate after 30 steps of warm-up (default 1e-3)")
     parser.add_argument("--every", type=int, default=100, help="steps between validations")
-    parser.add_argument("--within", type=float, default=0.005)
+    parser.add_argument("--within", type=float, default=0.005, help="relative difference allowed (default 0.005)")
     add_common_arguments(parser)
     args = parser.parse_args()
 

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --threads and --json to a parser."""
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as the process may use)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
 
 
 def machine(threads: int = 0) -> dict[str, Any]:
-    """The hardware and software that a figure belongs to."""
+    """Describe the hardware and software that figures of this process belong to. threads: of the CPU; 0 is the default number."""
     from llmc import _llmc
 
     info = _llmc.Backend("cpu", threads).info()
@@ -48,7 +49,7 @@ def machine(threads: int = 0) -> dict[str, Any]:
 
 
 def peak_rss() -> int:
-    """The most memory that this process has held, in bytes."""
+    """Return the most memory that this process has held, in bytes."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -56,13 +57,23 @@ def peak_rss() -> int:
 
 
 def timed(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Call run once and return how long it took, in the seconds of the clock."""
     start = clock()
     run()
     return clock() - start
 
 
 def sample(run: Callable[[], object], budget: float, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """Times of at least three runs, and as many as fit the budget in seconds; the first, which warms up, is not among them."""
+    """Measure run several times, after a first time that warms up.
+
+    Args:
+        run: what is measured.
+        budget: seconds; it runs as often as fits in them, and at least three times.
+        clock: what measures.
+
+    Returns:
+        The times, in the seconds of the clock.
+    """
     timed(run)
     times: list[float] = []
     end = time.perf_counter() + budget
@@ -72,16 +83,17 @@ def sample(run: Callable[[], object], budget: float, clock: Callable[[], float] 
 
 
 def geometric_mean(values: Sequence[float]) -> float:
+    """Return the geometric mean of positive values."""
     return statistics.geometric_mean(values)
 
 
 def normal_bf16(rng: np.random.Generator, *shape: int) -> NDArray[np.uint16]:
-    """Random bf16 values as bits, cut off from f32."""
+    """Return normally distributed bf16 values as their bits. They are f32 values rounded towards zero."""
     return (rng.standard_normal(shape, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A Markdown table; columns but the first are right-aligned."""
+    """Print a Markdown table. The first column is aligned to the left, the others to the right."""
     cells = [[str(c) for c in header]] + [[str(c) for c in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for number, row in enumerate(cells):
@@ -93,12 +105,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 
 def write_json(path: Path | None, results: dict[str, Any]) -> None:
+    """Write results to a file, if there is a path."""
     if path is not None:
         path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def append_json(path: Path, row: dict[str, Any]) -> None:
-    """One more line of JSON, on the disk when this returns: whatever hangs or is killed later, it is there."""
+    """Append a line of JSON to a file and flush it to the disk, so that it stays if something hangs or is killed later."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()

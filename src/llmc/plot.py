@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc.system.fs import StrPath, write_atomically
-from llmc.training.settings import load_toml
+from llmc.system.toml import load_toml_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +112,7 @@ def read_run(path: StrPath, name: str | None = None) -> Run:
     for log in logs:  # metrics.jsonl comes last: its numbers are not rounded, and replace those of main.log
         _read_log(run, log)
     if (folder / "config.toml").is_file():
-        tokens = load_toml(folder / "config.toml").get("total_batch_size")
+        tokens = load_toml_file(folder / "config.toml").get("total_batch_size")
         run.tokens_per_step = tokens if isinstance(tokens, int) and tokens > 0 else None
     return run
 

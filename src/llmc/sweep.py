@@ -68,7 +68,7 @@ class SweepRun:
 
 @dataclass
 class Sweep:
-    """A list of runs, and where they run.
+    """A list of runs, and the devices that they run on.
 
     Attributes:
         output_dir: the folder that holds a folder for each run, sweep.json and the summary.
@@ -98,7 +98,7 @@ class Sweep:
         settings, grid, listed = values.get("settings", {}), values.get("grid", {}), values.get("runs", [{}])
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{path}: runs is {listed!r}, expected tables: [[runs]]")
-        for name, table in (("settings", settings), ("grid", grid), *(("runs", own) for own in listed)):
+        for name, table in (("settings", settings), ("grid", grid), *(("runs", row) for row in listed)):
             if not isinstance(table, dict):
                 raise ValueError(f"{path}: {name} holds {table!r}, expected a table of settings")
             check_names(table, str(path))
@@ -119,7 +119,7 @@ class Sweep:
                 f"{path}: output_dir is " + ("missing" if folder is None else f"{folder!r}, expected a path")
             )
         combinations = [
-            {**own, **dict(zip(grid, chosen))} for own in listed for chosen in itertools.product(*grid.values())
+            {**row, **dict(zip(grid, chosen))} for row in listed for chosen in itertools.product(*grid.values())
         ]
         configs = []
         for varied in combinations:

@@ -18,7 +18,7 @@ from llmc import _llmc
 
 SETS = _llmc.isa()["usable"]
 
-# Odd in every extent, and wide enough that products take several tasks and strips.
+# All sizes are odd, and so large that a matmul is split into several tasks and strips.
 TRAIN = """
 import json, sys
 import numpy as np
@@ -46,7 +46,7 @@ print(json.dumps(result))
 
 @pytest.fixture(scope="module")
 def trained():
-    """What TRAIN prints, by kernel set, each in a process that LLMC_ISA forces."""
+    """What TRAIN prints, by kernel set; each runs in a process of its own, in which LLMC_ISA chooses the set."""
     processes = {
         isa: subprocess.Popen(
             [sys.executable, "-c", TRAIN], env=os.environ | {"LLMC_ISA": isa}, stdout=subprocess.PIPE, text=True
@@ -70,7 +70,7 @@ def test_the_forced_set_trains_alike_on_any_number_of_threads(trained, isa):
 
 @pytest.mark.parametrize("isa", SETS)
 def test_sets_agree(trained, isa):
-    """Sums are ordered differently, nothing else. bf16 rounds what they differ by up to 2^-8 and further from there."""
+    """Sets differ only in the order of sums. In bf16 such a difference may be rounded up to 2^-8, and grows from there."""
     f32 = np.array(trained["baseline"]["f32 1"])
     np.testing.assert_allclose(trained[isa]["f32 1"], f32, rtol=2e-4)
     np.testing.assert_allclose(trained[isa]["bf16 1"][:6], f32[:6], rtol=3e-2)
@@ -96,7 +96,7 @@ def test_an_empty_choice_is_none(monkeypatch):
 
 @pytest.mark.parametrize("isa", SETS)
 def test_gelu_in_f32_is_right_to_two_units_in_the_last_place(isa):
-    """Against float64. Where there is no fused multiply-add (SSE2), rounding 2u costs up to 3 times 2u."""
+    """Compared with float64. Without fused multiply-add (SSE2) the rounding of 2u adds up to 3 * 2u units."""
     x = np.concatenate([np.linspace(-9.5, 10, 400_001), np.geomspace(1e-30, 1, 9999), -np.geomspace(1e-30, 1, 9999)])
     x = x.astype(np.float32)
     backend = make_backend(f"cpu:{isa}")
@@ -112,7 +112,7 @@ def test_gelu_in_f32_is_right_to_two_units_in_the_last_place(isa):
 
 
 def test_peak_flops():
-    """Timings of 60 ms on a machine that may be busy: no more than the order of magnitude."""
+    """The machine may be busy during the 60 ms of the measurement, so only the order of magnitude is checked."""
     for dtype in ("f32", "bf16"):
         assert 1e7 < _llmc.cpu_peak_flops(dtype, 1) < 1e13
     with pytest.raises(ValueError, match="dtype is i32"):

@@ -1,6 +1,6 @@
 """Every op of a backend against its formula in float64 (tests/oracle.py), on every kernel set that runs here.
 
-Outputs are filled with NaN first. Sizes are odd first: one row, one column, 33, and sizes around the kernels' blocks.
+Outputs are filled with NaN beforehand. Sizes: one row, one column, odd ones as 33, and sizes around those of the kernels' blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from oracle import DTYPES, check, get, nans, put, rounded
 
 from llmc import _llmc
 
-# The dtypes of activations and of the parameters' gradients.
+# Pairs of dtypes: of activations, and of the parameters' gradients.
 MIXED = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32")]
 
 
@@ -34,7 +34,7 @@ def test_copy_converts_to_nearest_even(backend, rng, n):
 def test_rounding_of_special_values(backend):
     x = np.array([1.00390625, 1.01171875, -1.00390625, 3.3895314e38, np.inf, -np.inf, np.nan, 0.0, -0.0], np.float32)
     out = nans(backend, x.shape, "bf16")
-    backend.copy(out, put(backend, x))  # the first three lie half-way: to the even neighbour
+    backend.copy(out, put(backend, x))  # the first three lie half-way between two bf16 numbers: the even one is right
     np.testing.assert_array_equal(rounded(get(out), "f32"), rounded(x, "bf16"))
     assert rounded(get(out), "f32")[:3].tolist() == [1.0, 1.015625, -1.0]
 
@@ -129,7 +129,7 @@ def test_layernorm_forward(backend, rng, dtype, N, C):
 
 
 def test_layernorm_of_a_large_mean(backend, rng):
-    """Two passes: a variance of 1 survives a mean of 1000."""
+    """The variance is computed in a second pass, so that a variance of 1 is not lost beside a mean of 1000."""
     x = rounded(rng.standard_normal((4, 257)) + 1000, "f32")
     weight, bias = np.ones(257), np.zeros(257)
     out, mean, rstd = nans(backend, x.shape), nans(backend, 4), nans(backend, 4)
@@ -154,7 +154,7 @@ def test_layernorm_backward_adds(backend, rng, dtype, grad, N, C):
 
 
 def test_layernorm_backward_of_one_channel(backend):
-    """Its output is the bias whatever comes in: the gradient is 0, but for rounding, which rstd = 1/sqrt(eps) magnifies."""
+    """The output is the bias for any input, so the input's gradient is 0, but for rounding, magnified by rstd = 1/sqrt(eps)."""
     t = [put(backend, [x]) for x in (0.7, 1.3, 0.9, 1.3, 1e-5**-0.5)]  # dout, inp, weight, mean, rstd
     dinp, dweight, dbias = put(backend, [0.0]), put(backend, [0.0]), put(backend, [0.0])
     backend.layernorm_backward(dinp, dweight, dbias, *t)
@@ -177,7 +177,7 @@ def test_fused_residual_layernorm_is_its_parts(backend, rng, dtype, N, C):
 
 # ---- matmul ----
 
-# N, C, OC: up to 8 rows go through another kernel than more; the last is larger than every block.
+# N, C, OC. Up to 8 rows have a kernel of their own. The last shape is larger than every block.
 MATMULS = [(1, 1, 1), (1, 64, 50), (5, 33, 17), (8, 40, 33), (9, 7, 3), (33, 65, 40), (130, 257, 129), (300, 96, 600)]
 
 
@@ -210,7 +210,7 @@ def test_matmul_backward(backend, rng, dtype, grad, accumulate, N, C, OC):
 
 
 def test_matmul_backward_of_a_part(backend, rng):
-    """An absent gradient is not computed, and the others are the same without it."""
+    """A gradient that is None is not computed, and the others are the same without it."""
     shapes = [(9, 5), (3, 5), (3,)]
     dout, x, weight = (put(backend, rng.standard_normal(s)) for s in [(9, 3), (9, 5), (3, 5)])
     full = [nans(backend, s) for s in shapes]
@@ -302,7 +302,7 @@ def test_packed_weights_follow_their_memory(backend, rng):
 
 # ---- attention ----
 
-# B, T, NH, HS: every head size of the descriptors, odd ones, and times around the kernels' blocks.
+# B, T, NH, HS: every head size of llm.c's descriptors, odd ones, and T around the sizes of the kernels' blocks.
 ATTENTIONS = [
     (1, 1, 1, 1),
     (2, 1, 2, 64),
@@ -329,14 +329,14 @@ def test_attention_forward(backend, rng, dtype, B, T, NH, HS):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("B,T,NH,HS", ATTENTIONS)
 def test_attention_backward(backend, rng, dtype, B, T, NH, HS):
-    """On exact inputs, so that an error of forward does not hide one of backward."""
+    """out and lse come from the oracle, so that backward is not judged by an error of forward."""
     qkv, dout = (rounded(rng.standard_normal((B, T, c * NH * HS)), dtype) for c in (3, 1))
     out, lse = oracle.attention(qkv, NH)
     out, lse = rounded(out, dtype), rounded(lse, "f32")
     dqkv = nans(backend, (B, T, 3 * NH * HS), dtype)
     t = [put(backend, x, dtype) for x in (dout, qkv, out)]
     backend.attention_backward(dqkv, *t, put(backend, lse), NH)
-    if T == 1:  # dq and dk are 0, but for the rounding of their terms: judged together with dv
+    if T == 1:  # dq and dk are sums whose terms cancel to 0, but for rounding: they are judged together with dv
         together = lambda *a: np.concatenate(oracle.attention_gradient(*a), axis=-1)  # noqa: E731
         check({"dqkv": dqkv}, together, dout, qkv, out, lse, NH, ulps=4)
     else:
@@ -345,7 +345,7 @@ def test_attention_backward(backend, rng, dtype, B, T, NH, HS):
 
 
 def test_attention_of_large_scores(backend, rng):
-    """Scores of several hundred: the softmax neither overflows nor loses its sum."""
+    """With scores of several hundred the softmax neither overflows nor loses its sum."""
     qkv = rounded(rng.standard_normal((1, 40, 3 * 16)) * 25, "f32")
     out, lse = nans(backend, (1, 40, 16)), nans(backend, (1, 1, 40))
     backend.attention_forward(out, lse, put(backend, qkv), 1)
@@ -353,7 +353,7 @@ def test_attention_of_large_scores(backend, rng):
 
 
 def test_attention_is_causal(backend, rng):
-    """What comes later does not reach an earlier output, not by a bit: forward, nor an earlier gradient backward's v."""
+    """A change of later positions does not change a single bit of forward's earlier outputs."""
     qkv = rng.standard_normal((1, 60, 3 * 32))
     changed = qkv.copy()
     changed[:, 37:] = 1e4
@@ -427,7 +427,7 @@ def test_gelu_far_out(backend):
     y, dx = nans(backend, 7), nans(backend, 7)
     backend.gelu_forward(y, put(backend, x))
     backend.gelu_backward(dx, put(backend, x), put(backend, np.ones(7)))
-    # From 9 on, tanh is 1 to more digits than f32 has.
+    # From 9 on, tanh differs from 1 by less than f32 can tell.
     np.testing.assert_allclose(get(y), [0, 0, 0, 0, 9, 50, 1e8], rtol=2**-23, atol=1e-15)
     np.testing.assert_allclose(get(dx), [0, 0, 0, 0.5, 1, 1, 1], rtol=2**-23, atol=1e-12)
 
@@ -469,13 +469,13 @@ def test_classifier(backend, rng, dtype, N, V, Vp):
 
 
 def test_classifier_of_a_hopeless_target(backend):
-    """A loss of 300 is finite, though the probability is not a float any more."""
+    """A loss of 300 is finite, though the probability of the target is too small for a float."""
     x = np.zeros((2, 16))
     x[:, 3] = 300.0
     losses, logits = nans(backend, 2), put(backend, x)
     backend.fused_classifier(losses, logits, put(backend, [0, 3], "i32"), 1.0, 10)
     assert get(losses).tolist() == [300.0, 0.0]
-    # e^-300 is no float: what stands for it is about the smallest normal one.
+    # e^-300 is too small for a float: kernels give a number of about the smallest normal float in its place.
     np.testing.assert_allclose(get(logits)[0, :4], [-1.0, 0.0, 0.0, 1.0], atol=2.0**-125)
 
 
@@ -495,7 +495,7 @@ def test_sums_add(backend, rng, dtype, n):
     squares, total = put(backend, [0.5]), put(backend, [0.25])
     backend.global_norm_squared(squares, put(backend, x, dtype))
     backend.sum(total, put(backend, x), 3.0)
-    # Blocks of a few thousand are summed in f32, their totals in double: a few roundings, whatever the size.
+    # Blocks of a few thousand elements are summed in f32, the blocks' sums in double: a few rounding errors, whatever the size.
     assert abs(get(squares)[0] - (0.5 + (x * x).sum())) <= 2**-21 * (0.5 + (x * x).sum())
     assert abs(get(total)[0] - (0.25 + 3 * x.sum())) <= 2**-23 * (0.25 + 3 * np.abs(x).sum())
 
@@ -515,7 +515,7 @@ def test_clip_factor(backend, squared, max_norm, norm, factor):
 # ---- shapes ----
 
 F, I = "f32", "i32"
-# op -> operands as (shape, dtype), in order, and scalars. B 2, T 3, C 8, NH 2, OC 6, V 5, Vp 7, maxT 4.
+# For each op: its operands as (shape, dtype), in order, and its scalars. B 2, T 3, C 8, NH 2, OC 6, V 5, Vp 7, maxT 4.
 OPERANDS = {
     "encoder_forward": ([((2, 3, 8), F), ((2, 3), I), ((7, 8), F), ((4, 8), F), ((2,), I)], []),
     "encoder_backward": ([((7, 8), F), ((4, 8), F), ((2, 3, 8), F), ((2, 3), I)], []),
@@ -554,7 +554,7 @@ OPERANDS = {
     ),
     "copy": ([((6, 8), F), ((6, 8), "bf16")], []),
 }
-# Operands whose last extent an op takes as it comes: a reduction's input, and the padded vocabulary.
+# Operands whose last extent may be any, as (op, position): inputs of sums, and logits, whose vocabulary may be padded further.
 FREE = {("sum", 1), ("global_norm_squared", 1)}
 FREE |= {("crossentropy_forward", 1), ("crossentropy_softmax_backward", 0), ("fused_classifier", 1), ("sample", 1)}
 
@@ -568,7 +568,7 @@ def tensors_of(backend, operands):
 
 @pytest.mark.parametrize("op", OPERANDS)
 def test_shapes_are_checked(op):
-    """Each operand in turn with one more in an extent, or of another dtype: ValueError says what came and what would fit."""
+    """If an operand has a larger extent or another dtype, ValueError says what came and what would fit."""
     cpu = _llmc.Backend("cpu")
     operands, scalars = OPERANDS[op]
     getattr(cpu, op)(*tensors_of(cpu, operands), *scalars)
@@ -578,7 +578,7 @@ def test_shapes_are_checked(op):
             wrong.append((shape, "i16" if dtype != "i16" else "i32"))
         for bad in wrong:
             t = tensors_of(cpu, [*operands[:i], bad, *operands[i + 1 :]])
-            # Which of two shapes that contradict each other is called wrong is the op's choice.
+            # If two shapes contradict each other, the op may call either of them wrong.
             with pytest.raises(ValueError) as caught:
                 getattr(cpu, op)(*t, *scalars)
             message = str(caught.value)
@@ -593,6 +593,7 @@ def test_message_has_both_shapes():
         cpu.layernorm_forward(*t[:4], cpu.empty([5]), t[5])
 
 
+# Positions of the operands that may be None.
 OPTIONAL = {
     "encoder_forward": {4},
     "matmul_forward": {3},
@@ -605,7 +606,7 @@ OPTIONAL = {
 
 @pytest.mark.parametrize("op", OPERANDS)
 def test_missing_operands_are_refused(op):
-    """None where an op needs a tensor is a ValueError, with extents of 1 too, where no shape can give it away."""
+    """None in place of a tensor that the op needs is a ValueError, also if all extents are 1, so that no shape could contradict."""
     cpu = _llmc.Backend("cpu")
     operands, scalars = OPERANDS[op]
     ones = [((*[1] * (len(shape) - 1), 3 if shape[-1] == 24 else 1), dtype) for shape, dtype in operands]  # 3C stays 3C

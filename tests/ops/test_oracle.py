@@ -1,4 +1,4 @@
-"""The oracle's own gradient formulas against the complex step: what the tests of the ops rest upon."""
+"""The oracle's formulas of gradients against the complex step. The tests of the ops rely on these formulas."""
 
 from __future__ import annotations
 

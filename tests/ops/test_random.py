@@ -1,4 +1,4 @@
-"""The generators, against values that llm.c and PyTorch give."""
+"""The random generators and the sampler, against values that llm.c and PyTorch give."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from llmc.formats.shards import write_shard
 
 
 def test_mt19937_golden():
-    """The first draws of seed 42, and what llm.c's rand.h states for seed 137: ints and normals in turn, from one generator.
+    """The first draws of seed 42, and those that llm.c's rand.h states for seed 137: integers and normals from one generator.
 
-    The normals it states are PyTorch's, which makes fewer than 16 of them in double: rand.h itself, like ours, is an ulp away.
+    The normals stated there are PyTorch's, which computes fewer than 16 of them in double. rand.h computes in float, as llmc does, and
+    differs from them by an ulp.
     """
     rng = _llmc.Mt19937(42)
     assert [rng.randint32() for _ in range(3)] == [1608637542, 3421126067, 4083286876]
@@ -34,10 +35,10 @@ def test_mt19937_golden():
 
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 1000])
 def test_normal_is_pytorchs(n):
-    """To the last bits of PyTorch's own vectorised log and cos: 2^-22 of the largest deviation that a draw can have."""
-    ours = _llmc.Mt19937(1234).normal(n, 0.5, 2.0)
-    theirs = torch.empty(n).normal_(0.5, 2.0, generator=torch.Generator().manual_seed(1234)).numpy()
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2.0**-22 * 2 * math.sqrt(2 * math.log(1e12)))
+    """PyTorch's vectorised log and cos differ in the last bits: 2^-22 of the largest deviation that a draw can have is allowed."""
+    drawn = _llmc.Mt19937(1234).normal(n, 0.5, 2.0)
+    expected = torch.empty(n).normal_(0.5, 2.0, generator=torch.Generator().manual_seed(1234)).numpy()
+    np.testing.assert_allclose(drawn, expected, rtol=0, atol=2.0**-22 * 2 * math.sqrt(2 * math.log(1e12)))
 
 
 def test_normal_has_the_moments_asked_for():
@@ -45,7 +46,7 @@ def test_normal_has_the_moments_asked_for():
     assert abs(x.mean() - 3.0) < 4 * 0.5 / 2**8 and abs(x.std() - 0.5) < 4 * 0.5 / 2**8.5
 
 
-# Of GPT-2 124M, seed 42, from llm.c's rand.h: tensor -> its first four values.
+# GPT-2 124M of seed 42, as llm.c's rand.h draws it: the first four values of each tensor.
 D12 = {
     "wte": (0.0385382995, 0.0297456831, 0.0180143435, -0.0421104282),
     "wpe": (-0.00916235521, -0.018614769, -0.0294702277, -0.00321658584),
@@ -54,6 +55,7 @@ D12 = {
     "fcw": (-0.0111787794, 0.0200366024, 0.0382305384, 0.0188154224),
     "fcprojw": (0.00437752157, -0.00717385672, -0.00581803452, -0.00102986814),
 }
+# The first value of the second layer.
 SECOND_LAYER = {"qkvw": 0.0248654913, "attprojw": -0.00435216958, "fcw": 0.0306944046, "fcprojw": -0.00515647139}
 
 
@@ -76,13 +78,13 @@ def test_initial_weights_are_pytorchs(seed):
     from llmc.reference import GPT
 
     config = llmc.GPT2Config(max_seq_len=10, vocab_size=61, num_layers=3, num_heads=3, channels=33)
-    ours, theirs = llmc.GPT2(config, seed=seed).parameters, GPT(config, seed=seed).parameters_llmc()
-    assert list(ours) == list(theirs)
-    for name, value in theirs.items():
-        np.testing.assert_allclose(ours[name], value, rtol=0, atol=4e-8)
+    parameters, expected = llmc.GPT2(config, seed=seed).parameters, GPT(config, seed=seed).parameters_llmc()
+    assert list(parameters) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(parameters[name], value, rtol=0, atol=4e-8)
     rounded = llmc.GPT2(config, seed=seed, dtype="bf16").parameters
     for name in rounded:
-        np.testing.assert_array_equal(rounded[name], ours[name].astype(rounded[name].dtype))
+        np.testing.assert_array_equal(rounded[name], parameters[name].astype(rounded[name].dtype))
 
 
 def test_xorshift_golden():
@@ -116,22 +118,22 @@ def test_sampling_walks_the_probabilities_in_order():
     logits = np.log([0.1, 0.4, 0.2, 0.3])
     assert [sample(logits, c) for c in (0.0, 0.09, 0.11, 0.49, 0.51, 0.69, 0.71, 0.999)] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [sample(logits, c, temperature=0.0) for c in (0.0, 0.999)] == [1, 1]
-    # top 2: tokens 1 and 3, in the order of ids, 4/7 and 3/7.
+    # The top 2 are tokens 1 and 3; in the order of ids their probabilities are 4/7 and 3/7.
     assert [sample(logits, c, top_k=2) for c in (0.0, 0.57, 0.58, 0.999)] == [1, 1, 3, 3]
-    # 0.4 + 0.3 reach 0.6: the nucleus is the same two.
+    # 0.4 + 0.3 exceed 0.6, so the nucleus is the same two tokens.
     assert [sample(logits, c, top_p=0.6) for c in (0.0, 0.57, 0.58, 0.999)] == [1, 1, 3, 3]
     assert [sample(logits, c, top_p=1e-6) for c in (0.0, 0.999)] == [1, 1]
-    # Temperature 1/2 squares: 1, 16, 4, 9 of 30.
+    # Temperature 1/2 squares the probabilities: 1/30, 16/30, 4/30, 9/30.
     assert [sample(logits, c, temperature=0.5) for c in (0.03, 0.04, 0.56, 0.58, 0.69, 0.71)] == [0, 1, 1, 2, 2, 3]
 
 
 def test_sampling_matches_llm_c(rng):
-    """Without options: the softmax's running sum passes the coin."""
+    """Without options, the token is the first whose running sum of probabilities exceeds the coin."""
     for _ in range(200):
         logits, coin = rng.standard_normal(61).astype(np.float32) * 3, rng.random(dtype=np.float32)
         p = np.exp(logits.astype(np.float64) - logits.max())
         below = np.cumsum(p / p.sum())
-        if np.abs(below - coin).min() > 1e-6:  # not on the edge
+        if np.abs(below - coin).min() > 1e-6:  # skips coins so near to a sum that rounding decides
             assert sample(logits, float(coin)) == int(np.searchsorted(below, coin, side="right"))
 
 
@@ -164,4 +166,5 @@ def test_seeds_out_of_range(tmp_path):
         llmc.AdamW(model, seed=-1)
     with pytest.raises(ValueError, match=r"seed is -1, expected 1 to 2\^64 - 1"):
         model.generate([1], 3, seed=-1)
-    assert len(model.generate([[1], [2]], 3, seed=2**64 - 1)) == 2  # the second goes round to the first seed
+    # Each prompt has the seed after the last one's: the second wraps around to the lowest.
+    assert len(model.generate([[1], [2]], 3, seed=2**64 - 1)) == 2

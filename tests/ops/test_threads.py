@@ -1,4 +1,7 @@
-"""How many threads are used, and where they are bound: OMP_NUM_THREADS, affinity, OMP_PROC_BIND; the host's own threads stay free."""
+"""How many threads a backend uses, and to which CPUs they are bound: OMP_NUM_THREADS, affinity, OMP_PROC_BIND.
+
+The calling thread is never bound.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has sched_getaffinity")
 
 CPUS = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 
-# Prints what a process sees after an op on all of its threads.
+# Runs an op on all threads, then prints their number and the CPUs on which each may run.
 REPORT = """
 import json, os, sys
 cpus = json.loads(sys.argv[1])
@@ -32,8 +35,9 @@ print(json.dumps({"threads": info.threads, "pinning": info.pinning, "caller": so
 
 
 def report(cpus=(), threads=0, **environment):
+    """Run REPORT in a process that may use these CPUs and has these environment variables; return what it prints."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    env = clean | {"OPENBLAS_NUM_THREADS": "1"} | environment  # NumPy's threads are not ours
+    env = clean | {"OPENBLAS_NUM_THREADS": "1"} | environment  # so that NumPy starts no threads
     command = [sys.executable, "-c", REPORT, json.dumps(list(cpus)), str(threads)]
     return json.loads(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
 
@@ -42,7 +46,7 @@ def report(cpus=(), threads=0, **environment):
 def test_as_many_threads_as_cpus_are_spread_over_them():
     seen = report(CPUS[:2], threads=2)
     assert seen["threads"] == 2 and seen["pinning"] == "each worker on a CPU of its own"
-    assert seen["caller"] == CPUS[:2]  # what the user starts later may run anywhere
+    assert seen["caller"] == CPUS[:2]  # so threads that the caller starts later may run on both
     assert len(seen["workers"]) == 1 and len(seen["workers"][0]) == 1
 
 

@@ -1,4 +1,4 @@
-"""The C++ program train_gpt2 against the same training through Python. (test_gpt2's tests are in test_gpt2_program.py.)"""
+"""The C++ program train_gpt2 against the same training in Python. (The tests of test_gpt2 are in test_gpt2_program.py.)"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_train_gpt2_equals_python(folder: Path) -> None:
-    """No options: llm.c's forty steps, with its lines."""
+    """Without options it makes llm.c's forty steps and prints its lines."""
     code, out = run_app("train_gpt2", cwd=folder)
     assert code == 0, out
     model = llmc.GPT2.from_checkpoint(folder / "gpt2_124M.bin")
@@ -71,7 +71,7 @@ def test_options(folder: Path) -> None:
 
 
 def test_paths_in_any_language(folder: Path) -> None:
-    """As they were typed, and as Windows would not have them in its code page."""
+    """Files whose names no code page of Windows has are found, and shown as they were typed."""
     place = folder / "träin 测试 🙂"
     (folder / "dev" / "data" / "tinyshakespeare").rename(place)
     for name in ("gpt2_124M.bin", "gpt2_tokenizer.bin"):

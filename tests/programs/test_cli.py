@@ -1,4 +1,4 @@
-"""The commands as they are typed: exit codes, one-line errors, and what they leave behind."""
+"""The commands as a user types them: exit codes, one-line errors, and the files that they write."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from llmc.training.settings import SETTINGS, TrainConfig, load_toml
 
 
 def run(*argv: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `llmc` with these arguments. options: of subprocess.run()."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "llmc", *argv]
     return subprocess.run(
@@ -33,6 +34,7 @@ TINY = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 -t 16 -b 2 -x 4 -v 2
 
 
 def fails(result: subprocess.CompletedProcess[str], code: int, message: str) -> None:
+    """Assert that a program failed with this exit code and one line of error that matches message."""
     assert result.returncode == code, result
     assert "Traceback" not in result.stderr
     assert re.search(message, result.stderr), result.stderr
@@ -59,22 +61,7 @@ def test_help_lists_every_command_and_setting(tmp_path: Path) -> None:
 
 def test_small_default_run_on_own_text_then_generate(tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_text("the cat sat on the mat. the dog sat on the log. " * 400)
-    options = [
-        "--layers",
-        "2",
-        "--channels",
-        "64",
-        "--tokenizer",
-        "bpe:300",
-        "-x",
-        "30",
-        "-v",
-        "10",
-        "-t",
-        "32",
-        "-b",
-        "8",
-    ]
+    options = "--layers 2 --channels 64 --tokenizer bpe:300 -x 30 -v 10 -t 32 -b 8".split()
     result = run("train", "--data", "my.txt", *options, "--temperature", "0", "-g", "12", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "| train data pattern    | my.txt" in result.stdout and "step   30/30 | loss" in result.stdout
@@ -111,25 +98,7 @@ def test_watch_reads_what_is_appended(tmp_path: Path) -> None:
 
 def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
     train, val = tiny_data(tmp_path / "data")
-    flags = [
-        *TINY,
-        "-i",
-        train,
-        "-j",
-        val,
-        "-o",
-        "log",
-        "-x",
-        "300",
-        "-v",
-        "100",
-        "-n",
-        "300",
-        "--threads",
-        "1",
-        "--progress",
-        "none",
-    ]
+    flags = [*TINY, "-i", train, "-j", val, *"-o log -x 300 -v 100 -n 300 --threads 1 --progress none".split()]
     child = subprocess.Popen([sys.executable, "-m", "llmc", "train", *flags], cwd=tmp_path)
     metrics = tmp_path / "log" / "metrics.jsonl"
     end = time.monotonic() + 60
@@ -178,7 +147,7 @@ def test_second_signal_stops_at_once(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (143, "first\n") and time.monotonic() - start < 25
 
 
-# ---- what goes wrong ----
+# ---- errors ----
 
 
 def test_usage_errors(tmp_path: Path) -> None:
@@ -205,7 +174,7 @@ def test_usage_errors(tmp_path: Path) -> None:
 
 
 def damaged(raw: bytes, kind: str) -> bytes:
-    """A token file of 4,000 uint16 tokens, damaged."""
+    """Return the bytes of a file of 4,000 uint16 tokens with a damage of this kind."""
     header = np.frombuffer(raw[:1024], dtype="<i4").copy()
 
     def with_header(index: int, value: int) -> bytes:
@@ -276,7 +245,7 @@ def test_generate_with_another_tokenizer_and_bad_options(tmp_path: Path) -> None
     config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=2000)
     llmc.GPT2(config).save(tmp_path / "model.bin")
     options = ("model.bin", "a", "-n", "8", "--tokenizer", "bytes")
-    done = run("generate", *options, cwd=tmp_path)  # nearly all ids are beyond the tokenizer's
+    done = run("generate", *options, cwd=tmp_path)  # for nearly all ids the tokenizer has no token
     assert done.returncode == 0 and "\ufffd" in done.stdout, done.stderr
     for option, value, expected in (
         ("--seed", "-1", r"seed is -1, expected 1 to 2\^64 - 1"),

@@ -1,4 +1,4 @@
-"""Consoles that lack characters: nothing that llmc prints ends a program there. cp936 is a Chinese Windows', cp1252 a Western one's."""
+"""Consoles that lack characters: nothing that llmc prints ends a program on them. Windows has cp936 in China, cp1252 in the West."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ encodings = pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp936"])
 
 
 def python(encoding: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
-    """Runs it as on a console of this encoding; what comes is of this encoding too, and no traceback."""
+    """Run Python as on a console of this encoding, and assert that its output has this encoding and no traceback."""
     environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *argv], cwd=cwd, env=environment, capture_output=True, timeout=120)
     for out in (done.stdout, done.stderr):
@@ -31,7 +31,7 @@ def python(encoding: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, and a run on it."""
+    """A folder with a text, and a run that was trained on it."""
     folder = tmp_path_factory.mktemp("console")
     (folder / f"{FOLDER}.txt").write_text(TEXT, encoding="utf-8")
     done = python("utf-8", "-m", "llmc", "train", "--data", f"{FOLDER}.txt", "-o", FOLDER, *SHAPE, cwd=folder)
@@ -71,7 +71,7 @@ def test_commands(encoding: str, trained: Path, tmp_path: Path) -> None:
         ["import", run, f"{FOLDER}.bin"],
     ):
         done = python(encoding, "-m", "llmc", *argv, cwd=tmp_path)
-        if argv[0] == "import":  # a run is no Hugging Face folder: the error names it
+        if argv[0] == "import":  # a run directory is not a Hugging Face folder: the error names it
             assert done.returncode == 2 and done.stderr
         else:
             assert done.returncode == 0 and done.stdout, done
@@ -96,7 +96,7 @@ def test_errors_name_the_file(encoding: str, tmp_path: Path) -> None:
     ],
 )
 def test_help(encoding: str, command: str, tmp_path: Path) -> None:
-    """Which names the program as it was called."""
+    """The help calls the program by the name under which it was called."""
     done = python(encoding, "-m", *command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m {command}".encode())
 
@@ -104,7 +104,7 @@ def test_help(encoding: str, command: str, tmp_path: Path) -> None:
 @encodings
 @pytest.mark.parametrize("progress", ["lines", "bar"])
 def test_a_script_that_trains(encoding: str, progress: str, trained: Path, tmp_path: Path) -> None:
-    """The library leaves the caller's stdout as it is, and still does not stumble over it."""
+    """The library does not change the settings of the caller's stdout, and what it prints there raises no error."""
     code = (
         "import sys, llmc\n"
         f"llmc.train(data={str(trained / f'{FOLDER}.txt')!r}, output_dir={FOLDER!r}, layers=1, heads=2, channels=16, max_seq_len=32,\n"

@@ -19,7 +19,7 @@ import llmc
 from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-torch.set_num_threads(1)  # its tiny products gain nothing from threads, and lose to the waiting
+torch.set_num_threads(1)  # threads would make matmuls this small slower: they would mostly wait for each other
 
 from llmc import test_gpt2  # noqa: E402
 from llmc.reference import GPT  # noqa: E402
@@ -34,7 +34,7 @@ needs_apps = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model.bin, bf16.bin, state.bin."""
+    """A folder with a model in f32 and bf16 and a debug state: model.bin, bf16.bin, state.bin."""
     path = tmp_path_factory.mktemp("state")
     model = llmc.GPT2(CONFIG, seed=4)
     model.save(path / "model.bin")
@@ -51,7 +51,7 @@ Program = Callable[..., tuple[int, str]]
 
 @pytest.fixture(params=["python", pytest.param("c++", marks=needs_apps)])
 def program(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Program:
-    """program(model, state, dtype) -> exit code, output."""
+    """Return a function that runs the program: program(model, state, dtype) -> (exit code, output)."""
 
     def call(model: Path, state: Path, dtype: str = "f32") -> tuple[int, str]:
         if request.param == "python":
@@ -63,6 +63,7 @@ def program(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) 
 
 
 def run_app(name: str, *arguments: str, cwd: Path | None = None) -> tuple[int, str]:
+    """Run a C++ program; return its exit code and output."""
     assert APPS is not None
     command = [str(Path(APPS).resolve() / name), *arguments]
     done = subprocess.run(command, capture_output=True, cwd=cwd, timeout=120, check=False)
@@ -86,6 +87,7 @@ def test_okay_bf16(folder: Path, program: Program) -> None:
 
 
 def changed(folder: Path, tmp_path: Path, **changes: object) -> Path:
+    """Write the debug state with some fields changed, and return its path."""
     state = read_debug_state(folder / "state.bin", CONFIG)
     write_debug_state(tmp_path / "changed.bin", DebugState(**{**vars(state), **changes}))  # type: ignore[arg-type]
     return tmp_path / "changed.bin"
@@ -94,7 +96,7 @@ def changed(folder: Path, tmp_path: Path, **changes: object) -> Path:
 @pytest.mark.parametrize("name", ["wte", "qkvb", "lnfw"])
 @pytest.mark.parametrize("value", [1e-3, np.nan])
 def test_one_wrong_gradient(folder: Path, tmp_path: Path, program: Program, name: str, value: float) -> None:
-    """A single element that is off by a thousandth."""
+    """A single element that is wrong by about a thousandth, or NaN, is found."""
     state = read_debug_state(folder / "state.bin", CONFIG)
     gradients = {k: v.copy() for k, v in state.gradients.items()}
     wrong = gradients[name].reshape(-1)

@@ -1,4 +1,4 @@
-"""Folders with spaces, letters of other languages, brackets, and more than 260 characters (Windows' old limit): everything works there."""
+"""Everything works in folders with spaces, letters of any language, brackets, and more than 260 characters (Windows' old limit)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def run(*argv: str | Path, cwd: Path) -> str:
+    """Run `llmc` with these arguments, assert that it succeeds, and return what it prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "llmc", *map(str, argv)]
     done = subprocess.run(
@@ -45,10 +46,10 @@ def run(*argv: str | Path, cwd: Path) -> str:
 
 
 def test_commands(folder: Path, tmp_path: Path) -> None:
-    """On Windows no process can have a long path as its current folder, so every path is whole."""
+    """All paths are absolute, because on Windows no process can have a long path as its current folder."""
     text, tokens, trained = folder / "my text 文.txt", folder / "tokens 词", folder / "run 跑"
     shown = run("data", "text", text, "-tk", "bytes", "-o", tokens, "-s", "8000", cwd=tmp_path)
-    train, val = re.findall(r'-[ij] "(.*?)"', shown)  # as the user would copy it
+    train, val = re.findall(r'-[ij] "(.*?)"', shown)  # as a user would copy them
     assert len(glob.glob(train)) > 1
     run("train", "-i", train, "-j", val, "-o", folder / "on tokens", "-x", "2", *SHAPE, cwd=tmp_path)
     assert (folder / "on tokens" / "DONE_00000002").is_file()
@@ -97,7 +98,7 @@ def test_errors_show_the_path(folder: Path) -> None:
 
 
 def test_windows_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows itself says that the file is not there."""
+    """For a path that is too long Windows only says that the file does not exist; llmc says what the limit is."""
     path = os.path.abspath("long/" * 60)
     error = FileNotFoundError(2, "No such file or directory", path)
     assert "LongPathsEnabled" not in cli._message(error)

@@ -1,4 +1,4 @@
-"""The published runs: our configurations say what llm.c's scripts say, and both start."""
+"""The configurations of the published runs (scripts/): they mean the same as llm.c's scripts, and both start."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from llmc.sweep import Sweep
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-# The flags of llm.c's scripts/*.sh.
-LLMC = {
+# The flags in llm.c's scripts/*.sh.
+LLM_C = {
     "gpt2_124M": "-i dev/data/fineweb10B/fineweb_train_*.bin -j dev/data/fineweb10B/fineweb_val_*.bin -o log_gpt2_124M -v 250 -s 20000 "
     "-g 144 -h 1 -b 64 -t 1024 -d 524288 -r 0 -z 1 -c 0.1 -l 0.0006 -q 0.0 -u 700 -n 5000 -y 1 -e d12",
     "gpt2_350M": "-i dev/data/fineweb100B/fineweb_train_*.bin -j dev/data/fineweb100B/fineweb_val_*.bin -o log_gpt2_350M -v 250 "
@@ -34,29 +34,32 @@ LLMC = {
 }
 
 
-@pytest.mark.parametrize("name", LLMC)
-def test_the_repository_has_llm_c_script(name: str) -> None:
-    assert parse(["--config", str(SCRIPTS / f"{name}.toml")]) == parse(LLMC[name].split())
+@pytest.mark.parametrize("name", LLM_C)
+def test_the_configuration_is_that_of_llm_c(name: str) -> None:
+    assert parse(["--config", str(SCRIPTS / f"{name}.toml")]) == parse(LLM_C[name].split())
 
 
-@pytest.mark.parametrize("name", LLMC)
+@pytest.mark.parametrize("name", LLM_C)
 def test_llm_c_flags_train(name: str, tmp_path: Path) -> None:
-    """llm.c's command line, two steps of it, on a small model and small data."""
+    """Two steps with llm.c's command line, on a small model and small data."""
     train, val = tiny_data(tmp_path / "data")
     small = f"-i {train} -j {val} -o {tmp_path / 'log'} -x 2 -b 2 -t 16 -d 64 -m 1 -g 4 --layers 1 --heads 2 --channels 16 --max-seq-len 16"
-    command = [sys.executable, "-m", "llmc", "train", *LLMC[name].split(), *small.split(), "--vocab-size", "61"]
+    command = [sys.executable, "-m", "llmc", "train", *LLM_C[name].split(), *small.split(), "--vocab-size", "61"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "step    2/2 | loss" in done.stdout and (tmp_path / "log" / "DONE_00000002").is_file()
 
 
 @pytest.fixture(autouse=True)
-def no_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_python_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHON", raising=False)
 
 
 def run_script(shell: str, folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    """run.sh or run.ps1 with a stand-in for llmc-train, which notes its arguments in the file `calls`."""
+    """Run run.sh or run.ps1 with a shell script in place of llmc-train.
+
+    The script appends its arguments to the file `calls`, counts its calls in $count, and then executes body.
+    """
     if sys.platform == "win32" or shutil.which(shell) is None:
         pytest.skip(f"needs {shell}, and a shell script in place of llmc-train")
     fake = folder / "llmc-train"
@@ -76,7 +79,7 @@ SAVES_TWICE = '[ "$count" -ge 3 ] && exit 0\nmkdir -p {folder}\ntouch {folder}/D
     [("-b 8 -n 5 -d 2048", "log_gpt2_124M"), ("-o other", "other"), ("--output-dir=a/b", "a/b")],
 )
 def test_run_script_restarts_until_done(tmp_path: Path, shell: str, flags: str, folder: str) -> None:
-    """Fails twice, each time with a newer checkpoint."""
+    """A run that fails twice, each time after a new checkpoint, is started three times."""
     done = run_script(shell, tmp_path, SAVES_TWICE.format(folder=folder), "gpt2_124M", *flags.split())
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
@@ -84,7 +87,7 @@ def test_run_script_restarts_until_done(tmp_path: Path, shell: str, flags: str, 
 
 
 @pytest.mark.parametrize("shell", ["bash", "pwsh"])
-def test_run_script_with_a_python_that_is_named(tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_script_takes_python_from_the_variable(tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "a folder" / "python"
     python.parent.mkdir()
     python.write_text('#!/bin/sh\necho "$@" > python_calls\n')
@@ -100,12 +103,12 @@ def test_run_script_with_a_python_that_is_named(tmp_path: Path, shell: str, monk
 @pytest.mark.skipif(sys.platform == "win32", reason="a PATH of symbolic links")
 @pytest.mark.parametrize("shell", ["bash", "pwsh"])
 def test_run_script_without_llmc_train_on_the_path(tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asks the first Python on the PATH."""
+    """The script takes the first Python on the PATH."""
     if shutil.which(shell) is None:
         pytest.skip(f"needs {shell}")
     for name in ("bash", "pwsh", "dirname", "ls", "sed", "tr", "grep", "sort", "tail", "sleep"):
-        if place := shutil.which(name):
-            (tmp_path / name).symlink_to(place)
+        if program := shutil.which(name):
+            (tmp_path / name).symlink_to(program)
     python = tmp_path / ("python3" if shell == "bash" else "python")
     python.write_text('#!/bin/sh\necho "$@" > python_calls\n')
     python.chmod(0o755)
@@ -118,7 +121,7 @@ def test_run_script_without_llmc_train_on_the_path(tmp_path: Path, shell: str, m
 
 @pytest.mark.parametrize("shell", ["bash", "pwsh"])
 def test_run_script_does_not_repeat_what_fails(tmp_path: Path, shell: str) -> None:
-    """A run that saves once and fails for good after that; one that was stopped; names that are none."""
+    """A run that fails without a new checkpoint, one that was stopped, and unknown names are not started again."""
     body = "mkdir -p log_gpt2_124M\ntouch log_gpt2_124M/DONE_00000005\nexit 1"
     done = run_script(shell, tmp_path, body, "gpt2_124M")
     assert done.returncode == 1 and "no new checkpoint in log_gpt2_124M: not started again" in done.stderr
@@ -134,9 +137,5 @@ def test_run_script_does_not_repeat_what_fails(tmp_path: Path, shell: str) -> No
 
 
 def test_sweep_file() -> None:
-    assert [run.varied["learning_rate"] for run in Sweep.load(SCRIPTS / "sweep_lr.toml").runs] == [
-        3e-5,
-        1e-4,
-        3e-4,
-        1e-3,
-    ]
+    rates = [run.varied["learning_rate"] for run in Sweep.load(SCRIPTS / "sweep_lr.toml").runs]
+    assert rates == [3e-5, 1e-4, 3e-4, 1e-3]

@@ -1,4 +1,4 @@
-"""`python -m llmc.train_gpt2`: the lines are llm.c's. (Its C++ twin is in test_apps.py.)"""
+"""`python -m llmc.train_gpt2` prints llm.c's lines. (The tests of the C++ program of this name are in test_apps.py.)"""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ CONFIG = llmc.GPT2Config(max_seq_len=64, vocab_size=300, num_layers=1, num_heads
 
 
 def run(folder: Path, *arguments: str, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
+    """Run the program in a folder, as on a console of this encoding that raises an error for characters that it lacks."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": f"{encoding}:strict"}
     command = [sys.executable, "-m", "llmc.train_gpt2", *arguments]
     return subprocess.run(
@@ -31,7 +32,7 @@ def run(folder: Path, *arguments: str, encoding: str = "utf-8") -> subprocess.Co
     )
 
 
-def test_lines_of_llmc(tmp_path: Path) -> None:
+def test_it_prints_the_lines_of_llm_c(tmp_path: Path) -> None:
     llmc.GPT2(CONFIG, seed=1).save(tmp_path / "model.bin")
     rng = np.random.default_rng(0)
     data = tmp_path / "data"
@@ -39,7 +40,7 @@ def test_lines_of_llmc(tmp_path: Path) -> None:
     write_shard(data / "tiny_shakespeare_train.bin", rng.integers(97, 110, 3000))
     write_shard(data / "tiny_shakespeare_val.bin", rng.integers(97, 110, 1500))
     llmc.Tokenizer.byte_level().save(data / "tokenizer.bin")
-    # The console knows no U+FFFD, which random bytes and ids beyond the tokenizer's read as; that must not end the program.
+    # Random bytes, and ids that the tokenizer lacks, become U+FFFD. ASCII has no such character; that must not end the program.
     done = run(tmp_path, "--model", "model.bin", "--data", "data", encoding="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:10] == [

@@ -1,4 +1,4 @@
-"""Reading logs of llm.c and llmc, and the figures made of them."""
+"""Reading logs of llm.c and llmc, and drawing figures of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from llmc import plot
 from llmc.commands import plot as command
 
-LLMC_LOG = """s:0 tel:11.0300
+LLM_C_LOG = """s:0 tel:11.0300
 s:0 trl:11.0100 lr:0.000001 norm:20.50
 s:1 trl:10.5000 lr:0.000002 norm:18.25
 s:2 eval:0.2500
@@ -29,7 +29,7 @@ s:2 trl:9.9000 lr:0.000003 norm:nan
 def log(tmp_path: Path) -> Path:
     path = tmp_path / "log124M" / "main.log"
     path.parent.mkdir()
-    path.write_text(LLMC_LOG)
+    path.write_text(LLM_C_LOG)
     return path
 
 
@@ -38,17 +38,10 @@ def run_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "mine"
     folder.mkdir()
     rows = [{"kind": "message", "text": "hello"}, {"kind": "validation", "step": 0, "loss": 5.5}]
-    rows += [
-        {
-            "kind": "train",
-            "step": s,
-            "loss": 5 - s / 10,
-            "norm": "nan" if s == 3 else 1.0,
-            "lr": 1e-3,
-            "tokens_per_second": 1e3,
-        }
-        for s in range(20)
-    ]
+    for step in range(20):
+        norm = "nan" if step == 3 else 1.0
+        row = {"kind": "train", "step": step, "loss": 5 - step / 10, "norm": norm, "lr": 1e-3, "tokens_per_second": 1e3}
+        rows.append(row)
     rows += [{"kind": "hellaswag", "step": 20, "correct": 30, "total": 100}]
     (folder / "metrics.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + '\n{"kind": "tra')
     (folder / "main.log").write_text("s:0 trl:5.0000 lr:0.001000 norm:1.00\ns:20 tel:3.2500\n")
@@ -56,7 +49,7 @@ def run_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_llmc_log_last_value_wins(log: Path) -> None:
+def test_the_last_value_of_llm_c_log_counts(log: Path) -> None:
     run = plot.read_run(log)
     assert run.name == "log124M" and run.unreadable == 0 and run.tokens_per_step is None
     assert run.series["train_loss"] == {0: 11.01, 1: 10.4, 2: 9.9}
@@ -74,7 +67,7 @@ def test_llmc_log_last_value_wins(log: Path) -> None:
 def test_run_directory(run_dir: Path) -> None:
     run = plot.read_run(run_dir)
     assert run.unreadable == 1 and run.tokens_per_step == 512
-    assert run.series["val_loss"] == {0: 5.5, 20: 3.25}  # of both files
+    assert run.series["val_loss"] == {0: 5.5, 20: 3.25}  # one from each file
     assert run.best("train_loss") == (19, 3.1) and run.best("hellaswag") == (20, 0.3)
 
 
@@ -98,12 +91,12 @@ def test_figure_has_what_was_logged(log: Path, run_dir: Path) -> None:
 
 
 def test_tokens(log: Path, run_dir: Path) -> None:
-    mine = plot.read_run(run_dir)
-    fig = plot.figure([mine], x="tokens")
+    run = plot.read_run(run_dir)
+    fig = plot.figure([run], x="tokens")
     assert max(fig.axes[0].get_lines()[0].get_xdata()) == 19 * 512
     with pytest.raises(ValueError, match="log124M.*tokens_per_step"):
         plot.figure([plot.read_run(log)], x="tokens")
-    fig = plot.figure([plot.read_run(log), mine], x="tokens", tokens_per_step=10)
+    fig = plot.figure([plot.read_run(log), run], x="tokens", tokens_per_step=10)
     assert max(fig.axes[0].get_lines()[0].get_xdata()) == 20
 
 
@@ -164,7 +157,7 @@ def test_command(log: Path, run_dir: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_notebook(log: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """dev/vislog.ipynb runs from top to bottom, and is kept without outputs."""
+    """dev/vislog.ipynb runs from top to bottom, and the repository has it without outputs."""
     notebook = json.loads((Path(__file__).parents[2] / "dev" / "vislog.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert notebook["nbformat"] == 4 and not any(cell["outputs"] or cell["execution_count"] for cell in cells)

@@ -1,4 +1,4 @@
-"""Sweeps: every run of the grid, a failed one beside the others, stopped by signals, continued where they were stopped."""
+"""Sweeps: all runs of a grid, a failing one among them; sweeps that signals stop, and that continue afterwards."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from llmc.sweep import Sweep
 
 
 def write(folder: Path, changes: dict[str, Any] | None = None, **tables: str) -> Path:
+    """Write a sweep of tiny runs, and return its path. changes: to their settings; tables: the file's other tables, as TOML."""
     settings = tiny_settings(folder, **{"max_steps": 3, "val_every": 3, **(changes or {})})
     for name in ("output_dir", "progress"):
         del settings[name]
@@ -40,9 +41,9 @@ def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
         + repr(str(tmp_path / "data" / "val.bin"))
         + "]",
     )
-    said: list[str] = []
+    lines: list[str] = []
     sweep = Sweep.load(path)
-    assert len(sweep.runs) == 4 and not sweep.execute(said.append)
+    assert len(sweep.runs) == 4 and not sweep.execute(lines.append)
     status = {run.name: run.status for run in sweep.runs}
     assert sorted(s.split(":")[0] for s in status.values()) == ["done", "done", "failed", "failed"]
     rows = list(csv.DictReader((tmp_path / "sweep" / "summary.csv").read_text().splitlines()))
@@ -52,14 +53,14 @@ def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
     failed = next(run for run in sweep.runs if run.status.startswith("failed"))
     assert "missing.bin" in (tmp_path / "sweep" / failed.name / "output.txt").read_text()
 
-    said.clear()
+    lines.clear()
     again = Sweep.load(path)
-    again.execute(said.append)
-    assert sum("done before" in line for line in said) == 2
+    again.execute(lines.append)
+    assert sum("done before" in line for line in lines) == 2
 
 
 def command(path: Path) -> subprocess.Popen[str]:
-    """`llmc sweep` in a group of its own, as a shell starts it."""
+    """Start `llmc sweep` in a process group of its own, as a shell does."""
     return subprocess.Popen(
         [sys.executable, "-m", "llmc", "sweep", str(path)],
         stdout=subprocess.PIPE,
@@ -90,7 +91,7 @@ def lines_of(path: Path) -> int:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_stopped_sweep_saves_and_continues(tmp_path: Path, name: str) -> None:
-    """Three runs, two at a time. SIGINT goes to the whole group, as a terminal sends it."""
+    """Of three runs, two run at a time. SIGINT goes to the whole process group, as from a terminal."""
     number = getattr(signal, name)
     path = write(tmp_path, {"max_steps": 100_000_000, "val_every": 0, "plot": False}, grid="seed = [1, 2, 3]")
     sweep = command(path)
@@ -113,14 +114,14 @@ def test_a_stopped_sweep_saves_and_continues(tmp_path: Path, name: str) -> None:
         for child in children:
             if child.is_running():
                 child.kill()
-    assert not folders[2].exists()  # none began after the signal
+    assert not folders[2].exists()  # no run began after the signal
     steps = []
     for folder in folders[:2]:
         (done,) = folder.glob("DONE_*")
         steps.append(int(done.name[5:]))
         assert "saved; continue with" in (folder / "output.txt").read_text()
 
-    # The same sweep, half-way through every run, goes on from those checkpoints to a nearer end.
+    # The same sweep, with a smaller number of steps, continues the two runs from their checkpoints.
     text = path.read_text().replace("max_steps = 100000000", f"max_steps = {max(steps) + 2}\nallow_changes = true")
     path.write_text(text.replace("seed = [1, 2, 3]", "seed = [1, 2]"))
     again = command(path)
@@ -139,7 +140,7 @@ for state in ("begins", "ends"):
     with open(log, "a") as file:
         print(gpu, config["device"], state, file=file)
     end = time.monotonic() + 30
-    while log.read_text().count("begins") < 2:  # two run at once
+    while log.read_text().count("begins") < 2:  # until two runs have begun
         assert time.monotonic() < end
         time.sleep(0.01)
 """
@@ -147,7 +148,7 @@ for state in ("begins", "ends"):
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the stand-in reads TOML with the standard library")
 def test_one_run_at_a_time_on_each_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for `llmc train` notes what it was given."""
+    """In place of `llmc train` a program runs that writes down which GPU it was given."""
     path = write(tmp_path, grid="seed = [1, 2, 3, 4]")
     path.write_text(path.read_text().replace("jobs = 2", "devices = [0, 5]").replace('device = "cpu"', ""))
     monkeypatch.setattr(_llmc, "cuda_built", lambda: True)
@@ -155,8 +156,8 @@ def test_one_run_at_a_time_on_each_gpu(tmp_path: Path, monkeypatch: pytest.Monke
     assert Sweep.load(path).execute(lambda text: None)
     log = (tmp_path / "sweep" / "gpu.log").read_text().splitlines()
     for gpu in "05":
-        mine = [line for line in log if line.startswith(gpu)]
-        assert mine and mine == [f"{gpu} cuda begins", f"{gpu} cuda ends"] * (len(mine) // 2)
+        lines = [line for line in log if line.startswith(gpu)]
+        assert lines and lines == [f"{gpu} cuda begins", f"{gpu} cuda ends"] * (len(lines) // 2)
     assert len(log) == 8
 
 
@@ -177,7 +178,7 @@ time.sleep(60)
 
 @pytest.mark.skipif(sys.platform == "win32" or sys.version_info < (3, 11), reason="POSIX signals; tomllib")
 def test_a_second_signal_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for `llmc train` that is busy until the second."""
+    """In place of `llmc train` a program runs that ends only at the second signal."""
     monkeypatch.setattr(llmc.sweep, "_TRAIN", [sys.executable, "-c", STUBBORN])
     sweep = Sweep.load(write(tmp_path, grid="seed = [1, 2]"))
 
@@ -192,7 +193,7 @@ def test_a_second_signal_is_passed_on(tmp_path: Path, monkeypatch: pytest.Monkey
     presser.start()
     start = time.monotonic()
     assert not sweep.execute(lambda text: None) and sweep.stopped_by == signal.SIGTERM
-    assert time.monotonic() - start < 50  # the stand-in would end by itself after 60
+    assert time.monotonic() - start < 50  # the program would end by itself after 60
     presser.join()
     assert [run.status for run in sweep.runs] == ["", ""]
     assert signal.getsignal(signal.SIGTERM) is before

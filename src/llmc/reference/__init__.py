@@ -1,4 +1,4 @@
-"""GPT-2 in PyTorch, as an independent check of llmc's own. Needs torch (pip install torch), which llmc itself does not."""
+"""GPT-2 in PyTorch, an independent implementation to check llmc's own. It needs torch (pip install torch); llmc itself does not."""
 
 from llmc.reference.model import GPT, KVPairs
 

@@ -1,9 +1,9 @@
-"""Train GPT-2 in PyTorch: the parallel of llmc's own training, and of llm.c's train_gpt2.py, whose options it has.
+"""Train GPT-2 in PyTorch, to compare with llmc's own training. The options are those of llm.c's train_gpt2.py.
 
-By default it overfits one batch for ten steps, and before that writes what llmc and llm.c test themselves with: the model
+By default it overfits one batch for ten steps. Before that it writes the files with which llmc and llm.c test themselves: the model
 (gpt2_124M.bin, in bf16 gpt2_124M_bf16.bin), a debug state (gpt2_124M_debug_state.bin), the tokenizer (gpt2_tokenizer.bin).
 
-Under torchrun it trains on several processes: NCCL on GPUs, gloo on CPUs.
+Under torchrun it trains in several processes, with NCCL on GPUs and gloo on CPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llmc.formats.debug_state import LOSS_RECIPE, DebugState, write_debug_state
 from llmc.reference.model import GPT
 from llmc.system.fs import write_atomically
 
-# What llm.c calls the files of OpenAI's four.
+# The names of OpenAI's four models in llm.c's files.
 _SIZES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -59,18 +59,18 @@ def _parser() -> argparse.ArgumentParser:
         default=1.0,
         help="last learning rate, as a fraction of the highest [1]",
     )
-    add("--weight_decay", type=float, default=0.0, help="of matrices and embeddings [0]")
+    add("--weight_decay", type=float, default=0.0, help="weight decay of matrices and embeddings [0]")
     add("--grad_clip", type=float, default=1.0, help="largest global gradient norm [1]")
     add("--val_loss_every", type=int, default=0, help="validate every n steps; 0: never [0]")
     add("--val_max_steps", type=int, default=20, help="validation batches [20]")
     add("--sample_every", type=int, default=0, help="sample every n steps; 0: never [0]")
     add("--overfit_single_batch", type=int, default=1, help="train on the first batch over and over [1]")
     add("--shuffle", type=int, default=0, help="1: the data in llmc-train's order; 0: in file order [0]")
-    add("--tensorcores", type=int, default=0, help="1: TF32 for f32 products")
+    add("--tensorcores", type=int, default=0, help="1: TF32 for f32 matmuls")
     add("--device", default="", help="cpu, cuda, mps [the best there is]")
     add("--compile", type=int, default=0, help="1: torch.compile")
     add("--flash", type=int, default=0, help="1: PyTorch's fused attention")
-    add("--dtype", choices=tuple(_DTYPES), default="float32", help="of autocast [float32]")
+    add("--dtype", choices=tuple(_DTYPES), default="float32", help="dtype of autocast [float32]")
     add(
         "--zero_stage", type=int, choices=(0, 1), default=0, help="1: share the optimizer's state between processes [0]"
     )
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of torchrun; alone without it."""
+    """This process's place among those that torchrun started; without torchrun there is one."""
 
     rank: int = 0
     local_rank: int = 0
@@ -88,16 +88,19 @@ class Processes:
 
     @staticmethod
     def from_environment() -> Processes:
+        """Read the place from torchrun's environment variables."""
         if "RANK" not in os.environ:
             return Processes()
         return Processes(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
 
     def print(self, text: str) -> None:
+        """Print a line in the first process; do nothing in the others."""
         if self.rank == 0:
             print(text, flush=True)
 
 
 def choose_device(wanted: str, processes: Processes) -> torch.device:
+    """Return the device of this process. wanted: its name; empty for the best of this machine."""
     if wanted:
         device = torch.device(wanted)
     elif torch.cuda.is_available():
@@ -136,7 +139,13 @@ def tokenizer_for(folder: Path | None, model: GPT) -> llmc.Tokenizer | None:
 
 
 def debug_state(model: GPT, x: Tensor, y: Tensor, steps: int = 10) -> DebugState:
-    """Forward, backward and the first losses of training on one batch, in f32; the model is left as it was."""
+    """Compute the debug state of a model in f32. The weights are afterwards what they were before.
+
+    Args:
+        model: the model.
+        x, y: inputs and targets, (B, T) each.
+        steps: how many losses of training on this one batch the state holds.
+    """
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     r = LOSS_RECIPE
     optimizer = model.configure_optimizer(r["lr"], (r["beta1"], r["beta2"]), r["eps"], r["weight_decay"])
@@ -158,7 +167,15 @@ def debug_state(model: GPT, x: Tensor, y: Tensor, steps: int = 10) -> DebugState
 
 
 def write_tensors(model: GPT, tokenizer: llmc.Tokenizer | None, x: Tensor, y: Tensor, folder: Path, name: str) -> None:
-    """The model in f32 and bf16, the debug state, and the tokenizer, under llm.c's names."""
+    """Write the model in f32 and bf16, its debug state and the tokenizer, under llm.c's names.
+
+    Args:
+        model: the model.
+        tokenizer: the tokenizer; None writes none.
+        x, y: the batch of the debug state, (B, T) each.
+        folder: the folder of the files.
+        name: the model's name in the files, as "124M".
+    """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = model.parameters_llmc()
     for dtype, ending in (("f32", ""), ("bf16", "_bf16")):
@@ -176,6 +193,7 @@ def write_tensors(model: GPT, tokenizer: llmc.Tokenizer | None, x: Tensor, y: Te
 
 @torch.no_grad()
 def sample(model: GPT, start: int, count: int, device: torch.device, top_k: int = 40) -> list[int]:
+    """Draw `count` tokens after the token `start`, each from the top_k most likely; return all of them, start included."""
     tokens = torch.tensor([[start]], device=device)
     for _ in range(count):
         logits, _ = model(tokens[:, -model.config.max_seq_len :])
@@ -185,11 +203,13 @@ def sample(model: GPT, start: int, count: int, device: torch.device, top_k: int 
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all its work."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
 
 def run(args: argparse.Namespace) -> int:
+    """Train as the arguments say; return the exit code, 0."""
     processes = Processes.from_environment()
     say = processes.print
     B, T = args.batch_size, args.sequence_length
@@ -208,8 +228,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         _train(args, processes, device, grad_accum_steps)
         if processes.size > 1:
-            # The group's threads must have nothing left to do when it goes, or the process is terminated: DistributedDataParallel
-            # keeps itself alive in cycles, and a rank that leaves early breaks the connections of the others.
+            # If the group's threads still have work when the group is destroyed, the process is terminated. So DistributedDataParallel,
+            # which reference cycles keep alive, is collected first; and all ranks wait for each other, because one that leaves early
+            # breaks the connections of the others.
             gc.collect()
             torch.distributed.barrier()
     finally:
@@ -354,6 +375,7 @@ def _train(args: argparse.Namespace, processes: Processes, device: torch.device,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code. argv: the arguments, None for those of the process."""
     args = _parser().parse_args(argv)
     return report_errors("python -m llmc.reference", lambda: run(args))
 

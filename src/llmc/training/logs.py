@@ -164,7 +164,7 @@ class LineConsole(Log):
     """Prints the lines that llm.c prints.
 
     Args:
-        out: where to; None is stdout.
+        out: the stream to print to; None is stdout.
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
@@ -285,7 +285,7 @@ class WandbLog(Log):
 
     Args:
         project: its name there.
-        directory: where wandb keeps its files; None leaves that to wandb.
+        directory: the folder for wandb's files; None leaves the choice to wandb.
         settings: the run's settings by name.
     """
 
