@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+# NumPy's dtypes of the names that canonical_dtype returns.
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
 _DTYPES = {
     "f32": "f32",
     "fp32": "f32",
