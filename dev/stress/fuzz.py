@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc import _llmc, hub
+from llmc import _llmc
 from llmc.checkpoint import Checkpointer, TrainState, checkpoint_names, load_state, manifest_text, newest_good
 from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
@@ -39,6 +39,9 @@ from llmc.datasets.evalfile import write_evalfile
 from llmc.evals import Example, read_eval_file
 from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
 from llmc.formats.shards import write_shard
+from llmc.hub import tokenizer as hub_tokenizer
+from llmc.hub.writing import export_model
+from llmc.load import load_model
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2
 from llmc.optim.adamw import AdamW
@@ -296,20 +299,22 @@ def _other_value(tree: dict[str, Any], rng: random.Random) -> None:
 def write_safetensors(folder: Path, number: int) -> None:
     """A Hugging Face folder; of every third number in shards, with an index."""
     model = GPT2(SMALL, dtype="bf16" if number % 2 else "f32", threads=1)
-    hub.export_model(model, folder, max_shard_bytes=2000 if number % 3 == 0 else 1 << 30)
+    export_model(model, folder, max_shard_bytes=2000 if number % 3 == 0 else 1 << 30)
 
 
 def read_safetensors(folder: Path) -> None:
-    model = hub.load_model(folder, threads=1)
+    model = load_model(folder, threads=1)
     model.logits(np.arange(8).reshape(1, 8) % model.config.vocab_size)
 
 
 def write_vocabulary(folder: Path, number: int) -> None:
-    hub.write_tokenizer(Tokenizer.train_bpe("low lower lowest newer wider " * 9, 257 + number % 30), folder, 8)
+    hub_tokenizer.write_tokenizer(
+        Tokenizer.train_bpe("low lower lowest newer wider " * 9, 257 + number % 30), folder, 8
+    )
 
 
 def read_vocabulary(folder: Path) -> None:
-    tokenizer = hub.read_tokenizer(folder)
+    tokenizer = hub_tokenizer.read_tokenizer(folder)
     if tokenizer is not None:
         text = "newest <|endoftext|> widest é"
         assert tokenizer.decode(tokenizer.encode(text)) == text

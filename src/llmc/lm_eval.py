@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llmc.cli import show_any_text
-from llmc.hub import load_model, tokenizer_for
+from llmc.load import load_model, tokenizer_for
 
 try:
     import lm_eval.models  # noqa: F401  (registers the harness's own, which it does itself only while there are none)

@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 
 import llmc
-from llmc import hub
 from llmc.commands import export, import_
+from llmc.data.tokenizer import BYTE_OF_LETTER
+from llmc.hub.reading import import_model, open_hub_model
+from llmc.hub.tokenizer import read_tokenizer, write_tokenizer
+from llmc.hub.writing import export_model
+from llmc.load import find_tokenizer, load_model, tokenizer_for
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 torch.set_num_threads(1)  # its tiny products gain nothing from threads, and lose to the waiting
@@ -60,7 +64,7 @@ def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
 
 
 def test_import_logits_equal(theirs: Any, folder: Path, tokens: np.ndarray, tmp_path: Path) -> None:
-    hub.import_model(folder, tmp_path / "m.bin")
+    import_model(folder, tmp_path / "m.bin")
     model = llmc.GPT2.from_checkpoint(tmp_path / "m.bin")
     assert model.config == llmc.GPT2Config(T, V, L, NH, C)
     assert np.abs(logits_of(theirs, tokens)).max() > 1  # the comparison is of something
@@ -69,8 +73,8 @@ def test_import_logits_equal(theirs: Any, folder: Path, tokens: np.ndarray, tmp_
 
 
 def test_round_trip_is_exact(theirs: Any, folder: Path, tokens: np.ndarray, tmp_path: Path) -> None:
-    model = hub.load_model(folder)
-    hub.export_model(model, tmp_path)
+    model = load_model(folder)
+    export_model(model, tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     before, after = theirs.state_dict(), again.state_dict()
     assert set(before) == set(after)
@@ -106,26 +110,24 @@ def test_what_can_be_imported(theirs: Any, folder: Path, tokens: np.ndarray, tmp
         if kind == "tied head":
             state["lm_head.weight"] = state["transformer.wte.weight"].clone()
         save_file({k: v.to(form) for k, v in state.items()}, tmp_path / "model.safetensors")
-    got = hub.load_model(tmp_path).parameters
+    got = load_model(tmp_path).parameters
     wte = state.get("transformer.wte.weight", state.get("wte.weight"))
     np.testing.assert_array_equal(got["wte"][:V], wte.to(form).float().numpy())
     np.testing.assert_array_equal(
         got["qkvw"][1], theirs.state_dict()["transformer.h.1.attn.c_attn.weight"].to(form).float().numpy().T
     )
     if form == torch.float32:
-        np.testing.assert_allclose(
-            hub.load_model(tmp_path).logits(tokens), logits_of(theirs, tokens), atol=1e-4, rtol=0
-        )
+        np.testing.assert_allclose(load_model(tmp_path).logits(tokens), logits_of(theirs, tokens), atol=1e-4, rtol=0)
 
 
 def test_bf16(theirs: Any, folder: Path, tmp_path: Path) -> None:
     """A bf16 file is the f32 weights rounded to nearest, in and out."""
-    hub.import_model(folder, tmp_path / "m.bin", dtype="bf16")
+    import_model(folder, tmp_path / "m.bin", dtype="bf16")
     model = llmc.GPT2.from_checkpoint(tmp_path / "m.bin")
     assert model.dtype == "bf16"
     rounded = theirs.state_dict()["transformer.h.2.mlp.c_fc.weight"].bfloat16()
     np.testing.assert_array_equal(model.parameters["fcw"][2].astype(np.float32), rounded.float().numpy().T)
-    hub.export_model(tmp_path / "m.bin", tmp_path / "out")
+    export_model(load_model(tmp_path / "m.bin"), tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert again.dtype == torch.bfloat16
     assert torch.equal(again.state_dict()["transformer.h.2.mlp.c_fc.weight"], rounded)
@@ -134,8 +136,8 @@ def test_bf16(theirs: Any, folder: Path, tmp_path: Path) -> None:
 def test_export_in_shards(folder: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    model = hub.load_model(folder)
-    hub.export_model(model, tmp_path, max_shard_bytes=60_000)
+    model = load_model(folder)
+    export_model(model, tmp_path, max_shard_bytes=60_000)
     files = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(files) > 2 and not (tmp_path / "model.safetensors").exists()
     for file in files:
@@ -143,15 +145,15 @@ def test_export_in_shards(folder: Path, tokens: np.ndarray, tmp_path: Path) -> N
             assert sum(f.get_tensor(k).nbytes for k in f.keys()) <= 60_000
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     np.testing.assert_allclose(logits_of(again, tokens), model.logits(tokens), atol=1e-4, rtol=0)
-    np.testing.assert_array_equal(hub.load_model(tmp_path).parameters["fcprojw"], model.parameters["fcprojw"])
-    hub.export_model(model, tmp_path)  # over it, in one file
+    np.testing.assert_array_equal(load_model(tmp_path).parameters["fcprojw"], model.parameters["fcprojw"])
+    export_model(model, tmp_path)  # over it, in one file
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_ten_steps_of_fine_tuning(folder: Path) -> None:
     """The same ten batches, AdamW and clipping in transformers + torch and here."""
     data = np.random.default_rng(3).integers(0, 4, (10, 4, T + 1))  # few tokens: there is something to learn
-    model = hub.load_model(folder)
+    model = load_model(folder)
     optimizer = llmc.AdamW(model, betas=(0.9, 0.95), weight_decay=0.0, grad_clip=1.0)
     other = transformers.GPT2LMHeadModel.from_pretrained(folder).train()
     adamw = torch.optim.AdamW(other.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
@@ -193,17 +195,17 @@ def test_tokenizer_out_and_in(bpe: llmc.Tokenizer, tmp_path: Path, kind: str) ->
             pytest.skip("GPT-2's tokenizer is not cached on this machine")
     else:
         tokenizer = bpe if kind == "bpe" else llmc.Tokenizer.byte_level()
-    hub.write_tokenizer(tokenizer, tmp_path, 64)
+    write_tokenizer(tokenizer, tmp_path, 64)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     other = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert other.encode(TEXT) == tokenizer.encode(TEXT)
     assert other.decode(tokenizer.encode(TEXT), clean_up_tokenization_spaces=False) == TEXT
     assert other.eos_token_id == tokenizer.eot_token and len(other) == tokenizer.vocab_size
-    again = hub.read_tokenizer(tmp_path)
+    again = read_tokenizer(tmp_path)
     assert again is not None and again.tokens == tokenizer.tokens and again.eot_token == tokenizer.eot_token
     other.save_pretrained(tmp_path / "json")  # writes tokenizer.json
     assert (tmp_path / "json" / "tokenizer.json").is_file()
-    from_json = hub.read_tokenizer(tmp_path / "json")
+    from_json = read_tokenizer(tmp_path / "json")
     assert from_json is not None and from_json.tokens == tokenizer.tokens
 
 
@@ -214,7 +216,7 @@ def json_run(theirs: Any, tmp_path: Path) -> Path:
 
     folder = tmp_path / "run"
     theirs.save_pretrained(tmp_path / "hf")
-    hub.import_model(tmp_path / "hf", folder / "model_00000001.bin")
+    import_model(tmp_path / "hf", folder / "model_00000001.bin")
     (folder / "DONE_00000001").touch()
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -233,41 +235,41 @@ def test_a_run_with_a_tokenizer_json(json_run: Path, tmp_path: Path) -> None:
     """Evaluated, generated from and exported with the tokens that it was trained with."""
     trained_with = llmc.Tokenizer.beside(json_run)
     assert trained_with is not None and trained_with.file_name == "tokenizer.json"
-    for found in (hub.find_tokenizer(json_run), hub.tokenizer_for(json_run / "model_00000001.bin", V)):
+    for found in (find_tokenizer(json_run), tokenizer_for(json_run / "model_00000001.bin", V)):
         assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
         assert (found.eot_token, found.tokens) == (0, trained_with.tokens)
     out = tmp_path / "exported"
-    hub.export_model(json_run, out, tokenizer=llmc.Tokenizer.byte_level())  # what is there of another goes
-    hub.export_model(json_run, out, tokenizer=hub.find_tokenizer(json_run))
+    export_model(load_model(json_run), out, tokenizer=llmc.Tokenizer.byte_level())  # what is there of another goes
+    export_model(load_model(json_run), out, tokenizer=find_tokenizer(json_run))
     assert (out / "tokenizer.json").read_bytes() == (json_run / "tokenizer.json").read_bytes()
     assert not (out / "vocab.json").exists()
     other = transformers.AutoTokenizer.from_pretrained(out)
     assert other.encode(TEXT, add_special_tokens=False) == trained_with.encode(TEXT) and other.eos_token_id == 0
     assert json.loads((out / "config.json").read_text())["eos_token_id"] == 0
-    found = hub.find_tokenizer(out)
+    found = find_tokenizer(out)
     assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
-    hub.import_model(out, tmp_path / "again" / "m.bin")  # and back
-    found = hub.find_tokenizer(tmp_path / "again" / "m.bin")
+    import_model(out, tmp_path / "again" / "m.bin")  # and back
+    found = find_tokenizer(tmp_path / "again" / "m.bin")
     assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
 
 
 def test_the_hubs_gpt2_folder_becomes_llmcs_table(bpe: llmc.Tokenizer, tmp_path: Path) -> None:
     """It has vocab.json, merges.txt and tokenizer.json, which say the same: a table of llm.c's has it all."""
-    hub.write_tokenizer(bpe, tmp_path, 64)
+    write_tokenizer(bpe, tmp_path, 64)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "json")
     (tmp_path / "json" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
-    found = hub.find_tokenizer(tmp_path)
+    found = find_tokenizer(tmp_path)
     assert found is not None and found.file_name == "tokenizer.bin" and found.encode(TEXT) == bpe.encode(TEXT)
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
-    assert hub.read_tokenizer(tmp_path) is None
+    assert read_tokenizer(tmp_path) is None
 
 
 def test_tokenizer_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
-    letters = {letter: i for i, letter in enumerate(hub._byte_letters())}
+    letters = dict(BYTE_OF_LETTER)
     good = {**letters, "ab": 256, "abc": 257, "<|endoftext|>": 258}
     for vocab, message in (
         ({k: v for k, v in good.items() if k != "<|endoftext|>"}, "has no token"),
@@ -278,9 +280,9 @@ def test_tokenizer_of_another_kind(tmp_path: Path) -> None:
     ):
         (tmp_path / "vocab.json").write_text(json.dumps(vocab))
         with pytest.raises(llmc.Error, match=message):
-            hub.read_tokenizer(tmp_path)
+            read_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps(good))
-    assert hub.read_tokenizer(tmp_path) is not None
+    assert read_tokenizer(tmp_path) is not None
 
 
 # ---- the commands, and where models come from ----
@@ -289,7 +291,7 @@ def test_tokenizer_of_another_kind(tmp_path: Path) -> None:
 def test_commands(theirs: Any, folder: Path, bpe: llmc.Tokenizer, tokens: np.ndarray, tmp_path: Path) -> None:
     source = tmp_path / "source"
     theirs.save_pretrained(source)
-    hub.write_tokenizer(llmc.Tokenizer.byte_level(), source, T)
+    write_tokenizer(llmc.Tokenizer.byte_level(), source, T)
 
     def call(module: Any, *arguments: str) -> int:
         parser = argparse.ArgumentParser()
@@ -305,7 +307,7 @@ def test_commands(theirs: Any, folder: Path, bpe: llmc.Tokenizer, tokens: np.nda
     assert again.dtype == torch.float32 and again.config.eos_token_id == 256
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "exported").encode("ab") == [97, 98]
     with pytest.raises(ValueError, match="420 tokens.*301"):
-        hub.export_model(out, tmp_path / "x", tokenizer=bpe)
+        export_model(load_model(out), tmp_path / "x", tokenizer=bpe)
 
 
 def test_load_model_from_a_run_directory(folder: Path, tmp_path: Path) -> None:
@@ -313,8 +315,8 @@ def test_load_model_from_a_run_directory(folder: Path, tmp_path: Path) -> None:
         model = llmc.GPT2(llmc.GPT2Config(8, 17, 1, 1, 4), seed=step)
         model.save(tmp_path / f"model_{step:08d}.bin")
         (tmp_path / f"DONE_{step:08d}").touch()
-    np.testing.assert_array_equal(hub.load_model(tmp_path).parameters["wpe"], model.parameters["wpe"])
-    assert hub.load_model(folder / "model.safetensors", dtype="bf16").dtype == "bf16"
+    np.testing.assert_array_equal(load_model(tmp_path).parameters["wpe"], model.parameters["wpe"])
+    assert load_model(folder / "model.safetensors", dtype="bf16").dtype == "bf16"
 
 
 def test_hub_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,16 +330,16 @@ def test_hub_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return str(folder if name == "some/one" else tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert hub.open_hub_model("some/one").config.channels == C
+    assert open_hub_model("some/one").config.channels == C
     assert len(asked) == 1 and "model*.safetensors*" in asked[0][1]
     with pytest.raises(ConnectionError, match="offline.*no route to host"):
-        hub.open_hub_model("offline")
+        open_hub_model("offline")
     with pytest.raises(FileNotFoundError, match="no GPT-2 weights"):
-        hub.open_hub_model("someone/empty")
+        open_hub_model("someone/empty")
     with pytest.raises(FileNotFoundError, match="no name on the Hugging Face Hub"):
-        hub.open_hub_model("no/such/folder")
+        open_hub_model("no/such/folder")
     with pytest.raises(FileNotFoundError, match="no model file"):
-        hub.load_model("absent.bin")
+        load_model("absent.bin")
 
 
 # ---- bad input ----
@@ -353,10 +355,10 @@ def test_no_pickle_is_run(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     Path("config.json").write_bytes((folder / "config.json").read_bytes())
     torch.save({"wte.weight": _Evil()}, "pytorch_model.bin")
     with pytest.raises(llmc.Error, match="plain tensors"):
-        hub.open_hub_model(tmp_path)
+        open_hub_model(tmp_path)
     Path("pytorch_model.bin").write_bytes(pickle.dumps({"wte.weight": _Evil()}))
     with pytest.raises(llmc.Error, match="plain tensors"):
-        hub.open_hub_model(tmp_path)
+        open_hub_model(tmp_path)
     assert not Path("ran_a_pickle").exists()
 
 
@@ -377,14 +379,14 @@ def test_config_that_is_not_ours(folder: Path, tmp_path: Path) -> None:
     ):
         (tmp_path / "config.json").write_text(json.dumps({**good, **change}))
         with pytest.raises(llmc.Error, match=message):
-            hub.load_model(tmp_path)
+            load_model(tmp_path)
     for text in ("[]", "{", "[" * 100_000, ""):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(llmc.Error, match="config.json"):
-            hub.load_model(tmp_path)
+            load_model(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json"):
-        hub.load_model(tmp_path)
+        load_model(tmp_path)
 
 
 def test_untied_head_and_wrong_dtype(theirs: Any, folder: Path, tmp_path: Path) -> None:
@@ -394,10 +396,10 @@ def test_untied_head_and_wrong_dtype(theirs: Any, folder: Path, tmp_path: Path) 
     state = {k: v.clone() for k, v in theirs.state_dict().items()}
     save_file({**state, "lm_head.weight": torch.zeros(V, C)}, tmp_path / "model.safetensors")
     with pytest.raises(llmc.Error, match="lm_head"):
-        hub.load_model(tmp_path)
+        load_model(tmp_path)
     save_file({**state, "transformer.wpe.weight": torch.zeros(T, C, dtype=torch.int32)}, tmp_path / "model.safetensors")
     with pytest.raises(llmc.Error, match="int32"):
-        hub.load_model(tmp_path)
+        load_model(tmp_path)
 
 
 def test_shard_outside_of_the_folder(folder: Path, tmp_path: Path) -> None:
@@ -410,7 +412,7 @@ def test_shard_outside_of_the_folder(folder: Path, tmp_path: Path) -> None:
     ):
         index.write_text(json.dumps({"weight_map": {"wte.weight": name}}))
         with pytest.raises(error):
-            hub.open_hub_model(tmp_path)
+            open_hub_model(tmp_path)
 
 
 def test_mutated_safetensors(folder: Path, tmp_path: Path) -> None:
@@ -429,7 +431,7 @@ def test_mutated_safetensors(folder: Path, tmp_path: Path) -> None:
                 data[rng.randrange(min(8 if i % 5 == 0 else header, len(data)))] = rng.randrange(256)
         (tmp_path / "model.safetensors").write_bytes(data)
         try:
-            model = hub.open_hub_model(tmp_path)
+            model = open_hub_model(tmp_path)
             for _ in model.pieces(np.dtype(ml_dtypes.bfloat16)):
                 pass
         except llmc.Error as e:

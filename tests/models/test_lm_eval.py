@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import llmc
-from llmc import hub
+from llmc.hub.writing import export_model
 
 lm_eval = pytest.importorskip("lm_eval", reason="the lm-evaluation-harness is not installed: pip install lm-eval")
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "ours").mkdir()
     model.save(path / "ours" / "model.bin")
     tokenizer.save(path / "ours" / "tokenizer.bin")
-    hub.export_model(model, path / "theirs", tokenizer=tokenizer)
+    export_model(model, path / "theirs", tokenizer=tokenizer)
     documents = []
     for i in range(12):
         words = [str(w) for w in rng.choice(WORDS, 16 if i % 4 == 0 else 4)]  # some longer than the context

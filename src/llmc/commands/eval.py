@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from llmc import evals
-    from llmc.hub import load_model
+    from llmc.load import load_model
     from llmc.system.fs import write_atomically
 
     if not (args.data or args.hellaswag or args.mmlu):

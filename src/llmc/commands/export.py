@@ -24,11 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from llmc.data.tokenizer import Tokenizer
-    from llmc.hub import export_model, find_tokenizer
+    from llmc.hub.writing import export_model
+    from llmc.load import find_tokenizer, load_model
 
     tokenizer = find_tokenizer(args.checkpoint) if args.tokenizer is None else Tokenizer.from_spec(args.tokenizer)
     export_model(
-        args.checkpoint,
+        load_model(args.checkpoint),
         args.folder,
         dtype=args.dtype,
         tokenizer=tokenizer,

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from llmc.hub import load_model, tokenizer_for
+from llmc.load import load_model, tokenizer_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

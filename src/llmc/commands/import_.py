@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmc.hub import import_model
+    from llmc.hub.reading import import_model
 
     model = import_model(args.source, args.output, dtype=args.dtype)
     print(

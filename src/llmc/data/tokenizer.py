@@ -30,6 +30,21 @@ EOT = "<|endoftext|>"
 # The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()
 
+
+def _byte_letters() -> list[str]:
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+# The letter that stands for each byte in GPT-2's vocabulary: the byte's character if that is printable in Latin-1, else one of the
+# characters from U+0100 on.
+BYTE_LETTERS = _byte_letters()
+BYTE_OF_LETTER = {letter: b for b, letter in enumerate(BYTE_LETTERS)}
+
+# How a file of llm.c's format is called beside a run or a model.
+TABLE_FILES = ("tokenizer.bin", "gpt2_tokenizer.bin")
+
 _MAGIC = 20240328
 
 
@@ -151,6 +166,19 @@ class Tokenizer:
         header = struct.pack("<4I", _MAGIC, 2, self.vocab_size, self.eot_token).ljust(1024, b"\0")
         write_atomically(path, [header, b"".join(bytes([len(t)]) + t for t in self.tokens)])
 
+    def save_beside_model(self, folder: StrPath) -> Path:
+        """Write the tokenizer into a model's folder, under the name by which llm.c's programs and Tokenizer.beside find it.
+
+        Returns:
+            The path: gpt2_tokenizer.bin for a vocabulary of GPT-2's size, tokenizer.bin for another; tokenizer.json if it was read
+            from such a file.
+        """
+        path = Path(folder) / self.file_name
+        if path.name == "tokenizer.bin" and self.vocab_size == 50257:
+            path = path.with_name("gpt2_tokenizer.bin")
+        self.save(path)
+        return path
+
     # ---- making a tokenizer ----
 
     @staticmethod
@@ -177,7 +205,7 @@ class Tokenizer:
         Raises:
             llmc.Error, ValueError: if it is damaged.
         """
-        for name in ("tokenizer.bin", "gpt2_tokenizer.bin", "tokenizer.json"):
+        for name in (*TABLE_FILES, "tokenizer.json"):
             if (path := Path(folder) / name).is_file():
                 return Tokenizer.load(path)
         return None
@@ -344,10 +372,9 @@ class JsonTokenizer(Tokenizer):
         self.name = Path(path).stem
         self.vocab_size = max(vocabulary.values()) + 1
         self.tokens = [UNKNOWN] * self.vocab_size
-        byte_of = _byte_of_character()
         for token, i in vocabulary.items():
-            known = i in added or any(c not in byte_of for c in token)
-            self.tokens[i] = token.encode() if known else bytes(byte_of[c] for c in token)
+            known = i in added or any(c not in BYTE_OF_LETTER for c in token)
+            self.tokens[i] = token.encode() if known else bytes(BYTE_OF_LETTER[c] for c in token)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._encoding.encode(text, add_special_tokens=False).ids
@@ -366,16 +393,6 @@ class JsonTokenizer(Tokenizer):
     def save(self, path: StrPath) -> None:
         """Write the tokenizer.json that the tokenizer was read from."""
         write_atomically(path, [self._text.encode()])
-
-
-def _byte_of_character() -> dict[str, int]:
-    """Return the byte that each of GPT-2's characters stands for.
-
-    Printable characters of Latin-1 stand for their own bytes, the characters from 256 on for the other bytes in their order.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Train GPT-2 in PyTorch, to compare with llmc's own training. The options are those of llm.c's train_gpt2.py.
+"""Train GPT-2 in PyTorch, beside llmc's own training, with the options of llm.c's train_gpt2.py.
 
 By default it overfits one batch for ten steps. Before that it writes the files with which llmc and llm.c test themselves: the model
 (gpt2_124M.bin, in bf16 gpt2_124M_bf16.bin), a debug state (gpt2_124M_debug_state.bin), the tokenizer (gpt2_tokenizer.bin).
@@ -22,14 +22,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import llmc
-from llmc import hub
+from llmc import _llmc
 from llmc.cli import report_errors
+from llmc.data.loader import DataLoader
+from llmc.data.tokenizer import Tokenizer
 from llmc.formats.debug_state import LOSS_RECIPE, DebugState, write_debug_state
+from llmc.hub.reading import open_hub_model
+from llmc.load import find_tokenizer, load_model
+from llmc.models.config import GPT2Config
+from llmc.optim.schedule import lr_schedule
 from llmc.reference.model import GPT
 from llmc.system.fs import write_atomically
 
-# The names of OpenAI's four models in llm.c's files.
+# How llm.c's files of OpenAI's four models are called.
 _SIZES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -80,7 +85,13 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those that torchrun started; without torchrun there is one."""
+    """The place of this process among those of torchrun; without torchrun it is alone.
+
+    Attributes:
+        rank: number of this process, from 0.
+        local_rank: its number on its machine.
+        size: number of processes.
+    """
 
     rank: int = 0
     local_rank: int = 0
@@ -88,19 +99,19 @@ class Processes:
 
     @staticmethod
     def from_environment() -> Processes:
-        """Read the place from torchrun's environment variables."""
+        """Read what torchrun put into the environment."""
         if "RANK" not in os.environ:
             return Processes()
         return Processes(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
 
     def print(self, text: str) -> None:
-        """Print a line in the first process; do nothing in the others."""
+        """Print a line, on rank 0 alone."""
         if self.rank == 0:
             print(text, flush=True)
 
 
 def choose_device(wanted: str, processes: Processes) -> torch.device:
-    """Return the device of this process. wanted: its name; empty for the best of this machine."""
+    """Return the device that is wanted, else the best there is; among several processes on GPUs, the one of this process."""
     if wanted:
         device = torch.device(wanted)
     elif torch.cuda.is_available():
@@ -114,37 +125,42 @@ def choose_device(wanted: str, processes: Processes) -> torch.device:
 
 
 def make_model(name: str, flash: bool) -> tuple[GPT, str, Path | None]:
-    """The model, how its files are called, and the folder that may have its tokenizer."""
+    """Make the model.
+
+    Args:
+        name: one of OpenAI's four, a Hugging Face folder or name, a .bin file, or a descriptor, for random weights.
+        flash: whether attention is PyTorch's fused kernel.
+
+    Returns:
+        The model, what its files are to be called by, and the folder that may have its tokenizer.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the name is no descriptor.
+    """
     attention = "flash" if flash else "math"
     path = Path(name)
     if path.suffix == ".bin":
-        ours = llmc.GPT2.from_checkpoint(path, dtype="f32")
-        model = GPT(ours.config, attention=attention)
-        model.load_llmc(ours.parameters)
+        loaded = load_model(path, dtype="f32")
+        model = GPT(loaded.config, attention=attention)
+        model.load_llmc(loaded.parameters)
         return model, path.stem.removeprefix("gpt2_"), path.parent
     if path.is_dir() or name in _SIZES or "/" in name:
-        found = hub.open_hub_model(name)
-        model = GPT(found.config, attention=attention)
-        model.load_llmc(found.parameters())
-        return model, _SIZES.get(name, path.name), found.folder
-    config = llmc.GPT2Config.from_descriptor(name)
+        hub_model = open_hub_model(name)
+        model = GPT(hub_model.config, attention=attention)
+        model.load_llmc(hub_model.parameters())
+        return model, _SIZES.get(name, path.name), hub_model.folder
+    config = GPT2Config.from_descriptor(name)
     return GPT(config, attention=attention), name.replace(":", "_"), None
 
 
-def tokenizer_for(folder: Path | None, model: GPT) -> llmc.Tokenizer | None:
-    """The model folder's, else GPT-2's where the vocabulary is of that size."""
-    if folder is not None and (tokenizer := hub.find_tokenizer(folder)) is not None:
-        return tokenizer
-    return llmc.Tokenizer.gpt2() if model.config.vocab_size == 50257 else None
-
-
 def debug_state(model: GPT, x: Tensor, y: Tensor, steps: int = 10) -> DebugState:
-    """Compute the debug state of a model in f32. The weights are afterwards what they were before.
+    """Compute forward, backward and the first losses of training on one batch, in f32. The model is left as it was.
 
     Args:
         model: the model.
-        x, y: inputs and targets, (B, T) each.
-        steps: how many losses of training on this one batch the state holds.
+        x, y: inputs and targets, (B, T) integers.
+        steps: number of losses.
     """
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     r = LOSS_RECIPE
@@ -166,21 +182,13 @@ def debug_state(model: GPT, x: Tensor, y: Tensor, steps: int = 10) -> DebugState
     return DebugState(inputs, targets, first, losses[0], gradients, losses)
 
 
-def write_tensors(model: GPT, tokenizer: llmc.Tokenizer | None, x: Tensor, y: Tensor, folder: Path, name: str) -> None:
-    """Write the model in f32 and bf16, its debug state and the tokenizer, under llm.c's names.
-
-    Args:
-        model: the model.
-        tokenizer: the tokenizer; None writes none.
-        x, y: the batch of the debug state, (B, T) each.
-        folder: the folder of the files.
-        name: the model's name in the files, as "124M".
-    """
+def write_tensors(model: GPT, tokenizer: Tokenizer | None, x: Tensor, y: Tensor, folder: Path, name: str) -> None:
+    """Write the model in f32 and bf16, the debug state, and the tokenizer, under llm.c's names, and print the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = model.parameters_llmc()
     for dtype, ending in (("f32", ""), ("bf16", "_bf16")):
         path = folder / f"gpt2_{name}{ending}.bin"
-        header = llmc._llmc.checkpoint_header(model.config.native(), dtype)
+        header = _llmc.checkpoint_header(model.config.native(), dtype)
         arrays = (torch.from_numpy(a).to(torch.bfloat16 if ending else torch.float32) for a in parameters.values())
         write_atomically(path, [header, *(a.view(torch.int16 if ending else torch.int32).numpy() for a in arrays)])
         print(f"wrote {path}")
@@ -188,12 +196,12 @@ def write_tensors(model: GPT, tokenizer: llmc.Tokenizer | None, x: Tensor, y: Te
     write_debug_state(path, debug_state(model, x, y))
     print(f"wrote {path}")
     if tokenizer is not None:
-        print(f"wrote {hub.save_tokenizer(tokenizer, folder)}")
+        print(f"wrote {tokenizer.save_beside_model(folder)}")
 
 
 @torch.no_grad()
 def sample(model: GPT, start: int, count: int, device: torch.device, top_k: int = 40) -> list[int]:
-    """Draw `count` tokens after the token `start`, each from the top_k most likely; return all of them, start included."""
+    """Draw count tokens after the token start, each among the top_k most likely; return all, start included."""
     tokens = torch.tensor([[start]], device=device)
     for _ in range(count):
         logits, _ = model(tokens[:, -model.config.max_seq_len :])
@@ -203,7 +211,7 @@ def sample(model: GPT, start: int, count: int, device: torch.device, top_k: int 
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all its work."""
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
@@ -228,9 +236,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         _train(args, processes, device, grad_accum_steps)
         if processes.size > 1:
-            # If the group's threads still have work when the group is destroyed, the process is terminated. So DistributedDataParallel,
-            # which reference cycles keep alive, is collected first; and all ranks wait for each other, because one that leaves early
-            # breaks the connections of the others.
+            # The process is terminated if the group's threads still have work when the group is destroyed. DistributedDataParallel
+            # is part of reference cycles, so it must be collected first; and a rank that leaves early breaks the connections of
+            # the others.
             gc.collect()
             torch.distributed.barrier()
     finally:
@@ -257,18 +265,22 @@ def _train(args: argparse.Namespace, processes: Processes, device: torch.device,
         raise ValueError(f"--sequence_length is {T}, the model's context {raw_model.config.max_seq_len}")
     raw_model.to(device)
     try:
-        tokenizer = tokenizer_for(folder, raw_model) if processes.rank == 0 else None
+        tokenizer = None
+        if processes.rank == 0:
+            tokenizer = find_tokenizer(folder) if folder is not None else None
+            if tokenizer is None and raw_model.config.vocab_size == 50257:
+                tokenizer = Tokenizer.gpt2()
     except ConnectionError as e:
         tokenizer = None
         print(f"no tokenizer is written, and samples are token ids: {e}", file=sys.stderr)
 
-    def loader(files: str, shuffle: bool) -> llmc.DataLoader:
+    def loader(files: str, shuffle: bool) -> DataLoader:
         vocab_size = raw_model.config.vocab_size
-        return llmc.DataLoader(
+        return DataLoader(
             files, B, T, shuffle=shuffle, rank=processes.rank, ranks=processes.size, vocab_size=vocab_size
         )
 
-    def batch(source: llmc.DataLoader) -> tuple[Tensor, Tensor]:
+    def batch(source: DataLoader) -> tuple[Tensor, Tensor]:
         x, y = (torch.from_numpy(a).long().to(device) for a in source.next_batch())
         return x, y
 
@@ -300,7 +312,7 @@ def _train(args: argparse.Namespace, processes: Processes, device: torch.device,
             weight_decay=args.weight_decay,
         )
         optimizer.add_param_group({"params": groups[1]["params"], "weight_decay": 0.0})
-    lr_of = llmc.lr_schedule(
+    lr_of = lr_schedule(
         "cosine", args.learning_rate, args.warmup_iters, args.num_iterations, args.learning_rate_decay_frac
     )
 

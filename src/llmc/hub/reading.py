@@ -1,0 +1,276 @@
+"""Hugging Face's models read from the disk or the Hub: opened, checked, and imported into llm.c's file.
+
+Weights may be safetensors or PyTorch files. No pickle runs code: PyTorch files are read with weights_only. A tensor is read when it
+is asked for, one at a time: a model larger than memory can be imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from llmc import _llmc
+from llmc.hub import gpt2
+from llmc.hub.json_files import read_object
+from llmc.hub.tokenizer import read_tokenizer
+from llmc.models.config import GPT2Config
+from llmc.system.fs import StrPath, write_atomically
+from llmc.values import VALUE_DTYPES, canonical_dtype
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A Hugging Face model on the disk, whose tensors are read when they are asked for.
+
+    Attributes:
+        folder: the folder that it was found in.
+        config: its shape.
+        tensors: how the Hub stores each tensor, by llm.c's names and in the order of llm.c's file.
+        readers: for each name in its weight files a function that reads the tensor.
+    """
+
+    folder: Path
+    config: GPT2Config
+    tensors: Mapping[str, gpt2.HubTensor]
+    readers: Mapping[str, Callable[[], Array]]
+
+    def tensor(self, name: str, layer: int = 0) -> Array:
+        """Read a tensor.
+
+        Args:
+            name: llm.c's name.
+            layer: number of the block, for a tensor that every block has.
+
+        Returns:
+            The tensor of that block in llm.c's layout, without padding, in the dtype of the file.
+
+        Raises:
+            llmc.Error: if it is missing, cannot be read, or has another shape or kind of dtype than it should.
+        """
+        tensor = self.tensors[name]
+        hub_name = tensor.names[layer]
+        reader = self.readers.get(hub_name) or self.readers.get(gpt2.PREFIX + hub_name)
+        if reader is None:
+            raise _llmc.Error(f"{self.folder}: there is no tensor '{hub_name}': not a GPT-2, or not whole")
+        array = reader()
+        if array.shape != tensor.hub_shape:
+            raise _llmc.Error(
+                f"{self.folder}: tensor '{hub_name}' is {array.shape}, config.json makes it {tensor.hub_shape}"
+            )
+        if array.dtype not in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16):
+            raise _llmc.Error(f"{self.folder}: tensor '{hub_name}' is {array.dtype}, expected floating point")
+        return array.T if tensor.transposed else array
+
+    def pieces(self, dtype: np.dtype[Any]) -> Iterator[Array]:
+        """Read all tensors in the order of llm.c's file, as contiguous arrays of a dtype; rows of zeros pad wte.
+
+        Raises:
+            llmc.Error: as tensor().
+        """
+        for name, tensor in self.tensors.items():
+            for layer in range(len(tensor.names)):
+                yield np.ascontiguousarray(self.tensor(name, layer).astype(dtype, copy=False))
+            if name == "wte":
+                yield np.zeros((self.config.padded_vocab_size - self.config.vocab_size, self.config.channels), dtype)
+
+    def parameters(self) -> dict[str, NDArray[np.float32]]:
+        """Read all tensors in float32, by the names and in the layouts of llmc.GPT2(...).parameters.
+
+        Raises:
+            llmc.Error: as tensor().
+        """
+        out = {}
+        for name, tensor in self.tensors.items():
+            layers = [self.tensor(name, layer).astype(np.float32) for layer in range(len(tensor.names))]
+            out[name] = np.stack(layers) if tensor.in_blocks else layers[0]
+        padding = self.config.padded_vocab_size - self.config.vocab_size
+        out["wte"] = np.pad(out["wte"], ((0, padding), (0, 0)))
+        return out
+
+
+def open_hub_model(source: StrPath) -> HubModel:
+    """Open a model; its configuration is read and checked, its tensors are not read yet.
+
+    Args:
+        source: a folder with config.json and weights, a weight file with config.json beside it, or a name on the Hub.
+
+    Raises:
+        FileNotFoundError: if there is no such thing, or files are missing.
+        llmc.Error: if it is damaged, or not a GPT-2 as llmc has it.
+        ConnectionError: if the Hub cannot be reached.
+        ImportError: if reading its files needs a package that is not installed.
+    """
+    path = Path(source)
+    if path.is_file():
+        folder, weights = path.parent, [path]
+    elif path.is_dir():
+        folder = path
+        weights = _weight_files(folder)
+    else:
+        folder = download(os.fspath(source))
+        weights = _weight_files(folder)
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"'{config_file}' is missing: it says what shape the model has")
+    config = gpt2.parse_config(read_object(config_file), config_file)
+    readers: dict[str, Callable[[], Array]] = {}
+    for file in weights:
+        readers.update(_open_safetensors(file) if file.suffix == ".safetensors" else _open_pytorch(file))
+    model = HubModel(folder, config, gpt2.hub_tensors(config), readers)
+    _check_tied(model)
+    return model
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Find the weight files of a folder: one file, or the shards that an index names."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        index = folder / f"{whole}.index.json"
+        if index.is_file():
+            names = set(read_object(index, "weight_map").values())
+            for name in names:
+                # A path out of the folder is not a shard of this model.
+                if not isinstance(name, str) or Path(name).name != name:
+                    raise _llmc.Error(f"{index}: names the shard {name!r}, expected a file of the same folder")
+                if not (folder / name).is_file():
+                    raise FileNotFoundError(f"{folder / name}: this shard is missing, though {index.name} names it")
+            return [folder / name for name in sorted(names)]
+    raise FileNotFoundError(f"'{folder}' has no model.safetensors or pytorch_model.bin, whole or in shards")
+
+
+def _open_safetensors(path: Path) -> dict[str, Callable[[], Array]]:
+    """Open a safetensors file; return a function for each tensor in it that reads the tensor."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as e:
+        raise ImportError("safetensors files need a package: pip install safetensors") from e
+
+    def reader(name: str) -> Callable[[], Array]:
+        def read() -> Array:
+            try:
+                array: Array = file.get_tensor(name)
+            except (SafetensorError, TypeError, AttributeError) as e:  # the latter two come of a dtype that NumPy lacks
+                raise _llmc.Error(f"{path}: tensor '{name}' cannot be read: {e}") from e
+            return array
+
+        return read
+
+    try:
+        file: Any = safe_open(os.fspath(path), framework="np")
+        return {name: reader(name) for name in file.keys()}
+    except SafetensorError as e:
+        raise _llmc.Error(f"{path}: not a safetensors file, or damaged: {e}") from e
+
+
+def _open_pytorch(path: Path) -> dict[str, Callable[[], Array]]:
+    """Load a PyTorch file; return a function for each tensor in it that makes the array."""
+    try:
+        import torch
+    except ImportError as e:
+        raise ImportError(f"{path} is a PyTorch file, which needs torch; or take the model's safetensors") from e
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as e:  # torch documents none; a damaged file raises a dozen kinds
+        raise _llmc.Error(
+            f"{path}: not a PyTorch checkpoint of plain tensors, or damaged: {str(e).splitlines()[0]}"
+        ) from e
+    if not isinstance(loaded, dict):
+        raise _llmc.Error(f"{path}: holds a {type(loaded).__name__}, expected a dictionary of tensors")
+
+    def reader(tensor: torch.Tensor) -> Callable[[], Array]:
+        return lambda: tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.numpy()
+
+    return {str(name): reader(t) for name, t in loaded.items() if isinstance(t, torch.Tensor)}
+
+
+def _check_tied(model: HubModel) -> None:
+    head = model.readers.get(gpt2.TIED_HEAD)
+    if head is not None and not np.array_equal(head(), model.tensor("wte"), equal_nan=True):
+        raise _llmc.Error(f"{model.folder}: {gpt2.TIED_HEAD} is not wte.weight: llmc's GPT-2 ties the two")
+
+
+def download(name: str) -> Path:
+    """Download a model with its tokenizer from the Hub, unless Hugging Face's cache has it.
+
+    Args:
+        name: a name on the Hub, as "gpt2" or "owner/model".
+
+    Returns:
+        The folder in Hugging Face's cache.
+
+    Raises:
+        FileNotFoundError: if this cannot be a name on the Hub, or there is no GPT-2 under it.
+        ConnectionError: if it cannot be downloaded.
+        ImportError: if the package huggingface_hub is not installed.
+    """
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".bin", ".safetensors")):
+        raise FileNotFoundError(
+            f"there is no folder or file '{name}', and it is no name on the Hugging Face Hub either"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as e:
+        raise ImportError(
+            f"there is no folder '{name}'; to look for it on the Hugging Face Hub: pip install huggingface_hub"
+        ) from e
+    small = ["config.json", "vocab.json", "merges.txt", "tokenizer.json"]
+    try:
+        for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
+            folder = Path(snapshot_download(name, allow_patterns=[*small, weights]))
+            if any(folder.glob(weights)):
+                return folder
+    except (OSError, ValueError) as e:  # requests' and huggingface_hub's errors are subclasses of these
+        raise ConnectionError(
+            f"there is no folder '{name}' here, and it could not be had from the Hugging Face Hub: {type(e).__name__}: "
+            f"{str(e).splitlines()[0] if str(e) else e!r}. Offline, download the model's folder elsewhere and give its path"
+        ) from e
+    raise FileNotFoundError(f"'{name}' on the Hugging Face Hub has no GPT-2 weights (safetensors or PyTorch)")
+
+
+# ---- importing ----
+
+
+def import_model(source: StrPath, out: StrPath, *, dtype: str = "f32") -> HubModel:
+    """Write a model as llm.c's file, and its tokenizer, if it has one, beside that file.
+
+    Args:
+        source: as of open_hub_model.
+        out: the file to write. Its folder is made if it is missing.
+        dtype: "f32" or "bf16", that of the file.
+
+    Returns:
+        The model that was read.
+
+    Raises:
+        ValueError: if the dtype is unknown.
+        FileNotFoundError, llmc.Error, ConnectionError, ImportError: as open_hub_model and read_tokenizer.
+    """
+    dtype = canonical_dtype(dtype)
+    model = open_hub_model(source)
+    header = _llmc.checkpoint_header(model.config.native(), dtype)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, _file_pieces(header, model.pieces(VALUE_DTYPES[dtype])))
+    if (tokenizer := read_tokenizer(model.folder)) is not None:
+        tokenizer.save_beside_model(Path(out).parent)
+    return model
+
+
+def _file_pieces(header: bytes, arrays: Iterator[Array]) -> Iterator[Any]:
+    yield header
+    for array in arrays:
+        if array.size:
+            yield array.reshape(-1).view(np.uint8)
