@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from llmc import _llmc
 from llmc.checkpoint import newest_model
 from llmc.data.tokenizer import EOT, JsonTokenizer, Tokenizer
+from llmc.formats.model_file import write_model_file
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2
 from llmc.system.fs import StrPath, write_atomically
@@ -296,19 +297,11 @@ def import_model(source: StrPath, out: StrPath, *, dtype: str = "f32") -> HubMod
     """Writes a llm.c model file; and its tokenizer beside it where the source has one (save_tokenizer). Errors as of open_hub_model."""
     dtype = canonical_dtype(dtype)
     model = open_hub_model(source)
-    header = _llmc.checkpoint_header(model.config.native(), dtype)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, _chain([header], model.pieces(_NUMPY[dtype])))
+    write_model_file(out, model.config.native(), dtype, model.pieces(_NUMPY[dtype]))
     if (tokenizer := read_tokenizer(model.folder)) is not None:
         save_tokenizer(tokenizer, Path(out).parent)
     return model
-
-
-def _chain(head: list[bytes], arrays: Iterable[Array]) -> Iterator[Any]:
-    yield from head
-    for array in arrays:
-        if array.size:
-            yield array.reshape(-1).view(np.uint8)
 
 
 def load_model(source: StrPath, *, dtype: str | None = None, **options: Any) -> GPT2:

@@ -26,8 +26,8 @@ import llmc
 from llmc import hub
 from llmc.cli import report_errors
 from llmc.formats.debug_state import LOSS_RECIPE, DebugState, write_debug_state
+from llmc.formats.model_file import write_model_file
 from llmc.reference.model import GPT
-from llmc.system.fs import write_atomically
 
 # What llm.c calls the files of OpenAI's four.
 _SIZES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
@@ -163,9 +163,9 @@ def write_tensors(model: GPT, tokenizer: llmc.Tokenizer | None, x: Tensor, y: Te
     parameters = model.parameters_llmc()
     for dtype, ending in (("f32", ""), ("bf16", "_bf16")):
         path = folder / f"gpt2_{name}{ending}.bin"
-        header = llmc._llmc.checkpoint_header(model.config.native(), dtype)
         arrays = (torch.from_numpy(a).to(torch.bfloat16 if ending else torch.float32) for a in parameters.values())
-        write_atomically(path, [header, *(a.view(torch.int16 if ending else torch.int32).numpy() for a in arrays)])
+        bits = (a.view(torch.int16 if ending else torch.int32).numpy() for a in arrays)  # NumPy has no bfloat16
+        write_model_file(path, model.config.native(), dtype, bits)
         print(f"wrote {path}")
     path = folder / f"gpt2_{name}_debug_state.bin"
     write_debug_state(path, debug_state(model, x, y))

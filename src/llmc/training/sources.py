@@ -14,6 +14,7 @@ from llmc.checkpoint import finished_steps
 from llmc.data.loader import find_shards
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets import text as text_data
+from llmc.formats.manifest import DataFile
 from llmc.formats.shards import is_shard
 from llmc.system.fs import write_atomically
 from llmc.training.settings import TrainConfig
@@ -32,15 +33,15 @@ class Sources:
     description: str
     temporary: tempfile.TemporaryDirectory[str] | None = None  # what goes when this goes
 
-    def fingerprint(self) -> list[dict[str, object]]:
-        """What a checkpoint remembers of its data: sizes and checksums of the ends of each file, not its place."""
-        rows: list[dict[str, object]] = []
+    def fingerprint(self) -> list[DataFile]:
+        """Return what a checkpoint remembers of its data: name, size and checksum of the ends of each file, not its place."""
+        rows = []
         for path in [*self.train, *self.val]:
             with open(path, "rb") as file:
                 head = file.read(1 << 20)
                 size = file.seek(0, 2)
                 file.seek(max(0, size - (1 << 20)))
-                rows.append({"name": path.name, "bytes": size, "crc32": zlib.crc32(file.read(), zlib.crc32(head))})
+                rows.append(DataFile(path.name, size, zlib.crc32(file.read(), zlib.crc32(head))))
         return rows
 
 

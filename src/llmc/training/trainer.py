@@ -16,8 +16,11 @@ import numpy as np
 
 from llmc import _llmc
 from llmc import checkpoint as ckpt
+from llmc.checkpoint import FoundCheckpoint
 from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
+from llmc.formats.state_file import TrainState
+from llmc.formats.stream import CheckpointDamaged
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2, default_grad_dtype
 from llmc.optim.adamw import AdamW
@@ -243,7 +246,7 @@ class Trainer:
         self._saved_step = -1  # of the newest checkpoint on the disk, as far as this run knows
         self._resumed = False
         if resumed is not None:
-            self._restore(*resumed)
+            self._restore(resumed)
         self._checkpointer = None
         if self.run_dir is not None:
             self._checkpointer = ckpt.Checkpointer(
@@ -265,35 +268,21 @@ class Trainer:
 
     # ---- construction ----
 
-    def _find_checkpoint(self) -> tuple[int, dict[str, Any] | None] | None:
+    def _find_checkpoint(self) -> FoundCheckpoint | None:
         config = self.config
         if self.run_dir is None or not ckpt.finished_steps(self.run_dir):
             return None
         found = ckpt.newest_good(self.run_dir, warn=self.log.text)
         if found is None:
-            raise ckpt.CheckpointDamaged(
-                f"{self.run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew"
+            raise CheckpointDamaged(f"{self.run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
+        differences = found.differences(_FIXED, config.to_dict(), self._fingerprint)
+        if differences and not config.allow_changes:
+            raise ValueError(
+                f"{self.run_dir}: the checkpoint of step {found.step} was made with other settings: "
+                + "; ".join(differences)
+                + ". Give the same, or --allow-changes"
             )
-        step, manifest = found
-        if manifest is not None:
-            differences = self._differences(manifest)
-            if differences and not config.allow_changes:
-                raise ValueError(
-                    f"{self.run_dir}: the checkpoint of step {step} was made with other settings: "
-                    + "; ".join(differences)
-                    + ". Give the same, or --allow-changes"
-                )
-        return step, manifest
-
-    def _differences(self, manifest: dict[str, Any]) -> list[str]:
-        then, now = manifest["config"], self.config.to_dict()
-        out = [f"{n} was {then.get(n)}, is {now.get(n)}" for n in _FIXED if then.get(n) != now.get(n)]
-        if manifest["data"] != self._fingerprint:
-            old = {row["name"]: (row["bytes"], row["crc32"]) for row in manifest["data"]}
-            new = {str(row["name"]): (row["bytes"], row["crc32"]) for row in self._fingerprint}
-            changed = sorted(n for n in set(old) | set(new) if old.get(n) != new.get(n))
-            out.append(f"the data changed ({', '.join(changed[:4])}{', ...' if len(changed) > 4 else ''})")
-        return out
+        return found
 
     def _model_config(self) -> GPT2Config:
         config = self.config
@@ -311,12 +300,11 @@ class Trainer:
             return GPT2Config(**{**SMALL_MODEL, "max_seq_len": longest, **given})
         return GPT2Config.from_descriptor(config.model, **given)
 
-    def _build_model(self, resumed: tuple[int, dict[str, Any] | None] | None) -> GPT2:
+    def _build_model(self, resumed: FoundCheckpoint | None) -> GPT2:
         config = self.config
         path: Path | None = None
         if resumed is not None:
-            assert self.run_dir is not None
-            path = self.run_dir / ckpt.checkpoint_names(resumed[0])[0]
+            path = resumed.files.model
         elif config.model is not None and config.model.endswith(".bin"):
             path = Path(config.model)
             for name in ("layers", "heads", "channels", "max_seq_len"):
@@ -333,9 +321,9 @@ class Trainer:
             raise ValueError(
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens, but the model's vocabulary is {shape.vocab_size}"
             )
-        if resumed is not None and resumed[1] is not None and config.device != "cpu":
+        if resumed is not None and resumed.manifest is not None and config.device != "cpu":
             # What the memory of then chose stays chosen: other sums would be other bits.
-            then = resumed[1]["config"]
+            then = resumed.manifest.config
             if then.get("device") == config.device:
                 kept = {n: then.get(n) for n in ("recompute", "classifier_rows") if getattr(config, n) is None}
                 self.config = config = config.replace(**kept)
@@ -381,12 +369,10 @@ class Trainer:
         backend.set_option("deterministic", "on" if config.deterministic else "off")
         backend.set_option("fused_gelu", config.fused_gelu)
 
-    def _build_loaders(self, resumed: tuple[int, dict[str, Any] | None] | None) -> tuple[DataLoader, DataLoader | None]:
+    def _build_loaders(self, resumed: FoundCheckpoint | None) -> tuple[DataLoader, DataLoader | None]:
         config = self.config
         assert config.batch_size is not None and config.seq_len is not None
-        rows = 0
-        if resumed is not None and resumed[1] is not None:
-            rows = resumed[1]["state"]["loader"]["rows_per_sample"]
+        rows = resumed.rows_per_sample if resumed is not None else 0
         files = self.sources.val if config.overfit else self.sources.train
         if config.overfit and not files:
             raise ValueError("overfit trains on the validation data, and there are none")
@@ -418,22 +404,14 @@ class Trainer:
         if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
             self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
 
-    def _restore(self, step: int, manifest: dict[str, Any] | None) -> None:
-        assert self.run_dir is not None
-        state = ckpt.load_state(self.run_dir, step, manifest, self.model, self.optimizer)
+    def _restore(self, found: FoundCheckpoint) -> None:
+        state = found.load_state(self.model, self.optimizer, self.train_loader.state(), shuffle=self._shuffle)
         self.step = self._saved_step = state.step
         self._resumed = True
         self.optimizer.step_count = state.optimizer_step
         self.optimizer.native.rng_state = state.optimizer_rng
-        loader, ours = state.loader, self.train_loader.state()
-        if "row" not in loader:  # llm.c's own checkpoint: whole samples
-            loader.update(
-                rows_per_sample=ours["rows_per_sample"], row=loader["sample"] * ours["rows_per_sample"], epoch=0
-            )
-        if not state.shuffle or not self._shuffle:
-            loader.update(shard_indices=ours["shard_indices"], sample_indices=ours["sample_indices"], rng=ours["rng"])
         try:
-            self.train_loader.set_state(loader)
+            self.train_loader.set_state(state.loader)
         except ValueError as e:
             if not self.config.allow_changes:
                 raise
@@ -634,7 +612,7 @@ class Trainer:
             self.best_val_loss = loss
             if config.save_best and self.run_dir is not None and self.step > 0:
                 path = self.run_dir / "best.bin"
-                self._finish_saving(lambda: ckpt.save_model(self.model, path, fs=self.fs))
+                self._finish_saving(lambda: self.model.save(path, fs=self.fs))
         return loss
 
     @property
@@ -692,10 +670,9 @@ class Trainer:
             self._finish_saving(lambda: self._write_checkpoint(background), final)
 
     def _write_checkpoint(self, background: bool) -> None:
-        assert self._checkpointer is not None and self.run_dir is not None
-        step = self.step
-        state = ckpt.TrainState(
-            step=step,
+        assert self._checkpointer is not None
+        state = TrainState(
+            step=self.step,
             optimizer_step=self.optimizer.step_count,
             optimizer_rng=self.optimizer.native.rng_state,
             loader=self.train_loader.state(),
@@ -708,14 +685,14 @@ class Trainer:
                 "best_val_loss": str(self.best_val_loss),
             },
         )
-        manifest = {
-            "llmc": _llmc.__version__,
-            "config": self.config.to_dict(),
-            "model": {k: getattr(self.model.config, k) for k in self.model.config.__dataclass_fields__},
-            "dtype": self.model.dtype,
-            "data": self._fingerprint,
-        }
-        self._checkpointer.save(self.model, self.optimizer, state, manifest, background=background)
+        self._checkpointer.save(
+            self.model,
+            self.optimizer,
+            state,
+            config=self.config.to_dict(),
+            data=self._fingerprint,
+            background=background,
+        )
 
     def _finish_saving(self, save: Callable[[], Any], final: bool = False) -> None:
         """Runs a save; where it fails, says so and goes on, or stops, as asked. There is no going on from the final one."""
