@@ -35,9 +35,8 @@ from llmc import _llmc, hub
 from llmc.checkpoint import Checkpointer, checkpoint_files, newest_good
 from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.evalfile import write_evalfile
-from llmc.evals import Example, read_eval_file
 from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
+from llmc.formats.eval_file import Example, read_eval_file, write_eval_file
 from llmc.formats.manifest import DataFile, signed
 from llmc.formats.shards import write_shard
 from llmc.formats.state_file import TrainState
@@ -198,7 +197,7 @@ def read_tokenizer(folder: Path) -> None:
 def write_eval(folder: Path, number: int) -> None:
     rng = np.random.default_rng(number)
     tokens = [rng.integers(0, 40, rng.integers(1, 9), dtype=np.uint16) for _ in range(50)]
-    write_evalfile(folder / "e.bin", [Example(i % 4, tokens[5 * i], tokens[5 * i + 1 : 5 * i + 5]) for i in range(10)])
+    write_eval_file(folder / "e.bin", [Example(i % 4, tokens[5 * i], tokens[5 * i + 1 : 5 * i + 5]) for i in range(10)])
 
 
 def read_eval(folder: Path) -> None:

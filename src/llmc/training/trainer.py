@@ -388,7 +388,8 @@ class Trainer:
         config = self.config
         if not config.hellaswag or not Path(config.hellaswag_data).is_file():
             return []
-        from llmc.evals import check_examples, read_eval_file
+        from llmc.evals import check_examples
+        from llmc.formats.eval_file import read_eval_file
 
         examples = read_eval_file(config.hellaswag_data)
         check_examples(examples, self.model.config)
