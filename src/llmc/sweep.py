@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
+from llmc.formats.metrics import read_rows
 from llmc.system.fs import write_atomically
 from llmc.system.toml import load_toml_file
 from llmc.training.logs import LineConsole
@@ -314,19 +315,10 @@ def _name(varied: Mapping[str, Any], whole: bool = False) -> str:
 
 
 def _results(folder: Path) -> dict[str, float]:
-    """The last numbers of a run."""
+    """Return the last numbers of a run; none if it has logged nothing."""
     out: dict[str, float] = {}
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return out
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(row, dict):
-            continue
+    path = folder / "metrics.jsonl"
+    for row in read_rows(path) if path.is_file() else ():
         if row.get("kind") == "train":
             out["train_loss"], out["tokens_per_second"] = float(row["loss"]), float(row["tokens_per_second"])
         elif row.get("kind") == "validation":

@@ -144,8 +144,8 @@ class Manifest:
                 message names the value.
         """
         try:
-            outer = _Object("outer object", json.loads(text))
-            values = outer.object("manifest")
+            outer = _Object(_typed("text", json.loads(text), dict))
+            values = _Object(outer.object("manifest").values)
             if zlib.crc32(_canonical(values.values).encode()) != outer.integer("crc32"):
                 raise ValueError("its checksum does not match")
             if (form := values.integer("format")) != _FORMAT:
@@ -184,42 +184,53 @@ def _canonical(values: dict[str, Any]) -> str:
 
 
 class _Object:
-    """A JSON object whose values are taken by the type that they must have. A ValueError names the value that has another."""
+    """A JSON object whose values are taken by the type that they must have.
 
-    def __init__(self, place: str, values: Any) -> None:
-        self.place, self.values = place, _typed(place, values, dict)
+    Every method raises ValueError, which names the value, if it is missing or of another type.
+    """
 
-    def _get(self, name: str, kind: type[_T]) -> _T:
+    def __init__(self, values: dict[str, Any], place: str = "") -> None:
+        self.values, self._place = values, place
+
+    def _get(self, name: str, kind: type[_T]) -> tuple[str, _T]:
+        place = self._place + name
         if name not in self.values:
-            raise ValueError(f"its {self.place} has no {name}")
-        return _typed(f"{self.place}'s {name}", self.values[name], kind)
+            raise ValueError(f"it has no {place}")
+        return place, _typed(place, self.values[name], kind)
 
     def object(self, name: str) -> _Object:
-        return _Object(name, self._get(name, dict))
+        place, values = self._get(name, dict)
+        return _Object(values, f"{place}.")
 
     def objects(self, name: str) -> list[_Object]:
-        return [_Object(f"{name}[{i}]", row) for i, row in enumerate(self._get(name, list))]
+        place, rows = self._get(name, list)
+        return [_Object(_typed(f"{place}[{i}]", row, dict), f"{place}[{i}].") for i, row in enumerate(rows)]
 
     def text(self, name: str) -> str:
-        return self._get(name, str)
+        return self._get(name, str)[1]
 
     def boolean(self, name: str) -> bool:
-        return self._get(name, bool)
+        return self._get(name, bool)[1]
 
     def integer(self, name: str, bits: int = 64) -> int:
-        value = self._get(name, int)
+        place, value = self._get(name, int)
         if not 0 <= value < 2**bits:
-            raise ValueError(f"its {self.place}'s {name} is {value!r:.60}")
+            raise _wrong(place, value)
         return value
 
     def integers(self, name: str) -> list[int]:
-        return [_typed(f"{self.place}'s {name}[{i}]", value, int) for i, value in enumerate(self._get(name, list))]
+        place, values = self._get(name, list)
+        return [_typed(f"{place}[{i}]", value, int) for i, value in enumerate(values)]
 
 
 def _typed(place: str, value: Any, kind: type[_T]) -> _T:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"its {place} is {value!r:.60}")
+        raise _wrong(place, value)
     return value
+
+
+def _wrong(place: str, value: Any) -> ValueError:
+    return ValueError(f"its {place} is {value!r:.60}")
 
 
 def _manifest(values: _Object) -> Manifest:
@@ -233,7 +244,7 @@ def _manifest(values: _Object) -> Manifest:
     loader = state.object("loader")
     position = LoaderPosition(*(loader.integer(name, 63) for name in ("rows_per_sample", "epoch", "shard", "row")))
     if position.rows_per_sample == 0:
-        raise ValueError("its loader's rows_per_sample is 0")
+        raise _wrong("state.loader.rows_per_sample", 0)
     return Manifest(
         llmc=values.text("llmc"),
         step=values.integer("step"),
