@@ -9,6 +9,7 @@ import numpy as np
 
 import llmc
 from llmc.formats.shards import write_shard
+from llmc.training.trainer import Trainer
 
 VOCAB = 61
 
@@ -43,6 +44,16 @@ def tiny_settings(folder: Path, **changes: Any) -> dict[str, Any]:
 def tiny_run(folder: Path, **changes: Any) -> llmc.TrainResult:
     """Train with tiny_settings()."""
     return llmc.train(**tiny_settings(folder, **changes))
+
+
+def cut_at(folder: Path, step: int, **options: Any) -> dict[str, Any]:
+    """Train to a checkpoint of the given step; return the settings with which the run goes on."""
+    settings = tiny_settings(folder, checkpoint_every=step, **options)
+    trainer = Trainer(llmc.TrainConfig(**settings))
+    for _ in range(step):
+        trainer.train_step()
+    trainer.save()
+    return {**settings, "resume": True}
 
 
 def weights(result: llmc.TrainResult) -> dict[str, Any]:

@@ -32,13 +32,14 @@ from typing import Any
 import numpy as np
 
 from llmc import _llmc
-from llmc.checkpoint import Checkpointer, TrainState, checkpoint_names, load_state, manifest_text, newest_good
+from llmc.checkpoint import Checkpointer, checkpoint_files, newest_good
 from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.evalfile import write_evalfile
-from llmc.evals import Example, read_eval_file
 from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
+from llmc.formats.eval_file import Example, read_eval_file, write_eval_file
+from llmc.formats.manifest import DataFile, signed
 from llmc.formats.shards import write_shard
+from llmc.formats.state_file import TrainState
 from llmc.hub import tokenizer as hub_tokenizer
 from llmc.hub.writing import export_model
 from llmc.load import load_model
@@ -199,7 +200,7 @@ def read_tokenizer(folder: Path) -> None:
 def write_eval(folder: Path, number: int) -> None:
     rng = np.random.default_rng(number)
     tokens = [rng.integers(0, 40, rng.integers(1, 9), dtype=np.uint16) for _ in range(50)]
-    write_evalfile(folder / "e.bin", [Example(i % 4, tokens[5 * i], tokens[5 * i + 1 : 5 * i + 5]) for i in range(10)])
+    write_eval_file(folder / "e.bin", [Example(i % 4, tokens[5 * i], tokens[5 * i + 1 : 5 * i + 5]) for i in range(10)])
 
 
 def read_eval(folder: Path) -> None:
@@ -224,7 +225,7 @@ def write_run(folder: Path, number: int) -> None:
     optimizer = AdamW(model)
     loader = DataLoader(folder / "data.bin", 2, 8, shuffle=number % 3 > 0)
     saver = Checkpointer(folder)
-    data = {"name": "data.bin", "bytes": 1624, "crc32": 5}
+    data = [DataFile("data.bin", 1624, 5)]
     for step in (2, 3):
         inputs, targets = loader.next_batch()
         model.zero_grad()
@@ -234,28 +235,23 @@ def write_run(folder: Path, number: int) -> None:
         state = TrainState(
             step, step, optimizer.native.rng_state, loader.state(), number % 3 > 0, {"loss_window": [1.5, 2.5]}
         )
-        saver.save(model, optimizer, state, {"config": {}, "data": [data]})
+        saver.save(model, optimizer, state, config={}, data=data)
         if number % 2:
-            (folder / checkpoint_names(step)[2]).write_bytes(b"")
+            checkpoint_files(folder, step).done.write_bytes(b"")
 
 
 def read_run(folder: Path) -> None:
     found = newest_good(folder, warn=lambda text: None)
     if found is None:
         return
-    step, manifest = found
-    model = GPT2.from_checkpoint(folder / checkpoint_names(step)[0], threads=1)
+    model = GPT2.from_checkpoint(found.files.model, threads=1)
     optimizer = AdamW(model)
-    state = load_state(folder, step, manifest, model, optimizer)
-    assert state.step == step
+    shuffle = found.manifest is None or found.manifest.state.shuffle
+    loader = DataLoader(folder / "data.bin", 2, 8, shuffle=shuffle)
+    state = found.load_state(model, optimizer, loader.state(), shuffle=shuffle)
+    assert state.step == found.step
     optimizer.native.rng_state, optimizer.step_count = state.optimizer_rng, state.optimizer_step
-    loader = DataLoader(folder / "data.bin", 2, 8, shuffle=state.shuffle)
-    ours, theirs = loader.state(), state.loader
-    if "row" not in theirs:
-        theirs.update(rows_per_sample=2, row=theirs["sample"] * 2, epoch=0)
-    if not state.shuffle:
-        theirs.update(shard_indices=ours["shard_indices"], sample_indices=ours["sample_indices"], rng=ours["rng"])
-    loader.set_state(theirs)
+    loader.set_state(state.loader)
     for _ in range(40):
         loader.next_batch()
 
@@ -264,15 +260,15 @@ def _sign(files: Files, rng: random.Random) -> None:
     """Other values in the manifest of step 3, or damage in its files, under checksums that fit."""
     import zlib
 
-    name = checkpoint_names(3)[2]
+    done = checkpoint_files("", 3).done.name
     try:
-        manifest = json.loads(files[name])["manifest"]
-        for row in checkpoint_names(3)[:2]:
+        manifest = json.loads(files[done])["manifest"]
+        for path in checkpoint_files("", 3)[:2]:
             if rng.random() < 0.9:
-                manifest["files"][row] = {"bytes": len(files[row]), "crc32": [zlib.crc32(files[row])]}
+                manifest["files"][path.name] = {"bytes": len(files[path.name]), "crc32": [zlib.crc32(files[path.name])]}
         if rng.random() < 0.5:
             _other_value(manifest, rng)
-        files[name] = manifest_text(manifest).encode()
+        files[done] = signed(manifest).encode()
     except (KeyError, ValueError, TypeError):
         pass  # llm.c's, or damaged beyond signing
 

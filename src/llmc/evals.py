@@ -1,9 +1,8 @@
 """Evaluation: validation loss and perplexity, HellaSwag, MMLU.
 
 The two multiple-choice evaluations score each ending by the model's cross-entropy over the ending's tokens, given the context. The
-lowest sum is the choice of `acc`, the lowest mean that of `acc_norm` (the one that llm.c logs). They read llm.c's eval file: 256
-int32 (magic 20240522, version 1, number of examples, bytes of the longest), then for each example a stream of uint16: 65535,
-bytes of the example, index, label, number of endings, number of context tokens, these, and for each ending its number of tokens and these.
+lowest sum is the choice of `acc`, the lowest mean that of `acc_norm` (the one that llm.c logs). They read llm.c's eval file
+(llmc.formats.eval_file).
 """
 
 from __future__ import annotations
@@ -11,20 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llmc import _llmc
 from llmc.data.loader import DataLoader
+from llmc.formats.eval_file import Example, read_eval_file
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2
 from llmc.system.fs import StrPath
-
-_MAGIC, _VERSION = 20240522, 1
-_START = 65535
 
 # ---- validation loss ----
 
@@ -68,15 +62,6 @@ def validation_loss(
 
 
 # ---- multiple choice ----
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question: token ids of what comes first, and of each ending; label is the right ending."""
-
-    label: int
-    context: NDArray[np.uint16]
-    endings: list[NDArray[np.uint16]]
 
 
 @dataclass(frozen=True)
@@ -124,59 +109,6 @@ class ChoiceResult:
     def summary(self) -> dict[str, float]:
         names = ("acc", "acc_norm", "correct", "correct_norm", "total", "truncated")
         return {name: getattr(self, name) for name in names}
-
-
-def read_eval_file(path: StrPath) -> list[Example]:
-    """The examples of a llm.c eval file. FileNotFoundError where it is not there, llmc.Error where it is damaged."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no eval file '{path}'; `llmc data hellaswag` makes one")
-    size = path.stat().st_size
-    if size < 1024:
-        raise _llmc.Error(f"{path}: {size} bytes are too few for an eval file, whose header has 1024")
-    magic, version, count = (int(x) for x in np.fromfile(path, "<i4", 3))
-    if (magic, version) != (_MAGIC, _VERSION):
-        raise _llmc.Error(
-            f"{path}: magic {magic} version {version}, expected an eval file ({_MAGIC} version {_VERSION})"
-        )
-    stream: NDArray[np.uint16] = np.fromfile(path, "<u2", offset=1024)
-    # The shortest example has 9 numbers: 5 of its head, one context token, one ending of one token, and their counts.
-    if not 0 < count <= len(stream) // 9:
-        raise _llmc.Error(f"{path}: announces {count} examples, but holds {len(stream)} numbers")
-    examples = []
-    at = 0
-    for i in range(count):
-        example, at = _read_example(stream, at, f"{path}: example {i}")
-        examples.append(example)
-    if at != len(stream) or size % 2:
-        raise _llmc.Error(f"{path}: {size - 1024 - 2 * at} bytes follow the last of its {count} examples")
-    return examples
-
-
-def _read_example(stream: NDArray[np.uint16], begin: int, where: str) -> tuple[Example, int]:
-    if begin + 6 > len(stream):
-        raise _llmc.Error(f"{where}: the file ends before it")
-    start, num_bytes, _, label, num_endings, _ = (int(x) for x in stream[begin : begin + 6])
-    end = begin + num_bytes // 2
-    if start != _START or num_bytes % 2 or end > len(stream):
-        raise _llmc.Error(
-            f"{where}: begins with {start} and {num_bytes} bytes, expected {_START} and at most {2 * (len(stream) - begin)}"
-        )
-    if not 0 <= label < num_endings:
-        raise _llmc.Error(f"{where}: its label is {label} of {num_endings} endings")
-    parts: list[NDArray[np.uint16]] = []
-    at = begin + 5
-    for _ in range(1 + num_endings):
-        length = int(stream[at]) if at < end else 0
-        if length == 0 or at + 1 + length > end:
-            raise _llmc.Error(
-                f"{where}: {'context' if not parts else f'ending {len(parts) - 1}'} is empty or longer than the example"
-            )
-        parts.append(stream[at + 1 : at + 1 + length])
-        at += 1 + length
-    if at != end:
-        raise _llmc.Error(f"{where}: {2 * (end - at)} bytes are left over after its {num_endings} endings")
-    return Example(label, parts[0], parts[1:]), end
 
 
 def check_examples(examples: Sequence[Example], config: GPT2Config) -> None:

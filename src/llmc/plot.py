@@ -7,7 +7,6 @@ step twice: the last value counts.
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from llmc.formats.metrics import parse_row
 from llmc.system.fs import StrPath, write_atomically
 from llmc.system.toml import load_toml_file
 
@@ -146,7 +146,7 @@ def _read_line(run: Run, line: str) -> None:
 
 
 def _read_metric(run: Run, line: str) -> None:
-    row = json.loads(line)
+    row = parse_row(line)
     kind = row["kind"]
     for key, name in _METRICS.get(kind, {}).items():
         run._set(name, int(row["step"]), float(row[key]))

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
+from llmc.formats.metrics import read_rows
 from llmc.system.fs import write_atomically
 from llmc.system.signals import caught_signals
 from llmc.system.toml import load_toml_file
@@ -323,19 +324,10 @@ def _name(varied: Mapping[str, Any], whole: bool = False) -> str:
 
 
 def _results(folder: Path) -> dict[str, float]:
-    """Read the last numbers that a run logged. Lines that a crash cut off are skipped."""
+    """Return the last numbers of a run; none if it has logged nothing."""
     out: dict[str, float] = {}
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return out
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(row, dict):
-            continue
+    path = folder / "metrics.jsonl"
+    for row in read_rows(path) if path.is_file() else ():
         if row.get("kind") == "train":
             out["train_loss"], out["tokens_per_second"] = float(row["loss"]), float(row["tokens_per_second"])
         elif row.get("kind") == "validation":

@@ -25,10 +25,10 @@ from llmc.commands import data as data_command
 from llmc.data.documents import Piece, _boundary, language_reference, read_documents, read_pieces
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import EOT, Tokenizer
-from llmc.datasets import evalfile, fineweb, hellaswag, mmlu, text, tinyshakespeare, tinystories
+from llmc.datasets import fineweb, hellaswag, mmlu, text, tinyshakespeare, tinystories
 from llmc.datasets.archive import unpacked
 from llmc.datasets.download import cache_directory
-from llmc.evals import Example, read_eval_file
+from llmc.formats.eval_file import Example, read_eval_file, write_eval_file
 from llmc.formats.shards import ShardWriter, read_shard, write_shard
 
 REFERENCE = "\n".join(language_reference())[:200_000]
@@ -495,7 +495,7 @@ def test_an_eval_file_that_cannot_be(tmp_path: Path) -> None:
         (Example(1, one, [one]), "label"),
     ):
         with pytest.raises(ValueError, match=message):
-            evalfile.write_evalfile(tmp_path / "x.bin", [example])
+            write_eval_file(tmp_path / "x.bin", [example])
 
 
 # ---- tokenizers ----

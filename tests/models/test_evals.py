@@ -16,6 +16,7 @@ import pytest
 import llmc
 from llmc import evals
 from llmc.commands import eval as command
+from llmc.formats.eval_file import read_eval_file
 from llmc.formats.shards import write_shard
 
 V, T = 97, 40
@@ -136,7 +137,7 @@ def test_errors(model: llmc.GPT2, fifty: Path, tmp_path: Path) -> None:
     good = fifty.read_bytes()
     path = tmp_path / "bad.bin"
     with pytest.raises(FileNotFoundError, match="llmc data hellaswag"):
-        evals.read_eval_file(path)
+        read_eval_file(path)
     begin = struct.pack("<4i", 20240522, 1, 1, 0).ljust(1024, b"\0")
     for data, message in (
         (b"", "too few"),
@@ -157,7 +158,7 @@ def test_errors(model: llmc.GPT2, fifty: Path, tmp_path: Path) -> None:
     ):
         path.write_bytes(data)
         with pytest.raises(llmc.Error, match=message):
-            evals.read_eval_file(path)
+            read_eval_file(path)
     path.write_bytes(eval_bytes([(0, [1], [[V], [2]])]))
     with pytest.raises(ValueError, match=f"token {V}.*another tokenizer"):
         evals.hellaswag(model, path)
@@ -179,7 +180,7 @@ def test_mutated_eval_files(tmp_path: Path) -> None:
             data[rng.randrange(1024 if i % 2 else 0, len(data))] = rng.randrange(256)
         path.write_bytes(data if i % 3 else data[: rng.randrange(len(data))])
         try:
-            evals.read_eval_file(path)
+            read_eval_file(path)
         except llmc.Error as e:
             assert "mutated.bin" in str(e)
             refused += 1

@@ -16,8 +16,8 @@ import pytest
 from runs import VOCAB, tiny_data
 
 import llmc
-from llmc.commands import watch
 from llmc.commands.train import parse
+from llmc.formats.metrics import follow_rows
 from llmc.training.settings import SETTINGS, TrainConfig, load_toml
 
 
@@ -86,10 +86,10 @@ def test_resume_by_run_directory(tmp_path: Path) -> None:
     assert (tmp_path / "log" / "DONE_00000004").is_file()
 
 
-def test_watch_reads_what_is_appended(tmp_path: Path) -> None:
+def test_rows_are_read_as_they_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "start"}\n{"kind": "tr')
-    rows = watch.rows(path, once=False, interval=0)
+    rows = follow_rows(path, interval=0)
     assert [next(rows), next(rows), next(rows)] == [{"kind": "start"}, None, None]
     with open(path, "a", encoding="utf-8") as file:
         file.write('ain", "step": 0}\nnot JSON\n{"kind": "end"}\n')

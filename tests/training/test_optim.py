@@ -13,7 +13,7 @@ from oracle import ULP, check, error, get, put, rounded
 
 import llmc
 from llmc import _llmc
-from llmc.checkpoint import join_master, split_master
+from llmc.formats.state_file import join_master, split_master
 
 STEP = {
     "lr": 1e-2,

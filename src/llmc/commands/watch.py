@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from llmc.formats.metrics import follow_rows, read_rows
 from llmc.training.settings import load_toml
 
 
@@ -20,35 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--once", action="store_true", help="show what is there and end")
     parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="[%(default)s]")
-
-
-def rows(path: Path, once: bool, interval: float) -> Iterator[dict[str, Any] | None]:
-    """Read metrics.jsonl while a run writes it. A line is read only when it is complete.
-
-    Args:
-        path: the file.
-        once: end after the rows that are there now.
-        interval: seconds between looks at the file.
-
-    Yields:
-        Each row, and None each time that all rows so far are read.
-    """
-    with open(path, "rb") as file:
-        rest = b""
-        while True:
-            rest += file.read()
-            *lines, rest = rest.split(b"\n")
-            for line in lines:
-                try:
-                    row = json.loads(line)
-                except ValueError:  # a crash cut the line off; the resumed run writes on below it
-                    continue
-                if isinstance(row, dict):
-                    yield row
-            if once:
-                return
-            yield None
-            time.sleep(interval)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     with tqdm(total=total if total > 0 else None, unit="step", dynamic_ncols=True) as bar:
         losses: list[float] = []
         ended = False
-        for row in rows(path, args.once, args.interval):
+        for row in read_rows(path) if args.once else follow_rows(path, args.interval):
             if row is None:
                 bar.refresh()
                 if ended:

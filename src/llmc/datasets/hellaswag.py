@@ -7,8 +7,7 @@ from pathlib import Path
 
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.download import Remote, fetch
-from llmc.datasets.evalfile import ids, write_evalfile
-from llmc.evals import Example
+from llmc.formats.eval_file import Example, eval_tokens, write_eval_file
 
 REMOTE = Remote(
     "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
@@ -41,12 +40,12 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
             try:
                 row = json.loads(line)
                 context, label, endings = row["ctx"], row["label"], row["endings"]
-                # An ending begins with a blank, because GPT-2's words have the blank before them.
-                tokens = [ids(encoder, " " + ending) for ending in endings]
-                examples.append(Example(int(label), ids(encoder, context), tokens))
+                # " " before an ending: GPT-2's words carry the blank before them.
+                tokens = [eval_tokens(encoder.encode(" " + ending)) for ending in endings]
+                examples.append(Example(int(label), eval_tokens(encoder.encode(context)), tokens))
             except (ValueError, KeyError, TypeError, RecursionError) as e:
                 raise ValueError(f"{path}:{number}: not an example of HellaSwag: {type(e).__name__}: {e}") from e
     target = Path(output) / "hellaswag_val.bin"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_evalfile(target, examples)
+    write_eval_file(target, examples)
     return target

@@ -8,8 +8,7 @@ from pathlib import Path
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.archive import unpacked
 from llmc.datasets.download import Remote, fetch
-from llmc.datasets.evalfile import ids, write_evalfile
-from llmc.evals import Example
+from llmc.formats.eval_file import Example, eval_tokens, write_eval_file
 
 REMOTE = Remote(
     "https://people.eecs.berkeley.edu/~hendrycks/data.tar",
@@ -52,14 +51,14 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
                         raise ValueError(
                             f"{len(row)} fields ending in '{letter}', expected question, 4 answers, A to D"
                         )
-                    tokens = [ids(encoder, " " + answer) for answer in answers]
-                    context = ids(encoder, f"Question: {question}\n\nAnswer:")
+                    tokens = [eval_tokens(encoder.encode(" " + answer)) for answer in answers]
+                    context = eval_tokens(encoder.encode(f"Question: {question}\n\nAnswer:"))
                     examples.append(Example("ABCD".index(letter), context, tokens))
             except (csv.Error, ValueError) as e:
                 raise ValueError(f"{path}: question {len(examples)}: {e}") from e
     target = Path(output) / "mmlu_test.bin"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_evalfile(target, examples)
+    write_eval_file(target, examples)
     return target
 
 

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
+from llmc.formats.model_file import write_model_file
 from llmc.hub import gpt2
 from llmc.hub.json_files import read_object
 from llmc.hub.tokenizer import read_tokenizer
 from llmc.models.config import GPT2Config
-from llmc.system.fs import StrPath, write_atomically
+from llmc.system.fs import StrPath
 from llmc.values import VALUE_DTYPES, canonical_dtype
 
 Array = NDArray[Any]
@@ -261,16 +262,8 @@ def import_model(source: StrPath, out: StrPath, *, dtype: str = "f32") -> HubMod
     """
     dtype = canonical_dtype(dtype)
     model = open_hub_model(source)
-    header = _llmc.checkpoint_header(model.config.native(), dtype)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, _file_pieces(header, model.pieces(VALUE_DTYPES[dtype])))
+    write_model_file(out, model.config.native(), dtype, model.pieces(VALUE_DTYPES[dtype]))
     if (tokenizer := read_tokenizer(model.folder)) is not None:
         tokenizer.save_beside_model(Path(out).parent)
     return model
-
-
-def _file_pieces(header: bytes, arrays: Iterator[Array]) -> Iterator[Any]:
-    yield header
-    for array in arrays:
-        if array.size:
-            yield array.reshape(-1).view(np.uint8)

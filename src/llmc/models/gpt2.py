@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmc import _llmc
+from llmc.formats.model_file import write_model_file
+from llmc.formats.stream import pieces
 from llmc.models.config import GPT2Config
+from llmc.system.fs import SYSTEM, Fs
 from llmc.values import canonical_dtype, check_seed
 
 _NUMPY = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -129,11 +132,17 @@ class GPT2:
         model.native.load_checkpoint(path)
         return model
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a llm.c file: version 3 for f32, 5 for bf16. The file appears whole or not at all."""
-        from llmc.checkpoint import save_model
+    def save(self, path: str | os.PathLike[str], *, fs: Fs = SYSTEM) -> None:
+        """Write a llm.c file: version 3 for f32, 5 for bf16. The file appears whole or not at all.
 
-        save_model(self, path)
+        Args:
+            path: the file.
+            fs: the file system, for tests.
+
+        Raises:
+            OSError: if the file cannot be written. What was there before is untouched.
+        """
+        write_model_file(path, self.config.native(), self.dtype, pieces(self.native.all_parameters()), fs=fs)
 
     # ---- facts ----
 

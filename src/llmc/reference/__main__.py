@@ -22,17 +22,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmc import _llmc
 from llmc.cli import report_errors
 from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
 from llmc.formats.debug_state import LOSS_RECIPE, DebugState, write_debug_state
+from llmc.formats.model_file import write_model_file
 from llmc.hub.reading import open_hub_model
 from llmc.load import find_tokenizer, load_model
 from llmc.models.config import GPT2Config
 from llmc.optim.schedule import lr_schedule
 from llmc.reference.model import GPT
-from llmc.system.fs import write_atomically
 
 # How llm.c's files of OpenAI's four models are called.
 _SIZES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
@@ -188,9 +187,9 @@ def write_tensors(model: GPT, tokenizer: Tokenizer | None, x: Tensor, y: Tensor,
     parameters = model.parameters_llmc()
     for dtype, ending in (("f32", ""), ("bf16", "_bf16")):
         path = folder / f"gpt2_{name}{ending}.bin"
-        header = _llmc.checkpoint_header(model.config.native(), dtype)
         arrays = (torch.from_numpy(a).to(torch.bfloat16 if ending else torch.float32) for a in parameters.values())
-        write_atomically(path, [header, *(a.view(torch.int16 if ending else torch.int32).numpy() for a in arrays)])
+        bits = (a.view(torch.int16 if ending else torch.int32).numpy() for a in arrays)  # NumPy has no bfloat16
+        write_model_file(path, model.config.native(), dtype, bits)
         print(f"wrote {path}")
     path = folder / f"gpt2_{name}_debug_state.bin"
     write_debug_state(path, debug_state(model, x, y))

@@ -234,19 +234,6 @@ class TrainConfig:
             lines.append(f"{name} = {value if special else json.dumps(value, ensure_ascii=False)}")
         return "\n".join(lines) + "\n"
 
-    def differences(self, earlier: Mapping[str, Any]) -> list[str]:
-        """Say which settings keep a run from being resumed.
-
-        Args:
-            earlier: to_dict() of the run's settings as its checkpoint has them.
-
-        Returns:
-            For each setting that must be the same and is not, a sentence with both values.
-        """
-        now = self.to_dict()
-        fixed = [name for name, setting in SETTINGS.items() if setting.on_resume == "same"]
-        return [f"{n} was {earlier.get(n)}, is {now.get(n)}" for n in fixed if earlier.get(n) != now.get(n)]
-
 
 def _known_settings() -> dict[str, Setting]:
     known = {}
@@ -261,6 +248,9 @@ def _known_settings() -> dict[str, Setting]:
 
 
 SETTINGS = _known_settings()
+# The settings that a resumed run must share with its checkpoint. The others change how it is computed, watched or kept. (batch_size
+# is free because total_batch_size is not; the data are compared by their content.)
+SAME_ON_RESUME = tuple(name for name, setting in SETTINGS.items() if setting.on_resume == "same")
 
 
 class RunConfig(TrainConfig):

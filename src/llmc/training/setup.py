@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
-from llmc import checkpoint as ckpt
+from llmc.checkpoint import FoundCheckpoint, finished_steps, newest_good
 from llmc.data.loader import DataLoader
-from llmc.evals import check_examples, read_eval_file
+from llmc.evals import check_examples
+from llmc.formats.eval_file import Example, read_eval_file
+from llmc.formats.manifest import DataFile
+from llmc.formats.stream import CheckpointDamaged
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2, default_grad_dtype
 from llmc.optim.adamw import AdamW
@@ -19,7 +22,7 @@ from llmc.system.flops import peak_flops
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
 from llmc.training.run_dir import open_run_directory
-from llmc.training.settings import RunConfig, TrainConfig, resolve
+from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, resolve
 from llmc.training.sources import Sources, prepare
 
 # Without a model the run is a small one, sized for two CPU cores and two minutes.
@@ -46,8 +49,8 @@ class Run:
     config: RunConfig
     run_dir: Path | None
     sources: Sources
-    fingerprint: list[dict[str, object]]
-    found: tuple[int, dict[str, Any] | None] | None
+    fingerprint: list[DataFile]
+    found: FoundCheckpoint | None
     model: GPT2
     weight_origin: str
     memory: _llmc.MemoryPlan
@@ -57,7 +60,7 @@ class Run:
     val_loader: DataLoader | None
     total_steps: int
     lr: Callable[[int], float]
-    hellaswag_examples: list[Any]
+    hellaswag_examples: list[Example]
     gpu_info: GpuInfo | None
 
     @property
@@ -104,7 +107,7 @@ def setup(given: TrainConfig, say: Callable[[str], None]) -> Run:
     fingerprint = sources.fingerprint()
     found = _find_checkpoint(config, run_dir, fingerprint, say)
     config = _as_before(config, found)
-    model, weight_origin, memory = _build_model(config, backend, run_dir, sources, found)
+    model, weight_origin, memory = _build_model(config, backend, sources, found)
     config = config.replace(recompute=model.native.recompute, classifier_rows=model.native.classifier_rows)
     optimizer = AdamW(
         model,
@@ -167,40 +170,29 @@ def _set_options(backend: _llmc.Backend, config: RunConfig) -> None:
 
 
 def _find_checkpoint(
-    config: RunConfig, run_dir: Path | None, fingerprint: list[dict[str, object]], say: Callable[[str], None]
-) -> tuple[int, dict[str, Any] | None] | None:
+    config: RunConfig, run_dir: Path | None, fingerprint: list[DataFile], say: Callable[[str], None]
+) -> FoundCheckpoint | None:
     """The checkpoint to continue from, if the run directory has one; its settings and data must be those of this run."""
-    if run_dir is None or not ckpt.finished_steps(run_dir):
+    if run_dir is None or not finished_steps(run_dir):
         return None
-    found = ckpt.newest_good(run_dir, warn=say)
+    found = newest_good(run_dir, warn=say)
     if found is None:
-        raise ckpt.CheckpointDamaged(f"{run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
-    step, manifest = found
-    if manifest is not None and not config.allow_changes:
-        differences = config.differences(manifest["config"]) + _data_differences(manifest["data"], fingerprint)
-        if differences:
-            raise ValueError(
-                f"{run_dir}: the checkpoint of step {step} was made with other settings: "
-                + "; ".join(differences)
-                + ". Give the same, or --allow-changes"
-            )
+        raise CheckpointDamaged(f"{run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
+    differences = found.differences(SAME_ON_RESUME, config.to_dict(), fingerprint)
+    if differences and not config.allow_changes:
+        raise ValueError(
+            f"{run_dir}: the checkpoint of step {found.step} was made with other settings: "
+            + "; ".join(differences)
+            + ". Give the same, or --allow-changes"
+        )
     return found
 
 
-def _data_differences(before: list[dict[str, object]], now: list[dict[str, object]]) -> list[str]:
-    if before == now:
-        return []
-    old = {row["name"]: (row["bytes"], row["crc32"]) for row in before}
-    new = {row["name"]: (row["bytes"], row["crc32"]) for row in now}
-    changed = sorted(str(n) for n in set(old) | set(new) if old.get(n) != new.get(n))
-    return [f"the data changed ({', '.join(changed[:4])}{', ...' if len(changed) > 4 else ''})"]
-
-
-def _as_before(config: RunConfig, found: tuple[int, dict[str, Any] | None] | None) -> RunConfig:
+def _as_before(config: RunConfig, found: FoundCheckpoint | None) -> RunConfig:
     """What the memory of a GPU chose for the run's beginning stays chosen: other sums would be other bits."""
-    if found is None or found[1] is None or config.device == "cpu":
+    if found is None or found.manifest is None or config.device == "cpu":
         return config
-    before = found[1]["config"]
+    before = found.manifest.config
     if before.get("device") != config.device:
         return config
     names = [n for n in ("recompute", "classifier_rows") if getattr(config, n) is None]
@@ -210,14 +202,13 @@ def _as_before(config: RunConfig, found: tuple[int, dict[str, Any] | None] | Non
 def _build_model(
     config: RunConfig,
     backend: _llmc.Backend,
-    run_dir: Path | None,
     sources: Sources,
-    found: tuple[int, dict[str, Any] | None] | None,
+    found: FoundCheckpoint | None,
 ) -> tuple[GPT2, str, _llmc.MemoryPlan]:
     """The model with its first weights, where these come from, and its memory."""
     path: Path | None = None
-    if found is not None and run_dir is not None:
-        path, origin = run_dir / ckpt.checkpoint_names(found[0])[0], "intermediate checkpoint"
+    if found is not None:
+        path, origin = found.files.model, "intermediate checkpoint"
     elif config.model is not None and config.model.endswith(".bin"):
         path, origin = Path(config.model), config.model
         for name in ("layers", "heads", "channels", "max_seq_len"):
@@ -280,7 +271,7 @@ def _check_fits(config: RunConfig, sources: Sources, shape: GPT2Config) -> None:
 
 
 def _build_loaders(
-    config: RunConfig, sources: Sources, vocab_size: int, found: tuple[int, dict[str, Any] | None] | None
+    config: RunConfig, sources: Sources, vocab_size: int, found: FoundCheckpoint | None
 ) -> tuple[DataLoader, DataLoader | None]:
     if config.overfit and not sources.val:
         raise ValueError("overfit trains on the validation data, and there are none")
@@ -292,9 +283,7 @@ def _build_loaders(
         shuffle=config.shuffle and not config.overfit,
         seed=config.data_seed,
         vocab_size=vocab_size,
-        rows_per_sample=found[1]["state"]["loader"]["rows_per_sample"]
-        if found is not None and found[1] is not None
-        else 0,
+        rows_per_sample=found.rows_per_sample if found is not None else 0,
     )
     return train, DataLoader(sources.val, B, T, vocab_size=vocab_size) if sources.val else None
 
@@ -311,7 +300,7 @@ def _total_steps(config: RunConfig, loader: DataLoader) -> int:
     return steps
 
 
-def _read_hellaswag(config: RunConfig, shape: GPT2Config) -> list[Any]:
+def _read_hellaswag(config: RunConfig, shape: GPT2Config) -> list[Example]:
     if not config.hellaswag or not Path(config.hellaswag_data).is_file():
         return []
     examples = read_eval_file(config.hellaswag_data)

@@ -13,6 +13,7 @@ from llmc.data.documents import TEXT_SUFFIXES, language_reference, read_document
 from llmc.data.files import document_files, shards_of_folder, shards_or_documents
 from llmc.data.tokenize import tokenize, write_pair, write_splits
 from llmc.data.tokenizer import Tokenizer
+from llmc.formats.manifest import DataFile
 from llmc.system.fs import write_atomically
 from llmc.training.settings import TrainConfig
 
@@ -39,19 +40,19 @@ class Sources:
     description: str
     temporary: tempfile.TemporaryDirectory[str] | None = None
 
-    def fingerprint(self) -> list[dict[str, object]]:
+    def fingerprint(self) -> list[DataFile]:
         """Compute what a checkpoint remembers of its data, so that a resumed run can tell whether they are the same.
 
         Returns:
             For each file its name without the folder, its size in bytes, and the CRC-32 of its first and last MiB.
         """
-        rows: list[dict[str, object]] = []
+        rows = []
         for path in [*self.train, *self.val]:
             with open(path, "rb") as file:
                 head = file.read(1 << 20)
                 size = file.seek(0, 2)
                 file.seek(max(0, size - (1 << 20)))
-                rows.append({"name": path.name, "bytes": size, "crc32": zlib.crc32(file.read(), zlib.crc32(head))})
+                rows.append(DataFile(path.name, size, zlib.crc32(file.read(), zlib.crc32(head))))
         return rows
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
-from llmc import checkpoint as ckpt
+from llmc.checkpoint import Checkpointer, FoundCheckpoint, finished_steps
 from llmc.data.tokenizer import Tokenizer
 from llmc.evals import multiple_choice
+from llmc.formats.state_file import TrainState
 from llmc.models.gpt2 import GPT2
 from llmc.system.fs import SYSTEM, Fs, write_atomically
 from llmc.system.signals import StopRequested, StopSignals
@@ -96,10 +97,10 @@ class Trainer:
         self._signals = StopSignals()
         self._saved_step = -1  # of the newest checkpoint on the disk, as far as this run knows
         if run.found is not None:
-            self._restore(*run.found)
-        self._checkpointer: ckpt.Checkpointer | None = None
+            self._restore(run.found)
+        self._checkpointer: Checkpointer | None = None
         if self.run_dir is not None:
-            self._checkpointer = ckpt.Checkpointer(
+            self._checkpointer = Checkpointer(
                 self.run_dir, keep=self.config.keep_checkpoints, major_every=self.config.major_every, fs=fs
             )
             write_atomically(self.run_dir / "config.toml", [self.config.to_toml().encode()])
@@ -271,7 +272,7 @@ class Trainer:
         bad = not (math.isfinite(loss) and math.isfinite(norm))
         self.bad_steps = self.bad_steps + 1 if bad else 0
         if 0 < self.config.max_bad_steps <= self.bad_steps:
-            good = ckpt.finished_steps(self.run_dir) if self.run_dir else []
+            good = finished_steps(self.run_dir) if self.run_dir else []
             where = f"; the last checkpoint is of step {good[-1]} in {self.run_dir}" if good else ""
             raise TrainingStopped(
                 f"loss or gradient was not finite in {self.bad_steps} updates in a row (at step {self.step}: loss {loss}, norm "
@@ -295,7 +296,7 @@ class Trainer:
             self.best_val_loss = loss
             if config.save_best and self.run_dir is not None and self.step > 0:
                 path = self.run_dir / "best.bin"
-                self._finish_saving(lambda: ckpt.save_model(self.model, path, fs=self.fs))
+                self._finish_saving(lambda: self.model.save(path, fs=self.fs))
         return loss
 
     def evaluate_hellaswag(self) -> float:
@@ -341,10 +342,9 @@ class Trainer:
             self._finish_saving(lambda: self._write_checkpoint(background), final)
 
     def _write_checkpoint(self, background: bool) -> None:
-        assert self._checkpointer is not None and self.run_dir is not None
-        step = self.step
-        state = ckpt.TrainState(
-            step=step,
+        assert self._checkpointer is not None
+        state = TrainState(
+            step=self.step,
             optimizer_step=self.optimizer.step_count,
             optimizer_rng=self.optimizer.native.rng_state,
             loader=self.train_loader.state(),
@@ -357,14 +357,14 @@ class Trainer:
                 "best_val_loss": str(self.best_val_loss),
             },
         )
-        manifest = {
-            "llmc": _llmc.__version__,
-            "config": self.config.to_dict(),
-            "model": {k: getattr(self.model.config, k) for k in self.model.config.__dataclass_fields__},
-            "dtype": self.model.dtype,
-            "data": self.run.fingerprint,
-        }
-        self._checkpointer.save(self.model, self.optimizer, state, manifest, background=background)
+        self._checkpointer.save(
+            self.model,
+            self.optimizer,
+            state,
+            config=self.config.to_dict(),
+            data=self.run.fingerprint,
+            background=background,
+        )
 
     def _finish_saving(self, save: Callable[[], Any], final: bool = False) -> None:
         """Runs a save; where it fails, says so and goes on, or stops, as asked. There is no going on from the final one."""
@@ -384,21 +384,13 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_save(self, step, self.run_dir)
 
-    def _restore(self, step: int, manifest: dict[str, Any] | None) -> None:
-        assert self.run_dir is not None
-        state = ckpt.load_state(self.run_dir, step, manifest, self.model, self.optimizer)
+    def _restore(self, found: FoundCheckpoint) -> None:
+        state = found.load_state(self.model, self.optimizer, self.train_loader.state(), shuffle=self.run.shuffle)
         self.step = self._saved_step = state.step
         self.optimizer.step_count = state.optimizer_step
         self.optimizer.native.rng_state = state.optimizer_rng
-        loader, ours = state.loader, self.train_loader.state()
-        if "row" not in loader:  # llm.c's own checkpoint: whole samples
-            loader.update(
-                rows_per_sample=ours["rows_per_sample"], row=loader["sample"] * ours["rows_per_sample"], epoch=0
-            )
-        if not state.shuffle or not self.run.shuffle:
-            loader.update(shard_indices=ours["shard_indices"], sample_indices=ours["sample_indices"], rng=ours["rng"])
         try:
-            self.train_loader.set_state(loader)
+            self.train_loader.set_state(state.loader)
         except ValueError as e:
             if not self.config.allow_changes:
                 raise

@@ -1,0 +1,296 @@
+"""Checkpoints on the disk: their layout, and that no crash, full disk or damage loses what was saved."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from disks import FailingFs, RecordingFs, disk_states
+from runs import cut_at, tiny_data, tiny_settings
+
+import llmc
+from llmc.checkpoint import FoundCheckpoint, finished_steps, newest_good
+from llmc.formats.manifest import DataFile, Manifest, signed
+from llmc.formats.stream import CheckpointDamaged
+from llmc.system.fs import remove_temporaries, write_atomically
+from llmc.training.trainer import Trainer
+
+# ---- formats ----
+
+
+def test_the_state_file_is_laid_out_as_llm_c_reads_it(tmp_path: Path) -> None:
+    """The offsets at which llm.c's load_state() reads."""
+    settings = cut_at(tmp_path, 3, dtype="bf16")
+    raw = (Path(settings["output_dir"]) / "state_00000003_00000.bin").read_bytes()
+    trainer = Trainer(llmc.TrainConfig(**settings))
+    n = trainer.model.num_parameters
+    ints = np.frombuffer(raw[:1024], dtype="<i4")
+    assert list(ints[:6]) == [20240527, 1, 1, 0, 1, 1] and ints[10] == 3
+    state = trainer.train_loader.state()
+    samples, shards = len(state["sample_indices"]), len(state["shard_indices"])
+    assert len(raw) == 1024 + 3 * 4 * n + (8 + 4 * shards) + (8 + 4 * samples) + (8 + 4 + 4 + 4 * 624 + 8)
+    moments = np.frombuffer(raw[1024 : 1024 + 4 * n], dtype="<f4")
+    rows = trainer.optimizer.native.state(trainer.model.native.backend)
+    assert np.array_equal(moments, np.concatenate([row[0].to_host().ravel() for row in rows.values()]))
+
+
+# ---- crashes: every state that a disk may be in ----
+
+
+def test_every_crash_state_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    """Saves of steps 1, 2 and 3, of which two are kept: whatever the disk was left with, the newest finished one is found."""
+    fs = RecordingFs()
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, keep_checkpoints=1)), fs=fs)
+    finished: list[int] = []  # how many operations had been done when each save returned
+    for _ in range(3):
+        trainer.train_step()
+        trainer.save()
+        finished.append(len(fs.ops))
+    models = {}
+    where = tmp_path / "crashed"
+    where.mkdir()
+    count_states = 0
+    for count in range(len(fs.ops) + 1):
+        sure = sum(count >= end for end in finished)  # the newest step whose save had returned
+        for state in disk_states(fs.ops, count):
+            count_states += 1
+            for path in where.iterdir():
+                path.unlink()
+            for name, data in state.items():
+                (where / name).write_bytes(data)
+            warnings: list[str] = []
+            found = newest_good(where, warn=warnings.append)
+            step = found.step if found else 0
+            assert step >= sure, (count, fs.ops[max(0, count - 1)][:2], warnings)
+            if step:
+                raw = (where / f"model_{step:08d}.bin").read_bytes()
+                assert models.setdefault(step, raw) == raw
+    assert count_states > 200 and set(models) == {1, 2, 3}
+
+
+# ---- saves that fail ----
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        InterruptedError(errno.EINTR, "Interrupted"),
+        None,
+    ],
+    ids=["ENOSPC", "EIO", "EACCES", "EINTR", "short write"],
+)
+def test_the_nth_call_fails(tmp_path: Path, error: OSError | None) -> None:
+    """For every n: the error is the caller's, the earlier checkpoint stays good, nothing half-written is left, a later save works."""
+    fs = FailingFs()
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, keep_checkpoints=1)), fs=fs)
+    run = tmp_path / "run"
+    trainer.train_step()
+    trainer.save()
+    for n in itertools.count(1):
+        trainer.train_step()
+        before = newest_good(run, warn=pytest.fail)
+        fs.fail_at(n, error)
+        raised = None
+        try:
+            trainer.save()
+        except OSError as e:
+            raised = e
+        assert raised in (None, error)
+        found = newest_good(run, warn=lambda text: None)
+        assert found is not None and before is not None and found.step in (before.step, trainer.step)
+        assert raised is not None or found.step == trainer.step
+        assert not list(run.glob(".tmp-*")) or raised is not None
+        if fs.calls < n:
+            assert raised is None and n > 10
+            break
+    fs.fail_at(0)
+    trainer.save()
+    FoundCheckpoint.open(run, trainer.step).verify()
+
+
+def test_saving_a_step_again_that_fails_keeps_what_was_saved(tmp_path: Path) -> None:
+    fs = FailingFs()
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, max_steps=3)), fs=fs)
+    trainer.fit()
+    fs.fail_at(3, OSError(errno.EIO, "Input/output error"))
+    trainer.fit()  # nothing to train, nothing to save
+    assert fs.calls == 0
+    with pytest.raises(OSError, match="Input/output error"):
+        trainer.save()
+    FoundCheckpoint.open(tmp_path / "run", 3).verify()
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is of POSIX")
+def test_full_disk_by_the_system_itself(tmp_path: Path) -> None:
+    """The operating system refuses to write past a limit: one line, exit code 0 for 'continue', the old file untouched."""
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "from llmc.system.fs import write_atomically\n"
+        "try:\n    write_atomically(sys.argv[1], [b'x' * 100000])\n"
+        "except OSError as e:\n    print('refused', e.errno)\n"
+    )
+    path = tmp_path / "file"
+    write_atomically(path, [b"old"])
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert (
+        done.stdout == f"refused {errno.EFBIG}\n" and path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    )
+
+
+def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    names = [
+        f".tmp-{living.pid}-model.bin",
+        ".tmp-mynotes",
+        f".tmp-{int(dead.stdout)}-model.bin",
+        f".tmp-{os.getpid()}-x",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path)
+    living.communicate(b"\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[:2])
+
+
+# ---- damage ----
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("damage")
+    settings = tiny_settings(folder)
+    trainer = Trainer(llmc.TrainConfig(**settings))
+    for _ in range(2):
+        trainer.train_step()
+        trainer.save()
+    return {**settings, "resume": True}
+
+
+@pytest.mark.parametrize("kind", ["model", "state", "DONE"])
+def test_every_flipped_bit_and_truncation_is_found(two_checkpoints: dict[str, Any], kind: str) -> None:
+    run = Path(two_checkpoints["output_dir"])
+    path = next(run.glob(f"{kind}_00000002*"))
+    whole = path.read_bytes()
+    rng = random.Random(kind)
+    damaged = []
+    for _ in range(150):
+        raw = bytearray(whole)
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        damaged.append(bytes(raw))
+    damaged += [whole[:cut] for cut in {0, 1, 4, 1023, 1024, len(whole) // 2, len(whole) - 1} if cut < len(whole)]
+    damaged += [whole + b"\0", b"\0" * len(whole)]
+    try:
+        for raw in damaged:
+            path.write_bytes(raw)
+            warnings: list[str] = []
+            found = newest_good(run, warn=warnings.append)
+            assert found is not None
+            if found.step == 2:  # a blank or a letter of the manifest's form: it must mean the same
+                assert kind == "DONE" and found.manifest == Manifest.from_json(whole, path)
+            else:
+                assert found.step == 1 and len(warnings) == 1 and path.name in warnings[0]
+    finally:
+        path.write_bytes(whole)
+
+
+# Changes of a manifest's values, and the value that the error names.
+WRONG_VALUES = {
+    "optimizer_step": lambda m: m["state"].update(optimizer_step="1"),
+    "optimizer_rng": lambda m: m["state"].update(optimizer_rng=2**64),
+    "shuffle": lambda m: m["state"].update(shuffle=1),
+    "extra": lambda m: m["state"].update(extra=[]),
+    "state.loader.row": lambda m: m["state"]["loader"].update(row=-1),
+    "state.loader.epoch": lambda m: m["state"]["loader"].pop("epoch"),
+    "rows_per_sample": lambda m: m["state"]["loader"].update(rows_per_sample=0),
+    "loader": lambda m: m["state"].update(loader=None),
+    "state": lambda m: m.pop("state"),
+    "config": lambda m: m.update(config=[]),
+    "dtype": lambda m: m.update(dtype=None),
+    "data": lambda m: m.update(data={}),
+    r"data\[0\].name": lambda m: m["data"][0].update(name=3),
+    r"data\[1\].crc32": lambda m: m["data"][1].update(crc32=True),
+    "model_00000002.bin.bytes": lambda m: m["files"]["model_00000002.bin"].update(bytes=1.5),
+    r"crc32\[0\]": lambda m: m["files"]["model_00000002.bin"].update(crc32=["x"]),
+    "2 checksums for": lambda m: m["files"]["model_00000002.bin"].update(crc32=[1, 2]),
+    "format is 2": lambda m: m.update(format=2),
+    "of step 7": lambda m: m.update(step=7),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_VALUES)
+def test_a_wrong_value_in_a_manifest_is_named(two_checkpoints: dict[str, Any], tmp_path: Path, message: str) -> None:
+    raw = (Path(two_checkpoints["output_dir"]) / "DONE_00000002").read_bytes()
+    manifest = json.loads(raw)["manifest"]
+    WRONG_VALUES[message](manifest)
+    (tmp_path / "DONE_00000002").write_text(signed(manifest))
+    with pytest.raises(CheckpointDamaged, match=f"DONE_00000002: damaged manifest: .*{message}"):
+        FoundCheckpoint.open(tmp_path, 2)
+
+
+def test_a_manifest_round_trip(two_checkpoints: dict[str, Any]) -> None:
+    path = Path(two_checkpoints["output_dir"]) / "DONE_00000002"
+    raw = path.read_bytes()
+    outer = json.loads(raw)
+    assert outer["crc32"] == zlib.crc32(json.dumps(outer["manifest"], indent=1, sort_keys=True).encode())
+    manifest = Manifest.from_json(raw, path)
+    assert manifest.to_json().encode() == raw
+    again = [*manifest.data]
+    assert manifest.differences(["seed"], {"seed": 42}, again) == []
+    again[1] = DataFile("val.bin", 5, 5)
+    assert manifest.differences(["seed"], {"seed": 1}, again) == ["seed was 42, is 1", "the data changed (val.bin)"]
+    assert manifest.differences([], {}, manifest.data[::-1]) == ["the data changed (their order)"]
+
+
+# ---- the real thing ----
+
+
+_SAVE_FOREVER = """
+import sys, llmc
+from llmc.training.trainer import Trainer
+sys.path.insert(0, {tests!r})
+from runs import tiny_settings
+from pathlib import Path
+settings = tiny_settings(Path({folder!r}), max_steps=100000, checkpoint_every=1, keep_checkpoints=2, resume=True, val_every=0)
+trainer = Trainer(llmc.TrainConfig(**settings))
+print("ready", flush=True)
+trainer.fit()
+"""
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """SIGKILL during saves: the next start finds a good checkpoint, of a step beyond the one that this start went on from."""
+    rng, reached = random.Random(1), 0
+    code = _SAVE_FOREVER.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
+    tiny_data(tmp_path / "data")
+    for _ in range(4):
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert child.stdout is not None and child.stdout.readline().rstrip() == b"ready"
+        while max(finished_steps(tmp_path / "run"), default=0) <= reached:  # however slow the machine is
+            assert child.poll() is None
+            time.sleep(0.01)
+        try:
+            child.wait(0.1 + 0.3 * rng.random())
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        found = newest_good(tmp_path / "run", warn=lambda text: None)
+        assert found is not None and found.step > reached
+        reached = found.step
