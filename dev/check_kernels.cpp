@@ -178,7 +178,7 @@ void matmul_forward(Run& r) {
         r.expect_same(activated, again);
         r.expect(activated, map(Run::read(out), gelu));
         // Packed ahead, and after the weight has changed.
-        r.ops.changed(weight);
+        r.ops.weights_changed(weight);
         for (int i = 0; i < 2; ++i) {
             r.ops.matmul_forward(again, inp, weight, bias);
             r.expect_same(again, out);
@@ -206,7 +206,7 @@ void matmul_backward(Run& r) {
             r.ops.matmul_backward(Tensor(), dweight, dbias, dout, inp, weight, true);
             r.expect(dweight, add(before, dw));
             const Tensor fused = r.output({N, C}), composed = r.output({N, C});
-            r.ops.changed(weight);
+            r.ops.weights_changed(weight);
             r.ops.matmul_gelu_backward(fused, Tensor(), Tensor(), dout, inp, weight, pre, true);
             r.ops.gelu_backward(composed, pre, dinp);
             r.expect_same(fused, composed);

@@ -24,7 +24,7 @@ BT batch_shape(const Tokens& tokens, const char* name) {
 struct Model {
     struct Views {
         std::atomic<std::int64_t> alive{0};
-        std::atomic<bool> used{false};  // since the last refresh()
+        std::atomic<bool> used{false};  // since weights_changed() was last called
     };
     std::shared_ptr<GPT2> gpt2;
     std::shared_ptr<Views> views = std::make_shared<Views>();
@@ -43,8 +43,9 @@ struct Model {
         const py::capsule base(new Keep{gpt2, views}, [](void* p) { delete static_cast<Keep*>(p); });
         return host_view(t, base);
     }
-    void refresh() const {
-        if (views->alive > 0 || views->used.exchange(false)) gpt2->parameters_changed();
+    // A view may have been written through: if there has been one since the last call, packed copies are dropped.
+    void weights_changed() const {
+        if (views->alive > 0 || views->used.exchange(false)) gpt2->weights_changed();
     }
 };
 
@@ -148,7 +149,7 @@ void bind_model(py::module_& m) {
                 const auto [B, T] = batch_shape(inputs, "inputs");
                 const std::int32_t* const data = inputs.data();
                 const Busy busy(*self.gpt2->backend());
-                self.refresh();
+                self.weights_changed();
                 self.gpt2->forward(data, B, T);
             },
             "inputs"_a)
@@ -196,7 +197,7 @@ void bind_model(py::module_& m) {
                 float mean;
                 {
                     const Busy busy(*self.gpt2->backend());
-                    self.refresh();
+                    self.weights_changed();
                     mean = self.gpt2->evaluate(x, y, B, T, out);
                 }
                 if (by_token) return losses;
@@ -211,7 +212,7 @@ void bind_model(py::module_& m) {
                 float* const out = logits.mutable_data();
                 const std::int32_t* const x = inputs.data();
                 const Busy busy(*self.gpt2->backend());
-                self.refresh();
+                self.weights_changed();
                 self.gpt2->logits(x, B, T, out);
                 return logits;
             },
@@ -225,7 +226,7 @@ void bind_model(py::module_& m) {
                 const std::int32_t* const x = tokens.data();
                 const std::int64_t n = tokens.size();
                 const Busy busy(*self.gpt2->backend());
-                self.refresh();
+                self.weights_changed();
                 self.gpt2->prefill(cache, b, x, n, out);
                 return logits;
             },
@@ -239,7 +240,7 @@ void bind_model(py::module_& m) {
                 float* const out = logits.mutable_data();
                 const std::int32_t* const x = tokens.data();
                 const Busy busy(*self.gpt2->backend());
-                self.refresh();
+                self.weights_changed();
                 self.gpt2->decode(cache, x, out);
                 return logits;
             },
@@ -256,7 +257,7 @@ void bind_model(py::module_& m) {
                 const std::int32_t* const x = tokens ? tokens->data() : nullptr;
                 const float* const coin = coins.data();
                 const Busy busy(*self.gpt2->backend());
-                self.refresh();
+                self.weights_changed();
                 self.gpt2->queue_tokens(cache, x, coin, options);
             },
             "cache"_a, "tokens"_a, "coins"_a, "options"_a,
@@ -319,10 +320,10 @@ void bind_model(py::module_& m) {
              [](Model& self) {
                  return OwnedTensor{self.gpt2->backend(), self.gpt2->all_parameters(), self.gpt2};
              })
-        .def("parameters_changed",
+        .def("weights_changed",
              [](Model& self) {
                  const Busy busy(*self.gpt2->backend());
-                 self.gpt2->parameters_changed();
+                 self.gpt2->weights_changed();
              })
         .def(
             "load_checkpoint",

@@ -82,8 +82,9 @@ void bind_ops(py::module_& m) {
             "given.")
         .def("zero", op(&Backend::zero), "x"_a)
         .def("copy", op(&Backend::copy), "out"_a, "inp"_a)
-        .def("changed", op(&Backend::changed), "memory"_a,
-             "Says that memory holds parameters and has new values: weights so named may be kept packed.")
+        .def("weights_changed", op(&Backend::weights_changed), "weights"_a,
+             "Call once for memory that holds weights, and again after writing them by any other way than "
+             "zero, copy, from_host or adamw: packed copies of this memory are dropped.")
         .def("encoder_forward", op(&Backend::encoder_forward), "out"_a, "inp"_a, "wte"_a, "wpe"_a,
              "start"_a = none)
         .def("encoder_backward", op(&Backend::encoder_backward), "dwte"_a, "dwpe"_a, "dout"_a, "inp"_a)

@@ -77,10 +77,9 @@ class Backend {
     // Ops are only queued, so that the host may be ahead of them.
     virtual bool runs_ahead() const { return false; }
 
-    // `memory` holds parameters, which have new values. A backend may keep packed copies of such weights, and
-    // only of such. So whoever has named memory here names it again after writing to it, and before the next
-    // product: unless it was written by zero, copy, from_host or adamw, which see to that themselves.
-    virtual void changed(Tensor memory) { (void)memory; }
+    // Call once for memory that holds weights, and again after writing them by any other way than zero, copy,
+    // from_host or adamw: packed copies of this memory are dropped. Other memory is never kept packed.
+    virtual void weights_changed(Tensor weights) { (void)weights; }
 
     // Bytes that the ops of a training step take for themselves, beside the tensors that they are given.
     virtual std::int64_t workspace_bytes(std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,

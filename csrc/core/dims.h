@@ -1,5 +1,5 @@
-// The one validation of each op: what was expected, what came. Every backend calls the op's function first
-// and works with the extents that it returns.
+// The operands of each op are checked here, and nowhere else. Every backend first calls the function named after the op
+// (layernorm_dims for both layernorm ops), and works with the extents that it returns.
 #pragma once
 
 #include <cstdint>
@@ -8,43 +8,46 @@
 
 namespace llmc {
 
-namespace detail {
-inline void check_present(const char* op, const char* name, const Tensor& t) {
+// What an op demands of one operand. Each throws ArgumentError, which names the op, the operand, what was expected and
+// what came.
+namespace check {
+inline void present(const char* op, const char* name, const Tensor& t) {
     LLMC_CHECK(t || t.numel() == 0, "{}: {} is missing", op, name);
 }
-inline void check_float(const char* op, const char* name, const Tensor& t) {
-    check_present(op, name, t);
+inline void float_dtype(const char* op, const char* name, const Tensor& t) {
+    present(op, name, t);
     LLMC_CHECK(is_float(t.dtype), "{}: {} is {}, expected f32 or bf16", op, name, t);
 }
-inline void check_dtype(const char* op, const char* name, const Tensor& t, DType dtype) {
-    check_present(op, name, t);
-    LLMC_CHECK(t.dtype == dtype, "{}: {} is {}, expected {}", op, name, t, dtype);
+inline void dtype(const char* op, const char* name, const Tensor& t, DType expected) {
+    present(op, name, t);
+    LLMC_CHECK(t.dtype == expected, "{}: {} is {}, expected {}", op, name, t, expected);
 }
-inline void check_shape(const char* op, const char* name, const Tensor& t,
-                        std::initializer_list<std::int64_t> shape) {
-    check_present(op, name, t);
-    LLMC_CHECK(t.is(shape), "{}: {} is {}, expected {}", op, name, t, Tensor(nullptr, t.dtype, shape));
+inline void shape(const char* op, const char* name, const Tensor& t,
+                  std::initializer_list<std::int64_t> expected) {
+    present(op, name, t);
+    LLMC_CHECK(t.is(expected), "{}: {} is {}, expected {}", op, name, t, Tensor(nullptr, t.dtype, expected));
 }
-// A vector of statistics: f32, one value per row however the rows are arranged.
-inline void check_stat(const char* op, const char* name, const Tensor& t, std::int64_t n) {
-    check_dtype(op, name, t, DType::f32);
+// n values in f32, in any shape.
+inline void f32_values(const char* op, const char* name, const Tensor& t, std::int64_t n) {
+    dtype(op, name, t, DType::f32);
     LLMC_CHECK(t.numel() == n, "{}: {} is {}, expected {} elements", op, name, t, n);
 }
-inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& other) {
-    check_present(op, name, t);
+// The dtype and shape of `other`.
+inline void like(const char* op, const char* name, const Tensor& t, const Tensor& other) {
+    present(op, name, t);
     LLMC_CHECK(t.is_like(other) && t.dtype == other.dtype, "{}: {} is {}, expected {}", op, name, t, other);
 }
-// Of the same rows and columns and dtype, however the rows are arranged.
-inline void check_matrix(const char* op, const char* name, const Tensor& t, DType dtype, std::int64_t N,
-                         std::int64_t C) {
-    check_dtype(op, name, t, dtype);
+// N rows of C columns, if all leading extents of t are taken together as its rows.
+inline void matrix(const char* op, const char* name, const Tensor& t, DType expected, std::int64_t N,
+                   std::int64_t C) {
+    dtype(op, name, t, expected);
     LLMC_CHECK(t.rows() == N && t.cols() == C, "{}: {} is {}, expected ({}, {})", op, name, t, N, C);
 }
-}  // namespace detail
+}  // namespace check
 
 inline void copy_dims(const Tensor& out, const Tensor& inp) {
-    detail::check_present("copy", "out", out);
-    detail::check_present("copy", "inp", inp);
+    check::present("copy", "out", out);
+    check::present("copy", "inp", inp);
     LLMC_CHECK(out.numel() == inp.numel(), "copy: out is {}, inp is {}", out, inp);
     LLMC_CHECK(out.dtype == inp.dtype || (is_float(out.dtype) && is_float(inp.dtype)),
                "copy: cannot convert {} to {}", inp, out);
@@ -55,15 +58,15 @@ struct EncoderDims {
 };
 inline EncoderDims encoder_dims(const char* op, const Tensor& out, const Tensor& inp, const Tensor& wte,
                                 const Tensor& wpe) {
-    detail::check_dtype(op, "inp", inp, DType::i32);
+    check::dtype(op, "inp", inp, DType::i32);
     LLMC_CHECK(inp.rank == 2, "{}: inp is {}, expected (B, T)", op, inp);
     LLMC_CHECK(wte.rank == 2 && wpe.rank == 2 && wte.shape[1] == wpe.shape[1],
                "{}: wte is {} and wpe is {}, expected (Vp, C) and (maxT, C)", op, wte, wpe);
     const EncoderDims d{inp.shape[0], inp.shape[1], wte.shape[1], wte.shape[0], wpe.shape[0]};
-    detail::check_float(op, "wte", wte);
-    detail::check_dtype(op, "wpe", wpe, wte.dtype);
-    detail::check_shape(op, "out", out, {d.B, d.T, d.C});
-    detail::check_float(op, "out", out);
+    check::float_dtype(op, "wte", wte);
+    check::dtype(op, "wpe", wpe, wte.dtype);
+    check::shape(op, "out", out, {d.B, d.T, d.C});
+    check::float_dtype(op, "out", out);
     LLMC_CHECK(d.T <= d.maxT, "{}: T is {}, but wpe has {} positions", op, d.T, d.maxT);
     return d;
 }
@@ -74,12 +77,12 @@ struct LayerNormDims {
 inline LayerNormDims layernorm_dims(const char* op, const Tensor& out, const Tensor& mean, const Tensor& rstd,
                                     const Tensor& inp, const Tensor& weight) {
     const LayerNormDims d{inp.rows(), inp.cols()};
-    detail::check_float(op, "inp", inp);
-    detail::check_shape(op, "weight", weight, {d.C});
-    detail::check_dtype(op, "weight", weight, inp.dtype);
-    detail::check_matrix(op, "out", out, inp.dtype, d.N, d.C);
-    detail::check_stat(op, "mean", mean, d.N);
-    detail::check_stat(op, "rstd", rstd, d.N);
+    check::float_dtype(op, "inp", inp);
+    check::shape(op, "weight", weight, {d.C});
+    check::dtype(op, "weight", weight, inp.dtype);
+    check::matrix(op, "out", out, inp.dtype, d.N, d.C);
+    check::f32_values(op, "mean", mean, d.N);
+    check::f32_values(op, "rstd", rstd, d.N);
     return d;
 }
 
@@ -91,15 +94,15 @@ inline MatmulDims matmul_forward_dims(const Tensor& out, const Tensor& inp, cons
     constexpr const char* op = "matmul_forward";
     LLMC_CHECK(weight && weight.rank == 2, "{}: weight is {}, expected (OC, C)", op, weight);
     const MatmulDims d{inp.rows(), weight.shape[1], weight.shape[0]};
-    detail::check_float(op, "inp", inp);
-    detail::check_dtype(op, "weight", weight, inp.dtype);
-    detail::check_matrix(op, "inp", inp, inp.dtype, d.N, d.C);
+    check::float_dtype(op, "inp", inp);
+    check::dtype(op, "weight", weight, inp.dtype);
+    check::matrix(op, "inp", inp, inp.dtype, d.N, d.C);
     LLMC_CHECK(out.dtype == inp.dtype || out.dtype == DType::f32, "{}: out is {}, expected {} or f32", op,
                out, inp.dtype);
-    detail::check_matrix(op, "out", out, out.dtype, d.N, d.OC);
+    check::matrix(op, "out", out, out.dtype, d.N, d.OC);
     if (bias) {
-        detail::check_shape(op, "bias", bias, {d.OC});
-        detail::check_dtype(op, "bias", bias, weight.dtype);
+        check::shape(op, "bias", bias, {d.OC});
+        check::dtype(op, "bias", bias, weight.dtype);
     }
     return d;
 }
@@ -108,17 +111,17 @@ inline MatmulDims matmul_backward_dims(const Tensor& dinp, const Tensor& dweight
     constexpr const char* op = "matmul_backward";
     LLMC_CHECK(weight && weight.rank == 2, "{}: weight is {}, expected (OC, C)", op, weight);
     const MatmulDims d{dout.rows(), weight.shape[1], weight.shape[0]};
-    detail::check_float(op, "dout", dout);
-    detail::check_matrix(op, "dout", dout, weight.dtype, d.N, d.OC);
-    if (dinp) detail::check_matrix(op, "dinp", dinp, weight.dtype, d.N, d.C);
+    check::float_dtype(op, "dout", dout);
+    check::matrix(op, "dout", dout, weight.dtype, d.N, d.OC);
+    if (dinp) check::matrix(op, "dinp", dinp, weight.dtype, d.N, d.C);
     if (dweight) {
-        detail::check_matrix(op, "inp", inp, weight.dtype, d.N, d.C);
-        detail::check_shape(op, "dweight", dweight, {d.OC, d.C});
-        detail::check_float(op, "dweight", dweight);
+        check::matrix(op, "inp", inp, weight.dtype, d.N, d.C);
+        check::shape(op, "dweight", dweight, {d.OC, d.C});
+        check::float_dtype(op, "dweight", dweight);
     }
     if (dbias) {
-        detail::check_shape(op, "dbias", dbias, {d.OC});
-        detail::check_float(op, "dbias", dbias);
+        check::shape(op, "dbias", dbias, {d.OC});
+        check::float_dtype(op, "dbias", dbias);
     }
     return d;
 }
@@ -131,16 +134,16 @@ inline AttentionDims attention_dims(const char* op, const Tensor& out, const Ten
     AttentionDims d{qkv.shape[0], qkv.shape[1], qkv.shape[2] / 3, NH, 0};
     LLMC_CHECK(NH > 0 && d.C % NH == 0, "{}: C = {} is not divisible by NH = {}", op, d.C, NH);
     d.HS = d.C / NH;
-    detail::check_float(op, "qkv", qkv);
-    detail::check_shape(op, "out", out, {d.B, d.T, d.C});
-    detail::check_dtype(op, "out", out, qkv.dtype);
+    check::float_dtype(op, "qkv", qkv);
+    check::shape(op, "out", out, {d.B, d.T, d.C});
+    check::dtype(op, "out", out, qkv.dtype);
     return d;
 }
 inline AttentionDims attention_training_dims(const char* op, const Tensor& out, const Tensor& lse,
                                              const Tensor& qkv, std::int64_t NH) {
     const AttentionDims d = attention_dims(op, out, qkv, NH);
-    detail::check_shape(op, "lse", lse, {d.B, d.NH, d.T});
-    detail::check_dtype(op, "lse", lse, DType::f32);
+    check::shape(op, "lse", lse, {d.B, d.NH, d.T});
+    check::dtype(op, "lse", lse, DType::f32);
     return d;
 }
 struct DecodeDims {
@@ -152,20 +155,20 @@ inline DecodeDims attention_decode_dims(const Tensor& out, const Tensor& kcache,
     const AttentionDims a = attention_dims(op, out, qkv, NH);
     LLMC_CHECK(kcache.rank == 4, "{}: kcache is {}, expected (B, NH, maxT, HS)", op, kcache);
     const DecodeDims d{a.B, a.T, a.C, a.NH, a.HS, kcache.shape[2]};
-    detail::check_shape(op, "kcache", kcache, {d.B, d.NH, d.maxT, d.HS});
-    detail::check_dtype(op, "kcache", kcache, qkv.dtype);
-    detail::check_like(op, "vcache", vcache, kcache);
-    detail::check_shape(op, "start", start, {d.B});
-    detail::check_dtype(op, "start", start, DType::i32);
+    check::shape(op, "kcache", kcache, {d.B, d.NH, d.maxT, d.HS});
+    check::dtype(op, "kcache", kcache, qkv.dtype);
+    check::like(op, "vcache", vcache, kcache);
+    check::shape(op, "start", start, {d.B});
+    check::dtype(op, "start", start, DType::i32);
     LLMC_CHECK(d.T <= d.maxT, "{}: {} new positions, but the cache holds {}", op, d.T, d.maxT);
     return d;
 }
 
-// Elementwise ops: all operands alike in dtype and number of elements.
+// Elementwise ops: all operands have one dtype and as many elements.
 inline std::int64_t elementwise_numel(const char* op, const Tensor& out, const Tensor& a, const Tensor& b) {
-    detail::check_float(op, "out", out);
+    check::float_dtype(op, "out", out);
     for (const Tensor& t : {out, a, b}) {
-        detail::check_present(op, "an operand", t);
+        check::present(op, "an operand", t);
         LLMC_CHECK(t.dtype == out.dtype && t.numel() == out.numel(),
                    "{}: operands are {}, {} and {}, expected alike", op, out, a, b);
     }
@@ -178,8 +181,8 @@ struct ClassifierDims {
 inline ClassifierDims classifier_dims(const char* op, const Tensor& logits, const Tensor& targets,
                                       std::int64_t V) {
     const ClassifierDims d{logits.rows(), V, logits.cols()};
-    detail::check_float(op, "logits", logits);
-    detail::check_dtype(op, "targets", targets, DType::i32);
+    check::float_dtype(op, "logits", logits);
+    check::dtype(op, "targets", targets, DType::i32);
     LLMC_CHECK(targets.numel() == d.N, "{}: targets is {}, expected {} elements", op, targets, d.N);
     LLMC_CHECK(0 < V && V <= d.Vp, "{}: V is {}, but logits have {} columns", op, V, d.Vp);
     return d;
@@ -188,28 +191,28 @@ inline ClassifierDims classifier_dims(const char* op, const Tensor& logits, cons
 inline ClassifierDims sample_dims(const Tensor& tokens, const Tensor& logits, const Tensor& coins,
                                   std::int64_t V) {
     const ClassifierDims d = classifier_dims("sample", logits, tokens, V);
-    detail::check_dtype("sample", "logits", logits, DType::f32);
-    detail::check_stat("sample", "coins", coins, d.N);
+    check::dtype("sample", "logits", logits, DType::f32);
+    check::f32_values("sample", "coins", coins, d.N);
     return d;
 }
 
 inline void reduction_dims(const char* op, const Tensor& out, const Tensor& inp) {
-    detail::check_float(op, "inp", inp);
-    detail::check_stat(op, "out", out, 1);
+    check::float_dtype(op, "inp", inp);
+    check::f32_values(op, "out", out, 1);
 }
 
 inline std::int64_t adamw_numel(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v,
                                 const Tensor& grad, const Tensor& factor) {
     constexpr const char* op = "adamw";
-    detail::check_float(op, "param", param);
-    detail::check_float(op, "grad", grad);
+    check::float_dtype(op, "param", param);
+    check::float_dtype(op, "grad", grad);
     const std::int64_t n = param.numel();
-    detail::check_stat(op, "m", m, n);
-    detail::check_stat(op, "v", v, n);
-    detail::check_stat(op, "factor", factor, 1);
+    check::f32_values(op, "m", m, n);
+    check::f32_values(op, "v", v, n);
+    check::f32_values(op, "factor", factor, 1);
     LLMC_CHECK(grad.numel() == n, "{}: grad is {}, expected {} elements", op, grad, n);
     if (master) {
-        detail::check_dtype(op, "master", master, DType::i16);
+        check::dtype(op, "master", master, DType::i16);
         LLMC_CHECK(param.dtype == DType::bf16 && master.numel() == n, "{}: master is {}, param is {}", op,
                    master, param);
     }

@@ -50,7 +50,7 @@ void AdamW::apply(float lr, std::int64_t step) {
         s.weight_decay = p.decay || options_.decay_all ? options_.weight_decay : 0.0f;
         s.seed = rng.randint32();
         backend_->adamw(p.value, master_[i], m_[i], v_[i], p.grad, factor_, s);
-        backend_->changed(p.value);
+        backend_->weights_changed(p.value);
     }
 }
 

@@ -14,7 +14,7 @@ void CpuBackend::adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor g
                grad.dtype);
     const float f = *factor.as<float>();
     if (!std::isfinite(f)) return;
-    written(param);
+    drop_packed_copies(param);
     const AdamWKernelStep s{step.lr,
                             step.beta1,
                             step.beta2,

@@ -49,8 +49,8 @@ void CpuBackend::attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor
                                     std::int64_t NH) {
     constexpr const char* op = "attention_backward";
     const AttentionDims d = attention_training_dims(op, out, lse, qkv, NH);
-    detail::check_like(op, "dqkv", dqkv, qkv);
-    detail::check_like(op, "dout", dout, out);
+    check::like(op, "dqkv", dqkv, qkv);
+    check::like(op, "dout", dout, out);
     visit_float(qkv.dtype, [&](auto tag) {
         using T = decltype(tag);
         reserve_thread_scratch(kernels<T>().attention_backward_scratch(d.T, d.HS));

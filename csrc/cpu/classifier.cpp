@@ -9,7 +9,7 @@ void CpuBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float 
                             bool gradient) {
     constexpr const char* op = "classifier";
     const ClassifierDims d = classifier_dims(op, logits, targets, V);
-    if (losses) detail::check_stat(op, "losses", losses, d.N);
+    if (losses) check::f32_values(op, "losses", losses, d.N);
     for (std::int64_t i = 0; i < d.N; ++i)
         LLMC_CHECK(targets.as<std::int32_t>()[i] < V,
                    "{}: target {} at {} is outside of the vocabulary of {}", op,
@@ -25,7 +25,7 @@ void CpuBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float 
 }
 
 void CpuBackend::crossentropy_forward(Tensor losses, Tensor logits, Tensor targets, std::int64_t V) {
-    detail::check_present("crossentropy_forward", "losses", losses);
+    check::present("crossentropy_forward", "losses", losses);
     classifier(losses, logits, targets, 0.0f, V, false);
 }
 
@@ -34,7 +34,7 @@ void CpuBackend::crossentropy_softmax_backward(Tensor logits, Tensor targets, fl
 }
 
 void CpuBackend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) {
-    detail::check_present("fused_classifier", "losses", losses);
+    check::present("fused_classifier", "losses", losses);
     classifier(losses, logits, targets, dloss, V, true);
 }
 

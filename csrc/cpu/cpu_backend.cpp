@@ -70,12 +70,12 @@ void CpuBackend::release(void* memory) noexcept {
     release_pages(memory);
 }
 
-void CpuBackend::changed(Tensor memory) {
-    if (weights_) weights_->changed(memory);
+void CpuBackend::weights_changed(Tensor weights) {
+    if (weights_) weights_->weights_changed(weights);
 }
 
-void CpuBackend::written(Tensor memory) {
-    if (weights_) weights_->written(memory);
+void CpuBackend::drop_packed_copies(Tensor memory) {
+    if (weights_) weights_->drop_copies(memory);
 }
 
 void CpuBackend::grow(Scratch& scratch, std::int64_t bytes) {
@@ -96,8 +96,8 @@ void* CpuBackend::shared_scratch(std::int64_t bytes) {
 }
 
 void CpuBackend::zero(Tensor x) {
-    detail::check_present("zero", "x", x);
-    written(x);
+    check::present("zero", "x", x);
+    drop_packed_copies(x);
     for_ranges(x.bytes(), 1 << 20, [&](std::int64_t begin, std::int64_t count) {
         std::memset(x.as<char>() + begin, 0, static_cast<std::size_t>(count));
     });
@@ -105,7 +105,7 @@ void CpuBackend::zero(Tensor x) {
 
 void CpuBackend::copy(Tensor out, Tensor inp) {
     copy_dims(out, inp);
-    written(out);
+    drop_packed_copies(out);
     for_ranges(out.numel(), kGrain, [&](std::int64_t i, std::int64_t n) {
         if (out.dtype == inp.dtype) {
             const std::int64_t size = size_of(out.dtype);
@@ -120,7 +120,7 @@ void CpuBackend::copy(Tensor out, Tensor inp) {
 }
 
 void CpuBackend::from_host(Tensor out, const void* host) {
-    written(out);
+    drop_packed_copies(out);
     for_ranges(out.bytes(), 1 << 20, [&](std::int64_t begin, std::int64_t count) {
         std::memcpy(out.as<char>() + begin, static_cast<const char*>(host) + begin,
                     static_cast<std::size_t>(count));

@@ -27,7 +27,7 @@ class CpuBackend final : public Backend {
     void from_host(Tensor out, const void* host) override;
     void to_host(void* host, Tensor inp) override;
     void synchronize() override {}
-    void changed(Tensor memory) override;
+    void weights_changed(Tensor weights) override;
 
     void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) override;
     void encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor inp) override;
@@ -82,7 +82,8 @@ class CpuBackend final : public Backend {
     void reserve_thread_scratch(std::int64_t bytes);
     void* shared_scratch(std::int64_t bytes);
 
-    void written(Tensor memory);  // by an op that may be given a parameter
+    // Every op that may be given a weight to write calls this: packed copies of the memory are dropped.
+    void drop_packed_copies(Tensor memory);
 
     void product(Gemm g, DType dtype);
     const void* packed_weight(const Gemm& g, DType dtype);

@@ -23,11 +23,11 @@ void check_tokens(const char* op, const std::int32_t* tokens, std::int64_t n, st
 void CpuBackend::encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) {
     constexpr const char* op = "encoder_forward";
     const auto [B, T, C, Vp, maxT] = encoder_dims(op, out, inp, wte, wpe);
-    detail::check_dtype(op, "out", out, wte.dtype);
+    check::dtype(op, "out", out, wte.dtype);
     check_tokens(op, inp.as<std::int32_t>(), B * T, Vp);
     if (start) {
-        detail::check_dtype(op, "start", start, DType::i32);
-        detail::check_shape(op, "start", start, {B});
+        check::dtype(op, "start", start, DType::i32);
+        check::shape(op, "start", start, {B});
         for (std::int64_t b = 0; b < B; ++b) {
             const std::int64_t s = start.as<std::int32_t>()[b];
             LLMC_CHECK(s >= 0 && s + T <= maxT, "{}: positions {}..{}, but wpe has {}", op, s, s + T, maxT);

@@ -17,7 +17,7 @@ constexpr std::int64_t kBlockRows = 128;  // rows that share a partial sum in th
 void CpuBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
                                    Tensor bias) {
     const auto [N, C] = layernorm_dims("layernorm_forward", out, mean, rstd, inp, weight);
-    detail::check_like("layernorm_forward", "bias", bias, weight);
+    check::like("layernorm_forward", "bias", bias, weight);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         for_ranges(N, kRows, [&](std::int64_t r, std::int64_t rows) {
@@ -31,7 +31,7 @@ void CpuBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, T
                                                   Tensor a, Tensor b, Tensor weight, Tensor bias) {
     constexpr const char* op = "fused_residual_layernorm_forward";
     const auto [N, C] = layernorm_dims(op, out, mean, rstd, residual, weight);
-    detail::check_like(op, "bias", bias, weight);
+    check::like(op, "bias", bias, weight);
     elementwise_numel(op, residual, a, b);
     visit_float(a.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
@@ -47,10 +47,10 @@ void CpuBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, T
                                     Tensor weight, Tensor mean, Tensor rstd) {
     constexpr const char* op = "layernorm_backward";
     const auto [N, C] = layernorm_dims(op, dinp, mean, rstd, inp, weight);
-    detail::check_matrix(op, "dout", dout, inp.dtype, N, C);
-    detail::check_shape(op, "dweight", dweight, {C});
-    detail::check_float(op, "dweight", dweight);
-    detail::check_like(op, "dbias", dbias, dweight);
+    check::matrix(op, "dout", dout, inp.dtype, N, C);
+    check::shape(op, "dweight", dweight, {C});
+    check::float_dtype(op, "dweight", dweight);
+    check::like(op, "dbias", dbias, dweight);
     const std::int64_t blocks = ceil_div(N, kBlockRows);
     float* const partial = static_cast<float*>(shared_scratch(blocks * 2 * C * 4));
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {

@@ -86,8 +86,8 @@ void CpuBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bi
 
 void CpuBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
     const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
-    detail::check_like("matmul_gelu_forward", "pre", pre, out);
-    detail::check_dtype("matmul_gelu_forward", "out", out, inp.dtype);
+    check::like("matmul_gelu_forward", "pre", pre, out);
+    check::dtype("matmul_gelu_forward", "out", out, inp.dtype);
     Gemm g = forward_product(d, out, inp, weight, bias);
     g.pre = pre.data;
     product(g, inp.dtype);
@@ -103,7 +103,7 @@ void CpuBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias,
                                       Tensor weight, Tensor pre, bool accumulate) {
     const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
     if (dinp) {
-        if (pre) detail::check_matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
+        if (pre) check::matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
         Gemm g{};
         g.M = d.N, g.N = d.C, g.K = d.OC;
         g.a = dout.data, g.lda = d.OC;

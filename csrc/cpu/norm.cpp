@@ -29,7 +29,7 @@ double sum_of_blocks(int threads, std::int64_t n, BlockSum block_sum) {
 
 void CpuBackend::sum(Tensor out, Tensor inp, float scale) {
     reduction_dims("sum", out, inp);
-    detail::check_dtype("sum", "inp", inp, DType::f32);
+    check::dtype("sum", "inp", inp, DType::f32);
     const double total = sum_of_blocks(threads_, inp.numel(), [&](std::int64_t i, std::int64_t n) {
         return kernels_->sum_f32(inp.as<float>() + i, n);
     });
@@ -49,7 +49,7 @@ void CpuBackend::global_norm_squared(Tensor out, Tensor inp) {
 
 void CpuBackend::clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) {
     for (const Tensor& t : {norm, factor, norm_squared})
-        detail::check_stat("clip_factor", "an operand", t, 1);
+        check::f32_values("clip_factor", "an operand", t, 1);
     const float n = std::sqrt(*norm_squared.as<float>());
     *norm.as<float>() = n;
     if (!std::isfinite(n))

@@ -12,22 +12,22 @@ void PackedWeights::mark_stale(Address begin, Address end) {
         if (key.first < end && begin < entry.end) entry.stale = true;
 }
 
-void PackedWeights::changed(const Tensor& parameters) {
-    Address begin = address(parameters.data), end = begin + static_cast<Address>(parameters.bytes());
+void PackedWeights::weights_changed(const Tensor& weights) {
+    Address begin = address(weights.data), end = begin + static_cast<Address>(weights.bytes());
     const std::lock_guard lock(mutex_);
     mark_stale(begin, end);
-    // The range is joined with those that it touches.
-    auto range = parameters_.lower_bound(begin);
-    if (range != parameters_.begin() && std::prev(range)->second >= begin) --range;
-    while (range != parameters_.end() && range->first <= end) {
+    // Ranges that overlap or touch this one become one with it.
+    auto range = weights_.lower_bound(begin);
+    if (range != weights_.begin() && std::prev(range)->second >= begin) --range;
+    while (range != weights_.end() && range->first <= end) {
         begin = std::min(begin, range->first);
         end = std::max(end, range->second);
-        range = parameters_.erase(range);
+        range = weights_.erase(range);
     }
-    parameters_[begin] = end;
+    weights_[begin] = end;
 }
 
-void PackedWeights::written(const Tensor& memory) {
+void PackedWeights::drop_copies(const Tensor& memory) {
     const Address begin = address(memory.data);
     const std::lock_guard lock(mutex_);
     mark_stale(begin, begin + static_cast<Address>(memory.bytes()));
@@ -36,7 +36,7 @@ void PackedWeights::written(const Tensor& memory) {
 void PackedWeights::forget(const void* memory, std::size_t bytes) noexcept {
     const Address begin = address(memory), end = begin + bytes;
     const std::lock_guard lock(mutex_);
-    parameters_.erase(parameters_.lower_bound(begin), parameters_.lower_bound(end));
+    weights_.erase(weights_.lower_bound(begin), weights_.lower_bound(end));
     copies_.erase(copies_.lower_bound({begin, false}), copies_.lower_bound({end, false}));
 }
 
@@ -45,8 +45,8 @@ PackedWeights::Copy PackedWeights::find(const Gemm& g, std::int64_t bytes) {
     const Address begin = address(g.b),
                   end = begin + static_cast<Address>(((rows - 1) * g.ldb + columns) * 2);
     const std::lock_guard lock(mutex_);
-    const auto range = parameters_.upper_bound(begin);
-    if (range == parameters_.begin() || std::prev(range)->second < end) return {};
+    const auto range = weights_.upper_bound(begin);
+    if (range == weights_.begin() || std::prev(range)->second < end) return {};
     Entry& entry = copies_[{begin, g.b_kmajor}];
     if (!entry.data || entry.K != g.K || entry.N != g.N || entry.ldb != g.ldb) {
         entry.data.reset(allocate_pages(static_cast<std::size_t>(bytes)));

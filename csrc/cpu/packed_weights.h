@@ -1,6 +1,6 @@
-// Packed copies of matmul weights, for kernel sets that want them (kernels.h: pack_weight). A copy lasts until
-// its weight changes, of which the backend hears through changed() and from its own ops that write parameters.
-// Memory that changed() never named is no parameter and has no copies: its contents may change without a word.
+// Packed copies of matmul weights, for kernel sets that are faster with them (kernels.h: pack_weight). A copy is
+// used until its weight changes. Only memory that was once named to weights_changed() gets copies: nobody says when
+// the contents of other memory change.
 #pragma once
 
 #include <cstdint>
@@ -17,14 +17,15 @@ namespace llmc {
 
 class PackedWeights {
   public:
-    void changed(const Tensor& parameters);  // they have new values
-    void written(const Tensor& memory);      // it has new values, and may hold parameters or not
-    void forget(const void* memory, std::size_t bytes) noexcept;  // it goes back to the system
+    void weights_changed(const Tensor& weights);  // Backend::weights_changed
+    void drop_copies(const Tensor& memory);       // memory was written, whether it holds weights or not
+    void forget(const void* memory, std::size_t bytes) noexcept;  // memory is about to be released
 
     struct Copy {
-        void* data = nullptr;  // null where the product's B is not a parameter
-        bool stale = false;    // to be packed by who asked
+        void* data = nullptr;  // null if g.b is not a weight
+        bool stale = false;    // the caller must pack the weight into data before it is used
     };
+    // The copy of g.b, in `bytes` bytes. Says only once that it is stale.
     Copy find(const Gemm& g, std::int64_t bytes);
 
   private:
@@ -33,7 +34,7 @@ class PackedWeights {
         void operator()(void* p) const { release_pages(p); }
     };
     struct Entry {
-        Address end = 0;  // of the weight
+        Address end = 0;  // of the weight in memory
         std::int64_t K = 0, N = 0, ldb = 0;
         std::unique_ptr<void, Release> data;
         bool stale = true;
@@ -41,7 +42,7 @@ class PackedWeights {
     void mark_stale(Address begin, Address end);
 
     std::mutex mutex_;                       // Python may release a tensor while another thread computes
-    std::map<Address, Address> parameters_;  // disjoint ranges
+    std::map<Address, Address> weights_;     // begin -> end, of disjoint ranges
     std::map<std::pair<Address, bool>, Entry> copies_;  // by the weight's address and b_kmajor
 };
 

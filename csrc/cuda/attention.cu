@@ -303,8 +303,8 @@ void CudaBackend::attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tenso
                                      std::int64_t NH) {
     constexpr const char* op = "attention_backward";
     const AttentionDims d = attention_training_dims(op, out, lse, qkv, NH);
-    detail::check_like(op, "dqkv", dqkv, qkv);
-    detail::check_like(op, "dout", dout, out);
+    check::like(op, "dqkv", dqkv, qkv);
+    check::like(op, "dout", dout, out);
     CudnnAttention* const by_cudnn = cudnn(d, qkv);
     if (by_cudnn && by_cudnn->backward(dqkv, dout, qkv, out, lse, d, options_.deterministic, stream()))
         return;

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
 void CudaBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V,
                              bool gradient) {
     const ClassifierDims d = classifier_dims("classifier", logits, targets, V);
-    if (losses) detail::check_stat("classifier", "losses", losses, d.N);
+    if (losses) check::f32_values("classifier", "losses", losses, d.N);
     constexpr i64 kMost = std::numeric_limits<int>::max() / 2;  // the kernel's columns are of 32 bits
     LLMC_CHECK(d.Vp <= kMost, "{} columns are more than a classifier on a GPU takes", d.Vp);
     visit_float(logits.dtype, [&](auto tag) {
@@ -134,7 +134,7 @@ void CudaBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float
 }
 
 void CudaBackend::crossentropy_forward(Tensor losses, Tensor logits, Tensor targets, std::int64_t V) {
-    detail::check_present("crossentropy_forward", "losses", losses);
+    check::present("crossentropy_forward", "losses", losses);
     classifier(losses, logits, targets, 0.0f, V, false);
 }
 
@@ -144,7 +144,7 @@ void CudaBackend::crossentropy_softmax_backward(Tensor logits, Tensor targets, f
 
 void CudaBackend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss,
                                    std::int64_t V) {
-    detail::check_present("fused_classifier", "losses", losses);
+    check::present("fused_classifier", "losses", losses);
     classifier(losses, logits, targets, dloss, V, true);
 }
 

@@ -226,7 +226,7 @@ void* CudaBackend::scratch(std::int64_t bytes) {
 }
 
 void CudaBackend::zero(Tensor x) {
-    detail::check_present("zero", "x", x);
+    check::present("zero", "x", x);
     if (x.bytes() > 0) CUDA_CHECK(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.bytes()), stream()));
 }
 

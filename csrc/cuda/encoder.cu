@@ -128,10 +128,10 @@ i64 aligned_bytes(i64 bytes) { return ceil_div(bytes, 256) * 256; }
 void CudaBackend::encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) {
     constexpr const char* op = "encoder_forward";
     const auto [B, T_, C, Vp, maxT] = encoder_dims(op, out, inp, wte, wpe);
-    detail::check_dtype(op, "out", out, wte.dtype);
+    check::dtype(op, "out", out, wte.dtype);
     if (start) {
-        detail::check_dtype(op, "start", start, DType::i32);
-        detail::check_shape(op, "start", start, {B});
+        check::dtype(op, "start", start, DType::i32);
+        check::shape(op, "start", start, {B});
     }
     visit_float(wte.dtype, [&, B = B, T_ = T_, C = C, Vp = Vp, maxT = maxT](auto tag) {
         using T = decltype(tag);

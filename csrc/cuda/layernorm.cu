@@ -253,7 +253,7 @@ struct ParameterTerms {
 void CudaBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
                                     Tensor bias) {
     const auto [N, C] = layernorm_dims("layernorm_forward", out, mean, rstd, inp, weight);
-    detail::check_like("layernorm_forward", "bias", bias, weight);
+    check::like("layernorm_forward", "bias", bias, weight);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         launch_forward<decltype(tag), false>(stream(), Tensor(), out, mean, rstd, inp, Tensor(), weight, bias,
                                              N, C);
@@ -264,7 +264,7 @@ void CudaBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, 
                                                    Tensor a, Tensor b, Tensor weight, Tensor bias) {
     constexpr const char* op = "fused_residual_layernorm_forward";
     const auto [N, C] = layernorm_dims(op, out, mean, rstd, residual, weight);
-    detail::check_like(op, "bias", bias, weight);
+    check::like(op, "bias", bias, weight);
     elementwise_numel(op, residual, a, b);
     visit_float(a.dtype, [&, N = N, C = C](auto tag) {
         launch_forward<decltype(tag), true>(stream(), residual, out, mean, rstd, a, b, weight, bias, N, C);
@@ -275,10 +275,10 @@ void CudaBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, 
                                      Tensor weight, Tensor mean, Tensor rstd) {
     constexpr const char* op = "layernorm_backward";
     const auto [N, C] = layernorm_dims(op, dinp, mean, rstd, inp, weight);
-    detail::check_matrix(op, "dout", dout, inp.dtype, N, C);
-    detail::check_shape(op, "dweight", dweight, {C});
-    detail::check_float(op, "dweight", dweight);
-    detail::check_like(op, "dbias", dbias, dweight);
+    check::matrix(op, "dout", dout, inp.dtype, N, C);
+    check::shape(op, "dweight", dweight, {C});
+    check::float_dtype(op, "dweight", dweight);
+    check::like(op, "dbias", dbias, dweight);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         visit_float(dweight.dtype, [&](auto grad_tag) {

@@ -138,8 +138,8 @@ void CudaBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor b
 
 void CudaBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
     const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
-    detail::check_like("matmul_gelu_forward", "pre", pre, out);
-    detail::check_dtype("matmul_gelu_forward", "out", out, inp.dtype);
+    check::like("matmul_gelu_forward", "pre", pre, out);
+    check::dtype("matmul_gelu_forward", "out", out, inp.dtype);
     Product p = forward_product(d, out, inp, weight, bias);
     p.epilogue = bias ? Epilogue::gelu_bias : Epilogue::gelu;
     p.aux = pre.data;
@@ -157,7 +157,7 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
                                        Tensor weight, Tensor pre, bool accumulate) {
     const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
     if (dinp) {
-        if (pre) detail::check_matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
+        if (pre) check::matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
         Product p{};
         p.m = d.C, p.n = d.N, p.k = d.OC;
         p.a = weight.data, p.lda = d.C, p.transpose_a = false;

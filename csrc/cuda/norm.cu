@@ -74,7 +74,7 @@ void launch_sum(cudaStream_t stream, float* out, Tensor inp, double* sums, float
 
 void CudaBackend::sum(Tensor out, Tensor inp, float scale) {
     reduction_dims("sum", out, inp);
-    detail::check_dtype("sum", "inp", inp, DType::f32);
+    check::dtype("sum", "inp", inp, DType::f32);
     double* const sums = static_cast<double*>(scratch(ceil_div(inp.numel(), kBlock) * 8));
     launch_sum(stream(), out.as<float>(), inp, sums, scale, Value());
 }
@@ -87,7 +87,7 @@ void CudaBackend::global_norm_squared(Tensor out, Tensor inp) {
 
 void CudaBackend::clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) {
     for (const Tensor& t : {norm, factor, norm_squared})
-        detail::check_stat("clip_factor", "an operand", t, 1);
+        check::f32_values("clip_factor", "an operand", t, 1);
     launch(clip_factor_kernel, 1, 1, 0, stream(), norm.as<float>(), factor.as<float>(),
            norm_squared.as<float>(), max_norm);
 }

@@ -60,7 +60,7 @@ void load_checkpoint(GPT2& model, const std::filesystem::path& path) {
         else
             model.backend()->from_host(piece, narrow.data());
     }
-    model.parameters_changed();
+    model.weights_changed();
 }
 
 Header checkpoint_header(const GPT2Config& config, DType dtype) {

@@ -211,7 +211,7 @@ void GPT2::init_weights(std::uint32_t seed) {
     put(params_.ln2w);
     drawn.resize(static_cast<std::size_t>(C));
     put(params_.lnfw);
-    parameters_changed();
+    weights_changed();
 }
 
 // ---- forward ----

@@ -139,8 +139,8 @@ class GPT2 {
     const GPT2Tensors& params() const { return params_; }
     const GPT2Activations& activations() const { return acts_; }
     Tensor all_parameters() const { return param_arena_.whole(dtype_); }
-    // Says that parameters were written from outside, so that packed copies of them are stale.
-    void parameters_changed() { backend_->changed(all_parameters()); }
+    // Call after writing parameters from outside: packed copies of them are dropped.
+    void weights_changed() { backend_->weights_changed(all_parameters()); }
 
     static MemoryPlan memory_plan(const GPT2Config& config, DType dtype, DType grad_dtype, std::int64_t B,
                                   std::int64_t T, Recompute recompute, std::int64_t classifier_rows,

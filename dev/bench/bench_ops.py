@@ -64,7 +64,7 @@ class Operands:
         for begin in range(0, t.numel, noise.size):
             t.write(begin, noise[: min(noise.size, t.numel - begin)])
         if parameter:
-            self.backend.changed(t)
+            self.backend.weights_changed(t)
         return t
 
     def cycle(self, make: Callable[[], tuple[Any, ...]], copies: int | None = None) -> Iterator[tuple[Any, ...]]:

@@ -624,7 +624,7 @@ def _load_masters(reader: _Reader, model: GPT2, rows: dict[str, Any]) -> None:
             param.write(begin, high)
             if low is not None:
                 low.write(begin, rest)
-    model.native.parameters_changed()
+    model.native.weights_changed()
 
 
 def _masters_from_f32_model(path: Path, model: GPT2, rows: dict[str, Any]) -> None:

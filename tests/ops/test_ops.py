@@ -262,7 +262,7 @@ def test_matmul_gelu_backward(backend, rng, dtype, grad, N, C, OC):
 
 
 def test_packed_weights_follow_their_memory(backend, rng):
-    """A weight that changed() named may be kept in another layout; whatever writes to it, products see the new values."""
+    """A weight that weights_changed() named may be kept packed; whatever writes to it, matmuls see the new values."""
     x, first, second = (rng.standard_normal(s) for s in [(20, 64), (96, 64), (96, 64)])
     inp, weight = put(backend, x, "bf16"), put(backend, first, "bf16")
 
@@ -280,7 +280,7 @@ def test_packed_weights_follow_their_memory(backend, rng):
         backend.matmul_backward(dinp, None, None, out, None, unnamed, False)
         return np.concatenate([out.to_host(), dinp.to_host()], axis=1)
 
-    backend.changed(weight)
+    backend.weights_changed(weight)
     seen = [product()]
     np.testing.assert_array_equal(seen[-1], fresh())
     np.testing.assert_array_equal(product(), seen[-1])

@@ -52,7 +52,7 @@ class Tensors(Mapping[str, NDArray[Any]]):
         if array.shape != tuple(tensor.shape):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, got {array.shape}")
         tensor.from_host(array.view(np.uint16) if tensor.dtype == "bf16" else array)
-        self._model.native.parameters_changed()
+        self._model.native.weights_changed()
 
     def _tensor(self, name: str) -> _llmc.Tensor:
         if name not in self._names:
