@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "core/backend.h"
+#include "backends.h"
 #include "core/optimizer.h"
 #include "core/random.h"
 #include "cpu/isa.h"

@@ -18,6 +18,7 @@
 #pragma comment(lib, "shell32")
 #endif
 
+#include "backends.h"
 #include "core/check.h"
 #include "core/file.h"
 #include "model/checkpoint.h"

@@ -1,5 +1,6 @@
 // Every op of a Backend, so that each kernel can be tested against NumPy and a schedule can be written in
 // Python.
+#include "backends.h"
 #include "bindings/bindings.h"
 
 namespace llmc {

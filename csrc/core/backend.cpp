@@ -1,12 +1,10 @@
-// The fused ops composed of primitives, and the one place that knows which backends exist.
+// What a backend need not write itself: the fused ops composed of primitives, and a Readback that waits at once.
 #include "core/backend.h"
 
 #include <algorithm>
 #include <vector>
 
 #include "core/dims.h"
-#include "cpu/make_cpu.h"
-#include "cuda/make_cuda.h"
 
 namespace llmc {
 
@@ -65,15 +63,6 @@ void Backend::sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,
             chosen[i] =
                 token_or_fault(rows.data() + static_cast<std::int64_t>(i) * d.Vp, V, options, coin[i]);
     from_host(tokens, chosen.data());
-}
-
-std::shared_ptr<Backend> make_backend(const std::string& device, int threads) {
-    if (device == "cpu") return make_cpu(threads);
-    if (device == "cuda") return make_cuda(0);
-    if (device.rfind("cuda:", 0) == 0 && device.size() > 5 && device.size() < 9 &&
-        device.find_first_not_of("0123456789", 5) == std::string::npos)
-        return make_cuda(std::stoi(device.substr(5)));
-    throw ArgumentError(filled("unknown device '{}': expected 'cpu', 'cuda' or 'cuda:N'", device));
 }
 
 }  // namespace llmc

@@ -188,8 +188,4 @@ class Backend {
                         const SamplerOptions& options);
 };
 
-// "cpu", "cuda" (= "cuda:0"), "cuda:1", ...   threads <= 0: as many as the process may use.
-// Throws Error with the reason where the device is not there.
-std::shared_ptr<Backend> make_backend(const std::string& device, int threads = 0);
-
 }  // namespace llmc

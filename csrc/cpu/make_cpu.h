@@ -1,4 +1,4 @@
-// What core/backend.cpp knows of this folder.
+// What backends.cpp knows of this folder.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,4 @@
-// What core/backend.cpp and the bindings know of this folder. Absence is a file: without CUDA, no_cuda.cpp is
-// compiled instead.
+// What backends.cpp and the bindings know of this folder. In a build without CUDA, no_cuda.cpp defines these functions.
 #pragma once
 
 #include <memory>
