@@ -228,9 +228,7 @@ def write_run(folder: Path, number: int) -> None:
         model.forward(inputs)
         model.backward(targets)
         optimizer.step(1e-3)
-        state = TrainState(
-            step, step, optimizer.native.rng_state, loader.state(), number % 3 > 0, {"loss_window": [1.5, 2.5]}
-        )
+        state = TrainState(step, step, optimizer.rng_state, loader.state(), number % 3 > 0, {"loss_window": [1.5, 2.5]})
         saver.save(model, optimizer, state, {"config": {}, "data": [data]})
         if number % 2:
             (folder / checkpoint_names(step)[2]).write_bytes(b"")
@@ -245,7 +243,7 @@ def read_run(folder: Path) -> None:
     optimizer = AdamW(model)
     state = load_state(folder, step, manifest, model, optimizer)
     assert state.step == step
-    optimizer.native.rng_state, optimizer.step_count = state.optimizer_rng, state.optimizer_step
+    optimizer.rng_state, optimizer.step_count = state.optimizer_rng, state.optimizer_step
     loader = DataLoader(folder / "data.bin", 2, 8, shuffle=state.shuffle)
     ours, theirs = loader.state(), state.loader
     if "row" not in theirs:

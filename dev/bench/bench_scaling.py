@@ -60,7 +60,7 @@ def main() -> None:
         for model in args.predict:
             _, floor = prediction(model, dtype, 1, 1024, *ceilings[dtype, top])
             c = _llmc.config_from_descriptor(model)
-            memory = _llmc.memory_plan(c, dtype, dtype, 1, 1024).total
+            memory = _llmc.memory_plan(c, _llmc.ModelOptions(dtype, dtype), 1, 1024).total
             table.append(
                 [
                     "predicted",
@@ -83,7 +83,7 @@ def prediction(model: str, dtype: str, B: int, T: int, peak: float, read: float)
     """FLOP of a step, and the seconds that its arithmetic and its optimizer take at the ceilings."""
     c = _llmc.config_from_descriptor(model)
     size = 2 if dtype == "bf16" else 4
-    N = _llmc.memory_plan(c, dtype, dtype, B, T).parameters // size
+    N = _llmc.memory_plan(c, _llmc.ModelOptions(dtype, dtype), B, T).parameters // size
     work = flops_per_token(c.num_layers, c.channels, T, N) * B * T
     adamw = N * (16 + 3 * size + (4 if dtype == "bf16" else 0))
     return work, work / peak + adamw / read

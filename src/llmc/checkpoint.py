@@ -74,7 +74,7 @@ def _pieces(tensor: _Readable) -> Iterator[NDArray[Any]]:
 
 
 def join_master(param: NDArray[np.uint16], low: NDArray[np.int16]) -> NDArray[np.float32]:
-    """The f32 weights of bf16 parameters and the 16 bits below them (csrc/core/optimizer.h)."""
+    """The f32 weights of bf16 parameters and the 16 bits below them (csrc/optim/master.h)."""
     return ((param.astype(np.uint32) << 16) + low.astype(np.int32).view(np.uint32)).view(np.float32)
 
 
@@ -102,11 +102,11 @@ class _Weights(Generic[_R]):
 
 
 def _weights(model: GPT2, optimizer: AdamW | None = None) -> _Weights[_llmc.Tensor]:
-    rows = list(optimizer.native.state(model.native.backend).values()) if optimizer else []
+    rows = list(optimizer.state().values()) if optimizer else []
     masters = [low for _, _, low in rows if low is not None] if model.dtype == "bf16" else []
     return _Weights(
         _llmc.checkpoint_header(model.config.native(), model.dtype),
-        model.native.all_parameters(),
+        model.all_parameters(),
         [m for m, _, _ in rows] + [v for _, v, _ in rows],
         masters if len(masters) == len(rows) else [],
     )
@@ -290,7 +290,7 @@ class Checkpointer:
 
     def _check_space(self, model: GPT2, optimizer: AdamW) -> None:
         """Says that the disk is too small before it is full."""
-        rows = optimizer.native.state(model.native.backend).values()
+        rows = optimizer.state().values()
         master = 4 if all(low is not None for _, _, low in rows) else 0
         needed = model.num_parameters * ((2 if model.dtype == "bf16" else 4) + 8 + master)
         free = self.fs.free_bytes(self.directory)
@@ -546,10 +546,9 @@ def load_state(
         shard, sample = struct.unpack_from("<QQ", header, 120)
         if max(shard, sample) >= 2**31:  # both count in int32 elsewhere in the file
             raise CheckpointDamaged(f"{path}: stands at sample {sample} of shard {shard}")
-        rows = optimizer.native.state(model.native.backend)
-        for which in (0, 1):
-            for row in rows.values():
-                reader.fill(row[which])
+        rows = optimizer.state()
+        for moment in [row.m for row in rows.values()] + [row.v for row in rows.values()]:
+            reader.fill(moment)
         if has_master:
             _load_masters(reader, model, rows)
         elif model.dtype == "bf16" and (Path(directory) / checkpoint_names(step)[0]).is_file():
@@ -612,8 +611,9 @@ class _Reader:
 
 
 def _load_masters(reader: _Reader, model: GPT2, rows: dict[str, Any]) -> None:
+    params = model.parameter_tensors()
     for name, (_, _, low) in rows.items():
-        param = model.native.parameter(name)
+        param = params[name]
         for begin in range(0, param.numel, _CHUNK):
             count = min(_CHUNK, param.numel - begin)
             weights = np.frombuffer(reader.take(4 * count), dtype="<f4")
@@ -624,7 +624,7 @@ def _load_masters(reader: _Reader, model: GPT2, rows: dict[str, Any]) -> None:
             param.write(begin, high)
             if low is not None:
                 low.write(begin, rest)
-    model.native.weights_changed()
+    model.weights_changed()
 
 
 def _masters_from_f32_model(path: Path, model: GPT2, rows: dict[str, Any]) -> None:

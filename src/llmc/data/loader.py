@@ -59,13 +59,13 @@ class DataLoader:
         check_seed(seed, 32)
         self.files = find_shards(files)
         self.batch_size, self.seq_len = batch_size, seq_len
-        self.native = _llmc.DataLoader(
+        self._native = _llmc.DataLoader(
             self.files, batch_size, seq_len, rank, ranks, shuffle, seed, vocab_size, rows_per_sample
         )
 
     def next_batch(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """inputs and targets, (B, T) each."""
-        return self.native.next_batch()
+        return self._native.next_batch()
 
     def __iter__(self) -> DataLoader:
         return self
@@ -74,11 +74,16 @@ class DataLoader:
 
     def reset(self) -> None:
         """Begins a new epoch."""
-        self.native.reset()
+        self._native.reset()
+
+    @property
+    def shards(self) -> list[_llmc.ShardInfo]:
+        """The files with what their headers say, in the order given."""
+        return self._native.shards
 
     @property
     def num_tokens(self) -> int:
-        return self.native.num_tokens
+        return self._native.num_tokens
 
     def num_batches(self, ranks: int = 1) -> int:
         """Global batches in an epoch, llm.c's way: all tokens / (B * T * ranks)."""
@@ -86,8 +91,8 @@ class DataLoader:
 
     def state(self) -> dict[str, Any]:
         """Where the loader stands, as plain values and arrays; set_state() continues from there, bit for bit."""
-        return self.native.state()
+        return self._native.state()
 
     def set_state(self, state: dict[str, Any]) -> None:
         """ValueError where the state does not fit these files."""
-        self.native.set_state(state)
+        self._native.set_state(state)

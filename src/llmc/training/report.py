@@ -53,7 +53,7 @@ def startup_report(trainer: Trainer) -> str:
             ("recompute", c.recompute),
         ],
         [
-            ("device", model.native.backend.info().description),
+            ("device", model.backend.info().description),
             ("peak TFlops", peak),
             ("precision", model.dtype.upper().replace("F32", "FP32")),
         ],
@@ -74,7 +74,7 @@ def startup_report(trainer: Trainer) -> str:
     lines = [_RULE]
     for group in groups:
         lines += [*(_row(name, value) for name, value in group), _RULE]
-    largest = largest_batch(model.native.backend, plan, c.batch_size)
+    largest = largest_batch(model.backend, plan, c.batch_size)
     lines += [
         f"num_parameters: {model.num_parameters} => bytes: {plan.parameters}",
         f"memory: parameters {plan.parameters // _MIB} MiB, gradients {plan.gradients // _MIB} MiB, optimizer "
@@ -94,7 +94,7 @@ def startup_report(trainer: Trainer) -> str:
 def short_report(trainer: Trainer) -> str:
     """The same in three lines, for a terminal with a progress bar."""
     c, model, shape = trainer.config, trainer.model, trainer.model.config
-    info = model.native.backend.info()
+    info = model.backend.info()
     where = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
     where_to = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
     return (

@@ -250,7 +250,7 @@ class Trainer:
                 self.run_dir, keep=config.keep_checkpoints, major_every=config.major_every, fs=fs
             )
             self._prepare_run_dir(resumed is not None)
-        self.peak_flops = peak_flops(self.model.native.backend, self.model.dtype)
+        self.peak_flops = peak_flops(self.model.backend, self.model.dtype)
         self.hellaswag_examples = self._read_hellaswag()
         self._gpu_info = None
         if config.gpu_info_every > 0:
@@ -365,11 +365,11 @@ class Trainer:
             "dtype": dtype,
             "grad_dtype": grad_dtype,
             "recompute": recompute,
+            "classifier_rows": classifier_rows,
             "threads": config.threads,
         }
         model = GPT2.from_checkpoint(path, **options) if path else GPT2(shape, seed=config.seed, **options)
-        model.native.classifier_rows = classifier_rows
-        self._set_options(model.native.backend)
+        self._set_options(model.backend)
         return model
 
     def _set_options(self, backend: _llmc.Backend) -> None:
@@ -424,7 +424,7 @@ class Trainer:
         self.step = self._saved_step = state.step
         self._resumed = True
         self.optimizer.step_count = state.optimizer_step
-        self.optimizer.native.rng_state = state.optimizer_rng
+        self.optimizer.rng_state = state.optimizer_rng
         loader, ours = state.loader, self.train_loader.state()
         if "row" not in loader:  # llm.c's own checkpoint: whole samples
             loader.update(
@@ -501,7 +501,7 @@ class Trainer:
         elif self._timing.count > 1:
             average = 1000 * self._timing.total_seconds / (self._timing.count - 1)
             self.log.text(f"total average iteration time: {average:f} ms")
-        fallbacks = self.model.native.backend.info().fallbacks
+        fallbacks = self.model.backend.info().fallbacks
         if fallbacks:
             self.log.text(f"note: {fallbacks}")
         self._write_plot()
@@ -559,15 +559,13 @@ class Trainer:
             inputs, targets = self.train_loader.next_batch()
             model.forward(inputs)
             model.backward(targets, 1.0 / self.grad_accum)
-        optimizer.native.measure()
-        loss, norm = model.mean_loss, optimizer.norm
+        norm, loss = optimizer.measure(), model.mean_loss
         loss_z, grad_z = self.loss_outliers.update(loss), self.grad_outliers.update(norm)
         skipped = self._reason_to_skip(loss, norm, loss_z, grad_z)
         lr = self.lr(self.step)
         if not skipped:
-            optimizer.native.apply(lr, optimizer.step_count)
-            optimizer.step_count += 1
-        model.native.backend.synchronize()
+            optimizer.apply(lr)
+        model.backend.synchronize()
         seconds = time.perf_counter() - start
         self._count_bad(skipped, loss, norm)
 
@@ -697,7 +695,7 @@ class Trainer:
         state = ckpt.TrainState(
             step=step,
             optimizer_step=self.optimizer.step_count,
-            optimizer_rng=self.optimizer.native.rng_state,
+            optimizer_rng=self.optimizer.rng_state,
             loader=self.train_loader.state(),
             shuffle=self._shuffle,
             extra={
