@@ -37,7 +37,7 @@ from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.evalfile import write_evalfile
 from llmc.evals import Example, read_eval_file
-from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
+from llmc.formats.debug_state import DebugState, read_debug_state, write_debug_state
 from llmc.formats.shards import write_shard
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2
@@ -316,7 +316,7 @@ def read_vocabulary(folder: Path) -> None:
 def write_state(folder: Path, number: int) -> None:
     rng = np.random.default_rng(number)
     inputs, targets = rng.integers(0, 40, (2, 2, 4)).astype(np.int32)
-    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in parameter_shapes(SMALL).items()}
+    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SMALL.parameter_shapes.items()}
     logits = rng.normal(size=(2, 4, 40)).astype(np.float32)
     write_debug_state(folder / "s.bin", DebugState(inputs, targets, logits, 1.5, gradients, [1.0] * (number % 3)))
 

@@ -58,6 +58,15 @@ void bind_model(py::module_& m) {
         .def_readonly("num_layers", &GPT2Config::num_layers)
         .def_readonly("num_heads", &GPT2Config::num_heads)
         .def_readonly("channels", &GPT2Config::channels);
+    py::class_<ParameterSpec>(m, "ParameterSpec",
+                              "A row of a model's table of parameters: csrc/model/parameters.h.")
+        .def_readonly("name", &ParameterSpec::name)
+        .def_property_readonly("shape", [](const ParameterSpec& s) { return py::tuple(py::cast(s.shape)); })
+        .def_readonly("per_layer", &ParameterSpec::per_layer)
+        .def_readonly("decay", &ParameterSpec::decay)
+        .def_readonly("padding", &ParameterSpec::padding);
+    m.def("parameter_table", &gpt2_parameters, "config"_a,
+          "The parameters of a model, in the order of its file.");
     m.def("config_from_descriptor", &gpt2_config_from_descriptor, "descriptor"_a);
 
     py::class_<MemoryPlan>(m, "MemoryPlan", "Bytes by purpose.")

@@ -7,39 +7,28 @@
 #include "model/gpt2.h"
 
 #include <algorithm>
-#include <cmath>
-
-#include "core/random.h"
+#include <iterator>
+#include <utility>
 
 namespace llmc {
 
 // ---- tables ----
 
-void GPT2::declare_parameters(Arena& arena, GPT2Tensors& t, const GPT2Config& config, DType dtype) {
-    const std::int64_t L = config.num_layers, C = config.channels, Vp = config.padded_vocab_size;
-    arena.add(t.wte, "wte", dtype, {Vp, C});
-    arena.add(t.wpe, "wpe", dtype, {config.max_seq_len, C});
-    arena.add(t.ln1w, "ln1w", dtype, {L, C});
-    arena.add(t.ln1b, "ln1b", dtype, {L, C});
-    arena.add(t.qkvw, "qkvw", dtype, {L, 3 * C, C});
-    arena.add(t.qkvb, "qkvb", dtype, {L, 3 * C});
-    arena.add(t.attprojw, "attprojw", dtype, {L, C, C});
-    arena.add(t.attprojb, "attprojb", dtype, {L, C});
-    arena.add(t.ln2w, "ln2w", dtype, {L, C});
-    arena.add(t.ln2b, "ln2b", dtype, {L, C});
-    arena.add(t.fcw, "fcw", dtype, {L, 4 * C, C});
-    arena.add(t.fcb, "fcb", dtype, {L, 4 * C});
-    arena.add(t.fcprojw, "fcprojw", dtype, {L, C, 4 * C});
-    arena.add(t.fcprojb, "fcprojb", dtype, {L, C});
-    arena.add(t.lnfw, "lnfw", dtype, {C});
-    arena.add(t.lnfb, "lnfb", dtype, {C});
-}
-
-// Weight decay is for matrices and embeddings, as in llm.c's train_gpt2.cu and nanoGPT.
-static bool decays(const std::string& name) {
-    for (const char* matrix : {"wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw"})
-        if (name == matrix) return true;
-    return false;
+void GPT2::declare_parameters(Arena& arena, GPT2Tensors& t, const ParameterTable& table, DType dtype) {
+    const std::pair<const char*, Tensor*> slots[] = {
+        {"wte", &t.wte},           {"wpe", &t.wpe},           {"ln1w", &t.ln1w},
+        {"ln1b", &t.ln1b},         {"qkvw", &t.qkvw},         {"qkvb", &t.qkvb},
+        {"attprojw", &t.attprojw}, {"attprojb", &t.attprojb}, {"ln2w", &t.ln2w},
+        {"ln2b", &t.ln2b},         {"fcw", &t.fcw},           {"fcb", &t.fcb},
+        {"fcprojw", &t.fcprojw},   {"fcprojb", &t.fcprojb},   {"lnfw", &t.lnfw},
+        {"lnfb", &t.lnfb}};
+    LLMC_CHECK(table.size() == std::size(slots), "the table has {} parameters, the schedule {}", table.size(),
+               std::size(slots));
+    for (std::size_t i = 0; i < table.size(); ++i) {
+        LLMC_CHECK(table[i].name == slots[i].first, "parameter {} is '{}' in the table, '{}' in the schedule",
+                   i, table[i].name, slots[i].first);
+        arena.add(*slots[i].second, table[i].name, dtype, table[i].shape);
+    }
 }
 
 // Without training, layers share one slot: only the residual stream goes from layer to layer.
@@ -87,12 +76,13 @@ MemoryPlan GPT2::memory_plan(const GPT2Config& config, const ModelOptions& optio
     GPT2Tensors tensors;
     GPT2Activations activations;
     Arena parameters("", 1), gradients("", 1), acts("", 256);
-    declare_parameters(parameters, tensors, config, options.dtype);
-    declare_parameters(gradients, tensors, config, options.grad_dtype);
+    const ParameterTable table = gpt2_parameters(config);
+    declare_parameters(parameters, tensors, table, options.dtype);
+    declare_parameters(gradients, tensors, table, options.grad_dtype);
     declare_activations(acts, activations, config, options, B, T, training);
-    const std::int64_t N = parameters.bytes() / size_of(options.dtype);
     const std::int64_t state = 8 + (options.dtype == DType::bf16 && master_weights ? 2 : 0);
-    return {parameters.bytes(), training ? gradients.bytes() : 0, training ? state * N : 0, acts.bytes()};
+    return {parameters.bytes(), training ? gradients.bytes() : 0,
+            training ? state * count_parameters(table) : 0, acts.bytes()};
 }
 
 GPT2::GPT2(const GPT2Config& config, std::shared_ptr<Backend> backend, const ModelOptions& options)
@@ -100,8 +90,9 @@ GPT2::GPT2(const GPT2Config& config, std::shared_ptr<Backend> backend, const Mod
       grad_arena_("parameter gradients", 1), act_arena_("activations", 256), scalar_arena_("scalars", 256) {
     config_.validate();
     options_.validate();
-    declare_parameters(param_arena_, params_, config_, options_.dtype);
-    declare_parameters(grad_arena_, grads_, config_, options_.grad_dtype);
+    table_ = gpt2_parameters(config_);
+    declare_parameters(param_arena_, params_, table_, options_.dtype);
+    declare_parameters(grad_arena_, grads_, table_, options_.grad_dtype);
     param_arena_.allocate(backend_);
     scalar_arena_.add(mean_loss_, "mean_loss", DType::f32, {1});
     scalar_arena_.allocate(backend_);
@@ -110,52 +101,21 @@ GPT2::GPT2(const GPT2Config& config, std::shared_ptr<Backend> backend, const Mod
 std::vector<Parameter> GPT2::parameters() {
     require_gradients();
     std::vector<Parameter> list;
-    for (std::size_t i = 0; i < param_arena_.size(); ++i)
-        list.push_back({param_arena_.name(i), param_arena_.tensor(i), grad_arena_.tensor(i),
-                        decays(param_arena_.name(i))});
+    for (std::size_t i = 0; i < table_.size(); ++i)
+        list.push_back({table_[i].name, param_arena_.tensor(i), grad_arena_.tensor(i), table_[i].decay});
     return list;
 }
 
 std::vector<std::pair<std::string, Tensor>> GPT2::parameter_tensors() const {
     std::vector<std::pair<std::string, Tensor>> list;
-    for (std::size_t i = 0; i < param_arena_.size(); ++i)
-        list.emplace_back(param_arena_.name(i), param_arena_.tensor(i));
+    for (std::size_t i = 0; i < table_.size(); ++i) list.emplace_back(table_[i].name, param_arena_.tensor(i));
     return list;
 }
 
 void GPT2::init_weights(std::uint32_t seed) {
-    const std::int64_t L = config_.num_layers, C = config_.channels, V = config_.vocab_size;
-    const float std_ = 0.02f;
-    const float residual_std = std_ * (1.0f / std::sqrt(2.0f * static_cast<float>(L)));
-    Mt19937 rng(seed);
-    std::vector<float> drawn;
-    std::vector<bf16> rounded;
-    const auto put = [&](Tensor t) {
-        if (options_.dtype == DType::f32) return backend_->from_host(t, drawn.data());
-        rounded.resize(drawn.size());
-        std::transform(drawn.begin(), drawn.end(), rounded.begin(),
-                       [](float x) { return from_float<bf16>(x); });
-        backend_->from_host(t, rounded.data());
-    };
-    const auto normal = [&](Tensor t, float std) {
-        drawn.resize(static_cast<std::size_t>(t.numel()));
-        rng.normal_(drawn.data(), t.numel(), 0.0f, std);
-        put(t);
-    };
-    backend_->zero(all_parameters());
-    normal(params_.wte.slice(0, V), std_);
-    normal(params_.wpe, std_);
-    for (std::int64_t l = 0; l < L; ++l) {
-        normal(params_.qkvw[l], std_);
-        normal(params_.attprojw[l], residual_std);
-        normal(params_.fcw[l], std_);
-        normal(params_.fcprojw[l], residual_std);
-    }
-    drawn.assign(static_cast<std::size_t>(L * C), 1.0f);
-    put(params_.ln1w);
-    put(params_.ln2w);
-    drawn.resize(static_cast<std::size_t>(C));
-    put(params_.lnfw);
+    std::vector<Tensor> tensors;
+    for (std::size_t i = 0; i < table_.size(); ++i) tensors.push_back(param_arena_.tensor(i));
+    init_parameters(*backend_, table_, tensors, seed);
     weights_changed();
 }
 
@@ -258,6 +218,13 @@ void GPT2::require_gradients() {
     if (!grad_arena_.allocated()) grad_arena_.allocate(backend_);
 }
 
+std::vector<Tensor> GPT2::layer_gradients(std::int64_t l) const {
+    std::vector<Tensor> list;
+    for (std::size_t i = 0; i < table_.size(); ++i)
+        if (table_[i].per_layer) list.push_back(grad_arena_.tensor(i)[l]);
+    return list;
+}
+
 void GPT2::zero_grad() {
     grads_fresh_ = true;
     backend_->zero(mean_loss_);
@@ -335,8 +302,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
         ops.matmul_backward(a.dbranch, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], add);
         ops.layernorm_backward(a.dresidual, g.ln1w[l], g.ln1b[l], a.dbranch, x, p.ln1w[l], a.ln1_mean[l],
                                a.ln1_rstd[l]);
-        ready({g.fcprojw[l], g.fcprojb[l], g.fcw[l], g.fcb[l], g.ln2w[l], g.ln2b[l], g.attprojw[l],
-               g.attprojb[l], g.qkvw[l], g.qkvb[l], g.ln1w[l], g.ln1b[l]});
+        if (sink) sink->ready(layer_gradients(l));
     }
     ops.encoder_backward(g.wte, g.wpe, a.dresidual, a.inputs);
     ready({g.wte, g.wpe});

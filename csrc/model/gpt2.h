@@ -16,7 +16,7 @@
 
 namespace llmc {
 
-// One tensor for each of llm.c's 16 parameter tensors, in file order. L leading where there is one per layer.
+// A tensor for each parameter, in the order of gpt2_parameters(), which has the shapes.
 struct GPT2Tensors {
     Tensor wte;       // (Vp, C)
     Tensor wpe;       // (maxT, C)
@@ -59,10 +59,9 @@ class GPT2 {
     DType dtype() const { return options_.dtype; }
     DType grad_dtype() const { return options_.grad_dtype; }
     const std::shared_ptr<Backend>& backend() const { return backend_; }
-    std::int64_t num_parameters() const { return param_arena_.bytes() / size_of(dtype()); }
+    std::int64_t num_parameters() const { return count_parameters(table_); }
 
-    // Random weights: normal(0, 0.02), projections into the residual stream by 1/sqrt(2L) smaller (Radford et
-    // al. 2019), biases 0. Draws in the order of llm.c, which is PyTorch's module order.
+    // Random weights, as the table of parameters says.
     void init_weights(std::uint32_t seed = 42);
 
     // inputs (B, T) in host memory. Computes everything up to the final layernorm.
@@ -97,16 +96,18 @@ class GPT2 {
                                   std::int64_t T, bool training, bool master_weights);
 
   private:
-    static void declare_parameters(Arena& arena, GPT2Tensors& t, const GPT2Config& config, DType dtype);
+    static void declare_parameters(Arena& arena, GPT2Tensors& t, const ParameterTable& table, DType dtype);
     static void declare_activations(Arena& arena, GPT2Activations& a, const GPT2Config& config,
                                     const ModelOptions& options, std::int64_t B, std::int64_t T,
                                     bool training);
     void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, bool training);
     void require_gradients();
+    std::vector<Tensor> layer_gradients(std::int64_t l) const;
 
     std::shared_ptr<Backend> backend_;
     GPT2Config config_;
     ModelOptions options_;
+    ParameterTable table_;
     Arena param_arena_, grad_arena_, act_arena_, scalar_arena_;
     GPT2Tensors params_, grads_;
     GPT2Activations acts_;

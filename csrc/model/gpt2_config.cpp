@@ -1,5 +1,7 @@
 #include "model/gpt2_config.h"
 
+#include <cmath>
+
 #include "core/check.h"
 
 namespace llmc {
@@ -25,6 +27,37 @@ void GPT2Config::check_tokens(const std::int32_t* tokens, std::int64_t n, std::i
     for (std::int64_t i = 0; i < n; ++i)
         LLMC_CHECK(tokens[i] >= lowest && tokens[i] < vocab_size,
                    "token {} at position {} is outside of the vocabulary of {}", tokens[i], i, vocab_size);
+}
+
+// Random weights are normal(0, 0.02), those of projections into the residual stream by 1/sqrt(2L) smaller
+// (Radford et al. 2019). Weight decay is for matrices and embeddings, as in llm.c's train_gpt2.cu and nanoGPT.
+ParameterTable gpt2_parameters(const GPT2Config& config) {
+    const std::int64_t L = config.num_layers, C = config.channels, Vp = config.padded_vocab_size;
+    const std::int64_t padding = Vp - config.vocab_size;
+    const float std_ = 0.02f;
+    const float residual_std = std_ * (1.0f / std::sqrt(2.0f * static_cast<float>(L)));
+    constexpr Initial zeros = Initial::zeros, ones = Initial::ones, normal = Initial::normal;
+    // clang-format off
+    return {
+        // name       shape                    per layer  initial  std        decay  padding
+        {"wte",      {Vp, C},                  false, normal, std_,         true,  padding},
+        {"wpe",      {config.max_seq_len, C},  false, normal, std_,         true,  0},
+        {"ln1w",     {L, C},                   true,  ones,   0.0f,         false, 0},
+        {"ln1b",     {L, C},                   true,  zeros,  0.0f,         false, 0},
+        {"qkvw",     {L, 3 * C, C},            true,  normal, std_,         true,  0},
+        {"qkvb",     {L, 3 * C},               true,  zeros,  0.0f,         false, 0},
+        {"attprojw", {L, C, C},                true,  normal, residual_std, true,  0},
+        {"attprojb", {L, C},                   true,  zeros,  0.0f,         false, 0},
+        {"ln2w",     {L, C},                   true,  ones,   0.0f,         false, 0},
+        {"ln2b",     {L, C},                   true,  zeros,  0.0f,         false, 0},
+        {"fcw",      {L, 4 * C, C},            true,  normal, std_,         true,  0},
+        {"fcb",      {L, 4 * C},               true,  zeros,  0.0f,         false, 0},
+        {"fcprojw",  {L, C, 4 * C},            true,  normal, residual_std, true,  0},
+        {"fcprojb",  {L, C},                   true,  zeros,  0.0f,         false, 0},
+        {"lnfw",     {C},                      false, ones,   0.0f,         false, 0},
+        {"lnfb",     {C},                      false, zeros,  0.0f,         false, 0},
+    };
+    // clang-format on
 }
 
 GPT2Config gpt2_config_from_descriptor(const std::string& descriptor) {

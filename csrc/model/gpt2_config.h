@@ -1,8 +1,10 @@
-// The shape of a GPT-2 or GPT-3 model.
+// The shape of a GPT-2 or GPT-3 model, and the table of its parameters.
 #pragma once
 
 #include <cstdint>
 #include <string>
+
+#include "model/parameters.h"
 
 namespace llmc {
 
@@ -24,6 +26,9 @@ struct GPT2Config {
 };
 
 inline std::int64_t padded_vocab(std::int64_t vocab_size) { return (vocab_size + 127) / 128 * 128; }
+
+// llm.c's 16 tensors, in the order of its file.
+ParameterTable gpt2_parameters(const GPT2Config& config);
 
 // llm.c's descriptors: "d12" or "gpt2:d12" (depth; max_seq_len 1024), "gpt3:c768" (channels; max_seq_len
 // 2048).

@@ -29,6 +29,7 @@ __all__: list[str] = [
     "MemoryPlan",
     "ModelOptions",
     "Mt19937",
+    "ParameterSpec",
     "SamplerOptions",
     "ShardInfo",
     "Tensor",
@@ -47,6 +48,7 @@ __all__: list[str] = [
     "memory_plan",
     "nccl_comm",
     "nccl_id",
+    "parameter_table",
     "sample",
     "set_library_directories",
     "thread_comms",
@@ -294,6 +296,21 @@ class GPT2Config:
     def padded_vocab_size(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
+
+class ParameterSpec:
+    """
+    A row of a model's table of parameters: csrc/model/parameters.h.
+    """
+    @property
+    def decay(self) -> bool: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def padding(self) -> int: ...
+    @property
+    def per_layer(self) -> bool: ...
+    @property
+    def shape(self) -> tuple[typing.Any, ...]: ...
 
 class MemoryPlan:
     """
@@ -569,6 +586,11 @@ def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:
 def nccl_id() -> bytes:
     """
     Made by rank 0, needed by every rank.
+    """
+
+def parameter_table(config: GPT2Config) -> list[ParameterSpec]:
+    """
+    The parameters of a model, in the order of its file.
     """
 
 def sample(

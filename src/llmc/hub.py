@@ -57,10 +57,11 @@ _NUMPY = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 def _shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """Of each tensor in llm.c's layout, without the layers and the padding."""
-    C = config.channels
-    matrices = {"qkvw": (3 * C, C), "attprojw": (C, C), "fcw": (4 * C, C), "fcprojw": (C, 4 * C)}
-    wide = {"wte": (config.vocab_size, C), "wpe": (config.max_seq_len, C), "qkvb": (3 * C,), "fcb": (4 * C,)}
-    return {name: {**matrices, **wide}.get(name, (C,)) for name in _ORDER}
+    shapes = {}
+    for spec in _llmc.parameter_table(config.native()):
+        rows, *rest = spec.shape[1:] if spec.per_layer else spec.shape
+        shapes[spec.name] = (rows - spec.padding, *rest)
+    return shapes
 
 
 # ---- reading ----

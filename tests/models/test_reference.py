@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import llmc
-from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
+from llmc.formats.debug_state import DebugState, read_debug_state, write_debug_state
 from llmc.formats.shards import write_shard
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -194,7 +194,7 @@ def test_errors(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def random_state(rng: np.random.Generator, num_losses: int = 10) -> DebugState:
     inputs, targets = rng.integers(0, V, (2, 2, 16)).astype(np.int32)
-    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in parameter_shapes(CONFIG).items()}
+    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in CONFIG.parameter_shapes.items()}
     return DebugState(
         inputs,
         targets,

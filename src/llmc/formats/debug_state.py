@@ -12,12 +12,12 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
-from llmc.models.config import GPT2Config
 from llmc.system.fs import StrPath, write_atomically
 
 Floats = NDArray[np.float32]
@@ -40,13 +40,17 @@ class DebugState:
     losses: list[float] = field(default_factory=list)
 
 
-def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Of llm.c's 16 tensors, in file order."""
-    L, C = config.num_layers, config.channels
-    block = {"ln1w": (C,), "ln1b": (C,), "qkvw": (3 * C, C), "qkvb": (3 * C,), "attprojw": (C, C), "attprojb": (C,)}
-    block |= {"ln2w": (C,), "ln2b": (C,), "fcw": (4 * C, C), "fcb": (4 * C,), "fcprojw": (C, 4 * C), "fcprojb": (C,)}
-    embeddings: dict[str, tuple[int, ...]] = {"wte": (config.padded_vocab_size, C), "wpe": (config.max_seq_len, C)}
-    return {**embeddings, **{name: (L, *shape) for name, shape in block.items()}, "lnfw": (C,), "lnfb": (C,)}
+class ModelShape(Protocol):
+    """What a debug state is read by; a GPT2Config is one."""
+
+    @property
+    def max_seq_len(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
 
 def write_debug_state(path: StrPath, state: DebugState) -> None:
@@ -60,7 +64,7 @@ def write_debug_state(path: StrPath, state: DebugState) -> None:
     write_atomically(path, [header, *(a.reshape(-1).view(np.uint8) for a in floats if a.size)])
 
 
-def read_debug_state(path: StrPath, config: GPT2Config) -> DebugState:
+def read_debug_state(path: StrPath, config: ModelShape) -> DebugState:
     """A debug state of a model of this shape.
 
     FileNotFoundError where there is none, llmc.Error where it is damaged or does not fit.
@@ -93,7 +97,7 @@ def read_debug_state(path: StrPath, config: GPT2Config) -> DebugState:
         loss = float(np.fromfile(file, "<f4", 1)[0])
         gradients = {
             name: np.fromfile(file, "<f4", int(np.prod(shape))).reshape(shape)
-            for name, shape in parameter_shapes(config).items()
+            for name, shape in config.parameter_shapes.items()
         }
         losses = np.fromfile(file, "<f4", num_losses).tolist()
     return DebugState(inputs, targets, logits, loss, gradients, losses)
