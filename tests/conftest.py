@@ -84,7 +84,7 @@ def tiny(device: str) -> Callable[..., llmc.GPT2]:
 def randomize(model: llmc.GPT2, seed: int = 0, scale: float = 8.0) -> None:
     """Give the model random weights, so large that attention is not uniform, and no bias is 0 and no layernorm weight 1."""
     rng = np.random.default_rng(seed)
-    for name, shape in ((n, model.native.parameter(n).shape) for n in model.parameters):
+    for name, shape in ((n, model.parameter_tensors()[n].shape) for n in model.parameters):
         values = 0.02 * scale * rng.standard_normal(shape)
         if name in ("ln1w", "ln2w", "lnfw"):
             values += 1.0

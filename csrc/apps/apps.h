@@ -108,9 +108,9 @@ inline DType dtype_of(const std::string& name) {
 
 // Prints the header as llm.c does, and loads the model.
 inline std::unique_ptr<GPT2> load_model(const std::filesystem::path& path, const std::string& device,
-                                        DType dtype) {
+                                        const ModelOptions& options) {
     const CheckpointInfo info = inspect_checkpoint(path);
-    auto model = std::make_unique<GPT2>(make_backend(device, 0), info.config, dtype, dtype);
+    auto model = std::make_unique<GPT2>(info.config, make_backend(device, 0), options);
     load_checkpoint(*model, path);
     const GPT2Config& c = info.config;
     std::printf("[GPT-2]\nmax_seq_len: %lld\nvocab_size: %lld\npadded_vocab_size: %lld\nnum_layers: "

@@ -9,7 +9,7 @@
 
 #include "apps/apps.h"
 #include "core/file.h"
-#include "core/optimizer.h"
+#include "optim/adamw.h"
 
 using namespace llmc;
 
@@ -144,12 +144,13 @@ bool check_gradients(GPT2& model, const State& state, const Tolerances& toleranc
 }
 
 int run(const Arguments& args) {
-    const DType dtype = dtype_of(args.text("-p"));
+    ModelOptions options;
+    const DType dtype = options.dtype = options.grad_dtype = dtype_of(args.text("-p"));
     const std::int64_t recompute = args.integer("-r");
     LLMC_CHECK(recompute >= 0 && recompute <= 2, "-r is {}, expected 0, 1 or 2", recompute);
+    options.recompute = static_cast<Recompute>(recompute);
     const auto model = load_model(args.name(0, dtype == DType::bf16 ? "gpt2_124M_bf16.bin" : "gpt2_124M.bin"),
-                                  args.text("-device"), dtype);
-    model->recompute = static_cast<Recompute>(recompute);
+                                  args.text("-device"), options);
     const State state = read_state(args.name(1, "gpt2_124M_debug_state.bin"), *model);
     std::printf("[State]\nbatch_size: %lld\nseq_len: %lld\n", static_cast<long long>(state.B),
                 static_cast<long long>(state.T));
@@ -173,7 +174,7 @@ int run(const Arguments& args) {
             okay &= ok;
             okay &= check_gradients(*model, state, tolerances);
         }
-        optimizer.step(1e-4f, static_cast<std::int64_t>(step));
+        optimizer.step(1e-4f);
         if (step >= expected.size()) {
             std::printf("step %zu: loss %f (took %f ms)\n", step, loss, took.count());
             continue;

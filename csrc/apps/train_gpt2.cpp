@@ -6,9 +6,10 @@
 
 #include "apps/apps.h"
 #include "core/dataloader.h"
-#include "core/optimizer.h"
 #include "core/sampler.h"
 #include "core/tokenizer.h"
+#include "model/kv_cache.h"
+#include "optim/adamw.h"
 
 using namespace llmc;
 
@@ -65,8 +66,8 @@ void write_text(GPT2& model, const std::optional<Tokenizer>& tokenizer, std::int
     std::printf("generating:\n---\n");
     for (std::int64_t t = 1; t < length; ++t) {
         const float coin = rng.randfloat32();
-        model.queue_tokens(cache, &token, &coin, SamplerOptions{});
-        model.read_tokens(cache, &token);
+        cache.queue_tokens(&token, &coin, SamplerOptions{});
+        cache.read_tokens(&token);
         token_of(token);  // or an Error
         if (tokenizer)    // whose vocabulary may be smaller than the model's
             std::printf("%s", token < tokenizer->vocab_size() ? printable(tokenizer->decode(token)).c_str()
@@ -84,7 +85,9 @@ int run(const Arguments& args) {
     const std::int64_t sample_every = args.integer("-s"), sample_length = args.integer("-g");
     LLMC_CHECK(B > 0 && T > 0 && val_batches > 0,
                "-b is {}, -t is {} and -m is {}, expected positive numbers", B, T, val_batches);
-    const auto model = load_model(args.path("-e"), args.text("-device"), dtype_of(args.text("-p")));
+    ModelOptions model_options;
+    model_options.dtype = model_options.grad_dtype = dtype_of(args.text("-p"));
+    const auto model = load_model(args.path("-e"), args.text("-device"), model_options);
     const GPT2Config& config = model->config();
     LLMC_CHECK(sample_length <= config.max_seq_len, "-g is {}, the model's context {}", sample_length,
                config.max_seq_len);
@@ -105,8 +108,7 @@ int run(const Arguments& args) {
         tokenizer.emplace(args.path("-tk"));
     else
         std::printf("there is no tokenizer '%s': samples are token ids\n", args.text("-tk").c_str());
-    const MemoryPlan plan = GPT2::memory_plan(config, model->dtype(), model->grad_dtype(), B, T,
-                                              model->recompute, model->classifier_rows, true, true);
+    const MemoryPlan plan = GPT2::memory_plan(config, model_options, B, T, true, true);
     std::printf("num_activations: %lld\n",
                 static_cast<long long>(plan.activations / size_of(model->dtype())));
 
@@ -126,7 +128,7 @@ int run(const Arguments& args) {
         model->zero_grad();
         model->forward(batch.inputs.data(), B, T);
         model->backward(batch.targets.data());
-        optimizer.step(static_cast<float>(args.number<double>("-l")), step);
+        optimizer.step(static_cast<float>(args.number<double>("-l")));
         const float loss = model->loss();
         model->backend()->synchronize();
         const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;

@@ -1,5 +1,7 @@
+#include "comm/comm.h"
+
 #include "bindings/bindings.h"
-#include "core/comm.h"
+#include "comm/all_reduce.h"
 #include "cuda/make_cuda.h"
 
 namespace llmc {
@@ -14,7 +16,7 @@ Tensor of(const Comm& comm, const OwnedTensor& t) {
 
 void bind_comm(py::module_& m) {
     py::class_<Comm, std::shared_ptr<Comm>>(
-        m, "Comm", "The ranks that train one model together. Meaning of each call: csrc/core/comm.h.")
+        m, "Comm", "The ranks that train one model together. Meaning of each call: csrc/comm/comm.h.")
         .def_property_readonly("rank", &Comm::rank)
         .def_property_readonly("size", &Comm::size)
         .def(
@@ -57,6 +59,12 @@ void bind_comm(py::module_& m) {
             },
             "x"_a, "The sums over all ranks.")
         .def("barrier", busy(&Comm::barrier));
+
+    py::class_<GradientSink, std::shared_ptr<GradientSink>>(
+        m, "GradientSink", "Takes gradients as backward() completes them: csrc/comm/gradient_sink.h.");
+    py::class_<AllReduce, GradientSink, std::shared_ptr<AllReduce>>(
+        m, "AllReduce", "Gives every rank of a Comm the sums of all gradients and of the loss.")
+        .def(py::init<std::shared_ptr<Comm>>(), py::arg("comm").none(false));
 
     m.def("thread_comms", &make_thread_comms, "backends"_a,
           "A Comm per CPU backend, for as many threads of this process.");

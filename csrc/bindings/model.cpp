@@ -1,9 +1,9 @@
-#include <atomic>
+#include "bindings/model.h"
+
 #include <optional>
 
-#include "bindings/bindings.h"
 #include "model/checkpoint.h"
-#include "model/gpt2.h"
+#include "model/kv_cache.h"
 
 namespace llmc {
 
@@ -19,34 +19,16 @@ BT batch_shape(const Tokens& tokens, const char* name) {
     return {tokens.shape(0), tokens.shape(1)};
 }
 
-// A model and the NumPy views of it that Python holds. Whoever holds a view may write through it, so packed
-// copies of weights are not trusted while one lives, nor once after, and zeroed gradients are really zeroed.
-struct Model {
-    struct Views {
-        std::atomic<std::int64_t> alive{0};
-        std::atomic<bool> used{false};  // since weights_changed() was last called
-    };
-    std::shared_ptr<GPT2> gpt2;
-    std::shared_ptr<Views> views = std::make_shared<Views>();
-
-    py::array view(const Tensor& t) {
-        LLMC_CHECK(gpt2->backend()->info().name == "cpu",
-                   "parameters on {} cannot be viewed as NumPy arrays: use get() and set()",
-                   gpt2->backend()->info().name);
-        struct Keep {
-            std::shared_ptr<GPT2> gpt2;
-            std::shared_ptr<Views> views;
-            ~Keep() { --views->alive; }
-        };
-        ++views->alive;
-        views->used = true;
-        const py::capsule base(new Keep{gpt2, views}, [](void* p) { delete static_cast<Keep*>(p); });
-        return host_view(t, base);
+// A cache and its model.
+struct BoundCache {
+    BoundCache(const BoundModel& model, std::int64_t B, std::int64_t max_len)
+        : model(model), cache(*model.gpt2, B, max_len) {}
+    void check_count(const char* what, const py::array& values) const {
+        LLMC_CHECK(values.ndim() == 1 && values.size() == cache.B(), "{} {} for a cache of {} sequences",
+                   values.size(), what, cache.B());
     }
-    // A view may have been written through: if there has been one since the last call, packed copies are dropped.
-    void weights_changed() const {
-        if (views->alive > 0 || views->used.exchange(false)) gpt2->weights_changed();
-    }
+    BoundModel model;
+    KVCache cache;
 };
 
 Parameter parameter_named(GPT2& model, const std::string& name) {
@@ -76,6 +58,15 @@ void bind_model(py::module_& m) {
         .def_readonly("num_layers", &GPT2Config::num_layers)
         .def_readonly("num_heads", &GPT2Config::num_heads)
         .def_readonly("channels", &GPT2Config::channels);
+    py::class_<ParameterSpec>(m, "ParameterSpec",
+                              "A row of a model's table of parameters: csrc/model/parameters.h.")
+        .def_readonly("name", &ParameterSpec::name)
+        .def_property_readonly("shape", [](const ParameterSpec& s) { return py::tuple(py::cast(s.shape)); })
+        .def_readonly("per_layer", &ParameterSpec::per_layer)
+        .def_readonly("decay", &ParameterSpec::decay)
+        .def_readonly("padding", &ParameterSpec::padding);
+    m.def("parameter_table", &gpt2_parameters, "config"_a,
+          "The parameters of a model, in the order of its file.");
     m.def("config_from_descriptor", &gpt2_config_from_descriptor, "descriptor"_a);
 
     py::class_<MemoryPlan>(m, "MemoryPlan", "Bytes by purpose.")
@@ -84,109 +75,154 @@ void bind_model(py::module_& m) {
         .def_readonly("optimizer", &MemoryPlan::optimizer)
         .def_readonly("activations", &MemoryPlan::activations)
         .def_property_readonly("total", &MemoryPlan::total);
-    m.def(
-        "memory_plan",
-        [](const GPT2Config& config, const std::string& dtype, const std::string& grad_dtype, std::int64_t B,
-           std::int64_t T, int recompute, std::int64_t classifier_rows, bool training, bool master_weights) {
-            return GPT2::memory_plan(config, dtype_from_name(dtype), dtype_from_name(grad_dtype), B, T,
-                                     static_cast<Recompute>(recompute), classifier_rows, training,
-                                     master_weights);
-        },
-        "config"_a, "dtype"_a, "grad_dtype"_a, "B"_a, "T"_a, "recompute"_a = 1, "classifier_rows"_a = 1024,
-        "training"_a = true, "master_weights"_a = true);
+    py::class_<ModelOptions>(m, "ModelOptions", "How a model is computed: csrc/model/options.h.")
+        .def(py::init([](const std::string& dtype, const std::string& grad_dtype, int recompute,
+                         std::int64_t classifier_rows) {
+                 ModelOptions o{dtype_from_name(dtype), dtype_from_name(grad_dtype),
+                                static_cast<Recompute>(recompute), classifier_rows};
+                 o.validate();
+                 return o;
+             }),
+             "dtype"_a = "f32", "grad_dtype"_a = "f32", "recompute"_a = 1, "classifier_rows"_a = 1024)
+        .def_property_readonly("dtype", [](const ModelOptions& o) { return name_of(o.dtype); })
+        .def_property_readonly("grad_dtype", [](const ModelOptions& o) { return name_of(o.grad_dtype); })
+        .def_property_readonly("recompute",
+                               [](const ModelOptions& o) { return static_cast<int>(o.recompute); })
+        .def_readonly("classifier_rows", &ModelOptions::classifier_rows);
+    m.def("memory_plan", &GPT2::memory_plan, "config"_a, "options"_a, "B"_a, "T"_a, "training"_a = true,
+          "master_weights"_a = true,
+          "The memory that a model takes for batches of (B, T), and its optimizer.");
 
     // Both before their methods, which name each other in signatures.
-    py::class_<Model> model(m, "GPT2", "The schedule of csrc/model/gpt2.cpp. llmc.GPT2 stands over it.");
-    py::class_<KVCache> cache(m, "KVCache", "Keys and values of the positions seen so far.");
+    py::class_<BoundModel> model(m, "GPT2", "The schedule of csrc/model/gpt2.cpp. llmc.GPT2 stands over it.");
+    py::class_<BoundCache> cache(
+        m, "KVCache", "Keys and values of the positions seen so far, and generation by means of them.");
 
     cache
-        .def(py::init([](const Model& model, std::int64_t B, std::int64_t max_len) {
-                 return std::make_unique<KVCache>(*model.gpt2, B, max_len);
+        .def(py::init([](const BoundModel& model, std::int64_t B, std::int64_t max_len) {
+                 const Busy busy(model.backend());
+                 return std::make_unique<BoundCache>(model, B, max_len);
              }),
              "model"_a, "B"_a, "max_len"_a)
-        .def_property_readonly("B", &KVCache::B)
-        .def_property_readonly("max_len", &KVCache::max_len)
-        .def_property_readonly("bytes", &KVCache::bytes)
-        .def("length", &KVCache::length, "b"_a)
-        .def("clear", &KVCache::clear, "b"_a);
+        .def_property_readonly("B", [](const BoundCache& self) { return self.cache.B(); })
+        .def_property_readonly("max_len", [](const BoundCache& self) { return self.cache.max_len(); })
+        .def_property_readonly("bytes", [](const BoundCache& self) { return self.cache.bytes(); })
+        .def_property_readonly("backend", [](const BoundCache& self) { return self.cache.backend(); })
+        .def(
+            "length", [](const BoundCache& self, std::int64_t b) { return self.cache.length(b); }, "b"_a)
+        .def(
+            "clear", [](BoundCache& self, std::int64_t b) { self.cache.clear(b); }, "b"_a)
+        .def(
+            "prefill",
+            [](BoundCache& self, std::int64_t b, const Tokens& tokens) {
+                LLMC_CHECK(tokens.ndim() == 1, "tokens have {} dimensions, expected 1", tokens.ndim());
+                py::array_t<float> logits(self.model.gpt2->config().vocab_size);
+                float* const out = logits.mutable_data();
+                const std::int32_t* const x = tokens.data();
+                const std::int64_t n = tokens.size();
+                const Busy busy(self.model.backend());
+                self.model.weights_changed();
+                self.cache.prefill(b, x, n, out);
+                return logits;
+            },
+            "b"_a, "tokens"_a,
+            "Append tokens to sequence b; return the logits (vocab_size) after the last of them.")
+        .def(
+            "decode",
+            [](BoundCache& self, const Tokens& tokens) {
+                self.check_count("tokens", tokens);
+                py::array_t<float> logits({self.cache.B(), self.model.gpt2->config().vocab_size});
+                float* const out = logits.mutable_data();
+                const std::int32_t* const x = tokens.data();
+                const Busy busy(self.model.backend());
+                self.model.weights_changed();
+                self.cache.decode(x, out);
+                return logits;
+            },
+            "tokens"_a, "Append a token to every sequence; return the logits (B, vocab_size) after it.")
+        .def(
+            "queue_tokens",
+            [](BoundCache& self, const std::optional<Tokens>& tokens,
+               const py::array_t<float, py::array::c_style | py::array::forcecast>& coins,
+               const SamplerOptions& options) {
+                if (tokens) self.check_count("tokens", *tokens);
+                self.check_count("coins", coins);
+                const std::int32_t* const x = tokens ? tokens->data() : nullptr;
+                const float* const coin = coins.data();
+                const Busy busy(self.model.backend());
+                self.model.weights_changed();
+                self.cache.queue_tokens(x, coin, options);
+            },
+            "tokens"_a, "coins"_a, "options"_a,
+            "decode(), and choose a token from each sequence's logits, without waiting. tokens None: go on "
+            "from "
+            "those chosen last.")
+        .def(
+            "read_tokens",
+            [](BoundCache& self) {
+                py::array_t<std::int32_t> tokens(self.cache.B());
+                std::int32_t* const out = tokens.mutable_data();
+                const Busy busy(self.model.backend());
+                self.cache.read_tokens(out);
+                return tokens;
+            },
+            "The tokens of the oldest queue_tokens() not read yet; negative: faults, see token_of().");
 
     model
-        .def(py::init([](std::shared_ptr<Backend> backend, const GPT2Config& config, const std::string& dtype,
-                         const std::string& grad_dtype) {
-                 return Model{std::make_shared<GPT2>(std::move(backend), config, dtype_from_name(dtype),
-                                                     dtype_from_name(grad_dtype))};
-             }),
-             py::arg("backend").none(false), "config"_a, "dtype"_a = "f32", "grad_dtype"_a = "f32")
-        .def_property_readonly("config", [](const Model& self) { return self.gpt2->config(); })
-        .def_property_readonly("dtype", [](const Model& self) { return name_of(self.gpt2->dtype()); })
-        .def_property_readonly("grad_dtype",
-                               [](const Model& self) { return name_of(self.gpt2->grad_dtype()); })
-        .def_property_readonly("backend", [](const Model& self) { return self.gpt2->backend(); })
+        .def(py::init(
+                 [](const GPT2Config& config, std::shared_ptr<Backend> backend, const ModelOptions& options) {
+                     const Busy busy(*backend);
+                     return BoundModel{std::make_shared<GPT2>(config, backend, options)};
+                 }),
+             "config"_a, py::arg("backend").none(false), "options"_a)
+        .def_property_readonly("config", [](const BoundModel& self) { return self.gpt2->config(); })
+        .def_property_readonly("options", [](const BoundModel& self) { return self.gpt2->options(); })
+        .def_property_readonly("backend", [](const BoundModel& self) { return self.gpt2->backend(); })
         .def_property_readonly("num_parameters",
-                               [](const Model& self) { return self.gpt2->num_parameters(); })
-        .def_property(
-            "recompute", [](const Model& self) { return static_cast<int>(self.gpt2->recompute); },
-            [](Model& self, int level) {
-                LLMC_CHECK(level >= 0 && level <= 2, "recompute is {}, expected 0, 1 or 2", level);
-                self.gpt2->recompute = static_cast<Recompute>(level);
-            })
-        .def_property(
-            "classifier_rows", [](const Model& self) { return self.gpt2->classifier_rows; },
-            [](Model& self, std::int64_t rows) {
-                LLMC_CHECK(rows > 0, "classifier_rows is {}, expected positive", rows);
-                self.gpt2->classifier_rows = rows;
-            })
+                               [](const BoundModel& self) { return self.gpt2->num_parameters(); })
         .def(
             "init_weights",
-            [](Model& self, std::uint32_t seed) {
-                const Busy busy(*self.gpt2->backend());
+            [](BoundModel& self, std::uint32_t seed) {
+                const Busy busy(self.backend());
                 self.gpt2->init_weights(seed);
             },
             "seed"_a = 42)
         .def(
             "forward",
-            [](Model& self, const Tokens& inputs) {
+            [](BoundModel& self, const Tokens& inputs) {
                 const auto [B, T] = batch_shape(inputs, "inputs");
                 const std::int32_t* const data = inputs.data();
-                const Busy busy(*self.gpt2->backend());
+                const Busy busy(self.backend());
                 self.weights_changed();
                 self.gpt2->forward(data, B, T);
             },
             "inputs"_a)
         .def(
             "backward",
-            [](Model& self, const Tokens& targets, float scale, std::optional<std::shared_ptr<Comm>> comm) {
+            [](BoundModel& self, const Tokens& targets, float scale,
+               std::optional<std::shared_ptr<GradientSink>> sink) {
                 const auto [B, T] = batch_shape(targets, "targets");
                 const Tensor& of = self.gpt2->activations().targets;
                 LLMC_CHECK(of.is({B, T}), "targets have shape ({}, {}), but forward() had {}", B, T, of);
                 const std::int32_t* const data = targets.data();
-                LLMC_CHECK(!comm || &(*comm)->backend() == self.gpt2->backend().get(),
-                           "the Comm was made for another backend than the model's");
-                const Busy busy(*self.gpt2->backend());
-                self.gpt2->backward(data, scale, comm ? comm->get() : nullptr);
+                const Busy busy(self.backend());
+                self.gpt2->backward(data, scale, sink ? sink->get() : nullptr);
             },
-            "targets"_a, "scale"_a = 1.0f, "comm"_a = py::none())
+            "targets"_a, "scale"_a = 1.0f, "sink"_a = py::none())
         .def("zero_grad",
-             [](Model& self) {
-                 const Busy busy(*self.gpt2->backend());
+             [](BoundModel& self) {
+                 const Busy busy(self.backend());
                  self.gpt2->zero_grad();
                  if (self.views->alive > 0) self.gpt2->materialize_gradients();
              })
-        .def(
-            "materialize_gradients",
-            [](Model& self) {
-                const Busy busy(*self.gpt2->backend());
-                self.gpt2->materialize_gradients();
-            },
-            "Zeroes the gradients that zero_grad() has only marked, for who looks at them before backward().")
         .def("loss",
-             [](const Model& self) {
-                 const Busy busy(*self.gpt2->backend());
+             [](const BoundModel& self) {
+                 const Busy busy(self.backend());
                  return self.gpt2->loss();
              })
         .def(
             "evaluate",
-            [](Model& self, const Tokens& inputs, const Tokens& targets, bool by_token) -> py::object {
+            [](BoundModel& self, const Tokens& inputs, const Tokens& targets, bool by_token) -> py::object {
                 const auto [B, T] = batch_shape(inputs, "inputs");
                 const auto shape = batch_shape(targets, "targets");
                 LLMC_CHECK(shape.B == B && shape.T == T, "targets have shape ({}, {}), inputs ({}, {})",
@@ -196,7 +232,7 @@ void bind_model(py::module_& m) {
                 float* const out = losses.mutable_data();
                 float mean;
                 {
-                    const Busy busy(*self.gpt2->backend());
+                    const Busy busy(self.backend());
                     self.weights_changed();
                     mean = self.gpt2->evaluate(x, y, B, T, out);
                 }
@@ -206,83 +242,26 @@ void bind_model(py::module_& m) {
             "inputs"_a, "targets"_a, "by_token"_a = false)
         .def(
             "logits",
-            [](Model& self, const Tokens& inputs) {
+            [](BoundModel& self, const Tokens& inputs) {
                 const auto [B, T] = batch_shape(inputs, "inputs");
                 py::array_t<float> logits({B, T, self.gpt2->config().vocab_size});
                 float* const out = logits.mutable_data();
                 const std::int32_t* const x = inputs.data();
-                const Busy busy(*self.gpt2->backend());
+                const Busy busy(self.backend());
                 self.weights_changed();
                 self.gpt2->logits(x, B, T, out);
                 return logits;
             },
             "inputs"_a)
-        .def(
-            "prefill",
-            [](Model& self, KVCache& cache, std::int64_t b, const Tokens& tokens) {
-                LLMC_CHECK(tokens.ndim() == 1, "tokens have {} dimensions, expected 1", tokens.ndim());
-                py::array_t<float> logits(self.gpt2->config().vocab_size);
-                float* const out = logits.mutable_data();
-                const std::int32_t* const x = tokens.data();
-                const std::int64_t n = tokens.size();
-                const Busy busy(*self.gpt2->backend());
-                self.weights_changed();
-                self.gpt2->prefill(cache, b, x, n, out);
-                return logits;
-            },
-            "cache"_a, "b"_a, "tokens"_a)
-        .def(
-            "decode",
-            [](Model& self, KVCache& cache, const Tokens& tokens) {
-                LLMC_CHECK(tokens.ndim() == 1 && tokens.size() == cache.B(),
-                           "{} tokens for a cache of {} sequences", tokens.size(), cache.B());
-                py::array_t<float> logits({cache.B(), self.gpt2->config().vocab_size});
-                float* const out = logits.mutable_data();
-                const std::int32_t* const x = tokens.data();
-                const Busy busy(*self.gpt2->backend());
-                self.weights_changed();
-                self.gpt2->decode(cache, x, out);
-                return logits;
-            },
-            "cache"_a, "tokens"_a)
-        .def(
-            "queue_tokens",
-            [](Model& self, KVCache& cache, const std::optional<Tokens>& tokens,
-               const py::array_t<float, py::array::c_style | py::array::forcecast>& coins,
-               const SamplerOptions& options) {
-                LLMC_CHECK(!tokens || (tokens->ndim() == 1 && tokens->size() == cache.B()),
-                           "{} tokens for a cache of {} sequences", tokens->size(), cache.B());
-                LLMC_CHECK(coins.ndim() == 1 && coins.size() == cache.B(),
-                           "{} coins for a cache of {} sequences", coins.size(), cache.B());
-                const std::int32_t* const x = tokens ? tokens->data() : nullptr;
-                const float* const coin = coins.data();
-                const Busy busy(*self.gpt2->backend());
-                self.weights_changed();
-                self.gpt2->queue_tokens(cache, x, coin, options);
-            },
-            "cache"_a, "tokens"_a, "coins"_a, "options"_a,
-            "decode(), and a token chosen from each sequence's logits, without waiting. tokens None: those "
-            "chosen last.")
-        .def(
-            "read_tokens",
-            [](Model& self, KVCache& cache) {
-                py::array_t<std::int32_t> tokens(cache.B());
-                std::int32_t* const out = tokens.mutable_data();
-                const Busy busy(*self.gpt2->backend());
-                self.gpt2->read_tokens(cache, out);
-                return tokens;
-            },
-            "cache"_a,
-            "The tokens of the oldest queue_tokens() not read yet; negative: faults, see token_of().")
         .def("parameter_names",
-             [](const Model& self) {
+             [](const BoundModel& self) {
                  std::vector<std::string> names;
                  for (const auto& [name, tensor] : self.gpt2->parameter_tensors()) names.push_back(name);
                  return names;
              })
         .def(
             "parameter",
-            [](Model& self, const std::string& name) {
+            [](BoundModel& self, const std::string& name) {
                 for (const auto& [n, tensor] : self.gpt2->parameter_tensors())
                     if (n == name) return OwnedTensor{self.gpt2->backend(), tensor, self.gpt2};
                 throw ArgumentError(filled("no parameter is named '{}'", name));
@@ -290,9 +269,9 @@ void bind_model(py::module_& m) {
             "name"_a)
         .def(
             "gradient",
-            [](Model& self, const std::string& name) {
+            [](BoundModel& self, const std::string& name) {
                 {
-                    const Busy busy(*self.gpt2->backend());
+                    const Busy busy(self.backend());
                     self.gpt2->materialize_gradients();
                 }
                 return OwnedTensor{self.gpt2->backend(), parameter_named(*self.gpt2, name).grad, self.gpt2};
@@ -300,7 +279,7 @@ void bind_model(py::module_& m) {
             "name"_a)
         .def(
             "parameter_view",
-            [](Model& self, const std::string& name) {
+            [](BoundModel& self, const std::string& name) {
                 for (const auto& [n, tensor] : self.gpt2->parameter_tensors())
                     if (n == name) return self.view(tensor);
                 throw ArgumentError(filled("no parameter is named '{}'", name));
@@ -308,34 +287,34 @@ void bind_model(py::module_& m) {
             "name"_a)
         .def(
             "gradient_view",
-            [](Model& self, const std::string& name) {
+            [](BoundModel& self, const std::string& name) {
                 {
-                    const Busy busy(*self.gpt2->backend());
+                    const Busy busy(self.backend());
                     self.gpt2->materialize_gradients();
                 }
                 return self.view(parameter_named(*self.gpt2, name).grad);
             },
             "name"_a)
         .def("all_parameters",
-             [](Model& self) {
+             [](BoundModel& self) {
                  return OwnedTensor{self.gpt2->backend(), self.gpt2->all_parameters(), self.gpt2};
              })
         .def("weights_changed",
-             [](Model& self) {
-                 const Busy busy(*self.gpt2->backend());
+             [](BoundModel& self) {
+                 const Busy busy(self.backend());
                  self.gpt2->weights_changed();
              })
         .def(
             "load_checkpoint",
-            [](Model& self, const std::filesystem::path& path) {
-                const Busy busy(*self.gpt2->backend());
+            [](BoundModel& self, const std::filesystem::path& path) {
+                const Busy busy(self.backend());
                 load_checkpoint(*self.gpt2, path);
             },
             "path"_a)
         .def(
             "save_checkpoint",
-            [](const Model& self, const std::filesystem::path& path) {
-                const Busy busy(*self.gpt2->backend());
+            [](const BoundModel& self, const std::filesystem::path& path) {
+                const Busy busy(self.backend());
                 save_checkpoint(*self.gpt2, path);
             },
             "path"_a);
@@ -354,12 +333,6 @@ void bind_model(py::module_& m) {
             return py::bytes(reinterpret_cast<const char*>(h.data()), sizeof h);
         },
         "config"_a, "dtype"_a, "The 1024 bytes that a llm.c model file begins with.");
-
-    // optim.cpp needs the model behind the binding.
-    m.def("_parameters", [](Model& self) {
-        return py::capsule(new std::vector<Parameter>(self.gpt2->parameters()),
-                           [](void* p) { delete static_cast<std::vector<Parameter>*>(p); });
-    });
 }
 
 }  // namespace llmc

@@ -1,48 +1,90 @@
-#include "bindings/bindings.h"
-#include "core/optimizer.h"
+#include "optim/adamw.h"
+
+#include "bindings/model.h"
 
 namespace llmc {
 
+namespace {
+
+// An optimizer and the model whose parameters it updates.
+struct BoundAdamW {
+    BoundAdamW(const BoundModel& model, const AdamWOptions& options)
+        : model(model), adamw(model.gpt2->backend(), model.gpt2->parameters(), options) {}
+    // An optimizer looks at gradients even if no backward() came after zero_grad().
+    void measure() {
+        model.gpt2->materialize_gradients();
+        adamw.measure();
+    }
+    BoundModel model;
+    AdamW adamw;
+};
+
+}  // namespace
+
 void bind_optim(py::module_& m) {
-    py::class_<AdamW>(m, "AdamW")
-        .def(py::init([](const py::object& model, float beta1, float beta2, float eps, float weight_decay,
+    py::class_<BoundAdamW>(m, "AdamW", "The optimizer of csrc/optim/adamw.h. llmc.AdamW stands over it.")
+        .def(py::init([](const BoundModel& model, float beta1, float beta2, float eps, float weight_decay,
                          float grad_clip, bool decay_all, bool master_weights, std::uint64_t seed) {
                  AdamWOptions o;
-                 o.beta1 = beta1, o.beta2 = beta2, o.eps = eps, o.weight_decay = weight_decay,
-                 o.grad_clip = grad_clip;
-                 o.decay_all = decay_all, o.master_weights = master_weights, o.seed = seed;
-                 const py::capsule parameters = py::module_::import("llmc._llmc").attr("_parameters")(model);
-                 return std::make_unique<AdamW>(model.attr("backend").cast<std::shared_ptr<Backend>>(),
-                                                *parameters.get_pointer<std::vector<Parameter>>(), o);
+                 o.beta1 = beta1, o.beta2 = beta2, o.eps = eps, o.weight_decay = weight_decay;
+                 o.grad_clip = grad_clip, o.decay_all = decay_all, o.master_weights = master_weights;
+                 o.seed = seed;
+                 const Busy busy(model.backend());
+                 return std::make_unique<BoundAdamW>(model, o);
              }),
              "model"_a, "beta1"_a = 0.9f, "beta2"_a = 0.95f, "eps"_a = 1e-8f, "weight_decay"_a = 0.0f,
-             "grad_clip"_a = 1.0f, "decay_all"_a = false, "master_weights"_a = true, "seed"_a = 13371337,
-             py::keep_alive<1, 2>())
-        .def("step", busy(&AdamW::step), "lr"_a, "step"_a)
-        .def("measure", busy(&AdamW::measure))
-        .def("apply", busy(&AdamW::apply), "lr"_a, "step"_a)
-        .def("norm", busy(&AdamW::norm))
-        .def_property_readonly("bytes", &AdamW::bytes)
+             "grad_clip"_a = 1.0f, "decay_all"_a = false, "master_weights"_a = true, "seed"_a = 13371337)
+        .def(
+            "step",
+            [](BoundAdamW& self, float lr) {
+                const Busy busy(self.model.backend());
+                self.measure();
+                self.adamw.apply(lr);
+            },
+            "lr"_a)
+        .def(
+            "measure",
+            [](BoundAdamW& self) {
+                const Busy busy(self.model.backend());
+                self.measure();
+                return self.adamw.norm();
+            },
+            "The gradients' global norm before clipping. Waits.")
+        .def(
+            "apply",
+            [](BoundAdamW& self, float lr) {
+                const Busy busy(self.model.backend());
+                self.adamw.apply(lr);
+            },
+            "lr"_a)
+        .def("norm",
+             [](const BoundAdamW& self) {
+                 const Busy busy(self.model.backend());
+                 return self.adamw.norm();
+             })
+        .def_property_readonly("bytes", [](const BoundAdamW& self) { return self.adamw.bytes(); })
         .def_property(
-            "rng_state", [](const AdamW& self) { return self.rng.state; },
-            [](AdamW& self, std::uint64_t state) {
-                LLMC_CHECK(state != 0, "an xorshift state cannot be 0");
-                self.rng.state = state;
-            })
+            "step_count", [](const BoundAdamW& self) { return self.adamw.step_count(); },
+            [](BoundAdamW& self, std::int64_t count) { self.adamw.set_step_count(count); })
+        .def_property(
+            "rng_state", [](const BoundAdamW& self) { return self.adamw.rng_state(); },
+            [](BoundAdamW& self, std::uint64_t state) { self.adamw.set_rng_state(state); })
         .def(
             "state",
-            [](const py::object& self, const std::shared_ptr<Backend>& backend) {
+            [](const py::object& self) {
                 py::dict out;
-                const auto own = std::make_shared<py::object>(self);
+                auto& adamw = self.cast<BoundAdamW&>().adamw;
+                const auto owner = std::make_shared<py::object>(self);
                 const auto tensor = [&](const Tensor& t) -> py::object {
                     if (!t) return py::none();
-                    return py::cast(OwnedTensor{backend, t, std::shared_ptr<void>(own, own.get())});
+                    return py::cast(
+                        OwnedTensor{adamw.backend(), t, std::shared_ptr<void>(owner, owner.get())});
                 };
-                for (const AdamW::State& s : self.cast<AdamW&>().state())
+                for (const AdamW::State& s : adamw.state())
                     out[py::str(s.name)] = py::make_tuple(tensor(s.m), tensor(s.v), tensor(s.master));
                 return out;
             },
-            "backend"_a, "name -> (m, v, master) as Tensors; master is None for f32 parameters.");
+            "name -> (m, v, master) as Tensors; master is None for f32 parameters.");
 }
 
 }  // namespace llmc

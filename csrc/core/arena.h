@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,9 @@ class Arena {
 
     // Declares a tensor; `slot` receives its address in allocate(), and has its shape at once.
     void add(Tensor& slot, std::string name, DType dtype, std::initializer_list<std::int64_t> shape) {
+        add(slot, std::move(name), dtype, std::span(shape.begin(), shape.size()));
+    }
+    void add(Tensor& slot, std::string name, DType dtype, std::span<const std::int64_t> shape) {
         slot = Tensor(nullptr, dtype, shape);
         offset_ = (offset_ + align_ - 1) / align_ * align_;
         rows_.push_back({std::move(name), &slot, offset_});

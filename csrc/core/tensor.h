@@ -8,6 +8,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <ostream>
+#include <span>
 
 #include "core/bf16.h"
 #include "core/check.h"
@@ -61,8 +62,10 @@ struct Tensor {
     std::array<std::int64_t, kMaxRank> shape{};
 
     Tensor() = default;
-    Tensor(void* data, DType dtype, std::initializer_list<std::int64_t> extents) : data(data), dtype(dtype) {
-        set_shape(extents.begin(), static_cast<int>(extents.size()));
+    Tensor(void* data, DType dtype, std::initializer_list<std::int64_t> extents)
+        : Tensor(data, dtype, std::span(extents.begin(), extents.size())) {}
+    Tensor(void* data, DType dtype, std::span<const std::int64_t> extents) : data(data), dtype(dtype) {
+        set_shape(extents.data(), static_cast<int>(extents.size()));
     }
 
     // An absent optional operand (no bias, no input gradient wanted) is a Tensor without data.
@@ -107,6 +110,14 @@ struct Tensor {
         Tensor t = *this;
         t.set_shape(extents.begin(), static_cast<int>(extents.size()));
         LLMC_CHECK(t.numel() == numel(), "cannot view {} as {}", *this, t);
+        return t;
+    }
+
+    // The first elements of the same memory, under another shape.
+    Tensor prefix(std::initializer_list<std::int64_t> extents) const {
+        Tensor t = *this;
+        t.set_shape(extents.begin(), static_cast<int>(extents.size()));
+        LLMC_CHECK(t.numel() <= numel(), "{} has no room for {}", *this, t);
         return t;
     }
 

@@ -48,8 +48,7 @@ void CpuBackend::global_norm_squared(Tensor out, Tensor inp) {
 }
 
 void CpuBackend::clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) {
-    for (const Tensor& t : {norm, factor, norm_squared})
-        check::f32_values("clip_factor", "an operand", t, 1);
+    for (const Tensor& t : {norm, factor, norm_squared}) check::f32_values("clip_factor", "an operand", t, 1);
     const float n = std::sqrt(*norm_squared.as<float>());
     *norm.as<float>() = n;
     if (!std::isfinite(n))

@@ -41,8 +41,8 @@ class PackedWeights {
     };
     void mark_stale(Address begin, Address end);
 
-    std::mutex mutex_;                       // Python may release a tensor while another thread computes
-    std::map<Address, Address> weights_;     // begin -> end, of disjoint ranges
+    std::mutex mutex_;                    // Python may release a tensor while another thread computes
+    std::map<Address, Address> weights_;  // begin -> end, of disjoint ranges
     std::map<std::pair<Address, bool>, Entry> copies_;  // by the weight's address and b_kmajor
 };
 

@@ -12,7 +12,7 @@
 #include <cstring>
 #include <thread>
 
-#include "core/comm.h"
+#include "comm/comm.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/dynamic_library.h"
 

@@ -1,4 +1,4 @@
-#include "core/comm.h"
+#include "comm/comm.h"
 #include "cuda/nccl_comm.h"
 
 namespace llmc {

@@ -86,8 +86,7 @@ void CudaBackend::global_norm_squared(Tensor out, Tensor inp) {
 }
 
 void CudaBackend::clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) {
-    for (const Tensor& t : {norm, factor, norm_squared})
-        check::f32_values("clip_factor", "an operand", t, 1);
+    for (const Tensor& t : {norm, factor, norm_squared}) check::f32_values("clip_factor", "an operand", t, 1);
     launch(clip_factor_kernel, 1, 1, 0, stream(), norm.as<float>(), factor.as<float>(),
            norm_squared.as<float>(), max_norm);
 }

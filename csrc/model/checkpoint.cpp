@@ -27,10 +27,8 @@ CheckpointInfo inspect_checkpoint(const std::filesystem::path& path) {
     } catch (const ArgumentError& e) {
         throw Error(filled("{}: the header does not describe a model: {}", shown(path), e.what()));
     }
-    const MemoryPlan plan =
-        GPT2::memory_plan(info.config, info.dtype, DType::f32, 1, 1, Recompute::gelu, 1, false, false);
-    info.num_parameters = plan.parameters / size_of(info.dtype);
-    check_size(path, kHeaderBytes + plan.parameters,
+    info.num_parameters = count_parameters(gpt2_parameters(info.config));
+    check_size(path, kHeaderBytes + info.num_parameters * size_of(info.dtype),
                filled("a header and {} {} parameters", info.num_parameters, info.dtype));
     return info;
 }

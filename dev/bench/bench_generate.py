@@ -110,9 +110,9 @@ def main() -> None:
     c = _llmc.config_from_descriptor(args.model)
     rows, records = [], []
     for dtype in args.dtypes:
-        weights = _llmc.memory_plan(c, dtype, dtype, 1, 1).parameters - c.max_seq_len * c.channels * (
-            2 if dtype == "bf16" else 4
-        )
+        weights = _llmc.memory_plan(
+            c, _llmc.ModelOptions(dtype, dtype), 1, 1
+        ).parameters - c.max_seq_len * c.channels * (2 if dtype == "bf16" else 4)
         for B in args.batch:
             seconds: dict[str, list[float]] = {"llmc": [], "torch": []}
             bandwidths = []  # measured in each round: another user of the machine can halve it for a minute

@@ -117,15 +117,14 @@ def choose(backend: _llmc.Backend, settings: dict[str, str]) -> None:
 def make_model(args: argparse.Namespace, settings: dict[str, str], device: str) -> llmc.GPT2:
     """Return a model in bf16 with random weights."""
     grad_dtype, recompute = settings.get("grad_dtype"), int(settings.get("recompute", args.recompute))
-    model = llmc.GPT2(
-        config_of(args), device=device, dtype="bf16", grad_dtype=grad_dtype, recompute=recompute, seed=None
-    )
-    choose(model.native.backend, settings)
+    options: dict[str, Any] = {"dtype": "bf16", "grad_dtype": grad_dtype, "recompute": recompute, "seed": None}
     if "rows" in settings:
-        model.native.classifier_rows = int(settings["rows"])
-    fill(model.native.all_parameters(), np.random.default_rng(0), 0.02)
+        options["classifier_rows"] = int(settings["rows"])
+    model = llmc.GPT2(config_of(args), device=device, **options)
+    choose(model.backend, settings)
+    fill(model.all_parameters(), np.random.default_rng(0), 0.02)
     for name in ("ln1w", "ln2w", "lnfw"):
-        model.parameters[name] = np.ones(model.native.parameter(name).shape)
+        model.parameters[name] = np.ones(model.parameter_tensors()[name].shape)
     return model
 
 
@@ -176,7 +175,7 @@ def measure_llmc(args: argparse.Namespace, settings: dict[str, str]) -> dict[str
     device = device_of(args)
     before = _llmc.Backend(device).info().free_bytes
     model = make_model(args, settings, device)
-    if options_of(model.native.backend).get("attention") == "simple" and not args.dry_run and B * T > 4096:
+    if options_of(model.backend).get("attention") == "simple" and not args.dry_run and B * T > 4096:
         return {"left_out": "attention=simple takes minutes at this size"}
     optimizer = llmc.AdamW(model, weight_decay=0.1)
     data = tokens(config, B, T)
@@ -190,10 +189,10 @@ def measure_llmc(args: argparse.Namespace, settings: dict[str, str]) -> dict[str
         return model.mean_loss
 
     result = medians(args, step, args.total_batch // (B * T))
-    info = model.native.backend.info()
+    info = model.backend.info()
     return {
         **result, "memory_bytes": max(0, before - info.free_bytes), "options": info.options,
-        "rows": model.native.classifier_rows, "fallbacks": info.fallbacks,
+        "rows": model.classifier_rows, "fallbacks": info.fallbacks,
     }  # fmt: skip
 
 
@@ -303,9 +302,8 @@ def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     device, settings = device_of(args), parse_settings(args.settings[0])
     be = _llmc.Backend(device)
     choose(be, settings)
-    # The number of rows of logits that exist at a time in a model with these settings.
-    small = llmc.GPT2Config(**TINY).native()
-    N, rows = B * T, min(B * T, int(settings.get("rows", _llmc.GPT2(be, small).classifier_rows)))
+    # As many rows of logits at a time as a model has with these settings.
+    N, rows = B * T, min(B * T, int(settings.get("rows", _llmc.ModelOptions().classifier_rows)))
     rng = np.random.default_rng(0)
 
     def random(*shape: int, dtype: str = "bf16") -> _llmc.Tensor:

@@ -64,7 +64,7 @@ def main() -> None:
         for model in args.predict:
             _, floor = prediction(model, dtype, 1, 1024, *ceilings[dtype, top])
             c = _llmc.config_from_descriptor(model)
-            memory = _llmc.memory_plan(c, dtype, dtype, 1, 1024).total
+            memory = _llmc.memory_plan(c, _llmc.ModelOptions(dtype, dtype), 1, 1024).total
             table.append(["predicted", f"{model}, {memory / 1e9:.0f} GB", 1, 1024, top, f"{floor / rate:.1f}", "",
                           f"{floor:.1f}", f"{rate:.0%}"])  # fmt: skip
         print(f"\n{dtype}, {about['isa']}\n")
@@ -87,7 +87,7 @@ def prediction(model: str, dtype: str, B: int, T: int, peak: float, read: float)
     """
     c = _llmc.config_from_descriptor(model)
     size = 2 if dtype == "bf16" else 4
-    N = _llmc.memory_plan(c, dtype, dtype, B, T).parameters // size
+    N = _llmc.memory_plan(c, _llmc.ModelOptions(dtype, dtype), B, T).parameters // size
     work = flops_per_token(c.num_layers, c.channels, T, N) * B * T
     adamw = N * (16 + 3 * size + (4 if dtype == "bf16" else 0))
     return work, work / peak + adamw / read

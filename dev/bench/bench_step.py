@@ -195,7 +195,7 @@ def main() -> None:
     threads = about["threads"]
     peaks = {d: _llmc.cpu_peak_flops(d, threads) for d in ("f32", "bf16")}
     c = _llmc.config_from_descriptor(args.model)
-    N = _llmc.memory_plan(c, "f32", "f32", 1, 1).parameters // 4
+    N = _llmc.memory_plan(c, _llmc.ModelOptions("f32", "f32"), 1, 1).parameters // 4
     results: dict[str, Any] = {
         "machine": about,
         "peak_flops": peaks,

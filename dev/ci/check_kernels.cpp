@@ -14,9 +14,9 @@
 #include <vector>
 
 #include "backends.h"
-#include "core/optimizer.h"
 #include "core/random.h"
 #include "cpu/isa.h"
+#include "optim/master.h"
 
 using namespace llmc;
 using i64 = std::int64_t;

@@ -379,7 +379,7 @@ def profile_settings(stage: Stage, text: str) -> None:
     args, B, T = bench_args(stage)
     model = make_model(args, parse_settings(text), "cuda")
     optimizer = llmc.AdamW(model, weight_decay=0.1)
-    data, backend = tokens(model.config, B, T), model.native.backend
+    data, backend = tokens(model.config, B, T), model.backend
 
     def micro_batches(count: int) -> None:
         for _ in range(count):
@@ -435,29 +435,29 @@ def generation(stage: Stage) -> None:
                 times.append(time.perf_counter() - start)
             each = (times[1] - times[0]) / (many - few)
             row = {"B": B, "temperature": temperature, "seconds_per_token": each, "tokens_per_second": B / each}
-            stage.keep("generation", **row, weight_bytes=weights, options=model.native.backend.info().options)
+            stage.keep("generation", **row, weight_bytes=weights, options=model.backend.info().options)
             print(f"B={B}, temperature {temperature:g}: {B / each:,.0f} tokens/s in all, {1e6 * each:.0f} us for one of each "
                   f"sequence, weights read at {weights / each / 1e9:.0f} GB/s", flush=True)  # fmt: skip
     for B in (1, 16):
         start_tokens = np.zeros(B, np.int32)
-        cache = _llmc.KVCache(model.native, B, 32)
+        cache = model.kv_cache(B, 32)
         steps = 3 if stage.dry_run else 20
-        model.native.decode(cache, start_tokens)
+        cache.decode(start_tokens)
         start = time.perf_counter()
         for _ in range(steps):
-            model.native.decode(cache, start_tokens)
+            cache.decode(start_tokens)
         inside = (time.perf_counter() - start) / steps  # no step is ahead of another, and all logits come back
-        cache = _llmc.KVCache(model.native, B, 32)
+        cache = model.kv_cache(B, 32)
         print(f"\nB={B}: decode() alone {1e6 * inside:.0f} us a token; below, steps as generate() queues them")
         stage.keep("decode", B=B, seconds_per_token=inside)
 
         def decode(cache: _llmc.KVCache = cache, tokens: Any = start_tokens, steps: int = steps) -> None:
             coins, options = np.full(len(tokens), 0.5, np.float32), _llmc.SamplerOptions()
             for step in range(steps):
-                model.native.queue_tokens(cache, None if step else tokens, coins, options)
+                cache.queue_tokens(None if step else tokens, coins, options)
                 if step > 0:
-                    model.native.read_tokens(cache)
-            model.native.read_tokens(cache)
+                    cache.read_tokens()
+            cache.read_tokens()
 
         s = invented() if stage.dry_run else profiled(decode)
         stage.keep("profile", unit="token", B=B, per=steps, **s)
@@ -484,7 +484,7 @@ def parity(stage: Stage) -> None:
 
     def reference(model: llmc.GPT2, dtype: torch.dtype) -> tuple[Any, float, dict[str, Any]]:
         net = GPT(config)
-        net.load_llmc({n: widen(model.native.parameter(n).to_host()) for n in model.native.parameter_names()})
+        net.load_llmc({n: widen(t.to_host()) for n, t in model.parameter_tensors().items()})
         net.to(where, dtype)
         logits, loss = net(x, y)
         assert loss is not None
@@ -496,8 +496,7 @@ def parity(stage: Stage) -> None:
         model.zero_grad()
         model.forward(inputs)
         model.backward(targets)
-        names = model.native.parameter_names()
-        return logits, model.mean_loss, {n: widen(model.native.gradient(n).to_host()) for n in names}
+        return logits, model.mean_loss, {n: widen(t.to_host()) for n, t in model.gradient_tensors().items()}
 
     def worst(a: dict[str, Any], b: dict[str, Any]) -> float:
         return max(float(np.linalg.norm(a[n] - b[n]) / np.linalg.norm(b[n])) for n in b)
@@ -515,8 +514,8 @@ def parity(stage: Stage) -> None:
     logits_t, loss_t, gradients_t = reference(model, torch.float32)
     logits_b, _, gradients_b = reference(model, torch.bfloat16)
     scale = float(np.abs(logits_t).max())
-    for attention in usable_attentions(model.native.backend):
-        model.native.backend.set_option("attention", attention)
+    for attention in usable_attentions(model.backend):
+        model.backend.set_option("attention", attention)
         logits, loss, gradients = ours(model)
         limit = 2 * float(np.abs(logits_b - logits_t).max()) / scale
         stage.check(f"bf16 {attention} logits", float(np.abs(logits - logits_t).max()) / scale, limit)
@@ -543,7 +542,7 @@ def steps(stage: Stage) -> None:
         lr: float = 3e-4,
     ) -> Any:  # fmt: skip
         model = llmc.GPT2(config, device=device, dtype=dtype)
-        choose(model.native.backend, options or {})
+        choose(model.backend, options or {})
         if change:
             name, relative = change
             w = np.array(model.parameters[name]).astype(np.float32)

@@ -35,7 +35,7 @@ from llmc import _llmc
 from llmc.checkpoint import Checkpointer, checkpoint_files, newest_good
 from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
-from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
+from llmc.formats.debug_state import DebugState, read_debug_state, write_debug_state
 from llmc.formats.eval_file import Example, read_eval_file, write_eval_file
 from llmc.formats.manifest import DataFile, signed
 from llmc.formats.shards import write_shard
@@ -232,9 +232,7 @@ def write_run(folder: Path, number: int) -> None:
         model.forward(inputs)
         model.backward(targets)
         optimizer.step(1e-3)
-        state = TrainState(
-            step, step, optimizer.native.rng_state, loader.state(), number % 3 > 0, {"loss_window": [1.5, 2.5]}
-        )
+        state = TrainState(step, step, optimizer.rng_state, loader.state(), number % 3 > 0, {"loss_window": [1.5, 2.5]})
         saver.save(model, optimizer, state, config={}, data=data)
         if number % 2:
             checkpoint_files(folder, step).done.write_bytes(b"")
@@ -250,7 +248,7 @@ def read_run(folder: Path) -> None:
     loader = DataLoader(folder / "data.bin", 2, 8, shuffle=shuffle)
     state = found.load_state(model, optimizer, loader.state(), shuffle=shuffle)
     assert state.step == found.step
-    optimizer.native.rng_state, optimizer.step_count = state.optimizer_rng, state.optimizer_step
+    optimizer.rng_state, optimizer.step_count = state.optimizer_rng, state.optimizer_step
     loader.set_state(state.loader)
     for _ in range(40):
         loader.next_batch()
@@ -319,7 +317,7 @@ def read_vocabulary(folder: Path) -> None:
 def write_state(folder: Path, number: int) -> None:
     rng = np.random.default_rng(number)
     inputs, targets = rng.integers(0, 40, (2, 2, 4)).astype(np.int32)
-    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in parameter_shapes(SMALL).items()}
+    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SMALL.parameter_shapes.items()}
     logits = rng.normal(size=(2, 4, 40)).astype(np.float32)
     write_debug_state(folder / "s.bin", DebugState(inputs, targets, logits, 1.5, gradients, [1.0] * (number % 3)))
 

@@ -17,15 +17,19 @@ __all__: list[str] = [
     "GPT2",
     "AdamW",
     "AdamWStep",
+    "AllReduce",
     "Backend",
     "Comm",
     "DataLoader",
     "DeviceInfo",
     "Error",
     "GPT2Config",
+    "GradientSink",
     "KVCache",
     "MemoryPlan",
+    "ModelOptions",
     "Mt19937",
+    "ParameterSpec",
     "SamplerOptions",
     "ShardInfo",
     "Tensor",
@@ -44,6 +48,7 @@ __all__: list[str] = [
     "memory_plan",
     "nccl_comm",
     "nccl_id",
+    "parameter_table",
     "sample",
     "set_library_directories",
     "thread_comms",
@@ -241,7 +246,7 @@ class Backend:
 
 class Comm:
     """
-    The ranks that train one model together. Meaning of each call: csrc/core/comm.h.
+    The ranks that train one model together. Meaning of each call: csrc/comm/comm.h.
     """
     def all_gather(self, full: Tensor, shard: Tensor) -> None: ...
     def all_reduce(self, xs: collections.abc.Sequence[Tensor]) -> None: ...
@@ -257,6 +262,17 @@ class Comm:
     def rank(self) -> int: ...
     @property
     def size(self) -> int: ...
+
+class GradientSink:
+    """
+    Takes gradients as backward() completes them: csrc/comm/gradient_sink.h.
+    """
+
+class AllReduce(GradientSink):
+    """
+    Gives every rank of a Comm the sums of all gradients and of the loss.
+    """
+    def __init__(self, comm: Comm) -> None: ...
 
 class GPT2Config:
     def __init__(
@@ -281,6 +297,21 @@ class GPT2Config:
     @property
     def vocab_size(self) -> int: ...
 
+class ParameterSpec:
+    """
+    A row of a model's table of parameters: csrc/model/parameters.h.
+    """
+    @property
+    def decay(self) -> bool: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def padding(self) -> int: ...
+    @property
+    def per_layer(self) -> bool: ...
+    @property
+    def shape(self) -> tuple[typing.Any, ...]: ...
+
 class MemoryPlan:
     """
     Bytes by purpose.
@@ -296,21 +327,34 @@ class MemoryPlan:
     @property
     def total(self) -> int: ...
 
+class ModelOptions:
+    """
+    How a model is computed: csrc/model/options.h.
+    """
+    def __init__(
+        self, dtype: str = "f32", grad_dtype: str = "f32", recompute: int = 1, classifier_rows: int = 1024
+    ) -> None: ...
+    @property
+    def classifier_rows(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def grad_dtype(self) -> str: ...
+    @property
+    def recompute(self) -> int: ...
+
 class GPT2:
     """
     The schedule of csrc/model/gpt2.cpp. llmc.GPT2 stands over it.
     """
-    def __init__(self, backend: Backend, config: GPT2Config, dtype: str = "f32", grad_dtype: str = "f32") -> None: ...
+    def __init__(self, config: GPT2Config, backend: Backend, options: ModelOptions) -> None: ...
     def all_parameters(self) -> Tensor: ...
     def backward(
         self,
         targets: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
         scale: float = 1.0,
-        comm: Comm | None = None,
+        sink: GradientSink | None = None,
     ) -> None: ...
-    def decode(
-        self, cache: KVCache, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
-    ) -> numpy.typing.NDArray[numpy.float32]: ...
     def evaluate(
         self,
         inputs: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
@@ -326,70 +370,69 @@ class GPT2:
         self, inputs: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
     ) -> numpy.typing.NDArray[numpy.float32]: ...
     def loss(self) -> float: ...
-    def materialize_gradients(self) -> None:
-        """
-        Zeroes the gradients that zero_grad() has only marked, for who looks at them before backward().
-        """
     def parameter(self, name: str) -> Tensor: ...
     def parameter_names(self) -> list[str]: ...
     def parameter_view(self, name: str) -> numpy.typing.NDArray[typing.Any]: ...
-    def prefill(
-        self, cache: KVCache, b: int, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
-    ) -> numpy.typing.NDArray[numpy.float32]: ...
-    def queue_tokens(
-        self,
-        cache: KVCache,
-        tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32] | None,
-        coins: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-        options: SamplerOptions,
-    ) -> None:
-        """
-        decode(), and a token chosen from each sequence's logits, without waiting. tokens None: those chosen last.
-        """
-    def read_tokens(self, cache: KVCache) -> numpy.typing.NDArray[numpy.int32]:
-        """
-        The tokens of the oldest queue_tokens() not read yet; negative: faults, see token_of().
-        """
     def save_checkpoint(self, path: os.PathLike[str] | str | bytes) -> None: ...
     def weights_changed(self) -> None: ...
     def zero_grad(self) -> None: ...
     @property
     def backend(self) -> Backend: ...
     @property
-    def classifier_rows(self) -> int: ...
-    @classifier_rows.setter
-    def classifier_rows(self, arg1: int) -> None: ...
-    @property
     def config(self) -> GPT2Config: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def grad_dtype(self) -> str: ...
     @property
     def num_parameters(self) -> int: ...
     @property
-    def recompute(self) -> int: ...
-    @recompute.setter
-    def recompute(self, arg1: int) -> None: ...
+    def options(self) -> ModelOptions: ...
 
 class KVCache:
     """
-    Keys and values of the positions seen so far.
+    Keys and values of the positions seen so far, and generation by means of them.
     """
     def __init__(self, model: GPT2, B: int, max_len: int) -> None: ...
     def clear(self, b: int) -> None: ...
+    def decode(
+        self, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Append a token to every sequence; return the logits (B, vocab_size) after it.
+        """
     def length(self, b: int) -> int: ...
+    def prefill(
+        self, b: int, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Append tokens to sequence b; return the logits (vocab_size) after the last of them.
+        """
+    def queue_tokens(
+        self,
+        tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32] | None,
+        coins: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        options: SamplerOptions,
+    ) -> None:
+        """
+        decode(), and choose a token from each sequence's logits, without waiting. tokens None: go on from those chosen last.
+        """
+    def read_tokens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        The tokens of the oldest queue_tokens() not read yet; negative: faults, see token_of().
+        """
     @property
     def B(self) -> int: ...
+    @property
+    def backend(self) -> Backend: ...
     @property
     def bytes(self) -> int: ...
     @property
     def max_len(self) -> int: ...
 
 class AdamW:
+    """
+    The optimizer of csrc/optim/adamw.h. llmc.AdamW stands over it.
+    """
     def __init__(
         self,
-        model: typing.Any,
+        model: GPT2,
         beta1: float = 0.8999999761581421,
         beta2: float = 0.949999988079071,
         eps: float = 9.99999993922529e-09,
@@ -399,20 +442,27 @@ class AdamW:
         master_weights: bool = True,
         seed: int = 13371337,
     ) -> None: ...
-    def apply(self, lr: float, step: int) -> None: ...
-    def measure(self) -> None: ...
+    def apply(self, lr: float) -> None: ...
+    def measure(self) -> float:
+        """
+        The gradients' global norm before clipping. Waits.
+        """
     def norm(self) -> float: ...
-    def state(self, backend: Backend) -> dict[str, typing.Any]:
+    def state(self) -> dict[str, typing.Any]:
         """
         name -> (m, v, master) as Tensors; master is None for f32 parameters.
         """
-    def step(self, lr: float, step: int) -> None: ...
+    def step(self, lr: float) -> None: ...
     @property
     def bytes(self) -> int: ...
     @property
     def rng_state(self) -> int: ...
     @rng_state.setter
     def rng_state(self, arg1: int) -> None: ...
+    @property
+    def step_count(self) -> int: ...
+    @step_count.setter
+    def step_count(self, arg1: int) -> None: ...
 
 class ShardInfo:
     @property
@@ -480,7 +530,6 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int: ...
 
-def _parameters(arg0: GPT2) -> typing.Any: ...
 def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
     """
     The 1024 bytes that a llm.c model file begins with.
@@ -523,16 +572,12 @@ def isa() -> dict[str, typing.Any]:
     """
 
 def memory_plan(
-    config: GPT2Config,
-    dtype: str,
-    grad_dtype: str,
-    B: int,
-    T: int,
-    recompute: int = 1,
-    classifier_rows: int = 1024,
-    training: bool = True,
-    master_weights: bool = True,
-) -> MemoryPlan: ...
+    config: GPT2Config, options: ModelOptions, B: int, T: int, training: bool = True, master_weights: bool = True
+) -> MemoryPlan:
+    """
+    The memory that a model takes for batches of (B, T), and its optimizer.
+    """
+
 def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:
     """
     A Comm over NCCL; returns when every rank has called it.
@@ -541,6 +586,11 @@ def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:
 def nccl_id() -> bytes:
     """
     Made by rank 0, needed by every rank.
+    """
+
+def parameter_table(config: GPT2Config) -> list[ParameterSpec]:
+    """
+    The parameters of a model, in the order of its file.
     """
 
 def sample(

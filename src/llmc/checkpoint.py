@@ -249,11 +249,11 @@ class _Tensors(Generic[_R]):
 
 
 def _tensors(model: GPT2, optimizer: AdamW) -> _Tensors[_llmc.Tensor]:
-    rows = list(optimizer.native.state(model.native.backend).values())
+    rows = list(optimizer.state().values())
     return _Tensors(
         config=model.config.native(),
         dtype=model.dtype,
-        parameters=model.native.all_parameters(),
+        parameters=model.all_parameters(),
         moments=[m for m, _, _ in rows] + [v for _, v, _ in rows],
         lows=[low for _, _, low in rows if low is not None],
     )
@@ -396,13 +396,13 @@ class FoundCheckpoint:
             CheckpointDamaged: if the state file is damaged.
             llmc.Error: if it cannot be read for another reason.
         """
-        states = optimizer.native.state(model.native.backend)
-        rows = [WeightRow(model.native.parameter(name), low) for name, (_, _, low) in states.items()]
+        states, parameters = optimizer.state(), model.parameter_tensors()
+        rows = [WeightRow(parameters[name], low) for name, (_, _, low) in states.items()]
         moments = [m for m, _, _ in states.values()] + [v for _, v, _ in states.values()]
         saved = read_state_file(self.files.state, moments, rows)
         if not saved.has_masters and model.dtype == "bf16":
             read_as_masters(self.files.model, rows)
-        model.native.weights_changed()
+        model.weights_changed()
         if self.manifest is None:
             rows_per_sample = loader["rows_per_sample"]
             position = LoaderPosition(rows_per_sample, 0, saved.shard, saved.sample * rows_per_sample)

@@ -52,7 +52,7 @@ def validation_loss(
     T = min(1024, model.config.max_seq_len) if seq_len is None else seq_len
     loader = DataLoader(data, batch_size, T, vocab_size=model.config.vocab_size)
     # Not num_batches(), which counts the shards' tails as well: the first batches would be met twice.
-    count = sum((shard.tokens - 1) // (batch_size * T) for shard in loader.native.shards)
+    count = sum((shard.tokens - 1) // (batch_size * T) for shard in loader.shards)
     count = count if max_batches < 0 else min(count, max_batches)
     if count == 0:
         raise ValueError(f"the data hold no whole batch of {batch_size} rows of {T} tokens")

@@ -39,10 +39,10 @@ def sample(model: GPT2, first: int, coin: _llmc.XorShift) -> Iterator[int]:
     Yields:
         SAMPLE_LENGTH - 1 tokens.
     """
-    cache = _llmc.KVCache(model.native, 1, SAMPLE_LENGTH)
+    cache = model.kv_cache(1, SAMPLE_LENGTH)
     token = first
     for _ in range(SAMPLE_LENGTH - 1):
-        logits = model.native.decode(cache, np.array([token], dtype=np.int32))
+        logits = cache.decode(np.array([token], dtype=np.int32))
         token = _llmc.sample(logits[0], coin.randfloat32())
         yield token
 
@@ -97,7 +97,7 @@ def run(model_path: Path | None, data: Path, threads: int = 0) -> None:
     print(f"num_parameters: {model.num_parameters}")
     print(f"train dataset num_batches: {train_loader.num_tokens // (B * T)}")
     print(f"val dataset num_batches: {val_loader.num_tokens // (B * T)}")
-    plan = _llmc.memory_plan(config.native(), "f32", "f32", B, T)
+    plan = _llmc.memory_plan(config.native(), _llmc.ModelOptions(), B, T)
     print(f"num_activations: {plan.activations // 4}")
 
     for step in range(STEPS + 1):

@@ -853,10 +853,8 @@ def test_sample_faults(request, rng, device):
 
 def model(backend, dtype, grad, C=64, NH=1, recompute=1):
     config = _llmc.GPT2Config(max_seq_len=24, vocab_size=61, num_layers=2, num_heads=NH, channels=C)
-    m = _llmc.GPT2(backend, config, dtype, grad)
+    m = _llmc.GPT2(config, backend, _llmc.ModelOptions(dtype, grad, recompute, classifier_rows=13))
     m.init_weights(42)
-    m.recompute = recompute
-    m.classifier_rows = 13
     return m
 
 
@@ -877,7 +875,7 @@ def test_model_trains_as_on_the_cpu(cuda, cpu, rng, options, dtype, grad, tolera
                 x = tokens[2 * step + micro]
                 m.forward(x[:, :-1])
                 m.backward(x[:, 1:], 0.5)
-            opt.step(1e-2, step)
+            opt.step(1e-2)
             history.append(m.loss())
             norm.append(opt.norm())
         losses.append(history)
@@ -893,9 +891,9 @@ def test_generation_as_on_the_cpu(cuda, cpu, rng, dtype, tolerance):
     for be in (cuda, cpu):
         m = model(be, dtype, "f32", 66, 3)
         cache = _llmc.KVCache(m, 2, 20)
-        rows = [m.prefill(cache, 0, prompt), m.prefill(cache, 1, prompt[:2])]
+        rows = [cache.prefill(0, prompt), cache.prefill(1, prompt[:2])]
         for token in (3, 5):
-            rows += list(m.decode(cache, [token, token + 1]))
+            rows += list(cache.decode([token, token + 1]))
         full = m.logits(prompt[None])
         rows.append(full[0, -1])
         logits.append(np.array(rows))
@@ -910,27 +908,27 @@ def test_tokens_chosen_on_the_device(cuda, rng, options):
     caches = [_llmc.KVCache(m, 3, 20) for _ in range(2)]
     for cache in caches:
         for b in range(3):
-            m.prefill(cache, b, np.arange(1, 3 + b))
+            cache.prefill(b, np.arange(1, 3 + b))
     tokens, coins, wanted = np.array([5, 6, 7], np.int32), rng.random((8, 3)).astype(np.float32), []
     coins[:, 1] = -1
     for step in range(8):
-        logits = m.decode(caches[0], tokens if step == 0 else np.array(wanted[-1], np.int32))
+        logits = caches[0].decode(tokens if step == 0 else np.array(wanted[-1], np.int32))
         wanted.append([_llmc.sample(logits[b], coins[step, b], *options) if b != 1 else 0 for b in range(3)])
     got, chooser = [], _llmc.SamplerOptions(*options)
-    m.queue_tokens(caches[1], tokens, coins[0], chooser)
+    caches[1].queue_tokens(tokens, coins[0], chooser)
     for step in range(1, 8):
-        m.queue_tokens(caches[1], None, coins[step], chooser)
+        caches[1].queue_tokens(None, coins[step], chooser)
         with pytest.raises(ValueError, match="two steps"):
-            m.queue_tokens(caches[1], None, coins[step], chooser)
-        got.append(m.read_tokens(caches[1]).tolist())
-    got.append(m.read_tokens(caches[1]).tolist())
+            caches[1].queue_tokens(None, coins[step], chooser)
+        got.append(caches[1].read_tokens().tolist())
+    got.append(caches[1].read_tokens().tolist())
     assert got == wanted
     with pytest.raises(ValueError, match="no step"):
-        m.read_tokens(caches[1])
+        caches[1].read_tokens()
     caches[1].clear(0)
-    m.prefill(caches[1], 0, [1, 2])
+    caches[1].prefill(0, [1, 2])
     with pytest.raises(ValueError, match="no tokens to go on from"):
-        m.queue_tokens(caches[1], None, coins[0], chooser)
+        caches[1].queue_tokens(None, coins[0], chooser)
 
 
 def test_a_run_repeats_itself(cuda, rng):
@@ -943,7 +941,7 @@ def test_a_run_repeats_itself(cuda, rng):
             m.zero_grad()
             m.forward(tokens[step, :, :-1])
             m.backward(tokens[step, :, 1:])
-            opt.step(1e-2, step)
+            opt.step(1e-2)
         results.append(m.all_parameters().to_host())
     assert np.array_equal(*results)
 

@@ -45,7 +45,7 @@ def batch(text, step, B=1, T=32):
 def losses(device, text, dtype, grad_dtype, steps, attention="simple", micro=1):
     model = llmc.GPT2(CONFIG, device=device, dtype=dtype, grad_dtype=grad_dtype, seed=1)
     if device == "cuda":
-        model.native.backend.set_option("attention", attention)
+        model.backend.set_option("attention", attention)
     optimizer = llmc.AdamW(model, weight_decay=0.1)
     history = []
     for step in range(steps):
@@ -82,9 +82,11 @@ def test_a_checkpoint_moves(tmp_path, text, source, target, dtype):
     model = llmc.GPT2(CONFIG, device=source, dtype=dtype, seed=3)
     model.save(tmp_path / "model.bin")
     moved = llmc.GPT2.from_checkpoint(tmp_path / "model.bin", device=target)
-    assert moved.native.dtype == dtype
-    for name in model.native.parameter_names():
-        np.testing.assert_array_equal(moved.native.parameter(name).to_host(), model.native.parameter(name).to_host())
+    assert moved.dtype == dtype
+    for name in model.parameters:
+        np.testing.assert_array_equal(
+            moved.parameter_tensors()[name].to_host(), model.parameter_tensors()[name].to_host()
+        )
     inputs, targets = batch(text, 0)
     assert moved.evaluate(inputs, targets) == pytest.approx(
         model.evaluate(inputs, targets), rel=1e-5 if dtype == "f32" else 1e-2
@@ -122,8 +124,8 @@ def test_what_memory_chose_is_kept(tmp_path, text):
         config = llmc.TrainConfig(**small, **settings, output_dir=str(tmp_path / folder))
         trainer = llmc.Trainer(config)
         trainer.fit()
-        native = trainer.model.native
-        return native.recompute, native.classifier_rows, native.dtype, native.grad_dtype
+        model = trainer.model
+        return model.recompute, model.classifier_rows, model.dtype, model.grad_dtype
 
     assert run("free") == (0, 16384, "bf16", "f32")
     assert run("given", recompute=2, classifier_rows=7, grad_dtype="bf16") == (2, 7, "bf16", "bf16")
@@ -200,18 +202,18 @@ def test_overlapped_reduction(text, dtype):
     """Gradients go through NCCL while backward goes on: with one rank they are what they were."""
 
     def gradients(reduce):
-        model = llmc.GPT2(CONFIG, device="cuda", dtype=dtype, seed=5).native
-        comm = None
+        model = llmc.GPT2(CONFIG, device="cuda", dtype=dtype, seed=5)
+        sink = None
         if reduce:
             try:
-                comm = _llmc.nccl_comm(model.backend, 0, 1, _llmc.nccl_id())
+                sink = _llmc.AllReduce(_llmc.nccl_comm(model.backend, 0, 1, _llmc.nccl_id()))
             except _llmc.Error as e:
                 pytest.skip(str(e))
         inputs, targets = batch(text, 1)
         model.zero_grad()
         model.forward(inputs)
-        model.backward(targets, comm=comm)
-        return model.loss(), [model.gradient(n).to_host() for n in model.parameter_names()]
+        model.backward(targets, sink=sink)
+        return model.mean_loss, [g.to_host() for g in model.gradient_tensors().values()]
 
     (loss, reduced), (expected_loss, expected) = gradients(True), gradients(False)
     assert loss == expected_loss

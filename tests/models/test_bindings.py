@@ -36,7 +36,7 @@ def test_threads_share_a_backend() -> None:
 
 def test_parameters_may_be_written_through_a_view_that_is_dropped(backend: _llmc.Backend) -> None:
     """Kernel sets that keep weights packed must not miss it."""
-    native = _llmc.GPT2(backend, TINY.native(), "bf16", "bf16")
+    native = _llmc.GPT2(TINY.native(), backend, _llmc.ModelOptions("bf16", "bf16"))
     native.init_weights(1)
     x = np.array([[1, 2, 3]], np.int32)
     assert np.abs(native.logits(x)).max() > 0
@@ -59,20 +59,20 @@ def test_a_step_without_backward_has_no_gradient() -> None:
 
 def test_none_is_no_backend() -> None:
     with pytest.raises(TypeError):
-        _llmc.GPT2(None, TINY.native(), "f32", "f32")  # type: ignore[arg-type]
+        _llmc.GPT2(TINY.native(), None, _llmc.ModelOptions())  # type: ignore[arg-type]
 
 
 def test_cache_indices() -> None:
     model = llmc.GPT2(TINY)
     randomize(model)
-    cache = _llmc.KVCache(model.native, 2, 8)
+    cache = model.kv_cache(2, 8)
     for b in (-1, 2, 10**9):
         with pytest.raises(ValueError, match=f"sequence {b} of 2"):
             cache.length(b)
         with pytest.raises(ValueError, match=f"sequence {b} of 2"):
             cache.clear(b)
     with pytest.raises(ValueError, match="B is 0, expected 1 to"):
-        _llmc.KVCache(model.native, 0, 8)
+        model.kv_cache(0, 8)
 
 
 def test_sizes_that_overflow(tmp_path) -> None:

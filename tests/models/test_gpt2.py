@@ -162,27 +162,12 @@ def test_recompute_levels_are_identical(tiny, tokens, dtype):
     assert_same(results[0], results[2])
 
 
-def test_recompute_may_change_between_forward_and_backward(tiny, tokens):
-    """backward goes by what forward has laid out."""
-    x, y = tokens(2, 19), tokens(2, 19)
-    model = tiny(recompute=0)
-    expected = train(model, x, y)
-    for before, after in [(0, 2), (2, 0), (1, 2)]:
-        model.native.recompute = before
-        model.zero_grad()
-        model.forward(x)
-        model.native.recompute = after
-        model.backward(y)
-        assert_same((model.mean_loss, model.gradients), expected)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [12, 20, 29, 1, 7, 56])
 def test_chunks_of_the_classifier(tiny, tokens, dtype, rows):
     """Logits by chunks of rows: the same, but for the order of sums, which products of fewer rows may take otherwise."""
     x, y = tokens(3, 19), tokens(3, 19)
-    whole, chunks = tiny(dtype=dtype, grad_dtype="f32"), tiny(dtype=dtype, grad_dtype="f32")
-    chunks.native.classifier_rows = rows
+    whole, chunks = (tiny(dtype=dtype, grad_dtype="f32", classifier_rows=r) for r in (1024, rows))
     results = [(train(m, x, y), m.logits(x), m.evaluate(x, y)) for m in (chunks, whole)]
     ((loss, gradients), logits, mean), ((loss1, gradients1), logits1, mean1) = results
     assert (loss, mean) == pytest.approx((loss1, mean1), rel=2 * ULP["f32"])
@@ -207,7 +192,7 @@ def test_threads_change_nothing(tokens, dtype):
             model.backward(b[:, 1:])
             optimizer.step(1e-2)
             losses += [model.mean_loss, optimizer.norm]
-        results.append((losses, model.native.all_parameters().to_host(), dict(model.gradients)))
+        results.append((losses, model.all_parameters().to_host(), dict(model.gradients)))
     for other in results[1:]:
         assert other[0] == results[0][0]
         np.testing.assert_array_equal(other[1], results[0][1])
@@ -367,8 +352,8 @@ def test_generation_in_bf16_is_near_reforward(tiny, rng):
     """Logits, not tokens: decoding reads rounded keys of the cache, forward the same rounded keys of qkv."""
     model = tiny(dtype="bf16")
     x = rng.integers(0, TINY.vocab_size, 19, dtype=np.int32)
-    cache = _llmc.KVCache(model.native, 1, 19)
-    rows = [model.native.prefill(cache, 0, x[:5])] + [model.native.decode(cache, x[i : i + 1])[0] for i in range(5, 19)]
+    cache = model.kv_cache(1, 19)
+    rows = [cache.prefill(0, x[:5])] + [cache.decode(x[i : i + 1])[0] for i in range(5, 19)]
     full = model.logits(x[None])[0, 4:].astype(np.float64)
     truth = reference(model, torch.float64)(torch.from_numpy(x[None]))[0][0, 4:].detach().numpy()
     assert (error(rows, truth) <= 2 * error(full, truth)).all()
@@ -410,15 +395,15 @@ def test_generation_errors(tiny):
 def test_cache_errors(tiny):
     model = tiny()
     with pytest.raises(ValueError, match="max_len is 20, but the model's max_seq_len is 19"):
-        _llmc.KVCache(model.native, 1, 20)
+        model.kv_cache(1, 20)
     with pytest.raises(ValueError, match="B is 0"):
-        _llmc.KVCache(model.native, 0, 5)
-    cache = _llmc.KVCache(model.native, 2, 5)
+        model.kv_cache(0, 5)
+    cache = model.kv_cache(2, 5)
     for call, message in [
-        (lambda: model.native.prefill(cache, 2, [1]), "sequence 2 of 2"),
-        (lambda: model.native.prefill(cache, 0, []), "no tokens"),
-        (lambda: model.native.prefill(cache, 0, [1] * 6), "gets 6, but the cache holds 5"),
-        (lambda: model.native.decode(cache, [1]), "1 tokens for a cache of 2"),
+        (lambda: cache.prefill(2, [1]), "sequence 2 of 2"),
+        (lambda: cache.prefill(0, []), "no tokens"),
+        (lambda: cache.prefill(0, [1] * 6), "gets 6, but the cache holds 5"),
+        (lambda: cache.decode([1]), "1 tokens for a cache of 2"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -455,7 +440,7 @@ def test_descriptors(descriptor):
     length = 2048 if descriptor.startswith("gpt3") else 1024
     assert config == llmc.GPT2Config(length, 50257, L, NH, C, 50304)
     assert config.num_parameters == parameters
-    plan = _llmc.memory_plan(config.native(), "f32", "f32", 1, 1)
+    plan = _llmc.memory_plan(config.native(), _llmc.ModelOptions(), 1, 1)
     assert (plan.parameters, plan.gradients, plan.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
 
 
@@ -501,12 +486,13 @@ def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute
     """By the sizes of the tensors themselves, and of the activations by an account of their own."""
     B, T, rows = 3, 19, 7
     model = tiny(dtype=dtype, grad_dtype=grad_dtype)
-    plan = _llmc.memory_plan(TINY.native(), dtype, grad_dtype, B, T, recompute, rows, True, master)
+    options = _llmc.ModelOptions(dtype, grad_dtype, recompute, rows)
+    plan = _llmc.memory_plan(TINY.native(), options, B, T, True, master)
     size = {"f32": 4, "bf16": 2}
     assert plan.parameters == model.num_parameters * size[dtype]
-    assert plan.gradients == sum(model.native.gradient(n).numel for n in NAMES) * size[grad_dtype]
+    assert plan.gradients == sum(model.gradient_tensors()[n].numel for n in NAMES) * size[grad_dtype]
     optimizer = llmc.AdamW(model, master_weights=master)
-    assert 0 <= optimizer.native.bytes - plan.optimizer < 256 * 60  # each tensor is aligned to 256 bytes
+    assert 0 <= optimizer.bytes - plan.optimizer < 256 * 60  # each tensor is aligned to 256 bytes
     L, C, NH, Vp, N = TINY.num_layers, TINY.channels, TINY.num_heads, TINY.padded_vocab_size, B * T
     kept = L * (3 + 1 + 1 + 4 + 1)  # qkv, atty, residual2, fch, residual3
     kept += (1 if recompute == 2 else L) * 2 + (1 if recompute else L) * 4  # ln1, ln2; fch_gelu
@@ -515,18 +501,18 @@ def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute
     account = (kept * N * C + rows * Vp) * size[dtype] + statistics * N * 4 + 2 * N * 4
     assert 0 <= plan.activations - account < 256 * 30
     assert plan.total == plan.parameters + plan.gradients + plan.optimizer + plan.activations
-    evaluation = _llmc.memory_plan(TINY.native(), dtype, grad_dtype, B, T, recompute, rows, False, master)
+    evaluation = _llmc.memory_plan(TINY.native(), options, B, T, False, master)
     assert evaluation.gradients == evaluation.optimizer == 0 and evaluation.activations < plan.activations
 
 
 def test_no_buffer_is_quadratic_in_time():
     """Twice the context is twice the memory, and the logits are a chunk of rows: (B, T, Vp) is nowhere."""
     config = llmc.GPT2Config(max_seq_len=1 << 16).native()
-    plans = [_llmc.memory_plan(config, "f32", "f32", 1, T).activations for T in (1 << 15, 1 << 16)]
+    plans = [_llmc.memory_plan(config, _llmc.ModelOptions(), 1, T).activations for T in (1 << 15, 1 << 16)]
     assert plans[1] < 2.01 * plans[0]
-    assert plans[0] - _llmc.memory_plan(config, "f32", "f32", 1, 1 << 15, 1, 1).activations == pytest.approx(
-        1023 * 50304 * 4, abs=512
-    )
+    assert plans[0] - _llmc.memory_plan(
+        config, _llmc.ModelOptions(classifier_rows=1), 1, 1 << 15
+    ).activations == pytest.approx(1023 * 50304 * 4, abs=512)
 
 
 def test_shapes_may_change_from_batch_to_batch(tiny, tokens):
@@ -567,8 +553,6 @@ def test_parameters_refuse_nonsense(tiny):
         model.parameters["nothing"] = 0
     with pytest.raises(ValueError, match=r"lnfw has shape \(33,\), got \(34,\)"):
         model.parameters["lnfw"] = np.zeros(34)
-    with pytest.raises(ValueError, match="no parameter is named 'nothing'"):
-        model.native.parameter("nothing")
 
 
 # ---- arguments ----
@@ -598,13 +582,13 @@ def test_inputs_that_cannot_be(tiny, tokens):
     for options, message in [
         ({"dtype": "f16"}, "unknown dtype 'f16'"),
         ({"recompute": 3}, "recompute is 3, expected 0, 1 or 2"),
+        ({"classifier_rows": 0}, "classifier_rows is 0, expected positive"),
+        ({"backend": model.backend, "threads": 2}, "threads 2 are given beside a backend"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"dtype": "f32", "grad_dtype": "bf16"}, "an f32 model has f32 gradients"),
     ]:
         with pytest.raises(ValueError, match=message):
             llmc.GPT2(TINY, **options)
-    with pytest.raises(ValueError, match="classifier_rows is 0"):
-        model.native.classifier_rows = 0
 
 
 def test_seeds(tokens):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import llmc
-from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
+from llmc.formats.debug_state import DebugState, read_debug_state, write_debug_state
 from llmc.formats.shards import write_shard
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -194,7 +194,7 @@ def test_errors(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def random_state(rng: np.random.Generator, num_losses: int = 10) -> DebugState:
     inputs, targets = rng.integers(0, V, (2, 2, 16)).astype(np.int32)
-    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in parameter_shapes(CONFIG).items()}
+    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in CONFIG.parameter_shapes.items()}
     return DebugState(
         inputs,
         targets,
@@ -213,7 +213,7 @@ def test_debug_state_round_trip(tmp_path: Path, num_losses: int) -> None:
     assert again.loss == state.loss and again.losses == state.losses
     for name in ("inputs", "targets", "logits"):
         np.testing.assert_array_equal(getattr(again, name), getattr(state, name))
-    assert list(again.gradients) == llmc.GPT2(CONFIG).native.parameter_names()
+    assert list(again.gradients) == list(llmc.GPT2(CONFIG).parameters)
     for name, gradient in state.gradients.items():
         np.testing.assert_array_equal(again.gradients[name], gradient)
 

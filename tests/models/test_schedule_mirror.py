@@ -20,8 +20,8 @@ class Mirror:
     """Weights and gradients of a model, as tensors by name and layer, and its forward and backward passes."""
 
     def __init__(self, model: llmc.GPT2) -> None:
-        self.config, self.ops, self.rows = model.config, model.native.backend, model.native.classifier_rows
-        self.dtype, self.grad_dtype = model.dtype, model.native.grad_dtype
+        self.config, self.ops, self.rows = model.config, model.backend, model.classifier_rows
+        self.dtype, self.grad_dtype = model.dtype, model.grad_dtype
         self.p, self.g = {}, {}
         for name, array in model.parameters.items():
             layers = enumerate(array) if name in PER_LAYER else [(None, array)]
@@ -117,11 +117,12 @@ class Mirror:
 def test_mirror(tiny, device, tokens, dtype, grad_dtype, recompute, micro_batches):
     # cuBLASLt chooses a kernel by how tensors are aligned, too. With 128 channels all begin at multiples of 256 bytes, as the mirror's do.
     config = llmc.GPT2Config(max_seq_len=19, vocab_size=61, num_layers=2, num_heads=2, channels=128)
-    model = tiny(TINY if device == "cpu" else config, dtype=dtype, grad_dtype=grad_dtype, recompute=recompute)
+    # 57 rows of logits: five chunks, the last of 5.
+    options = {"dtype": dtype, "grad_dtype": grad_dtype, "recompute": recompute, "classifier_rows": 13}
+    model = tiny(TINY if device == "cpu" else config, **options)
     if device != "cpu":
         # What is recomputed is GELU by our own kernel; inside of a product it is cuBLASLt's, which in bf16 may be an ulp off.
-        model.native.backend.set_option("fused_gelu", "off")
-    model.native.classifier_rows = 13  # 57 rows: five chunks, the last of 5
+        model.backend.set_option("fused_gelu", "off")
     mirror = Mirror(model)
     model.zero_grad()
     for _ in range(micro_batches):
@@ -132,5 +133,5 @@ def test_mirror(tiny, device, tokens, dtype, grad_dtype, recompute, micro_batche
         mirror.step(x, y, 1 / micro_batches)
         assert mirror.loss.to_host()[0] == np.float32(model.mean_loss)
     for (name, l), tensor in mirror.g.items():
-        ours = model.native.gradient(name).to_host()
+        ours = model.gradient_tensors()[name].to_host()
         np.testing.assert_array_equal(tensor.to_host(), ours if l is None else ours[l], err_msg=f"{name} {l}")

@@ -61,11 +61,12 @@ SECOND_LAYER = {"qkvw": 0.0248654913, "attprojw": -0.00435216958, "fcw": 0.03069
 
 def test_initial_weights_golden():
     model = llmc.GPT2.from_descriptor("d12")
+    tensors = model.parameter_tensors()
     for name, first in D12.items():
-        np.testing.assert_allclose(model.native.parameter(name).read(0, 4), first, rtol=2e-7)
+        np.testing.assert_allclose(tensors[name].read(0, 4), first, rtol=2e-7)
     for name, value in SECOND_LAYER.items():
-        layer = model.native.parameter(name).numel // 12
-        np.testing.assert_allclose(model.native.parameter(name).read(layer, 1), value, rtol=2e-7)
+        layer = tensors[name].numel // 12
+        np.testing.assert_allclose(tensors[name].read(layer, 1), value, rtol=2e-7)
     for name in ("ln1w", "ln2w", "lnfw"):
         assert (model.parameters[name] == 1).all()
     for name in ("ln1b", "qkvb", "attprojb", "ln2b", "fcb", "fcprojb", "lnfb"):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import llmc
-from llmc.formats.debug_state import DebugState, parameter_shapes, read_debug_state, write_debug_state
+from llmc.formats.debug_state import DebugState, read_debug_state, write_debug_state
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 torch.set_num_threads(1)  # threads would make matmuls this small slower: they would mostly wait for each other
@@ -104,7 +104,7 @@ def test_one_wrong_gradient(folder: Path, tmp_path: Path, program: Program, name
     code, out = program(folder / "model.bin", changed(folder, tmp_path, gradients=gradients))
     assert code == 1 and out.endswith("overall okay: 0\n")
     verdicts = dict(zip(re.findall(r"^d(\w+)$", out, re.M), re.findall(r"^TENSOR (.*), maxdiff", out, re.M)))
-    assert verdicts == {k: "NOT OK" if k == name else "OK" for k in parameter_shapes(CONFIG)}
+    assert verdicts == {k: "NOT OK" if k == name else "OK" for k in CONFIG.parameter_shapes}
     assert f"at {len(wrong) // 2}" in out
 
 

@@ -387,7 +387,9 @@ def test_a_gpu_recomputes_only_what_it_must() -> None:
     batch: dict[str, Any] = {"dtype": "bf16", "grad_dtype": "f32", "B": 32, "T": 1024, "master_weights": True}
 
     def need(recompute: int, rows: int) -> int:
-        plan = _llmc.memory_plan(config.native(), "bf16", "f32", 32, 1024, recompute, rows, True, True)
+        plan = _llmc.memory_plan(
+            config.native(), _llmc.ModelOptions("bf16", "f32", recompute, rows), 32, 1024, True, True
+        )
         return plan.total + (1 << 20)
 
     def choice(free: int, recompute: int | None = None, rows: int | None = None) -> tuple[int, int]:

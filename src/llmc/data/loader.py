@@ -52,7 +52,7 @@ class DataLoader:
         check_seed(seed, 32)
         self.files = find_shards(files)
         self.batch_size, self.seq_len = batch_size, seq_len
-        self.native = _llmc.DataLoader(
+        self._native = _llmc.DataLoader(
             self.files, batch_size, seq_len, rank, ranks, shuffle, seed, vocab_size, rows_per_sample
         )
 
@@ -65,7 +65,7 @@ class DataLoader:
         Raises:
             llmc.Error: if a file cannot be read, or a token is outside of the vocabulary.
         """
-        return self.native.next_batch()
+        return self._native.next_batch()
 
     def __iter__(self) -> DataLoader:
         return self
@@ -74,12 +74,17 @@ class DataLoader:
 
     def reset(self) -> None:
         """Begin a new epoch."""
-        self.native.reset()
+        self._native.reset()
+
+    @property
+    def shards(self) -> list[_llmc.ShardInfo]:
+        """The files with what their headers say, in the order given."""
+        return self._native.shards
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens in all files."""
-        return self.native.num_tokens
+        return self._native.num_tokens
 
     def num_batches(self, ranks: int = 1) -> int:
         """Return the number of global batches in an epoch, as llm.c counts them: all tokens / (B * T * ranks), rounded down."""
@@ -87,7 +92,7 @@ class DataLoader:
 
     def state(self) -> dict[str, Any]:
         """Return where the loader stands, as a dict of plain values and arrays. set_state() continues from there, bit for bit."""
-        return self.native.state()
+        return self._native.state()
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from a state that state() returned.
@@ -95,4 +100,4 @@ class DataLoader:
         Raises:
             ValueError: if the state does not fit these files.
         """
-        self.native.set_state(state)
+        self._native.set_state(state)

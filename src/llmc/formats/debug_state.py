@@ -57,20 +57,9 @@ class ModelShape(Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
-    def padded_vocab_size(self) -> int: ...
+    def num_parameters(self) -> int: ...
     @property
-    def num_layers(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-
-
-def parameter_shapes(config: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of llm.c's 16 tensors by name, in the order of the file."""
-    L, C = config.num_layers, config.channels
-    block = {"ln1w": (C,), "ln1b": (C,), "qkvw": (3 * C, C), "qkvb": (3 * C,), "attprojw": (C, C), "attprojb": (C,)}
-    block |= {"ln2w": (C,), "ln2b": (C,), "fcw": (4 * C, C), "fcb": (4 * C,), "fcprojw": (C, 4 * C), "fcprojb": (C,)}
-    embeddings: dict[str, tuple[int, ...]] = {"wte": (config.padded_vocab_size, C), "wpe": (config.max_seq_len, C)}
-    return {**embeddings, **{name: (L, *shape) for name, shape in block.items()}, "lnfw": (C,), "lnfb": (C,)}
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
 
 def write_debug_state(path: StrPath, state: DebugState) -> None:
@@ -109,9 +98,8 @@ def read_debug_state(path: StrPath, config: ModelShape) -> DebugState:
         raise _llmc.Error(
             f"{path}: announces {B} rows of {T} tokens and {num_losses} losses; the model's context is {config.max_seq_len}"
         )
-    V, shapes = config.vocab_size, parameter_shapes(config)
-    num_parameters = sum(math.prod(shape) for shape in shapes.values())
-    expected = _HEADER.size + 4 * (2 * B * T + B * T * V + 1 + num_parameters + num_losses)
+    V = config.vocab_size
+    expected = _HEADER.size + 4 * (2 * B * T + B * T * V + 1 + config.num_parameters + num_losses)
     if size != expected:
         raise _llmc.Error(f"{path}: {size} bytes, expected {expected} for this model and B = {B}, T = {T}")
     with open(path, "rb") as file:
@@ -119,6 +107,9 @@ def read_debug_state(path: StrPath, config: ModelShape) -> DebugState:
         inputs, targets = (np.fromfile(file, "<i4", B * T).reshape(B, T) for _ in range(2))
         logits = np.fromfile(file, "<f4", B * T * V).reshape(B, T, V)
         loss = float(np.fromfile(file, "<f4", 1)[0])
-        gradients = {name: np.fromfile(file, "<f4", math.prod(shape)).reshape(shape) for name, shape in shapes.items()}
+        gradients = {
+            name: np.fromfile(file, "<f4", math.prod(shape)).reshape(shape)
+            for name, shape in config.parameter_shapes.items()
+        }
         losses = np.fromfile(file, "<f4", num_losses).tolist()
     return DebugState(inputs, targets, logits, loss, gradients, losses)

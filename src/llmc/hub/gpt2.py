@@ -60,10 +60,11 @@ class HubTensor:
 
 def _shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor in llm.c's layout, without the axis of blocks and without padding."""
-    C = config.channels
-    matrices = {"qkvw": (3 * C, C), "attprojw": (C, C), "fcw": (4 * C, C), "fcprojw": (C, 4 * C)}
-    others = {"wte": (config.vocab_size, C), "wpe": (config.max_seq_len, C), "qkvb": (3 * C,), "fcb": (4 * C,)}
-    return {name: {**matrices, **others}.get(name, (C,)) for name, _, _ in _TENSORS}
+    shapes = {}
+    for spec in _llmc.parameter_table(config.native()):
+        rows, *rest = spec.shape[1:] if spec.per_layer else spec.shape
+        shapes[spec.name] = (rows - spec.padding, *rest)
+    return shapes
 
 
 def hub_tensors(config: GPT2Config) -> dict[str, HubTensor]:

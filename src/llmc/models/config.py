@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from llmc import _llmc
 
@@ -71,11 +73,15 @@ class GPT2Config:
         """HS, the channels of one head."""
         return self.channels // self.num_heads
 
-    @property
+    @cached_property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor by llm.c's name, in file order, with a leading L if every layer has one."""
+        return {spec.name: spec.shape for spec in _llmc.parameter_table(self.native())}
+
+    @cached_property
     def num_parameters(self) -> int:
         """Number of elements of all tensors, wte's padding included, as llm.c counts."""
-        C, L = self.channels, self.num_layers
-        return (self.padded_vocab_size + self.max_seq_len) * C + L * (12 * C * C + 13 * C) + 2 * C
+        return sum(math.prod(shape) for shape in self.parameter_shapes.values())
 
     def flops_per_token(self, T: int) -> int:
         """Return the FLOP per token of a training step with rows of T tokens: 6 N + 6 L C T.

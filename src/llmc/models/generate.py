@@ -1,24 +1,20 @@
-"""Generation with a cache of keys and values."""
+"""Generation from a cache of keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmc import _llmc
 from llmc.values import check_seed
 
-if TYPE_CHECKING:
-    from llmc.models.gpt2 import GPT2
-
 
 class _Sequence:
     """One sequence of a batch: its tokens, its coin, its place in the cache. The newest token is not in the cache yet."""
 
-    def __init__(self, model: GPT2, cache: _llmc.KVCache, index: int, prompt: Sequence[int], seed: int) -> None:
-        self.model, self.cache, self.index = model, cache, index
+    def __init__(self, cache: _llmc.KVCache, index: int, prompt: Sequence[int], seed: int) -> None:
+        self.cache, self.index = cache, index
         self.tokens = [int(t) for t in prompt]
         self.coin = _llmc.XorShift(seed)
         self.new: list[int] = []
@@ -27,7 +23,7 @@ class _Sequence:
     def encode(self, context: list[int]) -> None:
         self.cache.clear(self.index)
         if context:
-            self.model.native.prefill(self.cache, self.index, np.asarray(context, dtype=np.int32))
+            self.cache.prefill(self.index, np.asarray(context, dtype=np.int32))
 
     def begin(self) -> None:
         room = self.cache.max_len
@@ -49,7 +45,7 @@ class _Sequence:
 
 
 def generate(
-    model: GPT2,
+    model: _llmc.GPT2,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float,
@@ -74,16 +70,15 @@ def generate(
     if max_new_tokens <= 0 or not prompts:
         return
     length = min(model.config.max_seq_len, max(len(p) for p in prompts) + max_new_tokens)
-    cache = _llmc.KVCache(model.native, len(prompts), length)
-    batch = [_Sequence(model, cache, i, p, (seed + i) % 2**64 or 1) for i, p in enumerate(prompts)]
+    cache = _llmc.KVCache(model, len(prompts), length)
+    batch = [_Sequence(cache, i, p, (seed + i) % 2**64 or 1) for i, p in enumerate(prompts)]
     options = _llmc.SamplerOptions(temperature, top_k, top_p)
     for s in batch:
         s.begin()
-    native = model.native
 
     def queue(newest: Sequence[int] | None) -> None:
         tokens = None if newest is None else np.asarray(newest, dtype=np.int32)
-        native.queue_tokens(cache, tokens, np.asarray([s.toss() for s in batch], dtype=np.float32), options)
+        cache.queue_tokens(tokens, np.asarray([s.toss() for s in batch], dtype=np.float32), options)
 
     # On a device that runs ahead, the next step is queued before the tokens of this one are read, so the device
     # does not wait for the host. A sequence that turns out to have ended was then computed once in vain.
@@ -95,10 +90,10 @@ def generate(
             queue([s.tokens[-1] for s in batch])
             queued += 1
         room = all(cache.length(s.index) < cache.max_len for s in batch)
-        if native.backend.runs_ahead and queued < max_new_tokens and room:
+        if cache.backend.runs_ahead and queued < max_new_tokens and room:
             queue(None)
             queued += 1
-        tokens = native.read_tokens(cache)
+        tokens = cache.read_tokens()
         for s in batch:
             if not s.done:
                 s.append(_llmc.token_of(int(tokens[s.index])), stop_token)

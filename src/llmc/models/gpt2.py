@@ -14,6 +14,7 @@ from llmc import _llmc
 from llmc.formats.model_file import write_model_file
 from llmc.formats.stream import pieces
 from llmc.models.config import GPT2Config
+from llmc.models.generate import generate
 from llmc.system.fs import SYSTEM, Fs
 from llmc.values import canonical_dtype, check_seed
 
@@ -36,13 +37,13 @@ class Tensors(Mapping[str, NDArray[Any]]):
     def __init__(self, model: GPT2, gradients: bool) -> None:
         self._model = model
         self._gradients = gradients
-        self._names: list[str] = model.native.parameter_names()
+        self._names: list[str] = model._native.parameter_names()
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
             raise KeyError(name)
-        native = self._model.native
-        dtype = _NUMPY[native.grad_dtype if self._gradients else native.dtype]
+        native = self._model._native
+        dtype = _NUMPY[self._model.grad_dtype if self._gradients else self._model.dtype]
         if self._model.device == "cpu":
             view = native.gradient_view if self._gradients else native.parameter_view
             return view(name).view(dtype)
@@ -55,12 +56,12 @@ class Tensors(Mapping[str, NDArray[Any]]):
         if array.shape != tuple(tensor.shape):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, got {array.shape}")
         tensor.from_host(array.view(np.uint16) if tensor.dtype == "bf16" else array)
-        self._model.native.weights_changed()
+        self._model.weights_changed()
 
     def _tensor(self, name: str) -> _llmc.Tensor:
         if name not in self._names:
             raise KeyError(name)
-        return self._model.native.gradient(name) if self._gradients else self._model.native.parameter(name)
+        return self._model._native.gradient(name) if self._gradients else self._model._native.parameter(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -86,8 +87,10 @@ class GPT2:
     grad_dtype: of the parameters' gradients; by default "f32" on a GPU, else dtype. "f32" with dtype "bf16" adds micro-batches up
     without rounding.
     recompute: what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm.
+    classifier_rows: rows of logits that exist at a time.
     threads: CPU threads; 0 for as many as the process may use.
     seed: of the random weights (numerically PyTorch's for the same seed), 0 to 2^32 - 1; None leaves them zero.
+    backend: an existing llmc.Backend to live on, in place of device and threads.
     """
 
     def __init__(
@@ -99,22 +102,23 @@ class GPT2:
         grad_dtype: str | None = None,
         recompute: int = 1,
         classifier_rows: int = 1024,
-        backend: _llmc.Backend | None = None,
         threads: int = 0,
         seed: int | None = 42,
+        backend: _llmc.Backend | None = None,
     ) -> None:
         dtype = canonical_dtype(dtype)
         if seed is not None:
             check_seed(seed, 32)
-        device = backend.info().name if backend else device
-        backend = backend or _llmc.Backend(device, threads)
+        if backend is None:
+            backend = _llmc.Backend(device, threads)
+        elif (device, threads) != ("cpu", 0):
+            raise ValueError(f"device '{device}' and threads {threads} are given beside a backend, which has its own")
         self.config = config
-        grad_dtype = canonical_dtype(grad_dtype) if grad_dtype else default_grad_dtype(device, dtype)
-        self.native = _llmc.GPT2(backend, config.native(), dtype, grad_dtype)
-        self.native.recompute = recompute
-        self.native.classifier_rows = classifier_rows
+        grad_dtype = canonical_dtype(grad_dtype) if grad_dtype else default_grad_dtype(backend.info().name, dtype)
+        options = _llmc.ModelOptions(dtype, grad_dtype, recompute, classifier_rows)
+        self._native = _llmc.GPT2(config.native(), backend, options)
         if seed is not None:
-            self.native.init_weights(seed)
+            self._native.init_weights(seed)
 
     @classmethod
     def from_descriptor(cls, descriptor: str, **options: Any) -> GPT2:
@@ -129,7 +133,7 @@ class GPT2:
         """
         config, file_dtype, _ = _llmc.inspect_checkpoint(path)
         model = cls(GPT2Config.from_native(config), dtype=dtype or file_dtype, seed=None, **options)
-        model.native.load_checkpoint(path)
+        model._native.load_checkpoint(path)
         return model
 
     def save(self, path: str | os.PathLike[str], *, fs: Fs = SYSTEM) -> None:
@@ -142,21 +146,40 @@ class GPT2:
         Raises:
             OSError: if the file cannot be written. What was there before is untouched.
         """
-        write_model_file(path, self.config.native(), self.dtype, pieces(self.native.all_parameters()), fs=fs)
+        write_model_file(path, self.config.native(), self.dtype, pieces(self.all_parameters()), fs=fs)
 
     # ---- facts ----
 
     @property
+    def backend(self) -> _llmc.Backend:
+        """The device that the model lives on, with its ops and options."""
+        return self._native.backend
+
+    @property
     def device(self) -> str:
-        return self.native.backend.info().name
+        return self.backend.info().name
 
     @property
     def dtype(self) -> str:
-        return self.native.dtype
+        return self._native.options.dtype
+
+    @property
+    def grad_dtype(self) -> str:
+        return self._native.options.grad_dtype
+
+    @property
+    def recompute(self) -> int:
+        """What backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm."""
+        return self._native.options.recompute
+
+    @property
+    def classifier_rows(self) -> int:
+        """Rows of logits that exist at a time."""
+        return self._native.options.classifier_rows
 
     @property
     def num_parameters(self) -> int:
-        return self.native.num_parameters
+        return self._native.num_parameters
 
     @property
     def parameters(self) -> Tensors:
@@ -166,46 +189,69 @@ class GPT2:
     def gradients(self) -> Tensors:
         return Tensors(self, gradients=True)
 
+    def parameter_tensors(self) -> dict[str, _llmc.Tensor]:
+        """Return the parameters by llm.c's names, in file order, as tensors in the device's memory.
+
+        Whoever writes to one calls weights_changed() afterwards.
+        """
+        return {name: self._native.parameter(name) for name in self._native.parameter_names()}
+
+    def gradient_tensors(self) -> dict[str, _llmc.Tensor]:
+        """Return the parameters' gradients likewise; zeros if no backward() came after zero_grad()."""
+        return {name: self._native.gradient(name) for name in self._native.parameter_names()}
+
+    def all_parameters(self) -> _llmc.Tensor:
+        """Return all parameters as one tensor (num_parameters): they lie in the order of llm.c's file, without gaps."""
+        return self._native.all_parameters()
+
+    def weights_changed(self) -> None:
+        """Drop packed copies of the weights. Call after writing to a tensor of parameters; assignments to `parameters` do."""
+        self._native.weights_changed()
+
     # ---- training ----
 
     def forward(self, inputs: ArrayLike) -> None:
         """Computes the activations for (B, T) token ids. ValueError for a token outside of the vocabulary or T > max_seq_len."""
-        self.native.forward(_tokens(inputs))
+        self._native.forward(_tokens(inputs))
 
-    def backward(self, targets: ArrayLike, scale: float = 1.0, comm: _llmc.Comm | None = None) -> None:
+    def backward(self, targets: ArrayLike, scale: float = 1.0, sink: _llmc.GradientSink | None = None) -> None:
         """Loss and gradients of the last forward().
 
         targets: (B, T), the token that follows each input; a negative one is ignored.
         scale: multiplies loss and gradients, 1/k for each of k micro-batches. Parameters' gradients add up until zero_grad().
-        comm: given with an update's last micro-batch, sums gradients and loss over its ranks; a layer's set out as soon as they are
-        complete, beside the rest of backward. scale is then 1/(k * comm.size).
+        sink: given with an update's last micro-batch, takes each layer's gradients as soon as they are complete, beside the rest of
+        backward, and the loss. _llmc.AllReduce(comm) sums them over the ranks; scale is then 1/(k * comm.size).
         """
-        self.native.backward(_tokens(targets), scale, comm)
+        self._native.backward(_tokens(targets), scale, sink)
 
     def zero_grad(self) -> None:
-        self.native.zero_grad()
+        self._native.zero_grad()
 
     @property
     def mean_loss(self) -> float:
         """Sum of scale * mean loss over the backward() calls since zero_grad(). Waits for the device."""
-        return self.native.loss()
+        return self._native.loss()
 
     # ---- evaluation ----
 
     def evaluate(self, inputs: ArrayLike, targets: ArrayLike) -> float:
         """Mean cross-entropy (nats per token), without gradients and in the memory of one layer."""
-        return float(self.native.evaluate(_tokens(inputs), _tokens(targets)))
+        return float(self._native.evaluate(_tokens(inputs), _tokens(targets)))
 
     def token_losses(self, inputs: ArrayLike, targets: ArrayLike) -> NDArray[np.float32]:
         """(B, T) cross-entropies; 0 where the target is negative."""
-        losses: NDArray[np.float32] = self.native.evaluate(_tokens(inputs), _tokens(targets), by_token=True)
+        losses: NDArray[np.float32] = self._native.evaluate(_tokens(inputs), _tokens(targets), by_token=True)
         return losses
 
     def logits(self, inputs: ArrayLike) -> NDArray[np.float32]:
         """(B, T, vocab_size). For all of a long batch at once this is large: B * T * V * 4 bytes."""
-        return self.native.logits(_tokens(inputs))
+        return self._native.logits(_tokens(inputs))
 
     # ---- generation ----
+
+    def kv_cache(self, sequences: int, max_len: int) -> _llmc.KVCache:
+        """Return an empty cache for generation step by step, for `sequences` of max_len positions; generate() makes its own."""
+        return _llmc.KVCache(self._native, sequences, max_len)
 
     def generate(
         self,
@@ -227,11 +273,9 @@ class GPT2:
         Keys and values are cached. When max_seq_len positions are full, the last max_seq_len // 2 tokens are encoded again at
         positions 0.. and generation goes on from there: positions are learned, so older context cannot be kept.
         """
-        from llmc.models.generate import generate
-
         several = len(prompts) > 0 and isinstance(prompts[0], (Sequence, np.ndarray))
         batch: Any = prompts if several else [prompts]
-        steps = list(generate(self, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token))
+        steps = list(generate(self._native, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token))
         new = steps[-1] if steps else [[] for _ in batch]
         return new if several else new[0]
 
@@ -247,10 +291,8 @@ class GPT2:
         stop_token: int | None = None,
     ) -> Iterator[int]:
         """As generate() for one prompt, token by token as they are found."""
-        from llmc.models.generate import generate
-
         for count, (new,) in enumerate(
-            generate(self, [prompt], max_new_tokens, temperature, top_k, top_p, seed, stop_token)
+            generate(self._native, [prompt], max_new_tokens, temperature, top_k, top_p, seed, stop_token)
         ):
             if len(new) > count:
                 yield new[-1]

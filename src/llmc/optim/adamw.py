@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from llmc import _llmc
 from llmc.models.gpt2 import GPT2
 from llmc.values import check_seed
+
+
+class ParameterState(NamedTuple):
+    """What AdamW keeps of one parameter.
+
+    m, v: the moments, f32, as many elements as the parameter.
+    master: the 16 bits (i16) below each weight of a bf16 parameter; None without master weights.
+    """
+
+    m: _llmc.Tensor
+    v: _llmc.Tensor
+    master: _llmc.Tensor | None
 
 
 class AdamW:
@@ -33,10 +47,8 @@ class AdamW:
         seed: int = 13371337,
     ) -> None:
         check_seed(seed, 64)
-        self.model = model
-        self.step_count = 0
-        self.native = _llmc.AdamW(
-            model.native,
+        self._native = _llmc.AdamW(
+            model._native,
             beta1=betas[0],
             beta2=betas[1],
             eps=eps,
@@ -48,12 +60,47 @@ class AdamW:
         )
 
     def step(self, lr: float) -> None:
-        """One update. Queues the work and returns; nothing waits."""
-        self.model.native.materialize_gradients()  # where no backward() came between zero_grad() and this
-        self.native.step(lr, self.step_count)
-        self.step_count += 1
+        """Make one update, measure() and apply(). Queues the work and returns: nothing waits."""
+        self._native.step(lr)
+
+    def measure(self) -> float:
+        """Return the global norm of the gradients, before clipping. Waits for the device."""
+        return self._native.measure()
+
+    def apply(self, lr: float) -> None:
+        """Make the update with the gradients that measure() has measured. Queues the work and returns."""
+        self._native.apply(lr)
 
     @property
     def norm(self) -> float:
-        """Global norm of the gradients of the last step, before clipping. Waits for the device."""
-        return self.native.norm()
+        """Global norm of the gradients that were measured last, before clipping. Waits for the device."""
+        return self._native.norm()
+
+    # ---- for checkpoints ----
+
+    @property
+    def step_count(self) -> int:
+        """Updates made so far, by which the moments' bias is corrected."""
+        return self._native.step_count
+
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self._native.step_count = count
+
+    @property
+    def rng_state(self) -> int:
+        """State of the generator that seeds stochastic rounding: xorshift*, 64 bits, never 0."""
+        return self._native.rng_state
+
+    @rng_state.setter
+    def rng_state(self, state: int) -> None:
+        self._native.rng_state = state
+
+    def state(self) -> dict[str, ParameterState]:
+        """Return what is kept of each parameter, by llm.c's names in file order: views of the device's memory."""
+        return {name: ParameterState(*tensors) for name, tensors in self._native.state().items()}
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the moments and master weights."""
+        return self._native.bytes

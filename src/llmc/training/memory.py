@@ -43,7 +43,8 @@ def check_memory(
     chunks = (classifier_rows,) if classifier_rows is not None else (1024,) if on_cpu else (16384, 4096, 1024)
 
     def plan(B: int, recompute: int, rows: int = chunks[-1]) -> _llmc.MemoryPlan:
-        return _llmc.memory_plan(config.native(), dtype, grad_dtype, B, T, recompute, rows, True, master_weights)
+        options = _llmc.ModelOptions(dtype, grad_dtype, recompute, rows)
+        return _llmc.memory_plan(config.native(), options, B, T, True, master_weights)
 
     def workspace(B: int) -> int:
         return backend.workspace_bytes(B, T, config.channels, config.num_heads, dtype)

@@ -47,7 +47,7 @@ def startup_report(run: Run, total_steps: int) -> str:
             ("recompute", c.recompute),
         ],
         [
-            ("device", model.native.backend.info().description),
+            ("device", model.backend.info().description),
             ("peak TFlops", peak),
             ("precision", model.dtype.upper().replace("F32", "FP32")),
         ],
@@ -68,7 +68,7 @@ def startup_report(run: Run, total_steps: int) -> str:
     lines = [_RULE]
     for group in groups:
         lines += [*(_row(name, value) for name, value in group), _RULE]
-    largest = largest_batch(model.native.backend, plan, c.batch_size)
+    largest = largest_batch(model.backend, plan, c.batch_size)
     lines += [
         f"num_parameters: {model.num_parameters} => bytes: {plan.parameters}",
         f"memory: parameters {plan.parameters // _MIB} MiB, gradients {plan.gradients // _MIB} MiB, optimizer "
@@ -88,7 +88,7 @@ def startup_report(run: Run, total_steps: int) -> str:
 def short_report(run: Run, total_steps: int) -> str:
     """Return the most important facts in three lines, for a terminal with a progress bar."""
     c, model, shape = run.config, run.model, run.model.config
-    info = model.native.backend.info()
+    info = model.backend.info()
     device = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
     output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
     return (

@@ -108,7 +108,7 @@ def setup(given: TrainConfig, say: Callable[[str], None]) -> Run:
     found = _find_checkpoint(config, run_dir, fingerprint, say)
     config = _as_before(config, found)
     model, weight_origin, memory = _build_model(config, backend, sources, found)
-    config = config.replace(recompute=model.native.recompute, classifier_rows=model.native.classifier_rows)
+    config = config.replace(recompute=model.recompute, classifier_rows=model.classifier_rows)
     optimizer = AdamW(
         model,
         betas=(config.beta1, config.beta2),

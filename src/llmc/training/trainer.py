@@ -185,15 +185,13 @@ class Trainer:
             inputs, targets = self.train_loader.next_batch()
             model.forward(inputs)
             model.backward(targets, 1.0 / self.grad_accum)
-        optimizer.native.measure()
-        loss, norm = model.mean_loss, optimizer.norm  # here the host waits for the device
+        norm, loss = optimizer.measure(), model.mean_loss  # here the host waits for the device
         loss_z, grad_z = self.loss_outliers.update(loss), self.grad_outliers.update(norm)
         skipped = self._reason_to_skip(loss, norm, loss_z, grad_z)
         lr = self.lr(self.step)
         if not skipped:
-            optimizer.native.apply(lr, optimizer.step_count)
-            optimizer.step_count += 1
-        model.native.backend.synchronize()  # only so that the time measured is that of the whole update
+            optimizer.apply(lr)
+        model.backend.synchronize()  # only so that the time measured is that of the whole update
         seconds = time.perf_counter() - start
 
         self._count_bad(bool(skipped), loss, norm)
@@ -232,7 +230,7 @@ class Trainer:
             self.log.text(f"stopped by signal {stopped_by} after step {self.step}, {saved}{again}")
         elif milliseconds is not None:
             self.log.text(f"total average iteration time: {milliseconds:f} ms")
-        fallbacks = self.model.native.backend.info().fallbacks
+        fallbacks = self.model.backend.info().fallbacks
         if fallbacks:
             self.log.text(f"note: {fallbacks}")
         self._write_plot()
@@ -346,7 +344,7 @@ class Trainer:
         state = TrainState(
             step=self.step,
             optimizer_step=self.optimizer.step_count,
-            optimizer_rng=self.optimizer.native.rng_state,
+            optimizer_rng=self.optimizer.rng_state,
             loader=self.train_loader.state(),
             shuffle=self.run.shuffle,
             extra={
@@ -388,7 +386,7 @@ class Trainer:
         state = found.load_state(self.model, self.optimizer, self.train_loader.state(), shuffle=self.run.shuffle)
         self.step = self._saved_step = state.step
         self.optimizer.step_count = state.optimizer_step
-        self.optimizer.native.rng_state = state.optimizer_rng
+        self.optimizer.rng_state = state.optimizer_rng
         try:
             self.train_loader.set_state(state.loader)
         except ValueError as e:

@@ -1,11 +1,11 @@
-#include "core/optimizer.h"
+#include "optim/adamw.h"
 
 #include <cmath>
 
 namespace llmc {
 
 AdamW::AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, AdamWOptions options)
-    : rng{options.seed}, backend_(std::move(backend)), parameters_(std::move(parameters)), options_(options),
+    : backend_(std::move(backend)), parameters_(std::move(parameters)), options_(options), rng_{options.seed},
       arena_("AdamW's moments and master weights", 256) {
     LLMC_CHECK(options_.beta1 >= 0 && options_.beta1 < 1 && options_.beta2 >= 0 && options_.beta2 < 1,
                "betas are {} and {}, expected in [0, 1)", options_.beta1, options_.beta2);
@@ -35,9 +35,8 @@ void AdamW::measure() {
     backend_->clip_factor(norm_, factor_, norm_squared_, options_.grad_clip);
 }
 
-void AdamW::apply(float lr, std::int64_t step) {
-    LLMC_CHECK(step >= 0, "step is {}, expected to count from 0", step);
-    const double t = static_cast<double>(step) + 1.0;
+void AdamW::apply(float lr) {
+    const double t = static_cast<double>(step_count_ + 1);
     AdamWStep s{};
     s.lr = lr;
     s.beta1 = options_.beta1;
@@ -48,21 +47,32 @@ void AdamW::apply(float lr, std::int64_t step) {
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
         const Parameter& p = parameters_[i];
         s.weight_decay = p.decay || options_.decay_all ? options_.weight_decay : 0.0f;
-        s.seed = rng.randint32();
+        s.seed = rng_.randint32();
         backend_->adamw(p.value, master_[i], m_[i], v_[i], p.grad, factor_, s);
         backend_->weights_changed(p.value);
     }
+    ++step_count_;
 }
 
-void AdamW::step(float lr, std::int64_t step) {
+void AdamW::step(float lr) {
     measure();
-    apply(lr, step);
+    apply(lr);
 }
 
 float AdamW::norm() const {
     float norm;
     backend_->to_host(&norm, norm_);
     return norm;
+}
+
+void AdamW::set_step_count(std::int64_t count) {
+    LLMC_CHECK(count >= 0, "step_count is {}, expected 0 or more", count);
+    step_count_ = count;
+}
+
+void AdamW::set_rng_state(std::uint64_t state) {
+    LLMC_CHECK(state != 0, "rng_state is 0, which xorshift cannot leave");
+    rng_.state = state;
 }
 
 std::vector<AdamW::State> AdamW::state() const {

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <mutex>
 
-#include "core/comm.h"
+#include "comm/comm.h"
 
 namespace llmc {
 

@@ -1,0 +1,96 @@
+#include "model/gpt2_config.h"
+
+#include <cmath>
+
+#include "core/check.h"
+
+namespace llmc {
+
+void GPT2Config::validate() const {
+    LLMC_CHECK(max_seq_len > 0 && vocab_size > 0 && num_layers > 0 && num_heads > 0 && channels > 0,
+               "max_seq_len {}, vocab_size {}, num_layers {}, num_heads {} and channels {} must be positive",
+               max_seq_len, vocab_size, num_layers, num_heads, channels);
+    LLMC_CHECK(channels % num_heads == 0, "channels {} is not divisible by num_heads {}", channels,
+               num_heads);
+    LLMC_CHECK(padded_vocab_size >= vocab_size, "padded_vocab_size {} is smaller than vocab_size {}",
+               padded_vocab_size, vocab_size);
+    // Far beyond any model, and far below overflow of a byte count.
+    LLMC_CHECK(max_seq_len <= 1 << 24 && padded_vocab_size <= 1 << 28 && num_layers <= 1 << 12 &&
+                   channels <= 1 << 20,
+               "max_seq_len {}, padded_vocab_size {}, num_layers {} and channels {} are out of range",
+               max_seq_len, padded_vocab_size, num_layers, channels);
+    LLMC_CHECK(num_layers * channels <= (std::int64_t{1} << 42) / channels,
+               "{} layers of {} channels are out of range", num_layers, channels);
+}
+
+void GPT2Config::check_tokens(const std::int32_t* tokens, std::int64_t n, std::int64_t lowest) const {
+    for (std::int64_t i = 0; i < n; ++i)
+        LLMC_CHECK(tokens[i] >= lowest && tokens[i] < vocab_size,
+                   "token {} at position {} is outside of the vocabulary of {}", tokens[i], i, vocab_size);
+}
+
+// Random weights are normal(0, 0.02), those of projections into the residual stream by 1/sqrt(2L) smaller
+// (Radford et al. 2019). Weight decay is for matrices and embeddings, as in llm.c's train_gpt2.cu and nanoGPT.
+ParameterTable gpt2_parameters(const GPT2Config& config) {
+    const std::int64_t L = config.num_layers, C = config.channels, Vp = config.padded_vocab_size;
+    const std::int64_t padding = Vp - config.vocab_size;
+    const float std_ = 0.02f;
+    const float residual_std = std_ * (1.0f / std::sqrt(2.0f * static_cast<float>(L)));
+    constexpr Initial zeros = Initial::zeros, ones = Initial::ones, normal = Initial::normal;
+    // clang-format off
+    return {
+        // name       shape                    per layer  initial  std        decay  padding
+        {"wte",      {Vp, C},                  false, normal, std_,         true,  padding},
+        {"wpe",      {config.max_seq_len, C},  false, normal, std_,         true,  0},
+        {"ln1w",     {L, C},                   true,  ones,   0.0f,         false, 0},
+        {"ln1b",     {L, C},                   true,  zeros,  0.0f,         false, 0},
+        {"qkvw",     {L, 3 * C, C},            true,  normal, std_,         true,  0},
+        {"qkvb",     {L, 3 * C},               true,  zeros,  0.0f,         false, 0},
+        {"attprojw", {L, C, C},                true,  normal, residual_std, true,  0},
+        {"attprojb", {L, C},                   true,  zeros,  0.0f,         false, 0},
+        {"ln2w",     {L, C},                   true,  ones,   0.0f,         false, 0},
+        {"ln2b",     {L, C},                   true,  zeros,  0.0f,         false, 0},
+        {"fcw",      {L, 4 * C, C},            true,  normal, std_,         true,  0},
+        {"fcb",      {L, 4 * C},               true,  zeros,  0.0f,         false, 0},
+        {"fcprojw",  {L, C, 4 * C},            true,  normal, residual_std, true,  0},
+        {"fcprojb",  {L, C},                   true,  zeros,  0.0f,         false, 0},
+        {"lnfw",     {C},                      false, ones,   0.0f,         false, 0},
+        {"lnfb",     {C},                      false, zeros,  0.0f,         false, 0},
+    };
+    // clang-format on
+}
+
+GPT2Config gpt2_config_from_descriptor(const std::string& descriptor) {
+    struct Row {
+        const char* name;
+        std::int64_t L, C, NH;
+    };
+    // GPT-2 by depth (d6, d60 to d84 are llm.c's own), GPT-3 by channels (Brown et al. 2020, table 2.1).
+    static const Row kGpt2[] = {{"6", 6, 384, 6},     {"12", 12, 768, 12},  {"24", 24, 1024, 16},
+                                {"36", 36, 1280, 20}, {"48", 48, 1600, 25}, {"60", 60, 1920, 30},
+                                {"72", 72, 2880, 30}, {"84", 84, 3456, 36}};
+    static const Row kGpt3[] = {{"384", 6, 384, 6},     {"768", 12, 768, 12},    {"1024", 24, 1024, 16},
+                                {"1536", 24, 1536, 16}, {"2048", 24, 2048, 16},  {"2560", 32, 2560, 32},
+                                {"4096", 32, 4096, 32}, {"12288", 96, 12288, 96}};
+    const auto find = [&](const auto& rows, const std::string& name, std::int64_t max_seq_len) {
+        std::string known;
+        for (const Row& row : rows) {
+            if (row.name == name) return GPT2Config{max_seq_len, 50257, row.L, row.NH, row.C, 50304};
+            known += (known.empty() ? "" : ", ") + std::string(row.name);
+        }
+        throw ArgumentError(
+            filled("unknown model descriptor '{}': '{}' is not one of {}", descriptor, name, known));
+    };
+    if (descriptor == "gpt3:c5140")
+        throw ArgumentError("model descriptor 'gpt3:c5140' (GPT-3 13B) cannot be built: 5140 channels are "
+                            "not divisible by its 128 per head; "
+                            "give num_layers, num_heads and channels instead");
+    if (descriptor.rfind("gpt2:d", 0) == 0) return find(kGpt2, descriptor.substr(6), 1024);
+    if (descriptor.rfind("gpt3:c", 0) == 0) return find(kGpt3, descriptor.substr(6), 2048);
+    if (descriptor.rfind('d', 0) == 0) return find(kGpt2, descriptor.substr(1), 1024);
+    throw ArgumentError(
+        filled("unknown model descriptor '{}': expected d12 or gpt2:d12 (depth), or gpt3:c768 (channels)",
+               descriptor));
+}
+
+}  // namespace llmc
