@@ -364,10 +364,10 @@ class FoundCheckpoint:
                 f"{self.files.done} speaks of {sorted(self.manifest.files)}, expected {[path.name for path in saved]}"
             )
         for path in saved[:1] if model_only else saved:
-            if not path.is_file():
-                raise CheckpointDamaged(f"{path}: missing, though {self.files.done.name} exists")
             if self.manifest is not None:
                 self.manifest.files[path.name].verify(path)
+            elif not path.is_file():
+                raise CheckpointDamaged(f"{path}: missing, though {self.files.done.name} exists")
 
     @property
     def rows_per_sample(self) -> int:
