@@ -311,6 +311,9 @@ def _aligned_bytes(tensor: _llmc.Tensor) -> int:
 
 # ---- finding and loading ----
 
+_ORDER = ("shard_indices", "sample_indices", "rng")  # what DataLoader.state() has of the order of shuffled data
+_LLM_C_SEED = 13371337  # of the optimizer's generator, which must not stand at zero
+
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
@@ -361,10 +364,10 @@ class FoundCheckpoint:
                 f"{self.files.done} speaks of {sorted(self.manifest.files)}, expected {[path.name for path in saved]}"
             )
         for path in saved[:1] if model_only else saved:
-            if not path.is_file():
-                raise CheckpointDamaged(f"{path}: missing, though {self.files.done.name} exists")
             if self.manifest is not None:
                 self.manifest.files[path.name].verify(path)
+            elif not path.is_file():
+                raise CheckpointDamaged(f"{path}: missing, though {self.files.done.name} exists")
 
     @property
     def rows_per_sample(self) -> int:
@@ -397,30 +400,27 @@ class FoundCheckpoint:
             llmc.Error: if it cannot be read for another reason.
         """
         states, parameters = optimizer.state(), model.parameter_tensors()
-        rows = [WeightRow(parameters[name], low) for name, (_, _, low) in states.items()]
+        weights = [WeightRow(parameters[name], low) for name, (_, _, low) in states.items()]
         moments = [m for m, _, _ in states.values()] + [v for _, v, _ in states.values()]
-        saved = read_state_file(self.files.state, moments, rows)
+        saved = read_state_file(self.files.state, moments, weights)
         if not saved.has_masters and model.dtype == "bf16":
-            read_as_masters(self.files.model, rows)
+            read_as_masters(self.files.model, weights)
         model.weights_changed()
-        if self.manifest is None:
-            rows_per_sample = loader["rows_per_sample"]
-            position = LoaderPosition(rows_per_sample, 0, saved.shard, saved.sample * rows_per_sample)
-        else:
-            position = self.manifest.state.loader
         order = saved.order if saved.shuffle and shuffle else {name: loader[name] for name in _ORDER}
-        small = self.manifest.state if self.manifest else None
+        if self.manifest is None:
+            rows = loader["rows_per_sample"]
+            position = LoaderPosition(rows, epoch=0, shard=saved.shard, row=saved.sample * rows)
+            kept = SavedState(self.step, saved.optimizer_rng, saved.shuffle, position, extra={})
+        else:
+            kept = self.manifest.state
         return TrainState(
             step=self.step,
-            optimizer_step=small.optimizer_step if small else self.step,
-            optimizer_rng=small.optimizer_rng if small else saved.optimizer_rng,
-            loader={**asdict(position), **order},
+            optimizer_step=kept.optimizer_step,
+            optimizer_rng=kept.optimizer_rng or _LLM_C_SEED,
+            loader={**asdict(kept.loader), **order},
             shuffle=saved.shuffle,
-            extra=small.extra if small else {},
+            extra=kept.extra,
         )
-
-
-_ORDER = ("shard_indices", "sample_indices", "rng")
 
 
 def newest_good(directory: StrPath, warn: Callable[[str], None], *, model_only: bool = False) -> FoundCheckpoint | None:

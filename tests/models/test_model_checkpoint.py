@@ -39,7 +39,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_file_matches_llm_c(tiny, tmp_path, dtype):
+def test_the_file_is_laid_out_as_llm_c_reads_it(tiny, tmp_path, dtype):
     """Byte by byte: 256 ints, then the 16 tensors in order. Written from Python and from C++ alike."""
     model = tiny(dtype=dtype)
     model.save(tmp_path / "model.bin")
@@ -110,29 +110,48 @@ def with_header(raw, **fields):
     return struct.pack("<256i", *values) + raw[1024:]
 
 
+# What is done to a file, by what is wrong with it then.
 DAMAGE = {
-    "bad magic 7 in model checkpoint, expected 20240326": lambda raw: with_header(raw, _0=7),
-    "bad version 1 .* expected 3 .* or 5 .* export": lambda raw: with_header(raw, _1=1),
-    "truncated by 1 bytes: .* but the file has": lambda raw: raw[:-1],
-    "truncated by .* bytes": lambda raw: raw[:1024],
-    "too long by 3 bytes": lambda raw: raw + b"abc",
-    "too short for a model checkpoint: 1000 bytes": lambda raw: raw[:1000],
-    "too short for a model checkpoint: 0 bytes": lambda raw: b"",
-    "truncated by 176088 bytes": lambda raw: with_header(raw, _2=19 + 1334),
-    "header does not describe a model: .*channels 34 is not divisible": lambda raw: with_header(raw, _6=34),
-    "header does not describe a model: .*must be positive": lambda raw: with_header(raw, _4=-2),
-    "header does not describe a model: .*smaller than vocab_size": lambda raw: with_header(raw, _7=60),
-    "header does not describe a model: .*out of range": lambda raw: with_header(raw, _2=2**31 - 1),
-    "truncated by [0-9]{9,} bytes": lambda raw: with_header(raw, _5=1, _6=1 << 20),
-    "too long by .*|truncated by": lambda raw: with_header(raw, _1=5),
+    "magic": lambda raw: with_header(raw, _0=7),
+    "version": lambda raw: with_header(raw, _1=1),
+    "one byte short": lambda raw: raw[:-1],
+    "no weights": lambda raw: raw[:1024],
+    "bytes at the end": lambda raw: raw + b"abc",
+    "header cut": lambda raw: raw[:1000],
+    "empty": lambda raw: b"",
+    "longer context": lambda raw: with_header(raw, _2=19 + 1334),
+    "channels not divisible": lambda raw: with_header(raw, _6=34),
+    "negative layers": lambda raw: with_header(raw, _4=-2),
+    "padded vocabulary too small": lambda raw: with_header(raw, _7=60),
+    "context out of range": lambda raw: with_header(raw, _2=2**31 - 1),
+    "channels too large": lambda raw: with_header(raw, _5=1, _6=1 << 20),
+    "the other dtype": lambda raw: with_header(raw, _1=5),
 }
 
 
-@pytest.mark.parametrize("message", DAMAGE)
-def test_damaged_files(raw, tmp_path, message):
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files(raw, tmp_path, damage):
     path = tmp_path / "damaged.bin"
-    path.write_bytes(DAMAGE[message](raw))
-    with pytest.raises(llmc.Error, match=f"damaged.bin: .*({message})"):
+    path.write_bytes(DAMAGE[damage](raw))
+    with pytest.raises(llmc.Error, match="damaged.bin: "):
+        llmc.GPT2.from_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("magic", "bad magic 7 in model checkpoint, expected 20240326"),
+        ("version", "bad version 1 .* expected 3 .* or 5 .* export"),
+        ("one byte short", "truncated by 1 bytes: .* but the file has"),
+        ("header cut", "too short for a model checkpoint: 1000 bytes"),
+        ("channels not divisible", "header does not describe a model: .*channels 34 is not divisible"),
+    ],
+)
+def test_an_error_says_what_was_expected_and_what_came(raw, tmp_path, damage, message):
+    """One of each family: what the file is, its size, its shape."""
+    path = tmp_path / "damaged.bin"
+    path.write_bytes(DAMAGE[damage](raw))
+    with pytest.raises(llmc.Error, match=message):
         llmc.GPT2.from_checkpoint(path)
 
 

@@ -137,18 +137,11 @@ def test_data_that_vanish_do_not_keep_a_run_from_saving(tmp_path: Path) -> None:
 # ---- what is refused ----
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"learning_rate": 1.0}, "learning_rate was 0.01, is 1.0"),
-        ({"max_steps": 9}, "max_steps was 8, is 9"),
-        ({"seed": 1}, "seed was 42, is 1"),
-        ({"shuffle": False}, "shuffle was True, is False"),
-    ],
-)
-def test_changed_settings_are_refused_unless_allowed(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("changes", [{"learning_rate": 1.0}, {"max_steps": 9}, {"seed": 1}, {"shuffle": False}])
+def test_changed_settings_are_refused_unless_allowed(tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = cut_at(tmp_path, 2)
-    with pytest.raises(ValueError, match=message):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"the checkpoint of step 2 was made with other settings: {name} was "):
         Trainer(llmc.TrainConfig(**{**settings, **changes}))
     assert Trainer(llmc.TrainConfig(**{**settings, **changes, "allow_changes": True})).step == 2
 

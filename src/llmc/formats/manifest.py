@@ -55,8 +55,7 @@ class FileRecord:
         """Compare a file with the record.
 
         Raises:
-            CheckpointDamaged: if it differs, or cannot be read; the message names the place.
-            FileNotFoundError: if there is no such file.
+            CheckpointDamaged: if it differs, is missing or cannot be read; the message names the place.
         """
         try:
             size = path.stat().st_size
@@ -68,7 +67,7 @@ class FileRecord:
                         end = min(size, (i + 1) * _PIECE)
                         raise CheckpointDamaged(f"{path}: damaged between bytes {i * _PIECE} and {end}")
         except FileNotFoundError:
-            raise
+            raise CheckpointDamaged(f"{path}: missing, though its manifest exists") from None
         except OSError as e:
             raise CheckpointDamaged(f"{path}: cannot be read: {e}") from e
 

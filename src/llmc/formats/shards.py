@@ -1,4 +1,7 @@
-"""Token shards: llm.c's files of token ids, uint16 or uint32."""
+"""Token shards: llm.c's files of token ids, uint16 or uint32, behind a header.
+
+csrc/core/dataloader.cpp reads them in training, and checks their headers for everybody.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,38 @@ from llmc.system.fs import SYSTEM, StrPath, temporary_name, write_atomically
 
 _UINT16 = (20240520, 1)  # magic, version
 _UINT32 = (20240801, 7)
-
-
-def is_shard(path: StrPath) -> bool:
-    """Whether a file begins as a token file does."""
-    with open(path, "rb") as file:
-        return file.read(4) in (struct.pack("<i", magic) for magic, _ in (_UINT16, _UINT32))
-
+_HEADER = struct.Struct("<3i 1012x")  # magic, version, number of tokens
 
 MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in an int32
 
 
+def is_shard(path: StrPath) -> bool:
+    """Return whether a file begins as a token file does."""
+    with open(path, "rb") as file:
+        return file.read(4) in (struct.pack("<i", magic) for magic, _ in (_UINT16, _UINT32))
+
+
 def _token_format(vocab_size: int) -> tuple[tuple[int, int], str]:
-    """(magic and version, NumPy dtype): uint16 where vocab_size ids fit, else uint32."""
+    """Return (magic and version, NumPy dtype): uint16 if vocab_size ids fit, else uint32."""
     return (_UINT32, "<u4") if vocab_size > 1 << 16 else (_UINT16, "<u2")
 
 
 def _shard_header(count: int, vocab_size: int) -> bytes:
     (magic, version), _ = _token_format(vocab_size)
-    return struct.pack("<3i", magic, version, count).ljust(1024, b"\0")
+    return _HEADER.pack(magic, version, count)
 
 
 def write_shard(path: StrPath, tokens: ArrayLike, *, vocab_size: int | None = None) -> None:
-    """Writes a llm.c token file: uint16 where the vocabulary fits (up to 65,536 ids), else uint32.
+    """Write a token file, which appears whole or not at all.
 
-    The file appears whole or not at all. ValueError for no tokens, more than 2^31 - 1, or negative ones.
+    Args:
+        path: the file.
+        tokens: a row of token ids.
+        vocab_size: number of ids that the file must be able to hold, if it is more than those in tokens. Up to 65,536 are written as
+            uint16, else uint32.
+
+    Raises:
+        ValueError: for no tokens, more than 2^31 - 1, or ids that do not fit 32 bits.
     """
     array = np.asarray(tokens)
     if array.ndim != 1 or array.size == 0:
@@ -57,11 +67,13 @@ def write_shard(path: StrPath, tokens: ArrayLike, *, vocab_size: int | None = No
 class ShardWriter:
     """Writes a stream of tokens into token files as it comes, without holding a file in memory.
 
-    path_of: the name of file 0, 1, ...
-    shard_size: tokens in each file; the last has the rest. None: one file.
+    It is a context manager: leaving it finishes the last file, or drops it if an exception passes through. A file gets its name only
+    when it is whole. `paths` and `counts` grow with every finished file.
 
-    As a context manager; leaving it finishes the last file, or drops it where an exception passes through. A file gets its name
-    only when it is whole. `paths` and `counts` grow with every finished file.
+    Args:
+        path_of: returns the path of file 0, 1, ...
+        vocab_size: number of token ids; up to 65,536 are written as uint16, else uint32.
+        shard_size: tokens in each file; the last has the rest. None writes one file.
     """
 
     def __init__(self, path_of: Callable[[int], Path], vocab_size: int, shard_size: int | None = None) -> None:
@@ -78,9 +90,15 @@ class ShardWriter:
 
     @property
     def total(self) -> int:
+        """The number of tokens written so far."""
         return sum(self.counts) + self._count
 
     def write(self, tokens: NDArray[np.uint32]) -> None:
+        """Append tokens.
+
+        Raises:
+            ValueError: if a token is outside of the vocabulary, or one file cannot hold them all.
+        """
         if tokens.size and int(tokens.max()) >= self._vocab_size:
             raise ValueError(f"token {tokens.max()} is outside of the vocabulary of {self._vocab_size}")
         while tokens.size:
@@ -99,7 +117,7 @@ class ShardWriter:
         target = self._path_of(len(self.paths))
         target.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(temporary_name(target), "wb")
-        self._file.seek(len(_shard_header(0, self._vocab_size)))
+        self._file.seek(_HEADER.size)
 
     def _finish(self) -> None:
         assert self._file is not None
@@ -133,6 +151,10 @@ class ShardWriter:
 
 
 def read_shard(path: StrPath) -> NDArray[Any]:
-    """The tokens of a file, mapped into memory rather than read. llmc.Error where it is no whole token file."""
+    """Map the tokens of a file into memory.
+
+    Raises:
+        llmc.Error: if it is no whole token file.
+    """
     info = _llmc.inspect_shard(path)
-    return np.memmap(path, dtype=f"<u{info.token_bytes}", mode="r", offset=1024, shape=(info.tokens,))
+    return np.memmap(path, dtype=f"<u{info.token_bytes}", mode="r", offset=_HEADER.size, shape=(info.tokens,))

@@ -26,7 +26,6 @@ _GENERATOR = struct.Struct(
     "<8x i I 2496s 2I"
 )  # llm.c's struct of a Mersenne Twister, whose 8 bytes of seed are not used
 _GENERATOR_CONSTANTS = (0, 0x9908B0DF)
-_LLM_C_SEED = 13371337  # of the optimizer's generator, which must not stand at zero
 
 
 class _Header(NamedTuple):
@@ -233,7 +232,7 @@ def read_state_file(path: Path, moments: Iterable[_llmc.Tensor], weights: Iterab
     return StateFile(
         has_masters=bool(header.has_masters),
         shuffle=bool(header.shuffle),
-        optimizer_rng=header.rng or _LLM_C_SEED,
+        optimizer_rng=header.rng,
         shard=header.shard,
         sample=header.sample,
         order=order,
