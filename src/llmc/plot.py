@@ -7,6 +7,7 @@ step twice: the last value counts.
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc.formats.metrics import FILE_NAME, decode_row
 from llmc.system.fs import StrPath, write_atomically
 from llmc.system.toml import load_toml_file
 
@@ -100,7 +100,7 @@ def read_run(path: StrPath, name: str | None = None) -> Run:
     """
     path = Path(path)
     if path.is_dir():
-        logs = [path / n for n in ("main.log", FILE_NAME) if (path / n).is_file()]
+        logs = [path / n for n in ("main.log", "metrics.jsonl") if (path / n).is_file()]
         if not logs:
             raise FileNotFoundError(f"'{path}' has neither main.log nor metrics.jsonl: it is not a run directory")
     elif path.is_file():
@@ -146,9 +146,7 @@ def _read_line(run: Run, line: str) -> None:
 
 
 def _read_metric(run: Run, line: str) -> None:
-    row = decode_row(line)
-    if row is None:
-        raise ValueError(line)
+    row = json.loads(line)
     kind = row["kind"]
     for key, name in _METRICS.get(kind, {}).items():
         run._set(name, int(row["step"]), float(row[key]))

@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
-from llmc.formats.metrics import FILE_NAME, decode_row
 from llmc.system.fs import write_atomically
 from llmc.system.signals import caught_signals
 from llmc.system.toml import load_toml_file
@@ -327,12 +326,15 @@ def _results(folder: Path) -> dict[str, float]:
     """Read the last numbers that a run logged. Lines that a crash cut off are skipped."""
     out: dict[str, float] = {}
     try:
-        lines = (folder / FILE_NAME).read_text(encoding="utf-8").splitlines()
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:
         return out
     for line in lines:
-        row = decode_row(line)
-        if row is None:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(row, dict):
             continue
         if row.get("kind") == "train":
             out["train_loss"], out["tokens_per_second"] = float(row["loss"]), float(row["tokens_per_second"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llmc.formats.metrics import FILE_NAME, decode_row
 from llmc.training.settings import load_toml
 
 
@@ -39,8 +39,11 @@ def rows(path: Path, once: bool, interval: float) -> Iterator[dict[str, Any] | N
             rest += file.read()
             *lines, rest = rest.split(b"\n")
             for line in lines:
-                row = decode_row(line)
-                if row is not None:  # else a crash cut the line off; the resumed run writes on below it
+                try:
+                    row = json.loads(line)
+                except ValueError:  # a crash cut the line off; the resumed run writes on below it
+                    continue
+                if isinstance(row, dict):
                     yield row
             if once:
                 return
@@ -51,9 +54,9 @@ def rows(path: Path, once: bool, interval: float) -> Iterator[dict[str, Any] | N
 def run(args: argparse.Namespace) -> int:
     """Show a progress bar with the newest numbers until the run ends; return the exit code, 0."""
     directory = Path(args.run)
-    path = directory / FILE_NAME
+    path = directory / "metrics.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"'{directory}' is no run directory: it has no {FILE_NAME}")
+        raise FileNotFoundError(f"'{directory}' is no run directory: it has no metrics.jsonl")
     config = load_toml(directory / "config.toml")
     total = config.get("max_steps", -1)
     with tqdm(total=total if total > 0 else None, unit="step", dynamic_ncols=True) as bar:

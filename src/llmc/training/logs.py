@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
-
-from llmc.formats.metrics import encode_row
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class MainLog(Log):
 
 
 class MetricsLog(Log):
-    """Writes metrics.jsonl (llmc.formats.metrics): all numbers and messages.
+    """Writes metrics.jsonl: all numbers and messages, one JSON object a line. NaN and infinities are strings: JSON has neither.
 
     Args:
         path: the file.
@@ -121,7 +121,8 @@ class MetricsLog(Log):
         self._file = _open_log(path, append)
 
     def _row(self, kind: str, **values: Any) -> None:
-        self._file.write(encode_row(kind, **values))
+        plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}) + "\n")
         self._file.flush()
 
     def step(self, info: StepInfo) -> None:
