@@ -18,14 +18,14 @@ from llmc import _llmc
 COMMANDS = {
     "train": "train a model (the same as llmc-train)",
     "generate": "continue a text",
-    "info": "version, compiler, instruction sets, threads, GPU",
+    "info": "show version, compiler, instruction sets, threads, GPU",
     "data": "download or tokenise a data set",
-    "import": "a Hugging Face model into a llm.c checkpoint",
-    "export": "a checkpoint into a Hugging Face folder",
-    "eval": "validation loss, HellaSwag or MMLU of a checkpoint",
-    "plot": "curves of one run or several",
-    "watch": "follow a run in another terminal",
-    "sweep": "many runs over lists of settings",
+    "import": "convert a Hugging Face model into an llm.c checkpoint",
+    "export": "convert a checkpoint into a Hugging Face folder",
+    "eval": "compute validation loss, HellaSwag or MMLU of a checkpoint",
+    "plot": "plot the curves of one run or several",
+    "watch": "follow a run from another terminal",
+    "sweep": "train many runs over lists of settings",
 }
 
 # Errors that the caller can mend, by other arguments or other files.

@@ -1,4 +1,4 @@
-"""Learning rate schedules, against llm.c's formulas and values."""
+"""Learning rate schedules, compared with llm.c's formulas and values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmc.optim.schedule import SCHEDULES
 
 
 def formula(name, lr, W, N, q, step):
-    """llm.c's schedulers.h, in its own arrangement."""
+    """Return the rate by the formulas of llm.c's schedulers.h."""
     low = lr * q
     if name == "constant":
         return lr

@@ -10,8 +10,8 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
-    parser.add_argument("file", metavar="SWEEP.toml")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and end")
+    parser.add_argument("file", metavar="SWEEP.toml", help="the sweep")
+    parser.add_argument("--dry-run", action="store_true", help="only list the runs")
 
 
 def run(args: argparse.Namespace) -> int:

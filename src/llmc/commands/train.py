@@ -1,7 +1,7 @@
 """Train GPT-2.
 
-With no argument: a small model on the language reference that every Python carries, in about two minutes on two cores.
-llm.c's short flags mean what they mean there. Settings come from the defaults, then --config FILE, then the flags.
+Without arguments it trains a small model on the language reference that every Python carries, in about two minutes on two cores.
+llm.c's short flags have the same meaning as in llm.c. Flags win over --config FILE, and that wins over the defaults.
 """
 
 from __future__ import annotations
