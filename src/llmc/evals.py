@@ -25,13 +25,19 @@ from llmc.system.fs import StrPath
 
 @dataclass(frozen=True)
 class LossResult:
-    """loss: mean cross-entropy in nats per token."""
+    """The result of validation_loss.
+
+    Attributes:
+        loss: mean cross-entropy in nats per token.
+        tokens: number of tokens that it is the mean of.
+    """
 
     loss: float
     tokens: int
 
     @property
     def perplexity(self) -> float:
+        """e to the power of the loss; infinite if that exceeds a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
@@ -44,14 +50,24 @@ def validation_loss(
     max_batches: int = -1,
     progress: bool = False,
 ) -> LossResult:
-    """Mean loss over token files, in file order, as llm.c measures it: rows of seq_len tokens without context before them.
+    """Measure the mean loss over token files as llm.c does: in file order, on rows of seq_len tokens without context before them.
 
-    seq_len: by default the model's longest context, at most 1024. max_batches: -1 for all whole batches.
-    ValueError where the files hold no whole batch, or a token outside of the model's vocabulary.
+    Args:
+        model: the model.
+        data: token files, as of find_shards.
+        batch_size: rows at a time.
+        seq_len: tokens of a row; None for the model's longest context, but at most 1024.
+        max_batches: number of batches; -1 for all whole batches.
+        progress: whether to show a progress bar.
+
+    Raises:
+        FileNotFoundError: if no file matches.
+        llmc.Error: if a file is damaged.
+        ValueError: if the files hold no whole batch, or a token outside of the model's vocabulary.
     """
     T = min(1024, model.config.max_seq_len) if seq_len is None else seq_len
     loader = DataLoader(data, batch_size, T, vocab_size=model.config.vocab_size)
-    # Not num_batches(), which counts the shards' tails as well: the first batches would be met twice.
+    # num_batches() counts the shards' tails as well: with as many batches, the first ones would be measured twice.
     count = sum((shard.tokens - 1) // (batch_size * T) for shard in loader.shards)
     count = count if max_batches < 0 else min(count, max_batches)
     if count == 0:
@@ -66,9 +82,13 @@ def validation_loss(
 
 @dataclass(frozen=True)
 class ChoiceResult:
-    """losses, lengths: of each ending of each example, the sum of its tokens' losses and their number.
+    """How a model scored the endings of multiple-choice examples.
 
-    truncated: rows whose context lost tokens on the left, because they did not fit into the model's.
+    Attributes:
+        labels: the right ending of each example.
+        losses: for each ending of each example, the sum of its tokens' losses in nats.
+        lengths: for each ending of each example, the number of its tokens.
+        truncated: number of rows that were longer than the model's context, and lost their first tokens.
     """
 
     labels: list[int]
@@ -78,41 +98,51 @@ class ChoiceResult:
 
     @property
     def choices(self) -> list[int]:
-        """The ending of the lowest loss in sum; of equals the first."""
+        """For each example the ending with the lowest sum of losses; the first one of equals."""
         return [int(np.argmin(sums)) for sums in self.losses]
 
     @property
     def choices_norm(self) -> list[int]:
-        """The ending of the lowest mean loss; of equals the first."""
+        """For each example the ending with the lowest mean loss; the first one of equals."""
         return [int(np.argmin(np.divide(sums, n))) for sums, n in zip(self.losses, self.lengths)]
 
     @property
     def total(self) -> int:
+        """Number of examples."""
         return len(self.labels)
 
     @property
     def correct(self) -> int:
+        """Number of examples whose right ending has the lowest sum."""
         return sum(choice == label for choice, label in zip(self.choices, self.labels))
 
     @property
     def correct_norm(self) -> int:
+        """Number of examples whose right ending has the lowest mean."""
         return sum(choice == label for choice, label in zip(self.choices_norm, self.labels))
 
     @property
     def acc(self) -> float:
+        """Fraction of examples whose right ending has the lowest sum."""
         return self.correct / self.total
 
     @property
     def acc_norm(self) -> float:
+        """Fraction of examples whose right ending has the lowest mean."""
         return self.correct_norm / self.total
 
     def summary(self) -> dict[str, float]:
+        """Return the numbers that `llmc eval` writes."""
         names = ("acc", "acc_norm", "correct", "correct_norm", "total", "truncated")
         return {name: getattr(self, name) for name in names}
 
 
 def check_examples(examples: Sequence[Example], config: GPT2Config) -> None:
-    """ValueError where a model of this config cannot score the examples, or there are none."""
+    """Check that a model of this shape can score the examples.
+
+    Raises:
+        ValueError: if it cannot, or if there are none.
+    """
     if not examples:
         raise ValueError("there are no examples to evaluate")
     largest = max(int(part.max()) for example in examples for part in (example.context, *example.endings))
@@ -129,9 +159,21 @@ def check_examples(examples: Sequence[Example], config: GPT2Config) -> None:
 def multiple_choice(
     model: GPT2, examples: Sequence[Example], *, batch_size: int = 4, progress: bool = False, what: str = "evaluating"
 ) -> ChoiceResult:
-    """Scores every ending of every example, batch_size rows at a time; the longest first, so that rows of a batch are of a length.
+    """Score every ending of every example.
 
-    ValueError where a token is outside of the model's vocabulary, or an ending longer than the model's context.
+    Rows are sorted by length, so that those of a batch have about the same. A row that is longer than the model's context loses its
+    first tokens.
+
+    Args:
+        model: the model.
+        examples: at least one.
+        batch_size: rows, each a context with an ending, that the model reads at a time.
+        progress: whether to show a progress bar.
+        what: the bar's name.
+
+    Raises:
+        ValueError: if a token is outside of the model's vocabulary, an ending is longer than the model's context, or batch_size is
+            less than 1.
     """
     check_examples(examples, model.config)
     if batch_size < 1:
@@ -140,7 +182,8 @@ def multiple_choice(
     longest = model.config.max_seq_len
     lengths = [[len(ending) for ending in example.endings] for example in examples]
 
-    def length(row: tuple[int, int]) -> int:  # of what the model reads: the last token is only predicted
+    def length(row: tuple[int, int]) -> int:
+        """Return how many tokens the model reads: the last one is predicted, and not read."""
         return min(len(examples[row[0]].context) + lengths[row[0]][row[1]] - 1, longest)
 
     truncated = sum(len(examples[e].context) + lengths[e][n] - 1 > longest for e, n in rows)
@@ -167,7 +210,19 @@ def multiple_choice(
 def hellaswag(
     model: GPT2, path: StrPath, *, batch_size: int = 4, limit: int | None = None, progress: bool = False
 ) -> ChoiceResult:
-    """HellaSwag (Zellers et al. 2019) by completion, on llm.c's eval file; limit: only the first examples."""
+    """Evaluate HellaSwag (Zellers et al. 2019) by completion.
+
+    Args:
+        model: the model.
+        path: llm.c's eval file.
+        batch_size: rows that the model reads at a time.
+        limit: number of examples, the first of the file; None for all.
+        progress: whether to show a progress bar.
+
+    Raises:
+        FileNotFoundError, llmc.Error: as read_eval_file.
+        ValueError: as multiple_choice.
+    """
     return multiple_choice(
         model, read_eval_file(path)[:limit], batch_size=batch_size, progress=progress, what="HellaSwag"
     )
@@ -176,5 +231,5 @@ def hellaswag(
 def mmlu(
     model: GPT2, path: StrPath, *, batch_size: int = 4, limit: int | None = None, progress: bool = False
 ) -> ChoiceResult:
-    """MMLU (Hendrycks et al. 2021) by completion, as llm.c's mmlu.py scores it, on an eval file; limit: only the first examples."""
+    """Evaluate MMLU (Hendrycks et al. 2021) by completion, as llm.c's mmlu.py scores it. Arguments and errors as of hellaswag."""
     return multiple_choice(model, read_eval_file(path)[:limit], batch_size=batch_size, progress=progress, what="MMLU")

@@ -6,10 +6,14 @@ is `lm_eval` with one more model, and takes all of its options. (The harness has
 command.) From Python, importing this module is enough: then lm_eval.simple_evaluate(model="llmc", model_args=...) knows it.
 
 model_args:
-    pretrained: a llm.c model file, a run directory, a Hugging Face folder or name.
-    tokenizer: gpt2, bytes or a tokenizer file; default: found beside the model, else GPT-2's where the vocabulary is of its size.
-    dtype: f32 or bf16, default the model's. threads: CPU threads. max_length: context to use, default the model's.
-    max_gen_toks: tokens to generate where a task does not say, default 256. The prompt keeps its last max_length - max_gen_toks tokens.
+    pretrained: a model file of llm.c's, a run directory, a Hugging Face folder or name.
+    tokenizer: gpt2, bytes or a tokenizer file; by default the one beside the model, or GPT-2's if there is none and the vocabulary has
+        GPT-2's size.
+    dtype: f32 or bf16; by default the model's.
+    threads: CPU threads; by default as many as the process may use.
+    max_length: tokens of context to use; by default the model's.
+    max_gen_toks: tokens to generate if a task does not say how many, by default 256. Of a prompt the last max_length - max_gen_toks
+        tokens are used.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from llmc.cli import show_any_text
 from llmc.load import load_model, tokenizer_for
 
 try:
-    import lm_eval.models  # noqa: F401  (registers the harness's own, which it does itself only while there are none)
+    import lm_eval.models  # noqa: F401  (registers the harness's own models; the harness does so itself only while none is registered)
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
@@ -37,13 +41,13 @@ except ImportError as e:
         sys.exit(f"python -m llmc.lm_eval: error: {message}")
     raise ImportError(message) from e
 
-Scored = tuple[float, bool]
-Request = tuple[Any, list[int], list[int]]  # what the cache is keyed by, context, continuation
+Scored = tuple[float, bool]  # log-probability, whether each token is the most likely one
+Request = tuple[Any, list[int], list[int]]  # key in the harness's cache, context, continuation
 
 
 @register_model("llmc")
 class LlmcLM(TemplateLM):  # type: ignore[misc]
-    """A GPT-2 of llmc as the harness sees it."""
+    """A model of llmc's behind the harness's interface. For the arguments see the module."""
 
     def __init__(
         self,
@@ -60,34 +64,46 @@ class LlmcLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self.model = load_model(pretrained, dtype=dtype, device=device or "cpu", threads=int(threads))
         self.llmc_tokenizer = tokenizer_for(pretrained, self.model.config.vocab_size, tokenizer)
-        # "auto" asks for a search that a CPU gains nothing by.
+        # "auto" asks the harness's models to search for the largest batch that fits; a CPU would gain nothing by it.
         self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
         self.max_length = min(int(max_length or self.model.config.max_seq_len), self.model.config.max_seq_len)
         self.max_gen_toks = int(max_gen_toks)
 
     @property
     def eot_token_id(self) -> int:
+        """Id of the end-of-text token."""
         return self.llmc_tokenizer.eot_token
 
     @property
     def tokenizer_name(self) -> str:
+        """Name of the tokenizer in the harness's cache."""
         return f"llmc-{self.llmc_tokenizer.name}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Encode a text, without special tokens."""
         return self.llmc_tokenizer.encode(string)
 
     def tok_decode(self, tokens: Iterable[int]) -> str:
+        """Decode token ids."""
         return self.llmc_tokenizer.decode(tokens)
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], disable_tqdm: bool = False, **_: Any) -> list[Scored]:
-        """Of each continuation: the sum of its tokens' log-probabilities, and whether each is the most likely one."""
+        """Score continuations.
+
+        Returns:
+            For each request the sum of the log-probabilities of the continuation's tokens, and whether each of them is the most
+            likely one.
+
+        Raises:
+            ValueError: if a continuation is empty or longer than the context.
+        """
         out: list[Scored] = [(0.0, False)] * len(requests)
         rows = []
         for i, (_key, context, continuation) in enumerate(requests):
             if not 0 < len(continuation) <= self.max_length:
                 raise ValueError(f"a continuation has {len(continuation)} tokens, expected 1 to {self.max_length}")
             rows.append((i, (context + continuation)[-(self.max_length + 1) :], len(continuation)))
-        rows.sort(key=lambda row: -len(row[1]))  # rows of a batch are of about one length
+        rows.sort(key=lambda row: -len(row[1]))  # rows of a batch have about the same length
         with tqdm(total=len(rows), desc="Running loglikelihood requests", disable=disable_tqdm) as bar:
             for begin in range(0, len(rows), self.batch_size):
                 batch = rows[begin : begin + self.batch_size]
@@ -103,6 +119,7 @@ class LlmcLM(TemplateLM):  # type: ignore[misc]
         return out
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-probability of each request's text, which is read in windows of the context's length."""
         out = []
         for (text,) in (request.args for request in tqdm(requests, disable=disable_tqdm)):
             windows = utils.get_rolling_token_windows(
@@ -117,12 +134,17 @@ class LlmcLM(TemplateLM):  # type: ignore[misc]
         return out
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continue each request's prompt up to one of its stop strings.
+
+        Raises:
+            ValueError: if so many tokens are to be generated that no room is left for a prompt.
+        """
         out = []
         for context, options in (request.args for request in tqdm(requests, disable=disable_tqdm)):
             until = options.get("until") or []
             until = [until] if isinstance(until, str) else list(until)
             count = int(options.get("max_gen_toks", self.max_gen_toks))
-            if count >= self.max_length:  # the harness's own models refuse it as well
+            if count >= self.max_length:  # as the harness's own models do
                 raise ValueError(
                     f"{count} tokens are to be generated, which leaves no room for a prompt in a context of {self.max_length}: give a "
                     "smaller max_gen_toks, in the task or in --model_args"
@@ -150,6 +172,7 @@ class LlmcLM(TemplateLM):  # type: ignore[misc]
 
 
 def _score(logits: NDArray[np.float32], targets: Sequence[int]) -> Scored:
+    """Score n tokens, the targets, under logits (n, V)."""
     wide = logits.astype(np.float64)
     top = wide.max(axis=1)
     chosen = wide[np.arange(len(targets)), targets]
@@ -158,7 +181,7 @@ def _score(logits: NDArray[np.float32], targets: Sequence[int]) -> Scored:
 
 
 def main() -> None:
-    """The harness's own command, which now knows the model."""
+    """Run the harness's own command, which knows the model from now on."""
     from lm_eval.__main__ import cli_evaluate
 
     show_any_text()  # its tables have arrows

@@ -79,7 +79,7 @@ def shuffled(values, rng):
     return values
 
 
-def llmc_order(sizes, B, T, ranks, rank, shuffle, seed=42):
+def llm_c_order(sizes, B, T, ranks, rank, shuffle, seed=42):
     """llm.c's dataloader.h: (shard, first token) of each batch, for ever."""
     rng, order = _llmc.Mt19937(seed), list(range(len(sizes)))
     while True:
@@ -101,7 +101,7 @@ def test_order_matches_llm_c(shards, shuffle, ranks, rank):
     files = shards([1000 * s + np.arange(n) for s, n in enumerate(sizes)])
     loader = DataLoader(files, B, T, shuffle=shuffle, rank=rank, ranks=ranks)
     epoch = sum((n - 1) // (B * T * ranks) for n in sizes)
-    expected = llmc_order(sizes, B, T, ranks, rank, shuffle)
+    expected = llm_c_order(sizes, B, T, ranks, rank, shuffle)
     for x, y in take(loader, 3 * epoch):
         shard, first = next(expected)
         np.testing.assert_array_equal(x.ravel(), 1000 * shard + first + np.arange(B * T))

@@ -506,7 +506,7 @@ def test_tokenizer_json(tmp_path: Path, bpe: str) -> None:
     pytest.importorskip("tokenizers", reason="needs the package tokenizers")
     import tokenizers
 
-    ours = Tokenizer.load(bpe)
+    table = Tokenizer.load(bpe)
     trained = tokenizers.Tokenizer(tokenizers.models.BPE())
     trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = tokenizers.decoders.ByteLevel()
@@ -518,18 +518,23 @@ def test_tokenizer_json(tmp_path: Path, bpe: str) -> None:
     )
     trained.train_from_iterator([REFERENCE], trainer)
     trained.save(str(tmp_path / "tokenizer.json"))
-    theirs = Tokenizer.from_spec(str(tmp_path / "tokenizer.json"))
-    assert (theirs.vocab_size, theirs.eot_token, theirs.file_name) == (600, 0, "tokenizer.json")
+    json_tokenizer = Tokenizer.from_spec(str(tmp_path / "tokenizer.json"))
+    assert (json_tokenizer.vocab_size, json_tokenizer.eot_token, json_tokenizer.file_name) == (600, 0, "tokenizer.json")
     for document in stories(30):
-        ids = theirs.encode(document)
-        assert theirs.decode(ids) == document == "".join(theirs.stream(ids)) == ours.decode(ours.encode(document))
-        assert 0 not in ids and theirs.encode_to_numpy(document).tolist() == ids
+        ids = json_tokenizer.encode(document)
+        assert (
+            json_tokenizer.decode(ids)
+            == document
+            == "".join(json_tokenizer.stream(ids))
+            == table.decode(table.encode(document))
+        )
+        assert 0 not in ids and json_tokenizer.encode_to_numpy(document).tolist() == ids
     source = tmp_path / "a.txt"
     source.write_bytes("".join(stories(30)).encode())
     written = text.prepare([source], tmp_path / "out", tokenizer=str(tmp_path / "tokenizer.json"), val=0)
-    assert read_shard(written.train[0]).tolist() == by_definition([source.read_bytes().decode()], theirs)
+    assert read_shard(written.train[0]).tolist() == by_definition([source.read_bytes().decode()], json_tokenizer)
     again = Tokenizer.beside(tmp_path / "out")
-    assert again is not None and again.tokens == theirs.tokens
+    assert again is not None and again.tokens == json_tokenizer.tokens
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match="not a Hugging Face tokenizer"):
         Tokenizer.load(tmp_path / "bad.json")
@@ -537,10 +542,10 @@ def test_tokenizer_json(tmp_path: Path, bpe: str) -> None:
 
 def test_gpt2_from_its_file_encodes_as_tiktoken_does(tmp_path: Path, gpt2: Tokenizer) -> None:
     gpt2.save(tmp_path / "gpt2_tokenizer.bin")
-    ours = Tokenizer.load(tmp_path / "gpt2_tokenizer.bin")
+    table = Tokenizer.load(tmp_path / "gpt2_tokenizer.bin")
     for document in stories(50):
-        assert ours.encode(document) == gpt2.encode(document)
-        assert ours.decode(ours.encode(document)) == document
+        assert table.encode(document) == gpt2.encode(document)
+        assert table.decode(table.encode(document)) == document
 
 
 # ---- extras ----

@@ -54,7 +54,7 @@ def test_gpt2(gpt2):
     assert 50256 not in gpt2.encode(ODD) and gpt2.decode([50256]) == "<|endoftext|>"
 
 
-def test_gpt2_from_llmcs_file_alone(gpt2, tmp_path):
+def test_gpt2_from_llm_c_file_alone(gpt2, tmp_path):
     """The file holds bytes by id; that is enough to encode as tiktoken does."""
     path = tmp_path / "gpt2_tokenizer.bin"
     gpt2.save(path)
@@ -136,7 +136,7 @@ def test_training_is_repeatable(trained):
 
 
 def test_training_on_little_text():
-    """Fewer tokens where no pair is left twice; none at all from nothing."""
+    """Fewer tokens if no pair is left twice; none at all from nothing."""
     assert Tokenizer.train_bpe("abab abab", 1000).vocab_size < 270
     assert Tokenizer.train_bpe("", 1000).vocab_size == 257
     assert Tokenizer.train_bpe("x", 257).decode([120, 256]) == "x<|endoftext|>"

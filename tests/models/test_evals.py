@@ -59,7 +59,7 @@ def model() -> llmc.GPT2:
 @pytest.fixture(scope="module")
 def reference(model: llmc.GPT2) -> Any:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    torch.set_num_threads(1)  # its tiny products gain nothing from threads, and lose to the waiting
+    torch.set_num_threads(1)  # its tiny matmuls gain nothing from threads, and lose to the waiting
     from llmc.reference import GPT
 
     gpt = GPT(CONFIG)

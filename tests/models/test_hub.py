@@ -23,7 +23,7 @@ from llmc.hub.writing import export_model
 from llmc.load import find_tokenizer, load_model, tokenizer_for
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-torch.set_num_threads(1)  # its tiny products gain nothing from threads, and lose to the waiting
+torch.set_num_threads(1)  # its tiny matmuls gain nothing from threads, and lose to the waiting
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install safetensors")
 
@@ -31,7 +31,7 @@ V, T, L, NH, C = 301, 24, 3, 3, 36
 
 
 @pytest.fixture(scope="module")
-def theirs() -> Any:
+def hf_model() -> Any:
     """A random GPT-2 of transformers, biases and layernorms included."""
     torch.manual_seed(1)
     config = transformers.GPT2Config(
@@ -46,9 +46,9 @@ def theirs() -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(hf_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hf")
-    theirs.save_pretrained(path)
+    hf_model.save_pretrained(path)
     return path
 
 
@@ -63,20 +63,20 @@ def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
     return out
 
 
-def test_import_logits_equal(theirs: Any, folder: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+def test_import_logits_equal(hf_model: Any, folder: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     import_model(folder, tmp_path / "m.bin")
     model = llmc.GPT2.from_checkpoint(tmp_path / "m.bin")
     assert model.config == llmc.GPT2Config(T, V, L, NH, C)
-    assert np.abs(logits_of(theirs, tokens)).max() > 1  # the comparison is of something
-    np.testing.assert_allclose(model.logits(tokens), logits_of(theirs, tokens), atol=1e-4, rtol=0)
+    assert np.abs(logits_of(hf_model, tokens)).max() > 1  # the comparison is of something
+    np.testing.assert_allclose(model.logits(tokens), logits_of(hf_model, tokens), atol=1e-4, rtol=0)
     assert not np.any(model.parameters["wte"][V:])
 
 
-def test_round_trip_is_exact(theirs: Any, folder: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+def test_round_trip_is_exact(hf_model: Any, folder: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     model = load_model(folder)
     export_model(model, tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    before, after = theirs.state_dict(), again.state_dict()
+    before, after = hf_model.state_dict(), again.state_dict()
     assert set(before) == set(after)
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
@@ -84,21 +84,21 @@ def test_round_trip_is_exact(theirs: Any, folder: Path, tokens: np.ndarray, tmp_
 
 
 @pytest.mark.parametrize("kind", ["bare names", "tied head", "f16", "bf16", "shards", "pytorch", "pytorch shards"])
-def test_what_can_be_imported(theirs: Any, folder: Path, tokens: np.ndarray, tmp_path: Path, kind: str) -> None:
+def test_what_can_be_imported(hf_model: Any, folder: Path, tokens: np.ndarray, tmp_path: Path, kind: str) -> None:
     from safetensors.torch import save_file
 
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    state = {k: v.clone() for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
-    form = {"f16": torch.float16, "bf16": torch.bfloat16}.get(kind, torch.float32)
+    state = {k: v.clone() for k, v in hf_model.state_dict().items() if k != "lm_head.weight"}
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}.get(kind, torch.float32)
     if kind == "bare names":  # as OpenAI's on the Hub, with the mask that old versions saved
         state = {k.removeprefix("transformer."): v for k, v in state.items()}
         state["h.0.attn.bias"] = torch.ones(1, 1, T, T, dtype=torch.bool)
         save_file(state, tmp_path / "model.safetensors")
     elif kind == "shards":
-        theirs.save_pretrained(tmp_path, max_shard_size="50KB")
+        hf_model.save_pretrained(tmp_path, max_shard_size="50KB")
         assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     elif kind == "pytorch":
-        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+        torch.save(hf_model.state_dict(), tmp_path / "pytorch_model.bin")
     elif kind == "pytorch shards":
         names = sorted(state)
         halves = {"pytorch_model-1.bin": names[:20], "pytorch_model-2.bin": names[20:]}
@@ -109,23 +109,23 @@ def test_what_can_be_imported(theirs: Any, folder: Path, tokens: np.ndarray, tmp
     else:
         if kind == "tied head":
             state["lm_head.weight"] = state["transformer.wte.weight"].clone()
-        save_file({k: v.to(form) for k, v in state.items()}, tmp_path / "model.safetensors")
+        save_file({k: v.to(dtype) for k, v in state.items()}, tmp_path / "model.safetensors")
     got = load_model(tmp_path).parameters
     wte = state.get("transformer.wte.weight", state.get("wte.weight"))
-    np.testing.assert_array_equal(got["wte"][:V], wte.to(form).float().numpy())
+    np.testing.assert_array_equal(got["wte"][:V], wte.to(dtype).float().numpy())
     np.testing.assert_array_equal(
-        got["qkvw"][1], theirs.state_dict()["transformer.h.1.attn.c_attn.weight"].to(form).float().numpy().T
+        got["qkvw"][1], hf_model.state_dict()["transformer.h.1.attn.c_attn.weight"].to(dtype).float().numpy().T
     )
-    if form == torch.float32:
-        np.testing.assert_allclose(load_model(tmp_path).logits(tokens), logits_of(theirs, tokens), atol=1e-4, rtol=0)
+    if dtype == torch.float32:
+        np.testing.assert_allclose(load_model(tmp_path).logits(tokens), logits_of(hf_model, tokens), atol=1e-4, rtol=0)
 
 
-def test_bf16(theirs: Any, folder: Path, tmp_path: Path) -> None:
+def test_bf16(hf_model: Any, folder: Path, tmp_path: Path) -> None:
     """A bf16 file is the f32 weights rounded to nearest, in and out."""
     import_model(folder, tmp_path / "m.bin", dtype="bf16")
     model = llmc.GPT2.from_checkpoint(tmp_path / "m.bin")
     assert model.dtype == "bf16"
-    rounded = theirs.state_dict()["transformer.h.2.mlp.c_fc.weight"].bfloat16()
+    rounded = hf_model.state_dict()["transformer.h.2.mlp.c_fc.weight"].bfloat16()
     np.testing.assert_array_equal(model.parameters["fcw"][2].astype(np.float32), rounded.float().numpy().T)
     export_model(load_model(tmp_path / "m.bin"), tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
@@ -141,7 +141,7 @@ def test_export_in_shards(folder: Path, tokens: np.ndarray, tmp_path: Path) -> N
     files = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(files) > 2 and not (tmp_path / "model.safetensors").exists()
     for file in files:
-        with safe_open(file, "np") as f:  # the library that defines the format reads ours
+        with safe_open(file, "np") as f:  # the library that defines the format reads what is written
             assert sum(f.get_tensor(k).nbytes for k in f.keys()) <= 60_000
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     np.testing.assert_allclose(logits_of(again, tokens), model.logits(tokens), atol=1e-4, rtol=0)
@@ -157,12 +157,12 @@ def test_ten_steps_of_fine_tuning(folder: Path) -> None:
     optimizer = llmc.AdamW(model, betas=(0.9, 0.95), weight_decay=0.0, grad_clip=1.0)
     other = transformers.GPT2LMHeadModel.from_pretrained(folder).train()
     adamw = torch.optim.AdamW(other.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
-    ours, theirs = [], []
+    losses, hf_losses = [], []
     for batch in data:
         model.zero_grad()
         model.forward(batch[:, :-1])
         model.backward(batch[:, 1:])
-        ours.append(model.mean_loss)
+        losses.append(model.mean_loss)
         optimizer.step(1e-3)
         adamw.zero_grad()
         logits = other(torch.from_numpy(batch[:, :-1])).logits
@@ -170,10 +170,10 @@ def test_ten_steps_of_fine_tuning(folder: Path) -> None:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
         adamw.step()
-        theirs.append(loss.item())
+        hf_losses.append(loss.item())
         assert optimizer.norm == pytest.approx(norm.item(), rel=1e-4)
-    assert theirs[0] - theirs[-1] > 0.5
-    np.testing.assert_allclose(ours, theirs, rtol=2e-5)
+    assert hf_losses[0] - hf_losses[-1] > 0.5
+    np.testing.assert_allclose(losses, hf_losses, rtol=2e-5)
 
 
 # ---- tokenizers ----
@@ -210,12 +210,12 @@ def test_tokenizer_out_and_in(bpe: llmc.Tokenizer, tmp_path: Path, kind: str) ->
 
 
 @pytest.fixture
-def json_run(theirs: Any, tmp_path: Path) -> Path:
+def json_run(hf_model: Any, tmp_path: Path) -> Path:
     """A run's folder with a tokenizer.json that is not GPT-2's: another split into words, other merges, another end of text."""
     import tokenizers
 
     folder = tmp_path / "run"
-    theirs.save_pretrained(tmp_path / "hf")
+    hf_model.save_pretrained(tmp_path / "hf")
     import_model(tmp_path / "hf", folder / "model_00000001.bin")
     (folder / "DONE_00000001").touch()
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -253,7 +253,7 @@ def test_a_run_with_a_tokenizer_json(json_run: Path, tmp_path: Path) -> None:
     assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
 
 
-def test_the_hubs_gpt2_folder_becomes_llmcs_table(bpe: llmc.Tokenizer, tmp_path: Path) -> None:
+def test_the_hubs_gpt2_folder_becomes_llm_c_table(bpe: llmc.Tokenizer, tmp_path: Path) -> None:
     """It has vocab.json, merges.txt and tokenizer.json, which say the same: a table of llm.c's has it all."""
     write_tokenizer(bpe, tmp_path, 64)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
@@ -288,9 +288,9 @@ def test_tokenizer_of_another_kind(tmp_path: Path) -> None:
 # ---- the commands, and where models come from ----
 
 
-def test_commands(theirs: Any, folder: Path, bpe: llmc.Tokenizer, tokens: np.ndarray, tmp_path: Path) -> None:
+def test_commands(hf_model: Any, folder: Path, bpe: llmc.Tokenizer, tokens: np.ndarray, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    theirs.save_pretrained(source)
+    hf_model.save_pretrained(source)
     write_tokenizer(llmc.Tokenizer.byte_level(), source, T)
 
     def call(module: Any, *arguments: str) -> int:
@@ -362,7 +362,7 @@ def test_no_pickle_is_run(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert not Path("ran_a_pickle").exists()
 
 
-def test_config_that_is_not_ours(folder: Path, tmp_path: Path) -> None:
+def test_config_of_another_architecture(folder: Path, tmp_path: Path) -> None:
     good = json.loads((folder / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     for change, message in (
@@ -389,11 +389,11 @@ def test_config_that_is_not_ours(folder: Path, tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_untied_head_and_wrong_dtype(theirs: Any, folder: Path, tmp_path: Path) -> None:
+def test_untied_head_and_wrong_dtype(hf_model: Any, folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    state = {k: v.clone() for k, v in theirs.state_dict().items()}
+    state = {k: v.clone() for k, v in hf_model.state_dict().items()}
     save_file({**state, "lm_head.weight": torch.zeros(V, C)}, tmp_path / "model.safetensors")
     with pytest.raises(llmc.Error, match="lm_head"):
         load_model(tmp_path)

@@ -61,10 +61,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.forward(rows[:, :-1])
         model.backward(rows[:, 1:])
         optimizer.step(5e-3)
-    (path / "ours").mkdir()
-    model.save(path / "ours" / "model.bin")
-    tokenizer.save(path / "ours" / "tokenizer.bin")
-    export_model(model, path / "theirs", tokenizer=tokenizer)
+    (path / "llmc").mkdir()
+    model.save(path / "llmc" / "model.bin")
+    tokenizer.save(path / "llmc" / "tokenizer.bin")
+    export_model(model, path / "hf", tokenizer=tokenizer)
     documents = []
     for i in range(12):
         words = [str(w) for w in rng.choice(WORDS, 16 if i % 4 == 0 else 4)]  # some longer than the context
@@ -106,22 +106,22 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_equals_the_harness_own_model(folder: Path) -> None:
     pytest.importorskip("accelerate", reason="the harness's own model needs accelerate: pip install 'lm-eval[hf]'")
-    ours = evaluate(folder, "llmc", {"pretrained": str(folder / "ours" / "model.bin")})
-    theirs = evaluate(folder, "hf", {"pretrained": str(folder / "theirs"), "dtype": "float32"})
+    llmc_out = evaluate(folder, "llmc", {"pretrained": str(folder / "llmc" / "model.bin")})
+    hf_out = evaluate(folder, "hf", {"pretrained": str(folder / "hf"), "dtype": "float32"})
     for kind in TASKS:
         name = f"llmc_{kind}"
-        for metric, value in theirs["results"][name].items():
+        for metric, value in hf_out["results"][name].items():
             if isinstance(value, float):
-                assert ours["results"][name][metric] == pytest.approx(value, rel=1e-4), (name, metric)
-        for a, b in zip(ours["samples"][name], theirs["samples"][name]):
+                assert llmc_out["results"][name][metric] == pytest.approx(value, rel=1e-4), (name, metric)
+        for a, b in zip(llmc_out["samples"][name], hf_out["samples"][name]):
             if kind == "generate":
                 assert a["resps"] == b["resps"]
             else:
                 flat_a, flat_b = (np.array(x["resps"], dtype=object).reshape(-1) for x in (a, b))
                 np.testing.assert_allclose(flat_a.astype(float), flat_b.astype(float), rtol=1e-4, atol=1e-5)
-    assert ours["results"]["llmc_last"]["acc,none"] > 0  # something is greedy, and not everything
-    assert ours["results"]["llmc_last"]["acc,none"] < 1
-    assert any(sample["resps"][0][0] for sample in ours["samples"]["llmc_generate"])
+    assert llmc_out["results"]["llmc_last"]["acc,none"] > 0  # something is greedy, and not everything
+    assert llmc_out["results"]["llmc_last"]["acc,none"] < 1
+    assert any(sample["resps"][0][0] for sample in llmc_out["samples"]["llmc_generate"])
 
 
 def test_command(
@@ -132,22 +132,22 @@ def test_command(
         "--model",
         "llmc",
         "--model_args",
-        f"pretrained={folder / 'ours'},dtype=bf16",
+        f"pretrained={folder / 'llmc'},dtype=bf16",
         "--tasks",
         "llmc_choice",
     ]
     monkeypatch.setattr(
         sys, "argv", [*argv, "--include_path", str(folder / "tasks"), "--batch_size", "auto", "--device", "cpu"]
     )
-    # A folder is a model where it has a checkpoint.
-    (folder / "ours" / "DONE_00000001").touch()
-    (folder / "ours" / "model_00000001.bin").write_bytes((folder / "ours" / "model.bin").read_bytes())
+    # A folder is a model if it has a checkpoint.
+    (folder / "llmc" / "DONE_00000001").touch()
+    (folder / "llmc" / "model_00000001.bin").write_bytes((folder / "llmc" / "model.bin").read_bytes())
     adapter.main()
     assert "llmc_choice" in capsys.readouterr().out
 
 
 def test_errors(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "alone.bin").write_bytes((folder / "ours" / "model.bin").read_bytes())
+    (tmp_path / "alone.bin").write_bytes((folder / "llmc" / "model.bin").read_bytes())
     with pytest.raises(ValueError, match="there is no tokenizer beside"):
         adapter.LlmcLM(tmp_path / "alone.bin")
     lm = adapter.LlmcLM(tmp_path / "alone.bin", tokenizer="bytes", max_length=8)
@@ -159,7 +159,7 @@ def test_no_room_for_the_prompt(folder: Path) -> None:
     """As the harness's own model, which has an assert there."""
     from lm_eval.api.instance import Instance
 
-    lm = adapter.LlmcLM(folder / "ours" / "model.bin", max_length=8)
+    lm = adapter.LlmcLM(folder / "llmc" / "model.bin", max_length=8)
 
     def ask(**options: Any) -> list[str]:
         return lm.generate_until([Instance("generate_until", {}, ("the cat", options), 0)], disable_tqdm=True)

@@ -1,4 +1,4 @@
-"""What a run trains on, where that is a folder."""
+"""What a run trains on if its data are a folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Download or tokenise a data set into llm.c's files.
 
-Named data sets are downloaded once into a cache (LLMC_CACHE, or the system's place for caches), resumed where a download broke off,
-and checked. `llmc data text` takes your own text, JSON lines, JSON, CSV or Parquet.
+Named data sets are downloaded once into a cache (LLMC_CACHE, or the system's place for caches) and checked. A download that broke off
+is continued. `llmc data text` takes your own text, JSON lines, JSON, CSV or Parquet.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from llmc.datasets.common import TokenFiles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
 
     def add(
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("-o", "--output", metavar="DIR", help=f"output folder [{_default_output(name, '10B')}]")
         if source:
             sub.add_argument(
-                "--source", metavar="PATH", help=f"{source}, where you have it already: nothing is downloaded"
+                "--source", metavar="PATH", help=f"{source}, if you have it already: nothing is downloaded"
             )
         if tokenizer:
             sub.add_argument(
@@ -92,6 +93,7 @@ def _default_output(name: str, version: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
     name: str = args.name
     version = "100B" if getattr(args, "tokenized", False) else getattr(args, "version", "")
     output = Path(args.output or _default_output(name, version))

@@ -12,6 +12,7 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="model file (.bin), run directory, or Hugging Face folder"
     )
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
     from llmc import evals
     from llmc.load import load_model
     from llmc.system.fs import write_atomically

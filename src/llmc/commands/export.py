@@ -9,6 +9,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="model file (.bin), or run directory")
     parser.add_argument("folder", metavar="FOLDER", help="folder to write")
     parser.add_argument("--dtype", help="f32 or bf16 [the model's]")
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
     from llmc.data.tokenizer import Tokenizer
     from llmc.hub.writing import export_model
     from llmc.load import find_tokenizer, load_model

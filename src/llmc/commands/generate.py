@@ -11,6 +11,7 @@ from llmc.load import load_model, tokenizer_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument("run", metavar="RUN", help="run directory, llm.c checkpoint (.bin), or Hugging Face folder")
     parser.add_argument(
         "prompt", nargs="?", default="", metavar="PROMPT", help="text to continue; none: from end-of-text"
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
     if args.max_tokens < 0 or args.samples < 1:
         raise ValueError(f"--max-tokens {args.max_tokens} --samples {args.samples}: expected at least 0 and 1")
     if not Path(args.run).exists():

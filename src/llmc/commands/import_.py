@@ -10,12 +10,14 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument("source", metavar="SOURCE", help="folder, weight file, or name on the Hub")
     parser.add_argument("output", metavar="OUT.bin", help="model file to write; its tokenizer goes beside it")
     parser.add_argument("--dtype", default="f32", help="f32 or bf16 [f32]")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
     from llmc.hub.reading import import_model
 
     model = import_model(args.source, args.output, dtype=args.dtype)

@@ -37,12 +37,12 @@ def _byte_letters() -> list[str]:
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
-# The letter that stands for each byte in GPT-2's vocabulary: the byte's character if that is printable in Latin-1, else one of the
-# characters from U+0100 on.
+# The character that stands for each byte in the vocabularies of GPT-2 and Hugging Face: printable characters of Latin-1 stand for
+# their own bytes, the characters from 256 on for the other bytes in their order.
 BYTE_LETTERS = _byte_letters()
 BYTE_OF_LETTER = {letter: b for b, letter in enumerate(BYTE_LETTERS)}
 
-# How a file of llm.c's format is called beside a run or a model.
+# The names that a file in llm.c's format has beside a model or token files.
 TABLE_FILES = ("tokenizer.bin", "gpt2_tokenizer.bin")
 
 _MAGIC = 20240328

@@ -40,7 +40,7 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
             try:
                 row = json.loads(line)
                 context, label, endings = row["ctx"], row["label"], row["endings"]
-                # " " before an ending: GPT-2's words carry the blank before them.
+                # An ending begins with a blank, because GPT-2's words have the blank before them.
                 tokens = [eval_tokens(encoder.encode(" " + ending)) for ending in endings]
                 examples.append(Example(int(label), eval_tokens(encoder.encode(context)), tokens))
             except (ValueError, KeyError, TypeError, RecursionError) as e:
