@@ -1,5 +1,6 @@
 #include "cpu/memory.h"
 
+#include <cstdlib>
 #include <cstring>
 
 #include "core/check.h"
@@ -20,6 +21,13 @@ void* map_zeroed(std::size_t bytes) {
     return VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
 }
 void unmap(void* p, std::size_t) { VirtualFree(p, 0, MEM_RELEASE); }
+#elif defined(__SANITIZE_ADDRESS__)
+// From the heap, because AddressSanitizer watches the ends of what comes from there, and not those of pages.
+void* map_zeroed(std::size_t bytes) {
+    void* p = nullptr;
+    return posix_memalign(&p, 4096, bytes) == 0 ? std::memset(p, 0, bytes) : nullptr;
+}
+void unmap(void* p, std::size_t) { std::free(p); }
 #else
 void* map_zeroed(std::size_t bytes) {
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <thread>
+#include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -84,7 +85,7 @@ int cgroup_cpus() {
 
 #endif
 
-#if defined(__linux__) && defined(_OPENMP)
+#if defined(__linux__) && defined(_OPENMP) && !defined(__SANITIZE_THREAD__)
 // If two threads run on one CPU, everything takes twice as long, and the scheduler does let that happen. So if the
 // process may use exactly as many CPUs as it has threads, each worker is bound to a CPU of its own, other than the one
 // that the calling thread is on. The calling thread is not bound: it is the user's, and threads that it starts later
@@ -168,6 +169,12 @@ void run_tasks(int threads, std::int64_t tasks, void (*body)(void*, std::int64_t
                      [](void* tasks_, std::size_t thread) {
                          static_cast<Tasks*>(tasks_)->work(static_cast<int>(thread));
                      });
+#elif defined(__SANITIZE_THREAD__)
+    // ThreadSanitizer does not see OpenMP's barriers; it sees threads begin and end.
+    std::vector<std::thread> workers;
+    for (int thread = 1; thread < threads; ++thread) workers.emplace_back([&t, thread] { t.work(thread); });
+    t.work(0);
+    for (std::thread& worker : workers) worker.join();
 #elif defined(_OPENMP)
 #if defined(__linux__)
     if (workers().wanted(threads)) {

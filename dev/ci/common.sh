@@ -1,5 +1,5 @@
-# Sourced by emulation.sh and cuda.sh. Both build in one folder, one after the other: what they have in common, which is all
-# but the device, is compiled once. PYTHON chooses the interpreter.
+# Sourced by emulation.sh, cuda.sh and sanitizers.sh. The first two build in one folder, one after the other: what they have in common,
+# which is all but the device, is compiled once. PYTHON chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=$(command -v "${PYTHON:-python3}")
@@ -18,6 +18,6 @@ build_extension() {
   local site
   site=$("$python" dev/ci/make_site.py "$build")
   export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
-  "$python" -c "import llmc; assert llmc.__file__.startswith('$site/'), llmc.__file__"
+  "$python" -c "from importlib.util import find_spec; found = find_spec('llmc').origin; assert found.startswith('$site/'), found"
   echo "built in $SECONDS s"
 }
