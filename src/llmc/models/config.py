@@ -33,9 +33,14 @@ class GPT2Config:
 
     @staticmethod
     def from_descriptor(descriptor: str, **changes: int) -> GPT2Config:
-        """llm.c's descriptors: 'd6' .. 'd84' by depth ('d12' is GPT-2 124M), 'gpt3:c384' .. 'gpt3:c12288' by channels.
+        """Make the shape that a descriptor of llm.c names.
 
-        Keywords replace fields: from_descriptor("d6", vocab_size=257). ValueError for an unknown descriptor.
+        Args:
+            descriptor: 'd6' to 'd84' by depth ('d12' is GPT-2 124M), or 'gpt3:c384' to 'gpt3:c12288' by channels.
+            changes: fields to replace, as in from_descriptor("d6", vocab_size=257).
+
+        Raises:
+            ValueError: if the descriptor is unknown, or the shape is impossible.
         """
         values = _fields(_llmc.config_from_descriptor(descriptor))
         if "vocab_size" in changes:
@@ -44,27 +49,33 @@ class GPT2Config:
 
     @staticmethod
     def from_native(config: _llmc.GPT2Config) -> GPT2Config:
+        """Make it from the extension's type."""
         return GPT2Config(**_fields(config))
 
     def native(self) -> _llmc.GPT2Config:
+        """Return it as the extension's type, which has checked it."""
         return _llmc.GPT2Config(**_fields(self))
 
     @property
     def head_size(self) -> int:
+        """Channels of an attention head."""
         return self.channels // self.num_heads
 
     @cached_property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of each tensor by llm.c's name, in file order, with a leading L if every layer has one."""
+        """The shape of each tensor by llm.c's name, in file order, with a leading L if every layer has one."""
         return {spec.name: spec.shape for spec in _llmc.parameter_table(self.native())}
 
     @cached_property
     def num_parameters(self) -> int:
-        """Of all tensors, the padding of wte included, as llm.c counts."""
+        """The number of elements of all tensors, the padding of wte included, as llm.c counts."""
         return sum(math.prod(shape) for shape in self.parameter_shapes.values())
 
     def flops_per_token(self, T: int) -> int:
-        """Of one training step: 6 N + 6 L C T, llm.c's account (attention counted once, for it is causal)."""
+        """Return the operations of one training step per token of a context of T.
+
+        It is llm.c's account, 6 N + 6 L C T, in which attention counts half because it is causal.
+        """
         return 6 * self.num_parameters + 6 * self.num_layers * self.channels * T
 
 
