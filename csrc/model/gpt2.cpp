@@ -3,10 +3,11 @@
 // A block: x -> x + attproj(attention(qkv(ln1(x)))) -> . + fcproj(gelu(fc(ln2(.)))). The addition to the
 // residual stream and the layernorm that follows it are one op, so the layernorm at a block's end is already
 // the next block's ln1, or lnf. Logits exist only by chunks of rows, which go through the softmax, its
-// gradient and both products of the classifier before the next.
+// gradient and both matmuls of the classifier's backward before the next chunk is computed.
 #include "model/gpt2.h"
 
 #include <algorithm>
+#include <array>
 #include <iterator>
 #include <utility>
 
@@ -144,15 +145,19 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
 
     ops.from_host(a.inputs, inputs);
     ops.encoder_forward(a.encoded, a.inputs, p.wte, p.wpe, Tensor());
+    // Only the first block's ln1 stands alone: every later layernorm comes with the addition before it.
     ops.layernorm_forward(slot(a.ln1, 0), slot(a.ln1_mean, 0), slot(a.ln1_rstd, 0), a.encoded, p.ln1w[0],
                           p.ln1b[0]);
     for (std::int64_t l = 0; l < L; ++l) {
-        const Tensor x = l == 0 ? a.encoded : slot(a.residual3, l - 1);
+        const Tensor x = l == 0 ? a.encoded : slot(a.residual3, l - 1);  // the residual stream so far
+        // Attention. Of the scores only their log-sum-exp is kept.
         ops.matmul_forward(slot(a.qkv, l), slot(a.ln1, l), p.qkvw[l], p.qkvb[l]);
         ops.attention_forward(slot(a.atty, l), slot(a.lse, l), slot(a.qkv, l), NH);
+        // What a half of the block adds to the stream goes through `branch`, which no backward pass needs.
         ops.matmul_forward(a.branch, slot(a.atty, l), p.attprojw[l], p.attprojb[l]);
         ops.fused_residual_layernorm_forward(slot(a.residual2, l), slot(a.ln2, l), slot(a.ln2_mean, l),
                                              slot(a.ln2_rstd, l), x, a.branch, p.ln2w[l], p.ln2b[l]);
+        // The MLP. fch, before GELU, is kept for each layer; fch_gelu and the layernorms may share a slot.
         ops.matmul_gelu_forward(slot(a.fch_gelu, l), slot(a.fch, l), slot(a.ln2, l), p.fcw[l], p.fcb[l]);
         ops.matmul_forward(a.branch, slot(a.fch_gelu, l), p.fcprojw[l], p.fcprojb[l]);
         if (l + 1 < L)
@@ -253,18 +258,28 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     Backend& ops = *backend_;
     const GPT2Tensors &p = params_, &g = grads_;
     const GPT2Activations& a = acts_;
+    // Parameters' gradients add up over micro-steps. After zero_grad() the first of these calls need not read
+    // what is there: matmuls overwrite (`add` false), and the gradients that other ops only ever add to are
+    // zeroed here.
     const bool add = !grads_fresh_;
-    if (!add)  // the products below overwrite their gradients; these few are only ever added to
+    if (!add)
         for (const Tensor& t : {g.wpe, g.ln1w, g.ln1b, g.ln2w, g.ln2b, g.lnfw, g.lnfb}) ops.zero(t);
     grads_fresh_ = false;
-    const auto ready = [sink](std::initializer_list<Tensor> complete) {
-        if (sink) sink->ready({complete.begin(), complete.size()});
-    };
 
-    // The classifier, by chunks of rows: dlnf goes into dbranch.
+    // Activations' gradients live in three buffers, which all layers share:
+    //   dresidual (C)   of the residual stream. It flows down past every block unchanged, and the backward of
+    //                   each layernorm adds what comes through the branch behind it.
+    //   dbranch (C)     of a layernorm's output, or of attention's. Overwritten by each matmul's backward.
+    //   dhidden (4C)    of the MLP's hidden layer.
+    // dqkv (3C) reuses dhidden (4C), free after fc's backward.
+    const Tensor dqkv = a.dhidden.prefix({B_, T_, 3 * C});
+
+    // The classifier, by chunks of rows, whose logits backward computes for the first time: forward stopped
+    // before them. In each chunk fused_classifier turns the logits into their gradient, in place.
     const float dloss = scale / static_cast<float>(N);
     const std::int64_t rows = a.logits.rows();
-    const Tensor lnf = a.lnf.view({N, C}), dlnf = a.dbranch.view({N, C});
+    const Tensor lnf = a.lnf.view({N, C});
+    const Tensor dlnf = a.dbranch.view({N, C});  // dlnf goes into dbranch, which no layer needs yet
     const Tensor losses = a.losses.view({N}), all_targets = a.targets.view({N});
     ops.from_host(a.targets, targets);
     for (std::int64_t begin = 0; begin < N; begin += rows) {
@@ -273,39 +288,54 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
         ops.matmul_forward(logits, lnf.slice(begin, end), p.wte, Tensor());
         ops.fused_classifier(losses.slice(begin, end), logits, all_targets.slice(begin, end), dloss,
                              config_.vocab_size);
+        // wte's gradient adds up over the chunks, so only the first of them may overwrite it.
         ops.matmul_backward(dlnf.slice(begin, end), g.wte, Tensor(), logits, lnf.slice(begin, end), p.wte,
                             add || begin > 0);
     }
     ops.sum(mean_loss_, losses, dloss);
 
+    // The final layernorm adds to dresidual, so that begins as zero.
     ops.zero(a.dresidual);
     ops.layernorm_backward(a.dresidual, g.lnfw, g.lnfb, a.dbranch, slot(a.residual3, L - 1), p.lnfw,
                            a.lnf_mean, a.lnf_rstd);
-    ready({g.lnfw, g.lnfb});
-    const Tensor dqkv = Tensor(a.dhidden.data, options_.dtype, {B_, T_, 3 * C});
+    if (sink) sink->ready(std::array{g.lnfw, g.lnfb});
     for (std::int64_t l = L - 1; l >= 0; --l) {
-        const Tensor x = l == 0 ? a.encoded : slot(a.residual3, l - 1);
+        const Tensor x = l == 0 ? a.encoded : slot(a.residual3, l - 1);  // the block's input
         const Tensor ln1 = slot(a.ln1, l), ln2 = slot(a.ln2, l), fch_gelu = slot(a.fch_gelu, l);
+
+        // fcproj and GELU. At level 1 all layers share the slot of fch_gelu, which holds another layer's.
         if (options_.recompute >= Recompute::gelu) ops.gelu_forward(fch_gelu, a.fch[l]);
+        // dresidual is also the gradient of what the MLP added to the stream. dhidden is overwritten with the
+        // gradient before GELU.
         ops.matmul_gelu_backward(a.dhidden, g.fcprojw[l], g.fcprojb[l], a.dresidual, fch_gelu, p.fcprojw[l],
                                  a.fch[l], add);
+
+        // fc. At level 2 the layernorms' outputs share slots as well; their mean and rstd were kept, and are
+        // written again with the same values.
         if (options_.recompute >= Recompute::gelu_and_layernorm)
             ops.layernorm_forward(ln2, a.ln2_mean[l], a.ln2_rstd[l], a.residual2[l], p.ln2w[l], p.ln2b[l]);
-        ops.matmul_backward(a.dbranch, g.fcw[l], g.fcb[l], a.dhidden, ln2, p.fcw[l], add);
+        ops.matmul_backward(a.dbranch, g.fcw[l], g.fcb[l], a.dhidden, ln2, p.fcw[l], add);  // dbranch = dln2
+        // From here on dresidual is the gradient of residual2: the stream's, and what came through the MLP.
         ops.layernorm_backward(a.dresidual, g.ln2w[l], g.ln2b[l], a.dbranch, a.residual2[l], p.ln2w[l],
                                a.ln2_mean[l], a.ln2_rstd[l]);
+
+        // attproj, attention and qkv. dbranch is datty first, then dln1; in between dqkv takes dhidden's
+        // place.
         ops.matmul_backward(a.dbranch, g.attprojw[l], g.attprojb[l], a.dresidual, a.atty[l], p.attprojw[l],
                             add);
         ops.attention_backward(dqkv, a.dbranch, a.qkv[l], a.atty[l], a.lse[l], NH);
         if (options_.recompute >= Recompute::gelu_and_layernorm)
             ops.layernorm_forward(ln1, a.ln1_mean[l], a.ln1_rstd[l], x, p.ln1w[l], p.ln1b[l]);
         ops.matmul_backward(a.dbranch, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], add);
+        // And from here on dresidual is the gradient of the block's input, for the block below.
         ops.layernorm_backward(a.dresidual, g.ln1w[l], g.ln1b[l], a.dbranch, x, p.ln1w[l], a.ln1_mean[l],
                                a.ln1_rstd[l]);
         if (sink) sink->ready(layer_gradients(l));
     }
+
+    // The embeddings come last. wte is the classifier's matrix too, so its gradient is complete only now.
     ops.encoder_backward(g.wte, g.wpe, a.dresidual, a.inputs);
-    ready({g.wte, g.wpe});
+    if (sink) sink->ready(std::array{g.wte, g.wpe});
     if (sink) sink->finish(mean_loss_);
 }
 

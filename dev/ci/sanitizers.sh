@@ -13,10 +13,10 @@ if ! command -v g++ >/dev/null || [ "$(uname -s)" != Linux ]; then
 fi
 sets=(-DLLMC_COMPILES_AVX512=OFF -DLLMC_COMPILES_AVX512_BF16=OFF -DLLMC_COMPILES_AMX=OFF)
 address_tests=(tests/test_{ops,bindings,comm,gpt2,model_checkpoint,dataloader,tokenizer}.py)
-thread_tests=(tests/test_{ops,bindings,comm}.py tests/test_gpt2.py::test_threads_change_nothing)
+thread_tests=(tests/test_{ops,bindings,comm}.py tests/models/test_gpt2.py::test_threads_change_nothing)
 if [ "${1:-}" = --full ]; then
   sets=("-ULLMC_COMPILES_*" -DLLMC_AMX_EMULATION=ON)
-  address_tests=(tests --deselect tests/test_extension.py) # whose subject is what the extension exports and is linked to
+  address_tests=(tests --deselect tests/project/test_extension.py) # whose subject is what the extension exports and is linked to
   thread_tests=(tests/test_{ops,optim,bindings,comm,gpt2,schedule_mirror,interrupt}.py)
 fi
 

@@ -545,6 +545,26 @@ def test_parameters_are_views(tokens, dtype):
     assert view.any()
 
 
+def test_table_of_parameters(tiny):
+    """Its shapes are those of the tensors; matrices and embeddings decay; only wte is padded."""
+    table = _llmc.parameter_table(TINY.native())
+    shapes = {name: tuple(t.shape) for name, t in tiny().parameter_tensors().items()}
+    assert [s.name for s in table] == NAMES
+    assert {s.name: s.shape for s in table} == TINY.parameter_shapes == shapes
+    assert {s.name for s in table if not s.per_layer} == {"wte", "wpe", "lnfw", "lnfb"}
+    assert {s.name for s in table if s.decay} == {"wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw"}
+    padding = TINY.padded_vocab_size - TINY.vocab_size
+    assert padding > 0 and {s.name: s.padding for s in table if s.padding} == {"wte": padding}
+
+
+def test_models_on_one_backend(device, tokens):
+    backend, x = _llmc.Backend(device), tokens(2, 19)
+    models = [llmc.GPT2(TINY, backend=backend, seed=s) for s in (1, 1, 2)]
+    assert all(m.backend is backend and m.device == backend.info().name for m in models)
+    a, b, c = (m.evaluate(x, x) for m in models)
+    assert a == b != c
+
+
 def test_parameters_refuse_nonsense(tiny):
     model = tiny()
     with pytest.raises(KeyError, match="nothing"):

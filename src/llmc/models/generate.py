@@ -30,7 +30,7 @@ class _Sequence:
         self.encode(self.tokens[:-1] if len(self.tokens) <= room else self.tokens[-max(1, room // 2) : -1])
 
     def make_room(self) -> None:
-        """The documented rule: a full cache is emptied, and the last half of it encoded again at positions 0.. ."""
+        """Empty the cache if it is full, and encode the last half of what it held again, at positions from 0 on."""
         if self.cache.length(self.index) >= self.cache.max_len:
             self.encode(self.tokens[-max(1, self.cache.max_len // 2) : -1])
 
@@ -54,9 +54,17 @@ def generate(
     seed: int,
     stop_token: int | None,
 ) -> Iterator[list[list[int]]]:
-    """Yields, after each step, the new tokens of every prompt so far.
+    """Generate for all prompts in one batch, which reads the weights once a step; a finished sequence idles along.
 
-    One decode() serves all sequences, so the weights are read once for the batch; a finished sequence idles along.
+    Args:
+        model: the extension's model.
+        prompts, max_new_tokens, ...: as of GPT2.generate.
+
+    Yields:
+        After each step the new tokens of every prompt so far.
+
+    Raises:
+        ValueError: if a prompt is empty, a token is not in the vocabulary, or an option is out of its range.
     """
     if any(len(p) == 0 for p in prompts):
         raise ValueError("the prompt is empty: start from the end-of-text token")

@@ -22,14 +22,14 @@ _NUMPY = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def default_grad_dtype(device: str, dtype: str) -> str:
-    """On a GPU f32, which costs no speed that could be measured; on a CPU memory is slow, so dtype."""
+    """Return "f32" for a GPU, where it costs no speed that could be measured; dtype for a CPU, whose memory is slow."""
     return "f32" if device.startswith("cuda") else dtype
 
 
 class Tensors(Mapping[str, NDArray[Any]]):
     """Parameters or gradients by llm.c's names, in file order.
 
-    On the CPU an item is a zero-copy view: writing into it writes into the model. While a view is alive the model must assume
+    On the CPU an item is a view without a copy: writing into it writes into the model. While a view is alive the model must assume
     that it is written to, which costs a little speed in bf16. Elsewhere an item is a copy; assign to write:
     ``model.parameters["wte"] = array``. bf16 items have dtype ml_dtypes.bfloat16.
     """
@@ -122,14 +122,25 @@ class GPT2:
 
     @classmethod
     def from_descriptor(cls, descriptor: str, **options: Any) -> GPT2:
-        """A model with random weights: 'd12', 'gpt3:c768', ... (GPT2Config.from_descriptor); options as of GPT2."""
+        """Make a model with random weights from a descriptor such as 'd12' or 'gpt3:c768'.
+
+        Args:
+            descriptor: as of GPT2Config.from_descriptor.
+            options: as of GPT2.
+        """
         return cls(GPT2Config.from_descriptor(descriptor), **options)
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], *, dtype: str | None = None, **options: Any) -> GPT2:
-        """A model from a llm.c file (version 3 f32 or 5 bf16). dtype: by default the file's; converted if another.
+        """Load a model from llm.c's file (version 3 f32 or 5 bf16).
 
-        llmc.Error where the file is not one, or is damaged.
+        Args:
+            path: the file.
+            dtype: "f32" or "bf16", to which the weights are converted; by default the file's.
+            options: as of GPT2.
+
+        Raises:
+            llmc.Error: if the file cannot be read, is not a model file, or is damaged.
         """
         config, file_dtype, _ = _llmc.inspect_checkpoint(path)
         model = cls(GPT2Config.from_native(config), dtype=dtype or file_dtype, seed=None, **options)
@@ -157,14 +168,17 @@ class GPT2:
 
     @property
     def device(self) -> str:
+        """The device's name: "cpu", "cuda:0", ..."""
         return self.backend.info().name
 
     @property
     def dtype(self) -> str:
+        """ "f32" or "bf16": of parameters and activations."""
         return self._native.options.dtype
 
     @property
     def grad_dtype(self) -> str:
+        """ "f32" or "bf16": of the parameters' gradients."""
         return self._native.options.grad_dtype
 
     @property
@@ -179,14 +193,17 @@ class GPT2:
 
     @property
     def num_parameters(self) -> int:
+        """The number of elements of all parameters, the padding of wte included."""
         return self._native.num_parameters
 
     @property
     def parameters(self) -> Tensors:
+        """The weights by llm.c's names, as NumPy arrays."""
         return Tensors(self, gradients=False)
 
     @property
     def gradients(self) -> Tensors:
+        """Their gradients likewise; zeros if no backward() came after zero_grad()."""
         return Tensors(self, gradients=True)
 
     def parameter_tensors(self) -> dict[str, _llmc.Tensor]:
@@ -211,40 +228,58 @@ class GPT2:
     # ---- training ----
 
     def forward(self, inputs: ArrayLike) -> None:
-        """Computes the activations for (B, T) token ids. ValueError for a token outside of the vocabulary or T > max_seq_len."""
+        """Compute the activations that backward() needs.
+
+        Args:
+            inputs: (B, T) token ids, integers.
+
+        Raises:
+            ValueError: if a token is outside of the vocabulary, or T is above max_seq_len.
+        """
         self._native.forward(_tokens(inputs))
 
     def backward(self, targets: ArrayLike, scale: float = 1.0, sink: _llmc.GradientSink | None = None) -> None:
-        """Loss and gradients of the last forward().
+        """Compute loss and gradients of the last forward(). Both add up over calls until zero_grad().
 
-        targets: (B, T), the token that follows each input; a negative one is ignored.
-        scale: multiplies loss and gradients, 1/k for each of k micro-batches. Parameters' gradients add up until zero_grad().
-        sink: given with an update's last micro-batch, takes each layer's gradients as soon as they are complete, beside the rest of
-        backward, and the loss. _llmc.AllReduce(comm) sums them over the ranks; scale is then 1/(k * comm.size).
+        Args:
+            targets: (B, T), the token that follows each input; a negative one is ignored.
+            scale: a factor of loss and gradients, 1/k for each of k micro-batches.
+            sink: belongs to an update's last micro-batch. It takes each layer's gradients as soon as they are complete, while those
+                of the layers below are computed, and then the loss. _llmc.AllReduce(comm) sums them over the ranks; scale is
+                then 1/(k * comm.size).
+
+        Raises:
+            ValueError: if there was no forward(), targets have another shape than its inputs or a token outside of the
+                vocabulary, or the sink is of another backend.
         """
         self._native.backward(_tokens(targets), scale, sink)
 
     def zero_grad(self) -> None:
+        """Begin a new update: gradients and mean_loss are zero again."""
         self._native.zero_grad()
 
     @property
     def mean_loss(self) -> float:
-        """Sum of scale * mean loss over the backward() calls since zero_grad(). Waits for the device."""
+        """The sum of scale * mean loss over the backward() calls since zero_grad(). Waits for the device."""
         return self._native.loss()
 
     # ---- evaluation ----
 
     def evaluate(self, inputs: ArrayLike, targets: ArrayLike) -> float:
-        """Mean cross-entropy (nats per token), without gradients and in the memory of one layer."""
+        """Return the mean cross-entropy, in nats per token, without gradients and in the memory of one layer.
+
+        Args:
+            inputs, targets: (B, T) token ids; a negative target counts as a loss of 0.
+        """
         return float(self._native.evaluate(_tokens(inputs), _tokens(targets)))
 
     def token_losses(self, inputs: ArrayLike, targets: ArrayLike) -> NDArray[np.float32]:
-        """(B, T) cross-entropies; 0 where the target is negative."""
+        """Return the cross-entropy of each token, (B, T) f32; 0 for a negative target."""
         losses: NDArray[np.float32] = self._native.evaluate(_tokens(inputs), _tokens(targets), by_token=True)
         return losses
 
     def logits(self, inputs: ArrayLike) -> NDArray[np.float32]:
-        """(B, T, vocab_size). For all of a long batch at once this is large: B * T * V * 4 bytes."""
+        """Return the logits, (B, T, vocab_size) f32. For a long batch this is large: B * T * V * 4 bytes."""
         return self._native.logits(_tokens(inputs))
 
     # ---- generation ----
@@ -264,14 +299,26 @@ class GPT2:
         seed: int = 1337,
         stop_token: int | None = None,
     ) -> list[int] | list[list[int]]:
-        """Continues one prompt, or several in one batch; returns the new tokens of each.
-
-        temperature: 0 takes the most likely token. top_k: 0 for no limit. top_p: nucleus sampling, 1 for no limit.
-        seed: of llm.c's xorshift*, 1 to 2^64 - 1. Prompt i of a batch draws from seed + i, so its text does not depend on its neighbours.
-        stop_token: ends a sequence (and is not returned).
+        """Continue one prompt, or several in one batch.
 
         Keys and values are cached. When max_seq_len positions are full, the last max_seq_len // 2 tokens are encoded again at
-        positions 0.. and generation goes on from there: positions are learned, so older context cannot be kept.
+        positions from 0 on, and generation goes on from there: positions are learned, so older context cannot be kept.
+
+        Args:
+            prompts: token ids of one prompt, or a list of such.
+            max_new_tokens: how many tokens to generate for each.
+            temperature: 0 takes the most likely token.
+            top_k: how many of the most likely tokens to choose from; 0 for no limit.
+            top_p: nucleus sampling; 1 for no limit.
+            seed: of llm.c's xorshift*, 1 to 2^64 - 1. Prompt i of a batch draws from seed + i, so its text does not depend on its
+                neighbours.
+            stop_token: ends a sequence, and is not returned.
+
+        Returns:
+            The new tokens, of each prompt if there are several.
+
+        Raises:
+            ValueError: if a prompt is empty, a token is not in the vocabulary, or an option is out of its range.
         """
         several = len(prompts) > 0 and isinstance(prompts[0], (Sequence, np.ndarray))
         batch: Any = prompts if several else [prompts]
@@ -290,7 +337,7 @@ class GPT2:
         seed: int = 1337,
         stop_token: int | None = None,
     ) -> Iterator[int]:
-        """As generate() for one prompt, token by token as they are found."""
+        """Yield what generate() returns for one prompt, token by token as they are found."""
         for count, (new,) in enumerate(
             generate(self._native, [prompt], max_new_tokens, temperature, top_k, top_p, seed, stop_token)
         ):

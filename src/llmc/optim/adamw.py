@@ -31,7 +31,10 @@ class AdamW:
     A gradient whose norm is infinite or not a number changes nothing: neither weights nor moments.
 
     beta1, beta2: llm.c's train_gpt2.cu uses 0.9 and 0.95, its CPU program 0.9 and 0.999.
+    eps: added to the root of the second moment.
+    weight_decay: decoupled, times the learning rate.
     grad_clip: largest global gradient norm; 0 for no clipping.
+    seed: of stochastic rounding, 1 to 2^64 - 1.
     """
 
     def __init__(
