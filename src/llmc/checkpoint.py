@@ -32,6 +32,7 @@ from llmc.models.gpt2 import GPT2
 from llmc.optim.adamw import AdamW
 from llmc.system.fs import SYSTEM, Fs, StrPath, publish, stage, unstage, write_atomically
 from llmc.system.memory import available_host_memory
+from llmc.values import MEMORY_DTYPES
 
 # ---- names ----
 
@@ -157,7 +158,7 @@ class Checkpointer:
     def _check_space(self, tensors: _Tensors[_llmc.Tensor]) -> None:
         """Raise OSError before the disk is full, if it is too small."""
         weights = tensors.parameters.numel
-        needed = weights * (_HOST_DTYPES[tensors.dtype].itemsize + 8 + (4 if tensors.lows else 0))
+        needed = weights * (MEMORY_DTYPES[tensors.dtype].itemsize + 8 + (4 if tensors.lows else 0))
         free = self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
@@ -222,12 +223,6 @@ def _saved_state(state: TrainState) -> SavedState:
 
 _R = TypeVar("_R", bound=ReadableTensor)
 
-_HOST_DTYPES: dict[str, np.dtype[Any]] = {
-    "f32": np.dtype(np.float32),
-    "bf16": np.dtype(np.uint16),
-    "i16": np.dtype(np.int16),
-}
-
 
 @dataclass
 class _Tensors(Generic[_R]):
@@ -289,7 +284,7 @@ class _Staging:
 
         def copied(tensor: _llmc.Tensor) -> _HostCopy:
             nonlocal used
-            dtype = _HOST_DTYPES[tensor.dtype]
+            dtype = MEMORY_DTYPES[tensor.dtype]
             array = self._memory[used : used + tensor.numel * dtype.itemsize].view(dtype)
             tensor.to_host(array)
             used += _aligned_bytes(tensor)
@@ -306,7 +301,7 @@ class _Staging:
 
 def _aligned_bytes(tensor: _llmc.Tensor) -> int:
     """Return the size of a tensor's copy, rounded up so that the next copy begins at a multiple of 64 bytes."""
-    return -(-tensor.numel * _HOST_DTYPES[tensor.dtype].itemsize // 64) * 64
+    return -(-tensor.numel * MEMORY_DTYPES[tensor.dtype].itemsize // 64) * 64
 
 
 # ---- finding and loading ----

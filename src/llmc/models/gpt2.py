@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -16,9 +15,7 @@ from llmc.formats.stream import pieces
 from llmc.models.config import GPT2Config
 from llmc.models.generate import generate
 from llmc.system.fs import SYSTEM, Fs
-from llmc.values import canonical_dtype, check_seed
-
-_NUMPY = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+from llmc.values import VALUE_DTYPES, canonical_dtype, check_seed
 
 
 def default_grad_dtype(device: str, dtype: str) -> str:
@@ -43,7 +40,7 @@ class Tensors(Mapping[str, NDArray[Any]]):
         if name not in self._names:
             raise KeyError(name)
         native = self._model._native
-        dtype = _NUMPY[self._model.grad_dtype if self._gradients else self._model.dtype]
+        dtype = VALUE_DTYPES[self._model.grad_dtype if self._gradients else self._model.dtype]
         if self._model.device == "cpu":
             view = native.gradient_view if self._gradients else native.parameter_view
             return view(name).view(dtype)
@@ -51,7 +48,7 @@ class Tensors(Mapping[str, NDArray[Any]]):
 
     def __setitem__(self, name: str, value: ArrayLike) -> None:
         tensor = self._tensor(name)
-        dtype = _NUMPY[tensor.dtype]
+        dtype = VALUE_DTYPES[tensor.dtype]
         array = np.ascontiguousarray(np.asarray(value).astype(dtype))
         if array.shape != tuple(tensor.shape):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, got {array.shape}")
