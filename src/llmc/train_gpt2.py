@@ -62,7 +62,7 @@ def load_model(path: Path | None, threads: int) -> GPT2:
     return GPT2.from_descriptor("d12", threads=threads)
 
 
-def find_tokenizer(folder: Path) -> Tokenizer | None:
+def tokenizer_of_llm_c(folder: Path) -> Tokenizer | None:
     """Load the tokenizer file in the current folder or in that of the data; return None if there is none."""
     for path in (Path("gpt2_tokenizer.bin"), folder / "gpt2_tokenizer.bin", folder / "tokenizer.bin"):
         if path.is_file():
@@ -88,7 +88,7 @@ def run(model_path: Path | None, data: Path, threads: int = 0) -> None:
     train_loader = DataLoader([train], B, T, shuffle=True, seed=42, vocab_size=config.vocab_size)
     val_loader = DataLoader([val], B, T, vocab_size=config.vocab_size)
     optimizer = AdamW(model, betas=(0.9, 0.999), weight_decay=0.0, grad_clip=0.0)
-    tokenizer = find_tokenizer(data)
+    tokenizer = tokenizer_of_llm_c(data)
     coin = _llmc.XorShift(1337)
 
     print("[GPT-2]")

@@ -15,25 +15,25 @@ from llmc.models.config import GPT2Config
 PREFIX = "transformer."  # of all tensors of a model with a head; OpenAI's files on the Hub are without
 TIED_HEAD = "lm_head.weight"  # some files have it; it must be equal to wte
 
-# llm.c's name of a tensor, its name on the Hub, and whether the Hub has it transposed; {l} is the number of the block.
-_TENSORS = (
-    ("wte", "wte.weight", False),
-    ("wpe", "wpe.weight", False),
-    ("ln1w", "h.{l}.ln_1.weight", False),
-    ("ln1b", "h.{l}.ln_1.bias", False),
-    ("qkvw", "h.{l}.attn.c_attn.weight", True),
-    ("qkvb", "h.{l}.attn.c_attn.bias", False),
-    ("attprojw", "h.{l}.attn.c_proj.weight", True),
-    ("attprojb", "h.{l}.attn.c_proj.bias", False),
-    ("ln2w", "h.{l}.ln_2.weight", False),
-    ("ln2b", "h.{l}.ln_2.bias", False),
-    ("fcw", "h.{l}.mlp.c_fc.weight", True),
-    ("fcb", "h.{l}.mlp.c_fc.bias", False),
-    ("fcprojw", "h.{l}.mlp.c_proj.weight", True),
-    ("fcprojb", "h.{l}.mlp.c_proj.bias", False),
-    ("lnfw", "ln_f.weight", False),
-    ("lnfb", "ln_f.bias", False),
-)
+# For llm.c's name of a tensor its name on the Hub, in which {l} is the number of the block, and whether the Hub has it transposed.
+_TENSORS = {
+    "wte": ("wte.weight", False),
+    "wpe": ("wpe.weight", False),
+    "ln1w": ("h.{l}.ln_1.weight", False),
+    "ln1b": ("h.{l}.ln_1.bias", False),
+    "qkvw": ("h.{l}.attn.c_attn.weight", True),
+    "qkvb": ("h.{l}.attn.c_attn.bias", False),
+    "attprojw": ("h.{l}.attn.c_proj.weight", True),
+    "attprojb": ("h.{l}.attn.c_proj.bias", False),
+    "ln2w": ("h.{l}.ln_2.weight", False),
+    "ln2b": ("h.{l}.ln_2.bias", False),
+    "fcw": ("h.{l}.mlp.c_fc.weight", True),
+    "fcb": ("h.{l}.mlp.c_fc.bias", False),
+    "fcprojw": ("h.{l}.mlp.c_proj.weight", True),
+    "fcprojb": ("h.{l}.mlp.c_proj.bias", False),
+    "lnfw": ("ln_f.weight", False),
+    "lnfb": ("ln_f.bias", False),
+}
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ class HubTensor:
         names: its names on the Hub, without PREFIX: one for each block, or a single one for a tensor outside of the blocks.
         in_blocks: whether every block has one, so that llm.c's tensor has a leading axis of blocks.
         shape: the shape of one block's tensor in llm.c's layout, without padding.
+        padding: number of rows of zeros that follow in llm.c's tensor.
         transposed: whether the Hub stores the matrix as (in, out).
     """
 
     names: list[str]
     in_blocks: bool
     shape: tuple[int, ...]
+    padding: int
     transposed: bool
 
     @property
@@ -58,23 +60,14 @@ class HubTensor:
         return self.shape[::-1] if self.transposed else self.shape
 
 
-def _shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor in llm.c's layout, without the axis of blocks and without padding."""
-    shapes = {}
-    for spec in _llmc.parameter_table(config.native()):
-        rows, *rest = spec.shape[1:] if spec.per_layer else spec.shape
-        shapes[spec.name] = (rows - spec.padding, *rest)
-    return shapes
-
-
 def hub_tensors(config: GPT2Config) -> dict[str, HubTensor]:
     """Return how the Hub stores each tensor, by llm.c's names and in the order of llm.c's file."""
-    shapes = _shapes(config)
     tensors = {}
-    for name, hub_name, transposed in _TENSORS:
-        in_blocks = "{l}" in hub_name
-        names = [hub_name.format(l=l) for l in range(config.num_layers if in_blocks else 1)]
-        tensors[name] = HubTensor(names, in_blocks, shapes[name], transposed)
+    for spec in _llmc.parameter_table(config.native()):
+        hub_name, transposed = _TENSORS[spec.name]
+        rows, *columns = spec.shape[1:] if spec.per_layer else spec.shape
+        names = [hub_name.format(l=l) for l in range(config.num_layers if spec.per_layer else 1)]
+        tensors[spec.name] = HubTensor(names, spec.per_layer, (rows - spec.padding, *columns), spec.padding, transposed)
     return tensors
 
 

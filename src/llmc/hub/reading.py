@@ -73,7 +73,7 @@ class HubModel:
         return array.T if tensor.transposed else array
 
     def pieces(self, dtype: np.dtype[Any]) -> Iterator[Array]:
-        """Read all tensors in the order of llm.c's file, as contiguous arrays of a dtype; rows of zeros pad wte.
+        """Read all tensors in the order of llm.c's file, as contiguous arrays of a dtype, padding included.
 
         Raises:
             llmc.Error: as tensor().
@@ -81,8 +81,7 @@ class HubModel:
         for name, tensor in self.tensors.items():
             for layer in range(len(tensor.names)):
                 yield np.ascontiguousarray(self.tensor(name, layer).astype(dtype, copy=False))
-            if name == "wte":
-                yield np.zeros((self.config.padded_vocab_size - self.config.vocab_size, self.config.channels), dtype)
+                yield np.zeros((tensor.padding, *tensor.shape[1:]), dtype)
 
     def parameters(self) -> dict[str, NDArray[np.float32]]:
         """Read all tensors in float32, by the names and in the layouts of llmc.GPT2(...).parameters.
@@ -92,10 +91,10 @@ class HubModel:
         """
         out = {}
         for name, tensor in self.tensors.items():
-            layers = [self.tensor(name, layer).astype(np.float32) for layer in range(len(tensor.names))]
-            out[name] = np.stack(layers) if tensor.in_blocks else layers[0]
-        padding = self.config.padded_vocab_size - self.config.vocab_size
-        out["wte"] = np.pad(out["wte"], ((0, padding), (0, 0)))
+            layers = np.zeros((len(tensor.names), tensor.shape[0] + tensor.padding, *tensor.shape[1:]), np.float32)
+            for layer in range(len(tensor.names)):
+                layers[layer, : tensor.shape[0]] = self.tensor(name, layer)
+            out[name] = layers if tensor.in_blocks else layers[0]
         return out
 
 

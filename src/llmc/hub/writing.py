@@ -95,18 +95,17 @@ class _Entry:
 
 def _entries(model: GPT2, dtype: np.dtype[Any]) -> Iterator[_Entry]:
     """List the tensors under the Hub's names, in the order of llm.c's file."""
-    parameters, vocab_size = model.parameters, model.config.vocab_size
+    parameters = model.parameters
 
-    def read(name: str, layer: int | None, transposed: bool) -> NDArray[Any]:
-        array = parameters[name] if layer is None else parameters[name][layer]
-        array = array[:vocab_size] if name == "wte" else array
-        return np.ascontiguousarray((array.T if transposed else array).astype(dtype, copy=False))
+    def read(name: str, tensor: gpt2.HubTensor, layer: int) -> NDArray[Any]:
+        array = parameters[name][layer] if tensor.in_blocks else parameters[name]
+        array = array[: tensor.shape[0]]  # without the padding
+        return np.ascontiguousarray((array.T if tensor.transposed else array).astype(dtype, copy=False))
 
     for name, tensor in gpt2.hub_tensors(model.config).items():
         size = math.prod(tensor.shape) * dtype.itemsize
-        for l, hub_name in enumerate(tensor.names):
-            layer = l if tensor.in_blocks else None
-            yield _Entry(gpt2.PREFIX + hub_name, tensor.hub_shape, size, partial(read, name, layer, tensor.transposed))
+        for layer, hub_name in enumerate(tensor.names):
+            yield _Entry(gpt2.PREFIX + hub_name, tensor.hub_shape, size, partial(read, name, tensor, layer))
 
 
 def _safetensors(entries: list[_Entry], dtype: str) -> Iterator[Any]:
