@@ -22,12 +22,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmc import DataLoader, GPT2Config, Tokenizer, lr_schedule
 from llmc.cli import report_errors
+from llmc.data.loader import DataLoader
+from llmc.data.tokenizer import Tokenizer
 from llmc.formats.debug_state import LOSS_RECIPE, DebugState, write_debug_state
 from llmc.formats.model_file import write_model_file
 from llmc.hub.reading import open_hub_model
 from llmc.load import find_tokenizer, load_model
+from llmc.models.config import GPT2Config
+from llmc.optim.schedule import lr_schedule
 from llmc.reference.model import GPT
 
 # How llm.c's files of OpenAI's four models are called.
