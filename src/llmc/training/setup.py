@@ -172,7 +172,7 @@ def _set_options(backend: _llmc.Backend, config: RunConfig) -> None:
 def _find_checkpoint(
     config: RunConfig, run_dir: Path | None, fingerprint: list[DataFile], say: Callable[[str], None]
 ) -> FoundCheckpoint | None:
-    """The checkpoint to continue from, if the run directory has one; its settings and data must be those of this run."""
+    """Find the checkpoint to continue from, if the run directory has one, and check that settings and data are its own."""
     if run_dir is None or not finished_steps(run_dir):
         return None
     found = newest_good(run_dir, warn=say)
@@ -189,7 +189,7 @@ def _find_checkpoint(
 
 
 def _as_before(config: RunConfig, found: FoundCheckpoint | None) -> RunConfig:
-    """What the memory of a GPU chose for the run's beginning stays chosen: other sums would be other bits."""
+    """Keep what was chosen by the memory of a GPU when the run began: another choice would change the bits."""
     if found is None or found.manifest is None or config.device == "cpu":
         return config
     before = found.manifest.config
@@ -205,7 +205,7 @@ def _build_model(
     sources: Sources,
     found: FoundCheckpoint | None,
 ) -> tuple[GPT2, str, _llmc.MemoryPlan]:
-    """The model with its first weights, where these come from, and its memory."""
+    """Return the model with its first weights, in words where these come from, and its memory plan."""
     path: Path | None = None
     if found is not None:
         path, origin = found.files.model, "intermediate checkpoint"

@@ -31,16 +31,16 @@ from llmc.training.setup import setup
 
 
 class Callback:
-    """What a caller may hook into a run. Override what is wanted."""
+    """What a caller may hook into a run. Override the methods that you want."""
 
     def on_step(self, trainer: Trainer, info: StepInfo) -> None:
-        """Called after each update."""
+        """Do something after each update."""
 
     def on_eval(self, trainer: Trainer, step: int, loss: float) -> None:
-        """Called after each validation, with its mean loss."""
+        """Do something after each validation; loss is its mean loss in nats per token."""
 
     def on_save(self, trainer: Trainer, step: int, directory: Path) -> None:
-        """Called when the checkpoint of a step is on the disk."""
+        """Do something when the checkpoint of a step is on the disk, in directory."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class TrainResult:
 
 
 class TrainingStopped(_llmc.Error):
-    """The run cannot go on: too many updates in a row were not finite, or a checkpoint could not be written and was asked for."""
+    """A run that cannot go on: too many updates in a row were not finite, or a checkpoint that it needs cannot be written."""
 
 
 class Trainer:
@@ -278,7 +278,11 @@ class Trainer:
             )
 
     def validate(self) -> float:
-        """Mean loss over val_steps batches from the start of the validation data."""
+        """Compute the mean loss over val_steps batches from the start of the validation data, in nats per token.
+
+        Raises:
+            ValueError: if the run has no validation data.
+        """
         if self.val_loader is None:
             raise ValueError("there are no validation data")
         config = self.config
@@ -298,14 +302,22 @@ class Trainer:
         return loss
 
     def evaluate_hellaswag(self) -> float:
-        """acc_norm on llm.c's HellaSwag file."""
+        """Compute acc_norm, from 0 to 1, on llm.c's HellaSwag file."""
         with self._signals.interruptible():
             result = multiple_choice(self.model, self.run.hellaswag_examples, batch_size=self.config.batch_size)
         self.log.hellaswag(self.step, result.correct_norm, result.total)
         return result.correct_norm / result.total
 
     def sample(self, prompt: str | None = None, max_tokens: int | None = None) -> str:
-        """Text from the model as it is. The coin is llm.c's, the same at every call."""
+        """Generate text with the model as it is now. The random generator is llm.c's, and begins anew at every call.
+
+        Args:
+            prompt: what the text begins with; by default the setting's. Empty: an end-of-text token.
+            max_tokens: new tokens; by default one less than the setting sample_tokens, which counts the prompt's first.
+
+        Returns:
+            The prompt and its continuation; ids of tokens if the run has no tokenizer.
+        """
         config = self.config
         text = config.prompt if prompt is None else prompt
         if self.tokenizer is None:
@@ -326,7 +338,12 @@ class Trainer:
     # ---- saving ----
 
     def save(self) -> None:
-        """Writes a checkpoint of the present step into the run directory; returns when it is on the disk."""
+        """Write a checkpoint of the present step into the run directory; return when it is on the disk.
+
+        Raises:
+            ValueError: if the run has no directory.
+            OSError: if the checkpoint cannot be written. Earlier ones are untouched.
+        """
         if self._checkpointer is None:
             raise ValueError("the run has no run directory to save into")
         self._write_checkpoint(background=False)
@@ -335,7 +352,7 @@ class Trainer:
     def _save(self, background: bool, final: bool = False) -> None:
         if self._checkpointer is None:
             return
-        self._finish_saving(self._checkpointer.wait)  # the one before may have failed: that is another matter
+        self._finish_saving(self._checkpointer.wait)  # an earlier save that failed is dealt with by itself
         if self.step != self._saved_step:
             self._finish_saving(lambda: self._write_checkpoint(background), final)
 
@@ -365,7 +382,7 @@ class Trainer:
         )
 
     def _finish_saving(self, save: Callable[[], Any], final: bool = False) -> None:
-        """Runs a save; where it fails, says so and goes on, or stops, as asked. There is no going on from the final one."""
+        """Call a function that saves. If it fails, warn and go on, or stop, as on_save_error says; after a final save, stop."""
         try:
             save()
         except OSError as e:
