@@ -5,39 +5,42 @@
 #include <memory>
 
 #include "bindings/bindings.h"
-#include "model/gpt2.h"
+#include "model/model.h"
 
 namespace llmc {
 
-// A model and the NumPy views of it that Python holds. Whoever holds a view may write through it, so packed
-// copies of weights are not trusted while one lives, nor once after, and zeroed gradients are really zeroed.
+// A model and the NumPy views of its parameters and gradients that Python holds. Python may write through a
+// view, and nothing tells us when it does. So while a view is alive, packed copies of weights are dropped before
+// each use of the model, and once more after the last view is gone; and zero_grad() writes zeros at once.
 struct BoundModel {
     struct Views {
         std::atomic<std::int64_t> alive{0};
-        std::atomic<bool> used{false};  // since weights_changed() was last called
+        std::atomic<bool> used{false};  // one was made since weights_may_have_changed() was last called
     };
-    std::shared_ptr<GPT2> gpt2;
+    std::shared_ptr<Model> model;
     std::shared_ptr<Views> views = std::make_shared<Views>();
 
-    Backend& backend() const { return *gpt2->backend(); }
+    Backend& backend() const { return *model->backend(); }
     py::array view(const Tensor& t) const {
         LLMC_CHECK(backend().info().name == "cpu",
-                   "parameters on {} cannot be viewed as NumPy arrays: use get() and set()",
+                   "parameters on {} cannot be viewed as NumPy arrays: use parameter_tensors()",
                    backend().info().name);
         struct Keep {
-            std::shared_ptr<GPT2> gpt2;
+            std::shared_ptr<Model> model;
             std::shared_ptr<Views> views;
             ~Keep() { --views->alive; }
         };
         ++views->alive;
         views->used = true;
-        const py::capsule base(new Keep{gpt2, views}, [](void* p) { delete static_cast<Keep*>(p); });
+        const py::capsule base(new Keep{model, views}, [](void* p) { delete static_cast<Keep*>(p); });
         return host_view(t, base);
     }
-    // A view may have been written through: if there has been one since the last call, packed copies are dropped.
-    void weights_changed() const {
-        if (views->alive > 0 || views->used.exchange(false)) gpt2->weights_changed();
+    // Called before each use of the weights.
+    void weights_may_have_changed() const {
+        if (views->alive > 0 || views->used.exchange(false)) model->weights_changed();
     }
 };
+
+using Tokens = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
 
 }  // namespace llmc

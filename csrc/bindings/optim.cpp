@@ -9,13 +9,13 @@ namespace {
 // An optimizer and the model whose parameters it updates.
 struct BoundAdamW {
     BoundAdamW(const BoundModel& model, const AdamWOptions& options)
-        : model(model), adamw(model.gpt2->backend(), model.gpt2->parameters(), options) {}
+        : owner(model), adamw(model.model->backend(), model.model->parameters(), options) {}
     // An optimizer looks at gradients even if no backward() came after zero_grad().
     void measure() {
-        model.gpt2->materialize_gradients();
+        owner.model->materialize_gradients();
         adamw.measure();
     }
-    BoundModel model;
+    BoundModel owner;
     AdamW adamw;
 };
 
@@ -37,7 +37,7 @@ void bind_optim(py::module_& m) {
         .def(
             "step",
             [](BoundAdamW& self, float lr) {
-                const Busy busy(self.model.backend());
+                const Busy busy(self.owner.backend());
                 self.measure();
                 self.adamw.apply(lr);
             },
@@ -45,7 +45,7 @@ void bind_optim(py::module_& m) {
         .def(
             "measure",
             [](BoundAdamW& self) {
-                const Busy busy(self.model.backend());
+                const Busy busy(self.owner.backend());
                 self.measure();
                 return self.adamw.norm();
             },
@@ -53,13 +53,13 @@ void bind_optim(py::module_& m) {
         .def(
             "apply",
             [](BoundAdamW& self, float lr) {
-                const Busy busy(self.model.backend());
+                const Busy busy(self.owner.backend());
                 self.adamw.apply(lr);
             },
             "lr"_a)
         .def("norm",
              [](const BoundAdamW& self) {
-                 const Busy busy(self.model.backend());
+                 const Busy busy(self.owner.backend());
                  return self.adamw.norm();
              })
         .def_property_readonly("bytes", [](const BoundAdamW& self) { return self.adamw.bytes(); })

@@ -15,20 +15,18 @@ namespace llmc {
 
 // ---- tables ----
 
-void GPT2::declare_parameters(Arena& arena, GPT2Tensors& t, const ParameterTable& table, DType dtype) {
+GPT2Tensors::GPT2Tensors(const ParameterTable& table, const std::vector<Tensor>& tensors) {
     const std::pair<const char*, Tensor*> slots[] = {
-        {"wte", &t.wte},           {"wpe", &t.wpe},           {"ln1w", &t.ln1w},
-        {"ln1b", &t.ln1b},         {"qkvw", &t.qkvw},         {"qkvb", &t.qkvb},
-        {"attprojw", &t.attprojw}, {"attprojb", &t.attprojb}, {"ln2w", &t.ln2w},
-        {"ln2b", &t.ln2b},         {"fcw", &t.fcw},           {"fcb", &t.fcb},
-        {"fcprojw", &t.fcprojw},   {"fcprojb", &t.fcprojb},   {"lnfw", &t.lnfw},
-        {"lnfb", &t.lnfb}};
+        {"wte", &wte},         {"wpe", &wpe},         {"ln1w", &ln1w},         {"ln1b", &ln1b},
+        {"qkvw", &qkvw},       {"qkvb", &qkvb},       {"attprojw", &attprojw}, {"attprojb", &attprojb},
+        {"ln2w", &ln2w},       {"ln2b", &ln2b},       {"fcw", &fcw},           {"fcb", &fcb},
+        {"fcprojw", &fcprojw}, {"fcprojb", &fcprojb}, {"lnfw", &lnfw},         {"lnfb", &lnfb}};
     LLMC_CHECK(table.size() == std::size(slots), "the table has {} parameters, the schedule {}", table.size(),
                std::size(slots));
     for (std::size_t i = 0; i < table.size(); ++i) {
         LLMC_CHECK(table[i].name == slots[i].first, "parameter {} is '{}' in the table, '{}' in the schedule",
                    i, table[i].name, slots[i].first);
-        arena.add(*slots[i].second, table[i].name, dtype, table[i].shape);
+        *slots[i].second = tensors[i];
     }
 }
 
@@ -74,51 +72,18 @@ MemoryPlan GPT2::memory_plan(const GPT2Config& config, const ModelOptions& optio
     config.validate();
     options.validate();
     LLMC_CHECK(B > 0 && T > 0 && B <= (std::int64_t{1} << 30) / T, "B {} times T {} is out of range", B, T);
-    GPT2Tensors tensors;
     GPT2Activations activations;
-    Arena parameters("", 1), gradients("", 1), acts("", 256);
-    const ParameterTable table = gpt2_parameters(config);
-    declare_parameters(parameters, tensors, table, options.dtype);
-    declare_parameters(gradients, tensors, table, options.grad_dtype);
+    Arena acts("", 256);
     declare_activations(acts, activations, config, options, B, T, training);
-    const std::int64_t state = 8 + (options.dtype == DType::bf16 && master_weights ? 2 : 0);
-    return {parameters.bytes(), training ? gradients.bytes() : 0,
-            training ? state * count_parameters(table) : 0, acts.bytes()};
+    const std::int64_t N = count_parameters(gpt2_parameters(config));
+    const std::int64_t state = 8 + (options.dtype == DType::bf16 && master_weights ? 2 : 0);  // of AdamW
+    return {N * size_of(options.dtype), training ? N * size_of(options.grad_dtype) : 0,
+            training ? N * state : 0, acts.bytes()};
 }
 
 GPT2::GPT2(const GPT2Config& config, std::shared_ptr<Backend> backend, const ModelOptions& options)
-    : backend_(std::move(backend)), config_(config), options_(options), param_arena_("parameters", 1),
-      grad_arena_("parameter gradients", 1), act_arena_("activations", 256), scalar_arena_("scalars", 256) {
-    config_.validate();
-    options_.validate();
-    table_ = gpt2_parameters(config_);
-    declare_parameters(param_arena_, params_, table_, options_.dtype);
-    declare_parameters(grad_arena_, grads_, table_, options_.grad_dtype);
-    param_arena_.allocate(backend_);
-    scalar_arena_.add(mean_loss_, "mean_loss", DType::f32, {1});
-    scalar_arena_.allocate(backend_);
-}
-
-std::vector<Parameter> GPT2::parameters() {
-    require_gradients();
-    std::vector<Parameter> list;
-    for (std::size_t i = 0; i < table_.size(); ++i)
-        list.push_back({table_[i].name, param_arena_.tensor(i), grad_arena_.tensor(i), table_[i].decay});
-    return list;
-}
-
-std::vector<std::pair<std::string, Tensor>> GPT2::parameter_tensors() const {
-    std::vector<std::pair<std::string, Tensor>> list;
-    for (std::size_t i = 0; i < table_.size(); ++i) list.emplace_back(table_[i].name, param_arena_.tensor(i));
-    return list;
-}
-
-void GPT2::init_weights(std::uint32_t seed) {
-    std::vector<Tensor> tensors;
-    for (std::size_t i = 0; i < table_.size(); ++i) tensors.push_back(param_arena_.tensor(i));
-    init_parameters(*backend_, table_, tensors, seed);
-    weights_changed();
-}
+    : Model(gpt2_parameters(config), std::move(backend), options), config_(config),
+      params_(table(), values()), act_arena_("activations", 256) {}
 
 // ---- forward ----
 
@@ -135,11 +100,11 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
     config_.check_tokens(inputs, B * T);
     forward_done_ = false;  // an allocation that fails leaves nothing to go back through
     act_arena_.clear();
-    declare_activations(act_arena_, acts_, config_, options_, B, T, training);
-    act_arena_.allocate(backend_);
+    declare_activations(act_arena_, acts_, config_, options(), B, T, training);
+    act_arena_.allocate(backend());
     B_ = B, T_ = T, training_ = training;
     const std::int64_t L = config_.num_layers, NH = config_.num_heads;
-    Backend& ops = *backend_;
+    Backend& ops = *backend();
     const GPT2Tensors& p = params_;
     const GPT2Activations& a = acts_;
 
@@ -179,16 +144,16 @@ float GPT2::evaluate(const std::int32_t* inputs, const std::int32_t* targets, st
     const std::int64_t N = B * T, C = config_.channels, rows = acts_.logits.rows();
     const Tensor lnf = acts_.lnf.view({N, C}), all_losses = acts_.losses.view({N}),
                  all_targets = acts_.targets.view({N});
-    backend_->from_host(acts_.targets, targets);
+    backend()->from_host(acts_.targets, targets);
     for (std::int64_t begin = 0; begin < N; begin += rows) {
         const std::int64_t end = std::min(N, begin + rows);
         const Tensor logits = acts_.logits.slice(0, end - begin);
-        backend_->matmul_forward(logits, lnf.slice(begin, end), params_.wte, Tensor());
-        backend_->crossentropy_forward(all_losses.slice(begin, end), logits, all_targets.slice(begin, end),
-                                       config_.vocab_size);
+        backend()->matmul_forward(logits, lnf.slice(begin, end), params_.wte, Tensor());
+        backend()->crossentropy_forward(all_losses.slice(begin, end), logits, all_targets.slice(begin, end),
+                                        config_.vocab_size);
     }
     std::vector<float> host(static_cast<std::size_t>(N));
-    backend_->to_host(host.data(), all_losses);
+    backend()->to_host(host.data(), all_losses);
     if (losses) std::copy(host.begin(), host.end(), losses);
     double sum = 0.0;
     for (const float x : host) sum += x;
@@ -202,16 +167,16 @@ void GPT2::logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, fl
                        rows = acts_.logits.rows();
     const Tensor lnf = acts_.lnf.view({N, config_.channels});
     std::vector<float> host(static_cast<std::size_t>(rows * Vp));
-    std::vector<bf16> rounded(options_.dtype == DType::bf16 ? host.size() : 0);
+    std::vector<bf16> rounded(dtype() == DType::bf16 ? host.size() : 0);
     for (std::int64_t begin = 0; begin < N; begin += rows) {
         const std::int64_t count = std::min(N - begin, rows);
         const Tensor chunk = acts_.logits.slice(0, count);
-        backend_->matmul_forward(chunk, lnf.slice(begin, begin + count), params_.wte, Tensor());
-        if (options_.dtype == DType::bf16) {
-            backend_->to_host(rounded.data(), chunk);
+        backend()->matmul_forward(chunk, lnf.slice(begin, begin + count), params_.wte, Tensor());
+        if (dtype() == DType::bf16) {
+            backend()->to_host(rounded.data(), chunk);
             std::transform(rounded.begin(), rounded.end(), host.begin(), [](bf16 x) { return to_float(x); });
         } else {
-            backend_->to_host(host.data(), chunk);
+            backend()->to_host(host.data(), chunk);
         }
         for (std::int64_t r = 0; r < count; ++r) std::copy_n(host.data() + r * Vp, V, out + (begin + r) * V);
     }
@@ -219,52 +184,23 @@ void GPT2::logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, fl
 
 // ---- backward ----
 
-void GPT2::require_gradients() {
-    if (!grad_arena_.allocated()) grad_arena_.allocate(backend_);
-}
-
-std::vector<Tensor> GPT2::layer_gradients(std::int64_t l) const {
-    std::vector<Tensor> list;
-    for (std::size_t i = 0; i < table_.size(); ++i)
-        if (table_[i].per_layer) list.push_back(grad_arena_.tensor(i)[l]);
-    return list;
-}
-
-void GPT2::zero_grad() {
-    grads_fresh_ = true;
-    backend_->zero(mean_loss_);
-}
-
-void GPT2::materialize_gradients() {
-    require_gradients();
-    if (grads_fresh_) backend_->zero(grad_arena_.whole(options_.grad_dtype));
-    grads_fresh_ = false;
-}
-
-float GPT2::loss() const {
-    float loss;
-    backend_->to_host(&loss, mean_loss_);
-    return loss;
-}
-
 void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink) {
     LLMC_CHECK(forward_done_ && training_, "backward() without a forward() before it");
-    LLMC_CHECK(!sink || &sink->backend() == backend_.get(),
+    LLMC_CHECK(!sink || &sink->backend() == backend().get(),
                "the gradient sink is of another backend than the model");
     config_.check_tokens(targets, B_ * T_, kAnyNegative);
     forward_done_ = false;
-    require_gradients();
     const std::int64_t N = B_ * T_, L = config_.num_layers, C = config_.channels, NH = config_.num_heads;
-    Backend& ops = *backend_;
-    const GPT2Tensors &p = params_, &g = grads_;
+    Backend& ops = *backend();
+    const GPT2Tensors& p = params_;
+    const GPT2Tensors g(table(), gradients());
     const GPT2Activations& a = acts_;
     // Parameters' gradients add up over micro-steps. After zero_grad() the first of these calls need not read
     // what is there: matmuls overwrite (`add` false), and the gradients that other ops only ever add to are
     // zeroed here.
-    const bool add = !grads_fresh_;
+    const bool add = begin_adding();
     if (!add)
         for (const Tensor& t : {g.wpe, g.ln1w, g.ln1b, g.ln2w, g.ln2b, g.lnfw, g.lnfb}) ops.zero(t);
-    grads_fresh_ = false;
 
     // Activations' gradients live in three buffers, which all layers share:
     //   dresidual (C)   of the residual stream. It flows down past every block unchanged, and the backward of
@@ -292,7 +228,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
         ops.matmul_backward(dlnf.slice(begin, end), g.wte, Tensor(), logits, lnf.slice(begin, end), p.wte,
                             add || begin > 0);
     }
-    ops.sum(mean_loss_, losses, dloss);
+    ops.sum(mean_loss(), losses, dloss);
 
     // The final layernorm adds to dresidual, so that begins as zero.
     ops.zero(a.dresidual);
@@ -304,7 +240,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
         const Tensor ln1 = slot(a.ln1, l), ln2 = slot(a.ln2, l), fch_gelu = slot(a.fch_gelu, l);
 
         // fcproj and GELU. At level 1 all layers share the slot of fch_gelu, which holds another layer's.
-        if (options_.recompute >= Recompute::gelu) ops.gelu_forward(fch_gelu, a.fch[l]);
+        if (options().recompute >= Recompute::gelu) ops.gelu_forward(fch_gelu, a.fch[l]);
         // dresidual is also the gradient of what the MLP added to the stream. dhidden is overwritten with the
         // gradient before GELU.
         ops.matmul_gelu_backward(a.dhidden, g.fcprojw[l], g.fcprojb[l], a.dresidual, fch_gelu, p.fcprojw[l],
@@ -312,7 +248,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
 
         // fc. At level 2 the layernorms' outputs share slots as well; their mean and rstd were kept, and are
         // written again with the same values.
-        if (options_.recompute >= Recompute::gelu_and_layernorm)
+        if (options().recompute >= Recompute::gelu_and_layernorm)
             ops.layernorm_forward(ln2, a.ln2_mean[l], a.ln2_rstd[l], a.residual2[l], p.ln2w[l], p.ln2b[l]);
         ops.matmul_backward(a.dbranch, g.fcw[l], g.fcb[l], a.dhidden, ln2, p.fcw[l], add);  // dbranch = dln2
         // From here on dresidual is the gradient of residual2: the stream's, and what came through the MLP.
@@ -324,7 +260,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
         ops.matmul_backward(a.dbranch, g.attprojw[l], g.attprojb[l], a.dresidual, a.atty[l], p.attprojw[l],
                             add);
         ops.attention_backward(dqkv, a.dbranch, a.qkv[l], a.atty[l], a.lse[l], NH);
-        if (options_.recompute >= Recompute::gelu_and_layernorm)
+        if (options().recompute >= Recompute::gelu_and_layernorm)
             ops.layernorm_forward(ln1, a.ln1_mean[l], a.ln1_rstd[l], x, p.ln1w[l], p.ln1b[l]);
         ops.matmul_backward(a.dbranch, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], add);
         // And from here on dresidual is the gradient of the block's input, for the block below.
@@ -336,7 +272,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     // The embeddings come last. wte is the classifier's matrix too, so its gradient is complete only now.
     ops.encoder_backward(g.wte, g.wpe, a.dresidual, a.inputs);
     if (sink) sink->ready(std::array{g.wte, g.wpe});
-    if (sink) sink->finish(mean_loss_);
+    if (sink) sink->finish(mean_loss());
 }
 
 }  // namespace llmc

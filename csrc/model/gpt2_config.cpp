@@ -32,6 +32,7 @@ void GPT2Config::check_tokens(const std::int32_t* tokens, std::int64_t n, std::i
 // Random weights are normal(0, 0.02), those of projections into the residual stream by 1/sqrt(2L) smaller
 // (Radford et al. 2019). Weight decay is for matrices and embeddings, as in llm.c's train_gpt2.cu and nanoGPT.
 ParameterTable gpt2_parameters(const GPT2Config& config) {
+    config.validate();
     const std::int64_t L = config.num_layers, C = config.channels, Vp = config.padded_vocab_size;
     const std::int64_t padding = Vp - config.vocab_size;
     const float std_ = 0.02f;

@@ -27,7 +27,7 @@ struct GPT2Config {
 
 inline std::int64_t padded_vocab(std::int64_t vocab_size) { return (vocab_size + 127) / 128 * 128; }
 
-// llm.c's 16 tensors, in the order of its file.
+// llm.c's 16 tensors, in the order of its file. Throws ArgumentError if the config is impossible.
 ParameterTable gpt2_parameters(const GPT2Config& config);
 
 // llm.c's descriptors: "d12" or "gpt2:d12" (depth; max_seq_len 1024), "gpt3:c768" (channels; max_seq_len

@@ -1,0 +1,90 @@
+// Model: what every family offers, and what is the same in all of them: parameters and gradients after the
+// family's table. A family adds the schedule of forward and backward.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "comm/gradient_sink.h"
+#include "core/arena.h"
+#include "core/backend.h"
+#include "core/parameter.h"
+#include "model/options.h"
+#include "model/parameters.h"
+
+namespace llmc {
+
+class Model {
+  public:
+    virtual ~Model() = default;
+    Model(const Model&) = delete;
+    Model& operator=(const Model&) = delete;
+
+    const ModelOptions& options() const { return options_; }
+    DType dtype() const { return options_.dtype; }
+    DType grad_dtype() const { return options_.grad_dtype; }
+    const std::shared_ptr<Backend>& backend() const { return backend_; }
+    std::int64_t num_parameters() const { return count_parameters(table_); }
+    virtual std::int64_t vocab_size() const = 0;
+
+    // ---- the schedule ----
+
+    // inputs (B, T) in host memory. Computes everything up to the final layernorm.
+    virtual void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T) = 0;
+    // The classifier and the backward pass of the last forward(). Adds scale * d(mean loss) to the
+    // parameters' gradients and scale * mean loss to loss(). A sink, which belongs to an update's last
+    // micro-step, hears of each layer's gradients when they are complete, and of the loss.
+    virtual void backward(const std::int32_t* targets, float scale = 1.0f, GradientSink* sink = nullptr) = 0;
+    // The targets that backward() takes, of the shape of the last forward()'s inputs: (B, T).
+    virtual const Tensor& targets() const = 0;
+    // Forward only, in as much memory as one layer needs: mean loss over all targets. losses, if wanted: (B,
+    // T) by token.
+    virtual float evaluate(const std::int32_t* inputs, const std::int32_t* targets, std::int64_t B,
+                           std::int64_t T, float* losses = nullptr) = 0;
+    // (B, T, vocab_size) in host memory.
+    virtual void logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, float* out) = 0;
+
+    // ---- parameters and gradients ----
+
+    // Random weights, as the table of parameters says.
+    void init_weights(std::uint32_t seed = 42);
+    void zero_grad();
+    // The sum of scale * mean loss over the backward() calls since zero_grad(). Waits.
+    float loss() const;
+    // By name, in file order. Gradients are allocated on first use.
+    std::vector<Parameter> parameters();
+    std::vector<std::pair<std::string, Tensor>> parameter_tensors() const;
+    // Turns the gradients that zero_grad() only marked into zeros, for a caller that looks at them.
+    void materialize_gradients();
+    Tensor all_parameters() const { return param_arena_.whole(dtype()); }
+    // Call after writing parameters from outside: packed copies of them are dropped.
+    void weights_changed() { backend_->weights_changed(all_parameters()); }
+
+  protected:
+    Model(ParameterTable table, std::shared_ptr<Backend> backend, const ModelOptions& options);
+
+    const ParameterTable& table() const { return table_; }
+    const std::vector<Tensor>& values() const { return values_; }  // in the order of the table
+    // Allocates the gradients if they are not there yet.
+    const std::vector<Tensor>& gradients();
+    // Those of layer l, of all parameters that each layer has.
+    std::vector<Tensor> layer_gradients(std::int64_t l);
+    // Whether backward() adds to gradients; false once after zero_grad(), when it overwrites them.
+    bool begin_adding() { return !std::exchange(grads_fresh_, false); }
+    const Tensor& mean_loss() const { return mean_loss_; }
+
+  private:
+    std::shared_ptr<Backend> backend_;
+    ModelOptions options_;
+    ParameterTable table_;
+    std::vector<Tensor> values_, gradients_;
+    Tensor mean_loss_;
+    Arena param_arena_, grad_arena_,
+        scalar_arena_;  // after their slots: their destructors still write to them
+    bool grads_fresh_ = true;
+};
+
+}  // namespace llmc
