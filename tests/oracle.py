@@ -82,7 +82,8 @@ def peers(formula: Callable[..., Any], *args: Any) -> tuple[tuple[Array, ...], t
 def check(results: dict[str, _llmc.Tensor], formula: Callable[..., Any], *args: Any, ulps: int = 1) -> None:
     """Holds the op's results to the formula's, in order: each no further from float64 than twice its peer, and `ulps` ulps.
 
-    ulps is 2 where a difference goes through exp: its rounding is an absolute one, which a peer's may happen not to be.
+    ulps is 2 where a difference goes through exp, whose rounding is an absolute one, which a peer's may happen not to be; and where
+    a result has so few elements that its peer's may happen to be exact.
     """
     exact, peer = peers(formula, *args)
     assert len(exact) == len(results)
