@@ -69,15 +69,15 @@ def test_host_arrays_that_do_not_fit(backend):
             t.from_host(wrong)
     with pytest.raises(ValueError, match="negative"):
         backend.empty([3, -1])
-    with pytest.raises(ValueError, match="unknown dtype 'f64'"):
+    with pytest.raises(ValueError, match="f64"):
         backend.empty([3], "f64")
 
 
 def test_unknown_devices_and_options(backend):
     for name in ("tpu", "cuda:", "cuda:x", "cpu:1"):
-        with pytest.raises(ValueError, match=f"unknown device '{name}'"):
+        with pytest.raises(ValueError, match=f"'{name}'"):
             _llmc.Backend(name)
-    with pytest.raises(ValueError, match="no option 'speed'"):
+    with pytest.raises(ValueError, match="speed"):
         backend.set_option("speed", "11")
 
 
@@ -119,11 +119,11 @@ def test_encoder_backward_adds(backend, rng, dtype, grad, B, T, C, V, frequent):
 def test_encoder_refuses_other_tokens(token):
     cpu = _llmc.Backend("cpu")
     tokens, table, wpe = put(cpu, [[0, token]], "i32"), cpu.empty([5, 4]), cpu.empty([2, 4])
-    with pytest.raises(ValueError, match=f"token {token} at position 1 .* vocabulary of 5"):
+    with pytest.raises(ValueError, match=f"token {token} .*1.* 5"):
         cpu.encoder_forward(cpu.empty([1, 2, 4]), tokens, table, wpe)
-    with pytest.raises(ValueError, match=f"token {token} at position 1 .* vocabulary of 5"):
+    with pytest.raises(ValueError, match=f"token {token} .*1.* 5"):
         cpu.encoder_backward(table, wpe, cpu.empty([1, 2, 4]), tokens)
-    with pytest.raises(ValueError, match="positions 1..3, but wpe has 2"):
+    with pytest.raises(ValueError, match="wpe.* 2"):
         cpu.encoder_forward(cpu.empty([1, 2, 4]), put(cpu, [[0, 0]], "i32"), table, wpe, put(cpu, [1], "i32"))
 
 
@@ -419,7 +419,7 @@ def test_attention_decode(backend, rng, dtype, T, NH, HS):
 def test_attention_decode_refuses_positions_beyond_the_cache():
     cpu = _llmc.Backend("cpu")
     cache = [cpu.empty([1, 1, 4, 8]) for _ in range(2)]
-    with pytest.raises(ValueError, match=r"positions 3\.\.5, but the cache holds 4"):
+    with pytest.raises(ValueError, match="3.*5.* 4"):
         cpu.attention_decode(cpu.empty([1, 2, 8]), *cache, cpu.empty([1, 2, 24]), put(cpu, [3], "i32"), 1)
 
 
@@ -508,7 +508,7 @@ def test_classifier_of_a_hopeless_target(backend):
 
 def test_classifier_refuses_other_targets():
     cpu = _llmc.Backend("cpu")
-    with pytest.raises(ValueError, match="target 10 at 1 is outside of the vocabulary of 10"):
+    with pytest.raises(ValueError, match="target 10"):
         cpu.fused_classifier(cpu.empty([2]), cpu.empty([2, 16]), put(cpu, [0, 10], "i32"), 1.0, 10)
 
 
