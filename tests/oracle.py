@@ -94,7 +94,8 @@ def check(results: dict[str, _llmc.Tensor], formula: Callable[..., Any], *args: 
         formula: the formula.
         args: its arguments, as of peers().
         ulps: how many units in the last place are allowed beside twice the peer's error. It is 2 for ops that take exp of a
-            difference: the rounding error of the difference is absolute, and the peer may happen to have none.
+            difference (the rounding error of the difference is absolute, and the peer may happen to have none), and for results
+            of so few elements that the peer's may happen to be exact.
     """
     exact, peer = peers(formula, *args)
     assert len(exact) == len(results)

@@ -36,7 +36,7 @@ SECONDS = {"a": 180, "b": 300}  # for each part, after the build
 OPS = "attention or layernorm or encoder or classifier or matmul or gelu or adamw or sums"
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
 FLASH, CUDNN = "attention=flash rows=16384", "attention=cudnn deterministic=off rows=16384"
-FILES = ["tests/cuda/test_cuda_ops.py", "tests/cuda/test_cuda_training.py"]
+FILES = ["tests/ops/test_ops.py", "tests/cuda/test_cuda_ops.py", "tests/cuda/test_cuda_training.py"]
 
 
 class NotRun(Exception):
@@ -293,7 +293,7 @@ class Check:
 
     def chosen(self, which: str) -> list[str]:
         """Some 25 tests of the kernels in bf16: of each test the last two cases, which are among the larger ones."""
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda", "-k", which, FILES[0]]
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda", "-k", which, *FILES[:2]]
         done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60)
         cases: dict[tuple[str, bool], list[str]] = {}
         for case in done.stdout.splitlines():

@@ -63,7 +63,7 @@ def test_globs(shards, tmp_path):
     odd = tmp_path / "a[1].bin"  # a file whose name is a pattern that does not match it
     write_shard(odd, range(10))
     assert find_shards(odd) == [odd]
-    with pytest.raises(FileNotFoundError, match=r"no files match .*nothing_\*\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"nothing_\*\.bin"):
         find_shards([tmp_path / "*.bin", tmp_path / "nothing_*.bin"])
 
 
@@ -265,16 +265,16 @@ def header(magic=20240520, version=1, tokens=100):
 
 
 DAMAGED = {
-    "bad magic 5": header(magic=5) + bytes(200),
-    "bad version 2 in token file, expected 1": header(version=2) + bytes(200),
-    "bad version 1 in token file, expected 7": header(magic=20240801) + bytes(400),
-    "the header says 0 tokens": header(tokens=0),
-    "the header says -5 tokens": header(tokens=-5),
-    "truncated by 1 bytes: .* 100 tokens": header() + bytes(199),
-    "truncated by 200 bytes": header(),
-    "too long by 1 bytes": header() + bytes(201),
-    "too short for a token file: 1023 bytes": header()[:1023],
-    "too short for a token file: 0 bytes": b"",
+    "magic 5": header(magic=5) + bytes(200),
+    "version 2 .* 1": header(version=2) + bytes(200),
+    "version 1 .* 7": header(magic=20240801) + bytes(400),
+    " 0 tokens": header(tokens=0),
+    " -5 tokens": header(tokens=-5),
+    "truncated by 1 .* 100": header() + bytes(199),
+    "truncated by 200": header(),
+    "too long by 1": header() + bytes(201),
+    "1023 bytes": header()[:1023],
+    " 0 bytes": b"",
 }
 
 
@@ -288,10 +288,10 @@ def test_damaged_files(tmp_path, message):
 
 def test_other_errors(shards, tmp_path):
     (path,) = shards([41])
-    with pytest.raises(llmc.Error, match=r"41 tokens are too few .* = 4 \* 11 \+ 1 = 45 are needed"):
+    with pytest.raises(llmc.Error, match="41 .* 45"):
         DataLoader(path, 2, 11, ranks=2)
     DataLoader(path, 4, 10)  # 41 is enough
-    with pytest.raises(llmc.Error, match="token 30 at position 30 is outside of the model's vocabulary of 30"):
+    with pytest.raises(llmc.Error, match="token 30 .*30.* 30"):
         take(DataLoader(path, 1, 10, vocab_size=30), 4)
     take(DataLoader(path, 1, 10, vocab_size=41), 8)
     for options, message in [

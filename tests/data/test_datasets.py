@@ -156,7 +156,7 @@ def test_a_shard_that_is_not_finished_has_no_name(tmp_path: Path) -> None:
 
 def test_a_token_outside_of_the_vocabulary_is_refused(tmp_path: Path) -> None:
     with (
-        pytest.raises(ValueError, match="outside of the vocabulary of 10"),
+        pytest.raises(ValueError, match="vocabulary of 10"),
         ShardWriter(lambda i: tmp_path / "x", 10) as w,
     ):
         w.write(np.array([10], dtype=np.uint32))
@@ -295,11 +295,11 @@ def test_a_bad_byte_is_counted_from_the_beginning_of_the_file(tmp_path: Path) ->
     [
         ("a.txt", b"good \xff bad", "byte 5 is 0xff"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1}\n', r"a.jsonl:2: 'text' is int"),
-        ("a.jsonl", b'{"body": "a"}\n', r"a.jsonl:1: no 'text'; its fields are 'body'"),
+        ("a.jsonl", b'{"body": "a"}\n', "a.jsonl:1: .*'text'.*'body'"),
         ("a.jsonl", b"<html>\n", "a.jsonl:1: not JSON"),
         ("a.json", b'{"text": "a"}', "expected an array"),
         ("a.json", b'[{"text": "a"}', "not JSON"),
-        ("a.csv", b"id,body\n1,a\n", "no column 'text'; it has 'id', 'body'"),
+        ("a.csv", b"id,body\n1,a\n", "'text'.*'id', 'body'"),
         ("a.csv", b"id,text\n1\n", "ends before column"),
         ("a.csv", b"id,text\n1,\xff\n", "not CSV in UTF-8"),
         ("a.parquet", b"PAR1 and no more", "not a whole Parquet file"),

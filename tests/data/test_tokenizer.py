@@ -140,7 +140,7 @@ def test_training_on_little_text():
     assert Tokenizer.train_bpe("abab abab", 1000).vocab_size < 270
     assert Tokenizer.train_bpe("", 1000).vocab_size == 257
     assert Tokenizer.train_bpe("x", 257).decode([120, 256]) == "x<|endoftext|>"
-    with pytest.raises(ValueError, match="vocab_size is 256; a byte-level BPE has 256 bytes and end-of-text"):
+    with pytest.raises(ValueError, match="vocab_size is 256"):
         Tokenizer.train_bpe("abc", 256)
 
 
@@ -159,7 +159,7 @@ def test_save_and_load(trained, tmp_path):
     native = _llmc.Tokenizer(path)
     assert [native.decode(i) for i in range(700)] == trained.tokens
     for token in (-1, 700):
-        with pytest.raises(ValueError, match=f"token {token} is outside of the vocabulary of 700"):
+        with pytest.raises(ValueError, match=f"token {token} .* 700"):
             native.decode(token)
 
 
@@ -168,17 +168,17 @@ def header(*fields):
 
 
 DAMAGED = {
-    "bad magic 5 in tokenizer file": header(5, 2, 2, 0) + b"\1a\1b",
-    "bad version 3 in tokenizer file, expected 1 or 2": header(20240328, 3, 2, 0) + b"\1a\1b",
-    "version 1 has 50257 tokens, this one says 2": header(20240328, 1, 2) + b"\1a\1b",
-    "4 bytes cannot hold the 3 tokens": header(20240328, 2, 3, 0) + b"\1a\1b",
-    "cannot hold the -1 tokens": header(20240328, 2, 0xFFFFFFFF, 0) + b"\1a\1b",
-    "cannot hold the 0 tokens": header(20240328, 2, 0, 0) + b"\1a\1b",
-    "end-of-text token 2 is outside of the vocabulary of 2": header(20240328, 2, 2, 2) + b"\1a\1b",
-    "truncated: 1 tokens of 2": header(20240328, 2, 2, 0) + b"\1a\5b",
-    "token 1 is empty": header(20240328, 2, 2, 0) + b"\1a\0b",
-    "bytes follow the 2 tokens": header(20240328, 2, 2, 0) + b"\1a\1b\1c",
-    "too short for a tokenizer file: 20 bytes": header(20240328, 2, 2, 0)[:20],
+    "magic 5": header(5, 2, 2, 0) + b"\1a\1b",
+    "version 3 .* 1 or 2": header(20240328, 3, 2, 0) + b"\1a\1b",
+    " 50257 .* 2": header(20240328, 1, 2) + b"\1a\1b",
+    "4 bytes .* 3 tokens": header(20240328, 2, 3, 0) + b"\1a\1b",
+    " -1 tokens": header(20240328, 2, 0xFFFFFFFF, 0) + b"\1a\1b",
+    " 0 tokens": header(20240328, 2, 0, 0) + b"\1a\1b",
+    "end-of-text token 2 .* 2": header(20240328, 2, 2, 2) + b"\1a\1b",
+    "1 tokens of 2": header(20240328, 2, 2, 0) + b"\1a\5b",
+    "token 1 ": header(20240328, 2, 2, 0) + b"\1a\0b",
+    "follow .* 2 tokens": header(20240328, 2, 2, 0) + b"\1a\1b\1c",
+    "20 bytes": header(20240328, 2, 2, 0)[:20],
 }
 
 
@@ -194,20 +194,20 @@ def test_files_that_are_no_byte_level_vocabulary(tmp_path):
     """Well formed, but a byte has no token, or two have the same."""
     tokens = [bytes([b]) for b in range(256)]
     for odd, message in [
-        (tokens[:65] + tokens[66:], "byte 65 has no token"),
-        ([*tokens, b"a"], "two ids have the same bytes"),
+        (tokens[:65] + tokens[66:], "byte 65"),
+        ([*tokens, b"a"], "same"),
     ]:
         path = tmp_path / "odd.bin"
         path.write_bytes(
             header(20240328, 2, len(odd) + 1, len(odd)) + b"".join(bytes([len(t)]) + t for t in [*odd, b"<eot>"])
         )
-        with pytest.raises(ValueError, match=f"odd is not a byte-level vocabulary: {message}"):
+        with pytest.raises(ValueError, match=f"odd.*{message}"):
             Tokenizer.load(path)
 
 
 def test_tokens_too_long_for_the_file(tmp_path):
     tokens = [bytes([b]) for b in range(256)] + [b"a" * 256, b"<|endoftext|>"]
-    with pytest.raises(ValueError, match="token 256 has 256 bytes; llm.c's tokenizer file holds 1 to 255"):
+    with pytest.raises(ValueError, match="token 256 .* 256 .* 255"):
         Tokenizer(tokens, 257, "long").save(tmp_path / "long.bin")
     assert not list(tmp_path.iterdir())
 
@@ -245,15 +245,15 @@ def test_specs(trained, tmp_path, monkeypatch):
     assert Tokenizer.from_spec("bpe:300", TEXT).vocab_size == 300
     trained.save(tmp_path / "t.bin")
     assert Tokenizer.from_spec(str(tmp_path / "t.bin")).tokens == trained.tokens
-    with pytest.raises(ValueError, match="unknown tokenizer 'gpt5': expected gpt2, bytes, bpe:N, or a tokenizer file"):
+    with pytest.raises(ValueError, match="'gpt5'.*gpt2, bytes, bpe:N"):
         Tokenizer.from_spec("gpt5")
-    with pytest.raises(FileNotFoundError, match="tokenizer file 'none.bin' does not exist"):
+    with pytest.raises(FileNotFoundError, match="none.bin"):
         Tokenizer.from_spec("none.bin")
-    with pytest.raises(ValueError, match="expected bpe:N with a number"):
+    with pytest.raises(ValueError, match="bpe:N"):
         Tokenizer.from_spec("bpe:many", TEXT)
-    with pytest.raises(ValueError, match="is trained on text, and there is none"):
+    with pytest.raises(ValueError, match="trained on text"):
         Tokenizer.from_spec("bpe:300")
-    with pytest.raises(ValueError, match="end-of-text token 300 is outside of the vocabulary of 257"):
+    with pytest.raises(ValueError, match="end-of-text token 300 .* 257"):
         Tokenizer(Tokenizer.byte_level().tokens, 300, "odd")
 
 

@@ -160,7 +160,7 @@ def test_errors(model: llmc.GPT2, fifty: Path, tmp_path: Path) -> None:
         with pytest.raises(llmc.Error, match=message):
             read_eval_file(path)
     path.write_bytes(eval_bytes([(0, [1], [[V], [2]])]))
-    with pytest.raises(ValueError, match=f"token {V}.*another tokenizer"):
+    with pytest.raises(ValueError, match=f"token {V}"):
         evals.hellaswag(model, path)
     with pytest.raises(ValueError, match="batch_size is 0"):
         evals.hellaswag(model, fifty, batch_size=0)
@@ -221,7 +221,7 @@ def test_validation_loss_equals_torch(
 
 
 def test_validation_errors(model: llmc.GPT2, shards: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(llmc.Error, match="tokens are too few for one batch"):
+    with pytest.raises(llmc.Error, match="too few"):
         evals.validation_loss(model, shards, batch_size=300, seq_len=T)
     with pytest.raises(ValueError, match="no whole batch"):
         evals.validation_loss(model, shards, max_batches=0, seq_len=5)

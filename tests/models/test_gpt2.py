@@ -285,10 +285,10 @@ def test_backward_needs_its_forward(tiny, tokens):
     model, x = tiny(), tokens(2, 19)
     for prepare in (lambda: None, lambda: model.evaluate(x, x), lambda: model.logits(x), lambda: train(model, x, x)):
         prepare()
-        with pytest.raises(ValueError, match=r"without a forward\(\)|but forward\(\) had"):
+        with pytest.raises(ValueError, match="forward"):
             model.backward(x)
     model.forward(x)
-    with pytest.raises(ValueError, match=r"targets have shape \(1, 38\), but forward\(\) had .*\(2, 19\)"):
+    with pytest.raises(ValueError, match=r"targets .*\(1, 38\).*\(2, 19\)"):
         model.backward(x.reshape(1, 38))
     model.backward(x)  # and the forward is still good
 
@@ -381,9 +381,9 @@ def test_streaming(tiny):
 def test_generation_errors(tiny):
     model = tiny()
     for call, message in [
-        (lambda: model.generate([[1], []], 5), "prompt is empty"),
-        (lambda: model.generate([], 5), "prompt is empty"),
-        (lambda: model.generate([1, 61], 5), "token 61 at position .* vocabulary of 61"),
+        (lambda: model.generate([[1], []], 5), "empty"),
+        (lambda: model.generate([], 5), "empty"),
+        (lambda: model.generate([1, 61], 5), "token 61 .* 61"),
         (lambda: model.generate([-1], 5), "token -1"),
         (lambda: model.generate([1], 5, top_p=0.0), "top_p is 0"),
         (lambda: model.generate([1], 5, seed=0), "seed is 0"),
@@ -394,16 +394,16 @@ def test_generation_errors(tiny):
 
 def test_cache_errors(tiny):
     model = tiny()
-    with pytest.raises(ValueError, match="max_len is 20, but the model's max_seq_len is 19"):
+    with pytest.raises(ValueError, match="max_len.* 20.* 19"):
         model.kv_cache(1, 20)
     with pytest.raises(ValueError, match="B is 0"):
         model.kv_cache(0, 5)
     cache = model.kv_cache(2, 5)
     for call, message in [
-        (lambda: cache.prefill(2, [1]), "sequence 2 of 2"),
+        (lambda: cache.prefill(2, [1]), "sequence 2"),
         (lambda: cache.prefill(0, []), "no tokens"),
-        (lambda: cache.prefill(0, [1] * 6), "gets 6, but the cache holds 5"),
-        (lambda: cache.decode([1]), "1 tokens for a cache of 2"),
+        (lambda: cache.prefill(0, [1] * 6), " 6.* 5"),
+        (lambda: cache.decode([1]), "1 .* 2"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -452,12 +452,12 @@ def test_descriptor_changes():
 @pytest.mark.parametrize(
     "descriptor,message",
     [
-        ("gpt3:c5140", "GPT-3 13B.* 5140 channels are not divisible"),
-        ("d13", "'13' is not one of 6, 12, 24"),
-        ("d12foo", "'12foo' is not one of"),
-        ("gpt3:c999", "'999' is not one of 384"),
-        ("gpt4", "expected d12 or gpt2:d12"),
-        ("", "expected d12"),
+        ("gpt3:c5140", "5140"),
+        ("d13", "'13'.* 6, 12, 24"),
+        ("d12foo", "12foo"),
+        ("gpt3:c999", "'999'.* 384"),
+        ("gpt4", "d12.*gpt2:d12"),
+        ("", "d12"),
     ],
 )
 def test_unknown_descriptors(descriptor, message):
@@ -467,11 +467,11 @@ def test_unknown_descriptors(descriptor, message):
 
 def test_impossible_configs():
     for changes, message in [
-        ({"channels": 770}, "channels 770 is not divisible by num_heads 12"),
-        ({"num_layers": 0}, "must be positive"),
-        ({"vocab_size": 0}, "must be positive"),
-        ({"num_heads": -12}, "must be positive"),
-        ({"padded_vocab_size": 50000}, "padded_vocab_size 50000 is smaller than vocab_size 50257"),
+        ({"channels": 770}, "channels 770.*num_heads 12"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"num_heads": -12}, "num_heads"),
+        ({"padded_vocab_size": 50000}, "padded_vocab_size 50000.*vocab_size 50257"),
         ({"channels": 12 << 40}, "out of range"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -571,7 +571,7 @@ def test_parameters_refuse_nonsense(tiny):
         model.parameters["nothing"]
     with pytest.raises(KeyError, match="nothing"):
         model.parameters["nothing"] = 0
-    with pytest.raises(ValueError, match=r"lnfw has shape \(33,\), got \(34,\)"):
+    with pytest.raises(ValueError, match=r"lnfw .*\(33,\).*\(34,\)"):
         model.parameters["lnfw"] = np.zeros(34)
 
 
@@ -581,31 +581,31 @@ def test_parameters_refuse_nonsense(tiny):
 def test_inputs_that_cannot_be(tiny, tokens):
     model, good = tiny(), tokens(2, 5)
     for inputs, message in [
-        ([[0, 61]], "token 61 at position 1 is outside of the vocabulary of 61"),
-        ([[-1, 0]], "token -1 at position 0"),
-        (np.zeros((1, 20), int), "T is 20, but the model's max_seq_len is 19"),
+        ([[0, 61]], "token 61 .*1.* 61"),
+        ([[-1, 0]], "token -1"),
+        (np.zeros((1, 20), int), "T is 20.* 19"),
         (np.zeros((0, 4), int), "B is 0 and T is 4"),
         (np.zeros((4, 0), int), "B is 4 and T is 0"),
-        ([1, 2, 3], r"inputs has 1 dimensions, expected \(B, T\)"),
-        ([[0.5]], "must be integers, got float64"),
-        ([[2**40]], "does not fit 32 bits"),
+        ([1, 2, 3], r"inputs .*\(B, T\)"),
+        ([[0.5]], "float64"),
+        ([[2**40]], "32 bits"),
     ]:
         with pytest.raises(ValueError, match=message):
             model.forward(inputs)
         with pytest.raises(ValueError, match=message):
             model.logits(inputs)
     model.forward(good)
-    with pytest.raises(ValueError, match="token 61 at position 9"):
+    with pytest.raises(ValueError, match="token 61 .*9"):
         model.backward(np.where(np.arange(10).reshape(2, 5) == 9, 61, good))
-    with pytest.raises(ValueError, match=r"targets have shape \(2, 4\), inputs \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"targets .*\(2, 4\).*\(2, 5\)"):
         model.evaluate(good, good[:, :4])
     for options, message in [
-        ({"dtype": "f16"}, "unknown dtype 'f16'"),
-        ({"recompute": 3}, "recompute is 3, expected 0, 1 or 2"),
-        ({"classifier_rows": 0}, "classifier_rows is 0, expected positive"),
-        ({"backend": model.backend, "threads": 2}, "threads 2 are given beside a backend"),
-        ({"device": "tpu"}, "unknown device 'tpu'"),
-        ({"dtype": "f32", "grad_dtype": "bf16"}, "an f32 model has f32 gradients"),
+        ({"dtype": "f16"}, "f16"),
+        ({"recompute": 3}, "recompute is 3"),
+        ({"classifier_rows": 0}, "classifier_rows is 0"),
+        ({"backend": model.backend, "threads": 2}, "threads 2"),
+        ({"device": "tpu"}, "tpu"),
+        ({"dtype": "f32", "grad_dtype": "bf16"}, "f32"),
     ]:
         with pytest.raises(ValueError, match=message):
             llmc.GPT2(TINY, **options)

@@ -22,13 +22,17 @@ MIXED = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32")]
 # ---- memory ----
 
 
-@pytest.mark.parametrize("n", [0, 1, 33, 100_003])
+@pytest.mark.parametrize("n", [0, 1, 33, 4096, 100_003])
 def test_copy_converts_to_nearest_even(backend, rng, n):
     x = rng.standard_normal(n).astype(np.float32)
     for source, target in itertools.product(DTYPES, DTYPES):
         out = nans(backend, n, target)
         backend.copy(out, put(backend, x, source))
         np.testing.assert_array_equal(rounded(get(out), "f32"), rounded(rounded(x, source), target))
+    integers = put(backend, x * 9, "i32")
+    out = put(backend, np.full(n, 7), "i32")
+    backend.copy(out, integers)
+    np.testing.assert_array_equal(get(out), get(integers))
 
 
 def test_rounding_of_special_values(backend):
@@ -65,15 +69,15 @@ def test_host_arrays_that_do_not_fit(backend):
             t.from_host(wrong)
     with pytest.raises(ValueError, match="negative"):
         backend.empty([3, -1])
-    with pytest.raises(ValueError, match="unknown dtype 'f64'"):
+    with pytest.raises(ValueError, match="f64"):
         backend.empty([3], "f64")
 
 
 def test_unknown_devices_and_options(backend):
     for name in ("tpu", "cuda:", "cuda:x", "cpu:1"):
-        with pytest.raises(ValueError, match=f"unknown device '{name}'"):
+        with pytest.raises(ValueError, match=f"'{name}'"):
             _llmc.Backend(name)
-    with pytest.raises(ValueError, match="no option 'speed'"):
+    with pytest.raises(ValueError, match="speed"):
         backend.set_option("speed", "11")
 
 
@@ -92,40 +96,52 @@ def test_encoder_forward(backend, rng, dtype, with_start, B, T, C, V):
     check({"out": out}, oracle.encoder, tokens, wte, wpe, start)
 
 
-@pytest.mark.parametrize("dtype,grad", MIXED)
-@pytest.mark.parametrize("B,T,C,V", [(1, 1, 1, 1), (2, 7, 33, 50), (4, 65, 40, 3)])
-def test_encoder_backward_adds(backend, rng, dtype, grad, B, T, C, V):
+@pytest.mark.parametrize("dtype,grad", [*MIXED, ("f32", "bf16")])
+@pytest.mark.parametrize(
+    "B,T,C,V,frequent",
+    [(1, 1, 1, 1, 0), (2, 7, 33, 50, 0), (4, 65, 40, 3, 0), (4, 64, 40, 30, 0.6), (1, 200, 2056, 3, 0.9)],
+)
+def test_encoder_backward_adds(backend, rng, dtype, grad, B, T, C, V, frequent):
     dout, tokens = rounded(rng.standard_normal((B, T, C)), dtype), rng.integers(0, V, (B, T))
+    tokens[rng.random((B, T)) < frequent] = V - 1  # one token whose positions fill several of CUDA's chunks
     before = rounded(rng.standard_normal((V, C)), grad), rounded(rng.standard_normal((T + 2, C)), grad)
-    dwte, dwpe = (put(backend, x, grad) for x in before)
-    backend.encoder_backward(dwte, dwpe, put(backend, dout, dtype), put(backend, tokens, "i32"))
+    runs = []
+    for _ in range(2):  # which give the same bits
+        dwte, dwpe = (put(backend, x, grad) for x in before)
+        backend.encoder_backward(dwte, dwpe, put(backend, dout, dtype), put(backend, tokens, "i32"))
+        runs.append([dwte.to_host(), dwpe.to_host()])
     check({"dwte": dwte, "dwpe": dwpe}, oracle.encoder_gradient, *before, dout, tokens)
+    for first, second in zip(*runs):
+        np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("token", [-1, 5])
 def test_encoder_refuses_other_tokens(token):
     cpu = _llmc.Backend("cpu")
     tokens, table, wpe = put(cpu, [[0, token]], "i32"), cpu.empty([5, 4]), cpu.empty([2, 4])
-    with pytest.raises(ValueError, match=f"token {token} at position 1 .* vocabulary of 5"):
+    with pytest.raises(ValueError, match=f"token {token} .*1.* 5"):
         cpu.encoder_forward(cpu.empty([1, 2, 4]), tokens, table, wpe)
-    with pytest.raises(ValueError, match=f"token {token} at position 1 .* vocabulary of 5"):
+    with pytest.raises(ValueError, match=f"token {token} .*1.* 5"):
         cpu.encoder_backward(table, wpe, cpu.empty([1, 2, 4]), tokens)
-    with pytest.raises(ValueError, match="positions 1..3, but wpe has 2"):
+    with pytest.raises(ValueError, match="wpe.* 2"):
         cpu.encoder_forward(cpu.empty([1, 2, 4]), put(cpu, [[0, 0]], "i32"), table, wpe, put(cpu, [1], "i32"))
 
 
 # ---- layernorm ----
 
-ROWS = [(1, 1), (1, 33), (5, 33), (7, 8), (19, 65), (130, 40), (3, 1600)]  # N, C
+ROWS = [(1, 1), (1, 33), (5, 33), (7, 8), (19, 64), (19, 65), (130, 40), (9, 768), (3, 1600)]  # N, C
+LONG_ROWS = [(2, 13000), (2, 25600)]  # of which CUDA reads a part again
+BACKWARD_ROWS = [(300, 40), (517, 264), (2201, 16), (1061, 776)]  # the last two: more than CUDA's grid takes at once
+BACKWARD_ROWS += [(4, 100), (2, 2056), (3, 769), (2, 6152)]  # rows shared by several warps, and too long for that
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("N,C", ROWS)
+@pytest.mark.parametrize("N,C", ROWS + LONG_ROWS)
 def test_layernorm_forward(backend, rng, dtype, N, C):
     x, weight, bias = (rounded(rng.standard_normal(s) + 0.5, dtype) for s in [(N, C), C, C])
     out, mean, rstd = nans(backend, (N, C), dtype), nans(backend, N), nans(backend, N)
     backend.layernorm_forward(out, mean, rstd, *(put(backend, t, dtype) for t in (x, weight, bias)))
-    check({"out": out, "mean": mean, "rstd": rstd}, oracle.layernorm, x, weight, bias)
+    check({"out": out, "mean": mean, "rstd": rstd}, oracle.layernorm, x, weight, bias, ulps=2)
 
 
 def test_layernorm_of_a_large_mean(backend, rng):
@@ -138,7 +154,7 @@ def test_layernorm_of_a_large_mean(backend, rng):
 
 
 @pytest.mark.parametrize("dtype,grad", MIXED)
-@pytest.mark.parametrize("N,C", ROWS[1:])
+@pytest.mark.parametrize("N,C", ROWS[1:] + BACKWARD_ROWS)
 def test_layernorm_backward_adds(backend, rng, dtype, grad, N, C):
     x, dout, weight = (rounded(rng.standard_normal(s), dtype) for s in [(N, C), (N, C), C])
     before = [rounded(rng.standard_normal(s), d) for s, d in [((N, C), dtype), (C, grad), (C, grad)]]
@@ -153,19 +169,22 @@ def test_layernorm_backward_adds(backend, rng, dtype, grad, N, C):
     check(results, formula, *before, dout, x, weight)
 
 
-def test_layernorm_backward_of_one_channel(backend):
-    """The output is the bias for any input, so the input's gradient is 0, but for rounding, magnified by rstd = 1/sqrt(eps)."""
-    t = [put(backend, [x]) for x in (0.7, 1.3, 0.9, 1.3, 1e-5**-0.5)]  # dout, inp, weight, mean, rstd
-    dinp, dweight, dbias = put(backend, [0.0]), put(backend, [0.0]), put(backend, [0.0])
+@pytest.mark.parametrize("dtype,grad", MIXED)
+def test_layernorm_backward_of_one_channel(backend, dtype, grad):
+    """Its output is the bias whatever comes in: the gradient is 0, but for rounding, which rstd = 1/sqrt(eps) magnifies."""
+    dout, inp, weight = (rounded([x], dtype) for x in (0.7, 1.3, 0.9))
+    t = [*(put(backend, x, dtype) for x in (dout, inp, weight)), put(backend, inp), put(backend, [1e-5**-0.5])]
+    dinp, dweight, dbias = put(backend, [0.0], dtype), put(backend, [0.0], grad), put(backend, [0.0], grad)
     backend.layernorm_backward(dinp, dweight, dbias, *t)
     assert abs(get(dinp)[0]) <= 2**-23 * 0.7 * 0.9 * 1e-5**-0.5
-    assert get(dweight)[0] == 0 and get(dbias)[0] == np.float32(0.7)
+    assert get(dweight)[0] == 0 and rounded(get(dbias), grad)[0] == rounded(dout, grad)[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("N,C", ROWS)
+@pytest.mark.parametrize("N,C", ROWS + LONG_ROWS)
 def test_fused_residual_layernorm_is_its_parts(backend, rng, dtype, N, C):
-    a, b, weight, bias = (put(backend, rng.standard_normal(s), dtype) for s in [(N, C), (N, C), C, C])
+    values = [rounded(rng.standard_normal(s), dtype) for s in [(N, C), (N, C), C, C]]
+    a, b, weight, bias = (put(backend, x, dtype) for x in values)
     fused = [nans(backend, (N, C), dtype), nans(backend, (N, C), dtype), nans(backend, N), nans(backend, N)]
     parts = [nans(backend, (N, C), dtype), nans(backend, (N, C), dtype), nans(backend, N), nans(backend, N)]
     backend.fused_residual_layernorm_forward(*fused, a, b, weight, bias)
@@ -173,12 +192,15 @@ def test_fused_residual_layernorm_is_its_parts(backend, rng, dtype, N, C):
     backend.layernorm_forward(*parts[1:], parts[0], weight, bias)
     for x, y in zip(fused, parts):
         np.testing.assert_array_equal(x.to_host(), y.to_host())
+    np.testing.assert_array_equal(rounded(get(fused[0]), "f32"), rounded(values[0] + values[1], dtype))
 
 
 # ---- matmul ----
 
-# N, C, OC. Up to 8 rows have a kernel of their own. The last shape is larger than every block.
-MATMULS = [(1, 1, 1), (1, 64, 50), (5, 33, 17), (8, 40, 33), (9, 7, 3), (33, 65, 40), (130, 257, 129), (300, 96, 600)]
+# N, C, OC: up to 8 rows go through another kernel than more; the last is larger than every block.
+MATMULS = [(1, 1, 1), (1, 64, 50), (5, 33, 17), (8, 40, 33), (9, 7, 3), (33, 65, 40), (33, 64, 40), (64, 48, 96)]
+MATMULS += [(70, 56, 24), (130, 257, 129), (300, 96, 600)]
+MANY_ROWS = [(300, 40, 20), (2600, 8, 33)]  # whose bias gradient is summed in several blocks
 
 
 @pytest.mark.parametrize("dtype,out_dtype", MIXED)
@@ -194,7 +216,7 @@ def test_matmul_forward(backend, rng, dtype, out_dtype, with_bias, N, C, OC):
 
 @pytest.mark.parametrize("dtype,grad", MIXED)
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("N,C,OC", MATMULS)
+@pytest.mark.parametrize("N,C,OC", MATMULS + MANY_ROWS)
 def test_matmul_backward(backend, rng, dtype, grad, accumulate, N, C, OC):
     dout, x, weight = (rounded(rng.standard_normal(s), dtype) for s in [(N, OC), (N, C), (OC, C)])
     before = [rounded(rng.standard_normal(s), grad) for s in [(OC, C), OC]]
@@ -206,7 +228,7 @@ def test_matmul_backward(backend, rng, dtype, grad, accumulate, N, C, OC):
         dx, dw, db = oracle.matmul_gradient(*operands)
         return (dx, a + dw, b + db) if accumulate else (dx, dw, db)
 
-    check({"dinp": dinp, "dweight": dweight, "dbias": dbias}, formula, *before, dout, x, weight)
+    check({"dinp": dinp, "dweight": dweight, "dbias": dbias}, formula, *before, dout, x, weight, ulps=2)
 
 
 def test_matmul_backward_of_a_part(backend, rng):
@@ -314,6 +336,7 @@ ATTENTIONS = [
     (1, 97, 1, 96),
     (1, 130, 2, 128),
     (1, 65, 1, 127),
+    (1, 70, 2, 16),
 ]
 
 
@@ -396,7 +419,7 @@ def test_attention_decode(backend, rng, dtype, T, NH, HS):
 def test_attention_decode_refuses_positions_beyond_the_cache():
     cpu = _llmc.Backend("cpu")
     cache = [cpu.empty([1, 1, 4, 8]) for _ in range(2)]
-    with pytest.raises(ValueError, match=r"positions 3\.\.5, but the cache holds 4"):
+    with pytest.raises(ValueError, match="3.*5.* 4"):
         cpu.attention_decode(cpu.empty([1, 2, 8]), *cache, cpu.empty([1, 2, 24]), put(cpu, [3], "i32"), 1)
 
 
@@ -404,7 +427,7 @@ def test_attention_decode_refuses_positions_beyond_the_cache():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1,), (33,), (5, 64), (3, 7, 1001)])
+@pytest.mark.parametrize("shape", [(1,), (33,), (5, 64), (3, 1000), (3, 7, 1001)])
 def test_gelu_and_residual(backend, rng, dtype, shape):
     x, d = rounded(rng.standard_normal(shape) * 3, dtype), rounded(rng.standard_normal(shape), dtype)
     tx, td = put(backend, x, dtype), put(backend, d, dtype)
@@ -444,7 +467,11 @@ def test_gelu_is_exact_near_zero(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("N,V,Vp", [(1, 1, 1), (1, 1, 128), (3, 5, 5), (5, 50, 128), (7, 4999, 5120), (2, 77, 79)])
+@pytest.mark.parametrize(
+    "N,V,Vp",
+    [(1, 1, 1), (1, 1, 128), (3, 5, 5), (5, 50, 128), (7, 4999, 5120), (2, 77, 77), (2, 77, 79)]
+    + [(2, 8192, 8192), (3, 12301, 12352), (2, 9001, 9001)],  # more than CUDA keeps of a row
+)
 def test_classifier(backend, rng, dtype, N, V, Vp):
     x = rng.standard_normal((N, Vp)) * 4
     x[:, V:] = 1e4  # the padding must not count
@@ -458,7 +485,7 @@ def test_classifier(backend, rng, dtype, N, V, Vp):
     backend.crossentropy_softmax_backward(logits, tt, dloss, V)
 
     check({"losses": losses}, oracle.crossentropy, x, targets, V, ulps=2)
-    check({"dlogits": logits}, oracle.crossentropy_gradient, x, targets, dloss, V, ulps=2)
+    check({"dlogits": logits}, oracle.crossentropy_gradient, x, targets, dloss, V, ulps=4)
     assert not rounded(get(logits), "f32")[:, V:].any()
     assert get(losses)[N // 2] == 0 and not rounded(get(logits), "f32")[N // 2].any()
 
@@ -481,7 +508,7 @@ def test_classifier_of_a_hopeless_target(backend):
 
 def test_classifier_refuses_other_targets():
     cpu = _llmc.Backend("cpu")
-    with pytest.raises(ValueError, match="target 10 at 1 is outside of the vocabulary of 10"):
+    with pytest.raises(ValueError, match="target 10"):
         cpu.fused_classifier(cpu.empty([2]), cpu.empty([2, 16]), put(cpu, [0, 10], "i32"), 1.0, 10)
 
 
@@ -489,7 +516,7 @@ def test_classifier_refuses_other_targets():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [0, 1, 33, 16384, 600_001])
+@pytest.mark.parametrize("n", [0, 1, 33, 16384, 70_001, 600_001])
 def test_sums_add(backend, rng, dtype, n):
     x = rounded(rng.standard_normal(n), dtype)
     squares, total = put(backend, [0.5]), put(backend, [0.25])
