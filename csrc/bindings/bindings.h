@@ -24,7 +24,7 @@ struct OwnedTensor {
     std::shared_ptr<void> owner;
 };
 
-// Work of a backend: without the GIL, and one thread at a time.
+// Held while a backend works: without the GIL, and by one thread at a time.
 class Busy {
   public:
     explicit Busy(Backend& backend) : lock_(backend.mutex) {}
@@ -34,7 +34,7 @@ class Busy {
     std::lock_guard<std::mutex> lock_;
 };
 
-// A method of what has a backend, as work of that backend.
+// A method that is bound so that its object's backend is Busy while it runs.
 template <class C, class R, class... Args>
 auto busy(R (C::*method)(Args...)) {
     return [method](C& self, Args... args) {
@@ -52,8 +52,8 @@ auto busy(R (C::*method)(Args...) const) {
 
 DType dtype_from_name(const std::string& name);  // "f32", "bf16", "i32", "i16"
 
-// A NumPy array over the tensor's memory, which `base` keeps alive; bf16 as uint16. Only where the memory is
-// the host's.
+// A NumPy array over the tensor's memory, which `base` keeps alive; bf16 as uint16. The memory must be the
+// host's.
 py::array host_view(const Tensor& t, py::handle base);
 
 void bind_tensor(py::module_& m);

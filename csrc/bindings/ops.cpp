@@ -9,7 +9,7 @@ void bind_allocation(py::class_<Backend, std::shared_ptr<Backend>>& backend);
 
 namespace {
 
-// An op's parameter as Python passes it: a Tensor of this backend, or None where the op allows absence.
+// An op's parameter as Python passes it: a Tensor of this backend, or None if the op allows that.
 template <class T>
 struct Passed {
     using type = T;

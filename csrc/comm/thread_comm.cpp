@@ -1,7 +1,7 @@
-// Comm between threads of one process. A collective: every rank publishes what it brings and meets the others;
-// all come to the same verdict on whether it fits together; then rank r computes the r-th stripe of the result
-// from all tensors and stores it into all of them; then they meet again, and the tensors are their owners'
-// once more.
+// Comm between threads of one process. In a collective every rank publishes its tensors and waits for the
+// others. All of them check alike whether the tensors fit together. Then rank r computes the r-th stripe of
+// the result from the tensors of all ranks and stores it into all of them. Then they wait for each other once
+// more, and each rank may use its own tensors again.
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -137,7 +137,7 @@ class ThreadComm final : public Comm {
         if (!verdict.empty()) throw ArgumentError(verdict);
     }
 
-    // Why the collective cannot be, in the same words on every rank; empty where it can.
+    // Why the collective is impossible, in the same words on every rank; empty if it is possible.
     std::string judge() const {
         const Operands& first = meeting_->published[0];
         for (std::size_t r = 0; r < meeting_->published.size(); ++r) {

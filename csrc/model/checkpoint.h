@@ -17,7 +17,7 @@ struct CheckpointInfo {
 
 // Reads and checks header and size; throws Error naming what was expected and what came.
 CheckpointInfo inspect_checkpoint(const std::filesystem::path& path);
-// Fills the model's parameters, converting between f32 and bf16 where the file's type is the other.
+// Fills the model's parameters, converting between f32 and bf16 if the file's type is the other.
 void load_checkpoint(GPT2& model, const std::filesystem::path& path);
 Header checkpoint_header(const GPT2Config& config, DType dtype);
 // Writes the model in its own dtype. Not crash-safe: Python's Trainer saves through llmc.checkpoint instead.

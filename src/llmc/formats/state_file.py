@@ -97,7 +97,7 @@ class WeightRow(NamedTuple):
 
 
 def join_master(high: NDArray[np.uint16], low: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Return the f32 weights of bf16 weights and the 16 bits below them (csrc/core/optimizer.h)."""
+    """Return the f32 weights of bf16 weights and the 16 bits below them (csrc/optim/master.h)."""
     return ((high.astype(np.uint32) << 16) + low.astype(np.int32).view(np.uint32)).view(np.float32)
 
 
