@@ -153,7 +153,7 @@ class TrainConfig:
     skip_grad_z: float = _setting(0.0, "optimizer", "the same by gradient norm", "-sg", least=0, on_resume="same")
     max_bad_steps: int = _setting(10, "optimizer", "stop after this many updates in a row with a NaN or infinite loss or gradient; 0: never", least=0)
 
-    output_dir: str | None = _setting(None, "output", "run directory; default: runs/<time> where no model is named, else none: nothing is kept", "-o")
+    output_dir: str | None = _setting(None, "output", "run directory; default: runs/<time> if no model is named, else none: nothing is kept", "-o")
     checkpoint_every: int = _setting(0, "output", "checkpoint every n steps, and at the end; 0: at the end only; -1: never", "-n", least=-1)
     keep_checkpoints: int = _setting(0, "output", "keep this many of them; 0: all", "-nk", least=0)
     major_every: int = _setting(0, "output", "never delete those of steps divisible by this; 0: none is kept for ever", "-nm", least=0)
@@ -174,7 +174,7 @@ class TrainConfig:
     top_k: int = _setting(0, "evaluation", "sample among this many most likely tokens; 0: all", least=0)
     top_p: float = _setting(1.0, "evaluation", "sample among the most likely tokens of this total probability", above=0, most=1)
 
-    device: str = _setting("auto", "machine", "cpu, cuda, cuda:N, or auto: cuda where there is one")
+    device: str = _setting("auto", "machine", "cpu, cuda, cuda:N, or auto: cuda if there is one")
     dtype: str | None = _setting(None, "machine", "f32 or bf16 [bf16 on cuda, else f32; a checkpoint's own]", "-p")
     grad_dtype: str | None = _setting(None, "machine", "dtype of gradients: f32 with bf16 adds micro-batches up exactly [f32 on cuda, else dtype]")
     threads: int = _setting(0, "machine", "CPU threads; 0: as many as the process may use", least=0)
@@ -256,7 +256,7 @@ SAME_ON_RESUME = tuple(name for name, setting in SETTINGS.items() if setting.on_
 class RunConfig(TrainConfig):
     """A TrainConfig whose every default is chosen: what a run is built from.
 
-    None is left only where it means "as the model, the checkpoint or the tokenizer has it", or "none".
+    None is left only if it means "as the model, the checkpoint or the tokenizer has it", or "none".
     """
 
     batch_size: int

@@ -270,11 +270,11 @@ class Trainer:
         bad = not (math.isfinite(loss) and math.isfinite(norm))
         self.bad_steps = self.bad_steps + 1 if bad else 0
         if 0 < self.config.max_bad_steps <= self.bad_steps:
-            good = finished_steps(self.run_dir) if self.run_dir else []
-            where = f"; the last checkpoint is of step {good[-1]} in {self.run_dir}" if good else ""
+            steps = finished_steps(self.run_dir) if self.run_dir else []
+            last = f"; the last checkpoint is of step {steps[-1]} in {self.run_dir}" if steps else ""
             raise TrainingStopped(
                 f"loss or gradient was not finite in {self.bad_steps} updates in a row (at step {self.step}: loss {loss}, norm "
-                f"{norm}); no update was made with them. A smaller learning rate or longer warm-up may help{where}"
+                f"{norm}); no update was made with them. A smaller learning rate or longer warm-up may help{last}"
             )
 
     def validate(self) -> float:
