@@ -495,6 +495,18 @@ def test_classifier(backend, rng, dtype, N, V, Vp):
     np.testing.assert_array_equal(fused_logits.to_host(), logits.to_host())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_classifier_writes_only_one_element_of_the_target(backend, rng, dtype):
+    """All other gradients are, bit for bit, what they are with another target: at the target's neighbours, and in the next row."""
+    V = 37
+    logits = put(backend, np.tile(rng.standard_normal(V), (V, 1)), dtype)
+    targets = np.arange(V)[::-1]  # the first row's target is the last element before the second row
+    backend.crossentropy_softmax_backward(logits, put(backend, targets, "i32"), 0.5, V)
+    gradients = rounded(get(logits), "f32")
+    gradients[np.arange(V), targets] = np.nan
+    np.testing.assert_array_equal(np.nanmin(gradients, axis=0), np.nanmax(gradients, axis=0))
+
+
 def test_classifier_of_a_hopeless_target(backend):
     """A loss of 300 is finite, though the probability of the target is too small for a float."""
     x = np.zeros((2, 16))

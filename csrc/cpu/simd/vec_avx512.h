@@ -28,24 +28,34 @@ inline void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }
 inline __m512 widen(__m256i h) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
+#if defined(LLMC_KERNEL_AVX512_BF16)
 inline __m256i narrow(Vec a) {
-#if defined(LLMC_KERNEL_AVX512_BF16) && defined(_MSC_VER) && !defined(__clang__)
+#if defined(_MSC_VER) && !defined(__clang__)
     return _mm512_cvtneps_pbh(a.v);  // there __m256bh is __m256i
-#elif defined(LLMC_KERNEL_AVX512_BF16)
-    return (__m256i)_mm512_cvtneps_pbh(a.v);
 #else
+    return (__m256i)_mm512_cvtneps_pbh(a.v);
+#endif
+}
+inline void store(bf16* p, Vec a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow(a)); }
+#else
+inline __m512i rounded_to_bf16(Vec a) {  // the bits, a lane each
     const __m512i u = _mm512_castps_si512(a.v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
     const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
-#endif
+    return _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16);
 }
+inline __m256i narrow(Vec a) { return _mm512_cvtepi32_epi16(rounded_to_bf16(a)); }
+// One intrinsic narrows and stores, because clang 22 miscompiles two: if n is known to be 1, it writes the lane's 32 bits,
+// two elements (github.com/llvm/llvm-project/issues/179489).
+inline void store(bf16* p, Vec a, int n) {
+    _mm512_mask_cvtepi32_storeu_epi16(p, first(n), rounded_to_bf16(a));
+}
+#endif
 inline Vec load(const bf16* p) { return {widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 inline Vec load(const bf16* p, int n) { return {widen(_mm256_maskz_loadu_epi16(first(n), p))}; }
 inline void store(bf16* p, Vec a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
-inline void store(bf16* p, Vec a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow(a)); }
 inline void stream(bf16* p, Vec a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
 
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
