@@ -74,6 +74,7 @@ inline EncoderDims encoder_dims(const char* op, const Tensor& out, const Tensor&
 struct LayerNormDims {
     std::int64_t N, C;
 };
+// What forward and backward have in common.
 inline LayerNormDims layernorm_dims(const char* op, const Tensor& out, const Tensor& mean, const Tensor& rstd,
                                     const Tensor& inp, const Tensor& weight) {
     const LayerNormDims d{inp.rows(), inp.cols()};
@@ -83,6 +84,24 @@ inline LayerNormDims layernorm_dims(const char* op, const Tensor& out, const Ten
     check::matrix(op, "out", out, inp.dtype, d.N, d.C);
     check::f32_values(op, "mean", mean, d.N);
     check::f32_values(op, "rstd", rstd, d.N);
+    return d;
+}
+inline LayerNormDims layernorm_forward_dims(const char* op, const Tensor& out, const Tensor& mean,
+                                            const Tensor& rstd, const Tensor& inp, const Tensor& weight,
+                                            const Tensor& bias) {
+    const LayerNormDims d = layernorm_dims(op, out, mean, rstd, inp, weight);
+    check::like(op, "bias", bias, weight);
+    return d;
+}
+inline LayerNormDims layernorm_backward_dims(const Tensor& dinp, const Tensor& dweight, const Tensor& dbias,
+                                             const Tensor& dout, const Tensor& inp, const Tensor& weight,
+                                             const Tensor& mean, const Tensor& rstd) {
+    constexpr const char* op = "layernorm_backward";
+    const LayerNormDims d = layernorm_dims(op, dinp, mean, rstd, inp, weight);
+    check::matrix(op, "dout", dout, inp.dtype, d.N, d.C);
+    check::shape(op, "dweight", dweight, {d.C});
+    check::float_dtype(op, "dweight", dweight);
+    check::like(op, "dbias", dbias, dweight);
     return d;
 }
 

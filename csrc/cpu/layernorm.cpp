@@ -16,8 +16,7 @@ constexpr std::int64_t kBlockRows = 128;  // rows that share a partial sum in th
 
 void CpuBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
                                    Tensor bias) {
-    const auto [N, C] = layernorm_dims("layernorm_forward", out, mean, rstd, inp, weight);
-    check::like("layernorm_forward", "bias", bias, weight);
+    const auto [N, C] = layernorm_forward_dims("layernorm_forward", out, mean, rstd, inp, weight, bias);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         for_ranges(N, kRows, [&](std::int64_t r, std::int64_t rows) {
@@ -30,8 +29,7 @@ void CpuBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor 
 void CpuBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd,
                                                   Tensor a, Tensor b, Tensor weight, Tensor bias) {
     constexpr const char* op = "fused_residual_layernorm_forward";
-    const auto [N, C] = layernorm_dims(op, out, mean, rstd, residual, weight);
-    check::like(op, "bias", bias, weight);
+    const auto [N, C] = layernorm_forward_dims(op, out, mean, rstd, residual, weight, bias);
     elementwise_numel(op, residual, a, b);
     visit_float(a.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
@@ -45,12 +43,7 @@ void CpuBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, T
 
 void CpuBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                     Tensor weight, Tensor mean, Tensor rstd) {
-    constexpr const char* op = "layernorm_backward";
-    const auto [N, C] = layernorm_dims(op, dinp, mean, rstd, inp, weight);
-    check::matrix(op, "dout", dout, inp.dtype, N, C);
-    check::shape(op, "dweight", dweight, {C});
-    check::float_dtype(op, "dweight", dweight);
-    check::like(op, "dbias", dbias, dweight);
+    const auto [N, C] = layernorm_backward_dims(dinp, dweight, dbias, dout, inp, weight, mean, rstd);
     const std::int64_t blocks = ceil_div(N, kBlockRows);
     float* const partial = static_cast<float*>(shared_scratch(blocks * 2 * C * 4));
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {

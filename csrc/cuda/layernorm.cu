@@ -252,8 +252,7 @@ struct ParameterTerms {
 
 void CudaBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
                                     Tensor bias) {
-    const auto [N, C] = layernorm_dims("layernorm_forward", out, mean, rstd, inp, weight);
-    check::like("layernorm_forward", "bias", bias, weight);
+    const auto [N, C] = layernorm_forward_dims("layernorm_forward", out, mean, rstd, inp, weight, bias);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         launch_forward<decltype(tag), false>(stream(), Tensor(), out, mean, rstd, inp, Tensor(), weight, bias,
                                              N, C);
@@ -263,8 +262,7 @@ void CudaBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor
 void CudaBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd,
                                                    Tensor a, Tensor b, Tensor weight, Tensor bias) {
     constexpr const char* op = "fused_residual_layernorm_forward";
-    const auto [N, C] = layernorm_dims(op, out, mean, rstd, residual, weight);
-    check::like(op, "bias", bias, weight);
+    const auto [N, C] = layernorm_forward_dims(op, out, mean, rstd, residual, weight, bias);
     elementwise_numel(op, residual, a, b);
     visit_float(a.dtype, [&, N = N, C = C](auto tag) {
         launch_forward<decltype(tag), true>(stream(), residual, out, mean, rstd, a, b, weight, bias, N, C);
@@ -273,12 +271,7 @@ void CudaBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, 
 
 void CudaBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                      Tensor weight, Tensor mean, Tensor rstd) {
-    constexpr const char* op = "layernorm_backward";
-    const auto [N, C] = layernorm_dims(op, dinp, mean, rstd, inp, weight);
-    check::matrix(op, "dout", dout, inp.dtype, N, C);
-    check::shape(op, "dweight", dweight, {C});
-    check::float_dtype(op, "dweight", dweight);
-    check::like(op, "dbias", dbias, dweight);
+    const auto [N, C] = layernorm_backward_dims(dinp, dweight, dbias, dout, inp, weight, mean, rstd);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         visit_float(dweight.dtype, [&](auto grad_tag) {
