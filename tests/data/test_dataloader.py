@@ -120,7 +120,7 @@ def test_order_golden(shards):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_an_epoch_covers_every_token_once(shards, shuffle, ranks):
-    """All but the tail of each shard that fills no global batch, over all ranks together; and each epoch anew."""
+    """All ranks together read every token in each epoch, except the tail of each shard that fills no global batch."""
     B, T, sizes = 2, 7, [200, 43, 150]
     files = shards([1000 * s + np.arange(n) for s, n in enumerate(sizes)])
     step = B * T * ranks
@@ -217,11 +217,11 @@ def test_states_that_do_not_fit(shards):
 
 
 def keeps_holes(file, size):
-    """Makes an open file size bytes long without writing them; whether what is in between will take no place on the disk."""
+    """Make an open file `size` bytes long without writing them; return whether the part not written takes no space on the disk."""
     if sys.platform != "win32":
         file.truncate(size)
         return os.stat(file.fileno()).st_blocks * 512 < 1 << 20
-    # NTFS fills a hole with zeros as soon as something is written behind it, but for files that were marked beforehand.
+    # NTFS fills a hole with zeros as soon as something is written behind it, except in files that are marked as sparse.
     import ctypes
     import msvcrt
 
@@ -236,7 +236,7 @@ def keeps_holes(file, size):
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_offsets_beyond_4_gb(tmp_path, wide):
-    """The last row of the largest file there can be, 4 or 8 GiB, which is a hole on the disk but for its ends."""
+    """The last row is read of the largest file that can be, 4 or 8 GiB. On the disk it is a hole except for its ends."""
     path, tokens, T = tmp_path / "huge.bin", 2**31 - 1, 1024
     size = 1024 + tokens * (4 if wide else 2)
     row = (tokens - 1) // T - 1
@@ -321,7 +321,7 @@ def test_a_file_that_shrinks_is_noticed(shards):
 
 
 def test_a_loader_between_batches_holds_no_file(shards):
-    """Which Windows would let nobody replace or delete: the data can be made anew, a temporary folder can go."""
+    """No file stays open between batches, because Windows does not let anybody replace or delete an open file."""
     paths = shards([100, 31])
     loader = DataLoader(paths, 3, 5, rows_per_sample=2)
     for _ in range(10):  # both files are read, and some batches have rows of both

@@ -1,4 +1,4 @@
-"""Data sets: what is written is what llm.c's scripts write, whatever the number of workers and however the text arrives.
+"""Data sets: the files are those that llm.c's scripts write, for any number of workers and any form of the text's files.
 
 The oracle is the definition: end-of-text and the plain encoding of each document, one after the other.
 """
@@ -391,7 +391,7 @@ def test_tinystories(tmp_path: Path, bpe: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_damaged_archive_is_not_taken_for_a_short_one(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flipped bit anywhere in gzip's data, in a tar's headers or at its end: one error, or the same files as before."""
+    """If a bit is flipped in gzip's data, in a tar's headers or at its end, one error is raised or the files are the same."""
     monkeypatch.setenv("LLMC_CACHE", str(tmp_path / "cache"))
     for i in range(4):
         (tmp_path / f"{i}.json").write_bytes(random.Random(i).randbytes(700))

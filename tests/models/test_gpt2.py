@@ -1,4 +1,4 @@
-"""The whole model: against the PyTorch one of llmc.reference, and against itself in every other way of saying the same.
+"""The whole model: against llmc.reference in PyTorch, and against itself when the same result is computed in another way.
 
 Parity is judged as the ops are (tests/oracle.py): the truth is the reference in float64, the peer is the reference in
 the model's dtype, and llmc may be twice as far from the truth as PyTorch is.
@@ -23,7 +23,7 @@ TORCH = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def reference(model, dtype):
-    """The PyTorch model of the same weights. Weights and arithmetic are of dtype, weights never finer than the model's."""
+    """Return the PyTorch model with the model's weights, which computes in dtype."""
     gpt = GPT(model.config)
     gpt.load_llmc(model.parameters)
     return gpt.to(dtype)
@@ -53,8 +53,8 @@ def assert_same(a, b):
 
 
 def allowed(peer, exact):
-    """Twice PyTorch's error. Its worst element is one number, and in some build right by luck: numbers as large as the largest are
-    as far off as the whole is."""
+    """Return twice PyTorch's errors, in the norm and in the worst element. The worst element is a single number, which some build may
+    have right by luck, so the error in the norm is allowed for it too."""
     whole, worst = error(peer, exact)
     return 2 * np.array([whole, max(whole, worst)])
 
@@ -219,7 +219,7 @@ def test_accumulation_equals_the_large_batch(tiny, tokens, dtype, grad_dtype):
 
 
 def test_accumulation_in_f32_is_finer(tiny, tokens):
-    """bf16 with grad_dtype f32: the sum of many micro-batches is nearer to the truth than with bf16 gradients."""
+    """With f32 gradients of a bf16 model the sum over many micro-batches is nearer to the truth than with bf16 gradients."""
     x, y = tokens(40, 19), tokens(40, 19)
 
     def accumulate(**dtypes):
@@ -483,7 +483,7 @@ def test_impossible_configs():
 )
 @pytest.mark.parametrize("recompute", [0, 1, 2])
 def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute):
-    """By the sizes of the tensors themselves, and of the activations by an account of their own."""
+    """The plan has the sizes of the tensors that are there; activations are counted here once more, one by one."""
     B, T, rows = 3, 19, 7
     model = tiny(dtype=dtype, grad_dtype=grad_dtype)
     options = _llmc.ModelOptions(dtype, grad_dtype, recompute, rows)
@@ -506,7 +506,7 @@ def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute
 
 
 def test_no_buffer_is_quadratic_in_time():
-    """Twice the context is twice the memory, and the logits are a chunk of rows: (B, T, Vp) is nowhere."""
+    """Twice the context takes twice the memory, and logits exist for a chunk of rows only, never (B, T, Vp)."""
     config = llmc.GPT2Config(max_seq_len=1 << 16).native()
     plans = [_llmc.memory_plan(config, _llmc.ModelOptions(), 1, T).activations for T in (1 << 15, 1 << 16)]
     assert plans[1] < 2.01 * plans[0]

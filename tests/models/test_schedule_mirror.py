@@ -1,7 +1,7 @@
-"""The model's schedule written once more, in Python over the bound ops: every loss and gradient equal to the bit.
+"""The model's schedule written once more, in Python over the bound ops: losses and gradients are equal to the last bit.
 
-What csrc/model/gpt2.cpp does, and nothing else, turns inputs into gradients: no op of it can be skipped, repeated or
-handed the wrong buffer without a difference here. The mirror keeps every activation in a tensor of its own.
+So csrc/model/gpt2.cpp cannot skip or repeat an op, or hand it the wrong buffer, without a difference here. The mirror keeps
+every activation in a tensor of its own.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Mirror:
 @pytest.mark.parametrize("recompute", [0, 2])
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_mirror(tiny, device, tokens, dtype, grad_dtype, recompute, micro_batches):
-    # cuBLASLt chooses a kernel by how tensors are aligned, too. With 128 channels all begin at multiples of 256 bytes, as the mirror's do.
+    # cuBLASLt chooses kernels by alignment, too. With 128 channels all tensors begin at multiples of 256 bytes, as the mirror's do.
     config = llmc.GPT2Config(max_seq_len=19, vocab_size=61, num_layers=2, num_heads=2, channels=128)
     # 57 rows of logits: five chunks, the last of 5.
     options = {"dtype": dtype, "grad_dtype": grad_dtype, "recompute": recompute, "classifier_rows": 13}
