@@ -40,41 +40,49 @@ DataLoaderState state_from_dict(const py::dict& d) {
 }  // namespace
 
 void bind_data(py::module_& m) {
-    py::class_<ShardInfo>(m, "ShardInfo")
-        .def_readonly("path", &ShardInfo::path)
-        .def_readonly("tokens", &ShardInfo::tokens)
-        .def_readonly("token_bytes", &ShardInfo::token_bytes);
-    m.def("inspect_shard", &inspect_shard, "path"_a, "Opens and checks one token file.");
+    py::class_<ShardInfo>(m, "ShardInfo", "What the header of a token file says.")
+        .def_readonly("path", &ShardInfo::path, "The file.")
+        .def_readonly("tokens", &ShardInfo::tokens, "The number of tokens.")
+        .def_readonly("token_bytes", &ShardInfo::token_bytes, "Bytes of each token in the file: 2 or 4.");
+    m.def("inspect_shard", &inspect_shard, "path"_a,
+          "Check the header and the size of a token file, and return what it says.");
 
-    py::class_<DataLoader>(m, "DataLoader")
+    py::class_<DataLoader>(m, "DataLoader",
+                           "Batches of tokens from token files, in llm.c's order: csrc/core/dataloader.h.")
         .def(py::init<std::vector<std::filesystem::path>, std::int64_t, std::int64_t, int, int, bool,
                       std::uint32_t, std::int64_t, std::int64_t>(),
              "files"_a, "B"_a, "T"_a, "rank"_a = 0, "ranks"_a = 1, "shuffle"_a = false, "seed"_a = 42,
              "vocab_size"_a = 0, "rows_per_sample"_a = 0)
-        .def("next_batch",
-             [](DataLoader& self) {
-                 py::array_t<std::int32_t> inputs({self.B(), self.T()}), targets({self.B(), self.T()});
-                 std::int32_t *const x = inputs.mutable_data(), *const y = targets.mutable_data();
-                 {
-                     const py::gil_scoped_release release;
-                     self.next_batch(x, y);
-                 }
-                 return py::make_tuple(inputs, targets);
-             })
-        .def("reset", &DataLoader::reset)
-        .def_property_readonly("B", &DataLoader::B)
-        .def_property_readonly("T", &DataLoader::T)
-        .def_property_readonly("num_tokens", &DataLoader::num_tokens)
-        .def_property_readonly("shards", &DataLoader::shards)
-        .def("state", [](const DataLoader& self) { return state_to_dict(self.state()); })
+        .def(
+            "next_batch",
+            [](DataLoader& self) {
+                py::array_t<std::int32_t> inputs({self.B(), self.T()}), targets({self.B(), self.T()});
+                std::int32_t *const x = inputs.mutable_data(), *const y = targets.mutable_data();
+                {
+                    const py::gil_scoped_release release;
+                    self.next_batch(x, y);
+                }
+                return py::make_tuple(inputs, targets);
+            },
+            "Return the next inputs and targets, (B, T) int32 each; targets are the inputs moved on by one "
+            "token.")
+        .def("reset", &DataLoader::reset, "Begin a new epoch, in a new order if the data are shuffled.")
+        .def_property_readonly("B", &DataLoader::B, "Rows of a batch.")
+        .def_property_readonly("T", &DataLoader::T, "Tokens of a row.")
+        .def_property_readonly("num_tokens", &DataLoader::num_tokens, "The number of tokens in all files.")
+        .def_property_readonly("shards", &DataLoader::shards, "The files, in the order given.")
+        .def(
+            "state", [](const DataLoader& self) { return state_to_dict(self.state()); },
+            "Return the position in the data and the state of the generator, for a checkpoint.")
         .def(
             "set_state",
             [](DataLoader& self, const py::dict& state) { self.set_state(state_from_dict(state)); },
-            "state"_a);
+            "state"_a,
+            "Go to the position that state() returned. Raises ValueError if it does not fit these files.");
 
-    py::class_<Mt19937>(m, "Mt19937", "PyTorch's CPU generator.")
+    py::class_<Mt19937>(m, "Mt19937", "The Mersenne Twister, drawn from as PyTorch's CPU generator does.")
         .def(py::init<std::uint32_t>(), "seed"_a)
-        .def("randint32", &Mt19937::randint32)
+        .def("randint32", &Mt19937::randint32, "Draw an integer of 32 bits.")
         .def(
             "normal",
             [](Mt19937& self, std::int64_t n, float mean, float std) {
@@ -82,7 +90,7 @@ void bind_data(py::module_& m) {
                 self.normal_(out.mutable_data(), n, mean, std);
                 return out;
             },
-            "n"_a, "mean"_a = 0.0f, "std"_a = 1.0f)
+            "n"_a, "mean"_a = 0.0f, "std"_a = 1.0f, "Draw n normally distributed numbers, (n) f32.")
         .def(
             "permutation",
             [](Mt19937& self, std::int32_t n) {
@@ -91,17 +99,17 @@ void bind_data(py::module_& m) {
                 random_permutation(p, self);
                 return p;
             },
-            "n"_a);
+            "n"_a, "Draw a permutation of 0 .. n-1.");
 
-    py::class_<XorShift>(m, "XorShift", "xorshift*, the coin of sampling.")
+    py::class_<XorShift>(m, "XorShift", "xorshift*, which draws the coins for sampling.")
         .def(py::init([](std::uint64_t seed) {
                  LLMC_CHECK(seed != 0, "seed is 0, which xorshift cannot leave");
                  return XorShift{seed};
              }),
              "seed"_a = 1337)
-        .def_readwrite("state", &XorShift::state)
-        .def("randint32", &XorShift::randint32)
-        .def("randfloat32", &XorShift::randfloat32);
+        .def_readwrite("state", &XorShift::state, "The generator's 64 bits, never 0.")
+        .def("randint32", &XorShift::randint32, "Draw an integer of 32 bits.")
+        .def("randfloat32", &XorShift::randfloat32, "Draw a number in [0, 1).");
 
     m.def(
         "sample",
@@ -111,17 +119,19 @@ void bind_data(py::module_& m) {
             return sample_token(logits.data(), logits.size(), SamplerOptions{temperature, top_k, top_p},
                                 coin);
         },
-        "logits"_a, "coin"_a, "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f);
+        "logits"_a, "coin"_a, "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f,
+        "Choose a token from logits (V) f32 by a coin in [0, 1): csrc/core/sampler.h.");
 
-    m.def("token_of", &token_of, "token_or_fault"_a, "The token, or the Error that a fault stands for.");
+    m.def("token_of", &token_of, "token_or_fault"_a,
+          "Return the token, or raise the Error that a fault stands for.");
 
-    py::class_<Tokenizer>(m, "Tokenizer", "A llm.c tokenizer file, for decoding.")
+    py::class_<Tokenizer>(m, "Tokenizer", "llm.c's tokenizer file, for decoding.")
         .def(py::init<std::filesystem::path>(), "path"_a)
-        .def_property_readonly("vocab_size", &Tokenizer::vocab_size)
-        .def_property_readonly("eot_token", &Tokenizer::eot_token)
+        .def_property_readonly("vocab_size", &Tokenizer::vocab_size, "The number of tokens.")
+        .def_property_readonly("eot_token", &Tokenizer::eot_token, "The end-of-text token.")
         .def(
             "decode", [](const Tokenizer& self, std::int64_t token) { return py::bytes(self.decode(token)); },
-            "token"_a);
+            "token"_a, "Return the token's bytes, which need not be whole UTF-8 characters.");
 }
 
 }  // namespace llmc

@@ -31,7 +31,7 @@ struct BoundCache {
 }  // namespace
 
 void bind_gpt2(py::module_& m) {
-    py::class_<GPT2Config>(m, "GPT2Config")
+    py::class_<GPT2Config>(m, "GPT2Config", "The shape of a GPT-2 or GPT-3 model.")
         .def(py::init([](std::int64_t max_seq_len, std::int64_t vocab_size, std::int64_t num_layers,
                          std::int64_t num_heads, std::int64_t channels, std::int64_t padded_vocab_size) {
                  GPT2Config c{
@@ -43,59 +43,71 @@ void bind_gpt2(py::module_& m) {
              }),
              "max_seq_len"_a, "vocab_size"_a, "num_layers"_a, "num_heads"_a, "channels"_a,
              "padded_vocab_size"_a = 0)
-        .def_readonly("max_seq_len", &GPT2Config::max_seq_len)
-        .def_readonly("vocab_size", &GPT2Config::vocab_size)
-        .def_readonly("padded_vocab_size", &GPT2Config::padded_vocab_size)
-        .def_readonly("num_layers", &GPT2Config::num_layers)
-        .def_readonly("num_heads", &GPT2Config::num_heads)
-        .def_readonly("channels", &GPT2Config::channels);
+        .def_readonly("max_seq_len", &GPT2Config::max_seq_len, "The largest number of positions.")
+        .def_readonly("vocab_size", &GPT2Config::vocab_size, "V, the number of tokens.")
+        .def_readonly("padded_vocab_size", &GPT2Config::padded_vocab_size,
+                      "Vp, the rows of wte: V rounded up to a multiple of 128 by default.")
+        .def_readonly("num_layers", &GPT2Config::num_layers, "L, the number of layers.")
+        .def_readonly("num_heads", &GPT2Config::num_heads, "NH, the attention heads of a layer.")
+        .def_readonly("channels", &GPT2Config::channels, "C, the width of the residual stream.");
     m.def("parameter_table", &gpt2_parameters, "config"_a,
-          "The parameters of a model, in the order of its file.");
-    m.def("config_from_descriptor", &gpt2_config_from_descriptor, "descriptor"_a);
+          "Return the parameters of a model, in the order of its file.");
+    m.def("config_from_descriptor", &gpt2_config_from_descriptor, "descriptor"_a,
+          "Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'.");
 
     m.def("memory_plan", &GPT2::memory_plan, "config"_a, "options"_a, "B"_a, "T"_a, "training"_a = true,
           "master_weights"_a = true,
-          "The memory that a model takes for batches of (B, T), and its optimizer.");
+          "Return the bytes that a model takes for batches of (B, T), and its optimizer if `training`.");
 
     py::class_<BoundGPT2, BoundModel>(m, "GPT2",
-                                      "The schedule of csrc/model/gpt2.cpp. llmc.GPT2 stands over it.")
+                                      "GPT-2 and GPT-3: csrc/model/gpt2.h. llmc.GPT2 is made of it.")
         .def(py::init(
                  [](const GPT2Config& config, std::shared_ptr<Backend> backend, const ModelOptions& options) {
                      const Busy busy(*backend);
                      return BoundGPT2(std::make_shared<GPT2>(config, backend, options));
                  }),
              "config"_a, py::arg("backend").none(false), "options"_a)
-        .def_property_readonly("config", [](const BoundGPT2& self) { return self.gpt2->config(); })
+        .def_property_readonly(
+            "config", [](const BoundGPT2& self) { return self.gpt2->config(); }, "The shape of the model.")
         .def(
             "load_checkpoint",
             [](BoundGPT2& self, const std::filesystem::path& path) {
                 const Busy busy(self.backend());
                 load_checkpoint(*self.gpt2, path);
             },
-            "path"_a)
+            "path"_a, "Read the weights from a llm.c model file of the same config, in f32 or bf16.")
         .def(
             "save_checkpoint",
             [](const BoundGPT2& self, const std::filesystem::path& path) {
                 const Busy busy(self.backend());
                 save_checkpoint(*self.gpt2, path);
             },
-            "path"_a);
+            "path"_a, "Write the weights to a llm.c model file, in the model's dtype.");
 
-    py::class_<BoundCache>(m, "KVCache",
-                           "Keys and values of the positions seen so far, and generation by means of them.")
+    py::class_<BoundCache>(
+        m, "KVCache", "The keys and values of the positions seen so far, and generation by means of them.")
         .def(py::init([](const BoundGPT2& model, std::int64_t B, std::int64_t max_len) {
                  const Busy busy(model.backend());
                  return std::make_unique<BoundCache>(model, B, max_len);
              }),
              "model"_a, "B"_a, "max_len"_a)
-        .def_property_readonly("B", [](const BoundCache& self) { return self.cache.B(); })
-        .def_property_readonly("max_len", [](const BoundCache& self) { return self.cache.max_len(); })
-        .def_property_readonly("bytes", [](const BoundCache& self) { return self.cache.bytes(); })
-        .def_property_readonly("backend", [](const BoundCache& self) { return self.cache.backend(); })
+        .def_property_readonly(
+            "B", [](const BoundCache& self) { return self.cache.B(); }, "The number of sequences.")
+        .def_property_readonly(
+            "max_len", [](const BoundCache& self) { return self.cache.max_len(); },
+            "The positions that there is room for in each sequence.")
+        .def_property_readonly(
+            "bytes", [](const BoundCache& self) { return self.cache.bytes(); },
+            "The memory of the keys and values, in bytes.")
+        .def_property_readonly(
+            "backend", [](const BoundCache& self) { return self.cache.backend(); },
+            "The backend of the model.")
         .def(
-            "length", [](const BoundCache& self, std::int64_t b) { return self.cache.length(b); }, "b"_a)
+            "length", [](const BoundCache& self, std::int64_t b) { return self.cache.length(b); }, "b"_a,
+            "Return the number of positions that sequence b has.")
         .def(
-            "clear", [](BoundCache& self, std::int64_t b) { self.cache.clear(b); }, "b"_a)
+            "clear", [](BoundCache& self, std::int64_t b) { self.cache.clear(b); }, "b"_a,
+            "Empty sequence b.")
         .def(
             "prefill",
             [](BoundCache& self, std::int64_t b, const Tokens& tokens) {
@@ -110,7 +122,8 @@ void bind_gpt2(py::module_& m) {
                 return logits;
             },
             "b"_a, "tokens"_a,
-            "Append tokens to sequence b; return the logits (vocab_size) after the last of them.")
+            "Append tokens (n) int32 to sequence b and return the logits after the last of them, "
+            "(vocab_size) f32.")
         .def(
             "decode",
             [](BoundCache& self, const Tokens& tokens) {
@@ -123,7 +136,9 @@ void bind_gpt2(py::module_& m) {
                 self.cache.decode(x, out);
                 return logits;
             },
-            "tokens"_a, "Append a token to every sequence; return the logits (B, vocab_size) after it.")
+            "tokens"_a,
+            "Append a token to every sequence, (B) int32, and return the logits after it, (B, vocab_size) "
+            "f32.")
         .def(
             "queue_tokens",
             [](BoundCache& self, const std::optional<Tokens>& tokens,
@@ -138,8 +153,8 @@ void bind_gpt2(py::module_& m) {
                 self.cache.queue_tokens(x, coin, options);
             },
             "tokens"_a, "coins"_a, "options"_a,
-            "decode(), and choose a token from each sequence's logits, without waiting. tokens None: go "
-            "on from those chosen last.")
+            "Append a token to every sequence and choose the next ones on the device, without waiting.\n\n"
+            "tokens: (B) int32, or None to go on from those chosen last. coins: (B) f32 in [0, 1).")
         .def(
             "read_tokens",
             [](BoundCache& self) {
@@ -149,7 +164,8 @@ void bind_gpt2(py::module_& m) {
                 self.cache.read_tokens(out);
                 return tokens;
             },
-            "The tokens of the oldest queue_tokens() not read yet; negative: faults, see token_of().");
+            "Return the tokens that the oldest queue_tokens() not read yet chose, (B) int32.\n\n"
+            "Negative ones are faults, for token_of(). Waits.");
 
     m.def(
         "inspect_checkpoint",
@@ -157,14 +173,16 @@ void bind_gpt2(py::module_& m) {
             const CheckpointInfo info = inspect_checkpoint(path);
             return py::make_tuple(info.config, name_of(info.dtype), info.num_parameters);
         },
-        "path"_a, "(config, dtype, number of parameters) of a llm.c model file.");
+        "path"_a,
+        "Return (config, dtype, number of parameters) of a llm.c model file, whose header and size are "
+        "checked.");
     m.def(
         "checkpoint_header",
         [](const GPT2Config& config, const std::string& dtype) {
             const Header h = checkpoint_header(config, dtype_from_name(dtype));
             return py::bytes(reinterpret_cast<const char*>(h.data()), sizeof h);
         },
-        "config"_a, "dtype"_a, "The 1024 bytes that a llm.c model file begins with.");
+        "config"_a, "dtype"_a, "Return the 1024 bytes that a llm.c model file begins with.");
 }
 
 }  // namespace llmc

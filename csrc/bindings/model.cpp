@@ -26,17 +26,21 @@ Parameter parameter_named(Model& model, const std::string& name) {
 void bind_model(py::module_& m) {
     py::class_<ParameterSpec>(m, "ParameterSpec",
                               "A row of a model's table of parameters: csrc/model/parameters.h.")
-        .def_readonly("name", &ParameterSpec::name)
-        .def_property_readonly("shape", [](const ParameterSpec& s) { return py::tuple(py::cast(s.shape)); })
-        .def_readonly("per_layer", &ParameterSpec::per_layer)
-        .def_readonly("decay", &ParameterSpec::decay)
-        .def_readonly("padding", &ParameterSpec::padding);
-    py::class_<MemoryPlan>(m, "MemoryPlan", "Bytes by purpose.")
-        .def_readonly("parameters", &MemoryPlan::parameters)
-        .def_readonly("gradients", &MemoryPlan::gradients)
-        .def_readonly("optimizer", &MemoryPlan::optimizer)
-        .def_readonly("activations", &MemoryPlan::activations)
-        .def_property_readonly("total", &MemoryPlan::total);
+        .def_readonly("name", &ParameterSpec::name, "llm.c's name.")
+        .def_property_readonly(
+            "shape", [](const ParameterSpec& s) { return py::tuple(py::cast(s.shape)); },
+            "The extents, with the number of layers first if per_layer.")
+        .def_readonly("per_layer", &ParameterSpec::per_layer,
+                      "Each layer has one; all are stacked in one tensor.")
+        .def_readonly("decay", &ParameterSpec::decay, "Weight decay applies to it.")
+        .def_readonly("padding", &ParameterSpec::padding, "How many of the last rows are zero and stay so.");
+    py::class_<MemoryPlan>(m, "MemoryPlan", "The memory that a training run takes, in bytes by purpose.")
+        .def_readonly("parameters", &MemoryPlan::parameters, "The weights.")
+        .def_readonly("gradients", &MemoryPlan::gradients, "The gradients of the weights.")
+        .def_readonly("optimizer", &MemoryPlan::optimizer, "Moments and master weights.")
+        .def_readonly("activations", &MemoryPlan::activations,
+                      "What forward() keeps for backward(), and what both need for themselves.")
+        .def_property_readonly("total", &MemoryPlan::total, "The sum of all purposes.");
     py::class_<ModelOptions>(m, "ModelOptions", "How a model is computed: csrc/model/options.h.")
         .def(py::init([](const std::string& dtype, const std::string& grad_dtype, int recompute,
                          std::int64_t classifier_rows) {
@@ -46,24 +50,35 @@ void bind_model(py::module_& m) {
                  return o;
              }),
              "dtype"_a = "f32", "grad_dtype"_a = "f32", "recompute"_a = 1, "classifier_rows"_a = 1024)
-        .def_property_readonly("dtype", [](const ModelOptions& o) { return name_of(o.dtype); })
-        .def_property_readonly("grad_dtype", [](const ModelOptions& o) { return name_of(o.grad_dtype); })
-        .def_property_readonly("recompute",
-                               [](const ModelOptions& o) { return static_cast<int>(o.recompute); })
-        .def_readonly("classifier_rows", &ModelOptions::classifier_rows);
+        .def_property_readonly(
+            "dtype", [](const ModelOptions& o) { return name_of(o.dtype); },
+            "'f32' or 'bf16': of parameters and activations.")
+        .def_property_readonly(
+            "grad_dtype", [](const ModelOptions& o) { return name_of(o.grad_dtype); },
+            "'f32' or 'bf16': of the parameters' gradients.")
+        .def_property_readonly(
+            "recompute", [](const ModelOptions& o) { return static_cast<int>(o.recompute); },
+            "What backward() computes again: 0 nothing, 1 GELU, 2 GELU and layernorm.")
+        .def_readonly("classifier_rows", &ModelOptions::classifier_rows,
+                      "Rows of logits that exist at a time.");
 
     py::class_<BoundModel>(m, "Model", "What every family of models offers: csrc/model/model.h.")
-        .def_property_readonly("options", [](const BoundModel& self) { return self.model->options(); })
-        .def_property_readonly("backend", [](const BoundModel& self) { return self.model->backend(); })
-        .def_property_readonly("num_parameters",
-                               [](const BoundModel& self) { return self.model->num_parameters(); })
+        .def_property_readonly(
+            "options", [](const BoundModel& self) { return self.model->options(); },
+            "How the model is computed.")
+        .def_property_readonly(
+            "backend", [](const BoundModel& self) { return self.model->backend(); },
+            "The backend that the model is on.")
+        .def_property_readonly(
+            "num_parameters", [](const BoundModel& self) { return self.model->num_parameters(); },
+            "The number of elements of all parameters.")
         .def(
             "init_weights",
             [](BoundModel& self, std::uint32_t seed) {
                 const Busy busy(self.backend());
                 self.model->init_weights(seed);
             },
-            "seed"_a = 42)
+            "seed"_a = 42, "Set random weights, as the table of parameters says.")
         .def(
             "forward",
             [](BoundModel& self, const Tokens& inputs) {
@@ -73,7 +88,7 @@ void bind_model(py::module_& m) {
                 self.weights_may_have_changed();
                 self.model->forward(data, B, T);
             },
-            "inputs"_a)
+            "inputs"_a, "Compute the activations of inputs (B, T) int32 that backward() needs.")
         .def(
             "backward",
             [](BoundModel& self, const Tokens& targets, float scale,
@@ -85,18 +100,26 @@ void bind_model(py::module_& m) {
                 const Busy busy(self.backend());
                 self.model->backward(data, scale, sink ? sink->get() : nullptr);
             },
-            "targets"_a, "scale"_a = 1.0f, "sink"_a = py::none())
-        .def("zero_grad",
-             [](BoundModel& self) {
-                 const Busy busy(self.backend());
-                 self.model->zero_grad();
-                 if (self.views->alive > 0) self.model->materialize_gradients();
-             })
-        .def("loss",
-             [](const BoundModel& self) {
-                 const Busy busy(self.backend());
-                 return self.model->loss();
-             })
+            "targets"_a, "scale"_a = 1.0f, "sink"_a = py::none(),
+            "Add scale times the gradients and the mean loss of the last forward() to gradients and "
+            "loss().\n\n"
+            "targets: (B, T) int32; a negative one is ignored. sink: takes the gradients of an update's last "
+            "micro-batch, layer by layer as they are complete.")
+        .def(
+            "zero_grad",
+            [](BoundModel& self) {
+                const Busy busy(self.backend());
+                self.model->zero_grad();
+                if (self.views->alive > 0) self.model->materialize_gradients();
+            },
+            "Begin a new update: gradients and loss() are zero again.")
+        .def(
+            "loss",
+            [](const BoundModel& self) {
+                const Busy busy(self.backend());
+                return self.model->loss();
+            },
+            "Return the sum of scale * mean loss over the backward() calls since zero_grad(). Waits.")
         .def(
             "evaluate",
             [](BoundModel& self, const Tokens& inputs, const Tokens& targets, bool by_token) -> py::object {
@@ -116,7 +139,9 @@ void bind_model(py::module_& m) {
                 if (by_token) return losses;
                 return py::float_(mean);
             },
-            "inputs"_a, "targets"_a, "by_token"_a = false)
+            "inputs"_a, "targets"_a, "by_token"_a = false,
+            "Compute the loss without gradients; inputs and targets (B, T) int32.\n\n"
+            "Returns the mean over all targets, or with by_token the losses, (B, T) f32.")
         .def(
             "logits",
             [](BoundModel& self, const Tokens& inputs) {
@@ -129,13 +154,15 @@ void bind_model(py::module_& m) {
                 self.model->logits(x, B, T, out);
                 return logits;
             },
-            "inputs"_a)
-        .def("parameter_names",
-             [](const BoundModel& self) {
-                 std::vector<std::string> names;
-                 for (const auto& [name, tensor] : self.model->parameter_tensors()) names.push_back(name);
-                 return names;
-             })
+            "inputs"_a, "Compute the logits, (B, T, vocab_size) f32, of inputs (B, T) int32.")
+        .def(
+            "parameter_names",
+            [](const BoundModel& self) {
+                std::vector<std::string> names;
+                for (const auto& [name, tensor] : self.model->parameter_tensors()) names.push_back(name);
+                return names;
+            },
+            "Return the parameters' names, in the order of the model's file.")
         .def(
             "parameter",
             [](BoundModel& self, const std::string& name) {
@@ -143,7 +170,9 @@ void bind_model(py::module_& m) {
                     if (n == name) return OwnedTensor{self.model->backend(), tensor, self.model};
                 throw ArgumentError(filled("no parameter is named '{}'", name));
             },
-            "name"_a)
+            "name"_a,
+            "Return a parameter, in the model's memory and dtype. Call weights_changed() after writing to "
+            "it.")
         .def(
             "gradient",
             [](BoundModel& self, const std::string& name) {
@@ -154,7 +183,8 @@ void bind_model(py::module_& m) {
                 return OwnedTensor{self.model->backend(), parameter_named(*self.model, name).grad,
                                    self.model};
             },
-            "name"_a)
+            "name"_a,
+            "Return a parameter's gradient, in the model's memory, of its shape and of dtype grad_dtype.")
         .def(
             "parameter_view",
             [](BoundModel& self, const std::string& name) {
@@ -162,7 +192,8 @@ void bind_model(py::module_& m) {
                     if (n == name) return self.view(tensor);
                 throw ArgumentError(filled("no parameter is named '{}'", name));
             },
-            "name"_a)
+            "name"_a,
+            "Return a NumPy view of a parameter in the CPU's memory, bf16 as uint16. It may be written to.")
         .def(
             "gradient_view",
             [](BoundModel& self, const std::string& name) {
@@ -172,15 +203,20 @@ void bind_model(py::module_& m) {
                 }
                 return self.view(parameter_named(*self.model, name).grad);
             },
-            "name"_a)
-        .def("all_parameters",
-             [](BoundModel& self) {
-                 return OwnedTensor{self.model->backend(), self.model->all_parameters(), self.model};
-             })
-        .def("weights_changed", [](BoundModel& self) {
-            const Busy busy(self.backend());
-            self.model->weights_changed();
-        });
+            "name"_a, "Return a NumPy view of a parameter's gradient in the CPU's memory, bf16 as uint16.")
+        .def(
+            "all_parameters",
+            [](BoundModel& self) {
+                return OwnedTensor{self.model->backend(), self.model->all_parameters(), self.model};
+            },
+            "Return all parameters as one tensor (num_parameters), in the order of the model's file.")
+        .def(
+            "weights_changed",
+            [](BoundModel& self) {
+                const Busy busy(self.backend());
+                self.model->weights_changed();
+            },
+            "Drop packed copies of the weights. Call after writing to a parameter from outside.");
 }
 
 }  // namespace llmc

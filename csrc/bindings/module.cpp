@@ -35,7 +35,7 @@ PYBIND11_MODULE(_llmc, m) {
     bind_data(m);
 
     m.def("default_threads", &default_threads,
-          "CPU threads used by default: OMP_NUM_THREADS, else what the process may use.");
+          "Return the CPU threads used by default: OMP_NUM_THREADS, else what the process may use.");
     m.def(
         "isa",
         [] {
@@ -43,14 +43,17 @@ PYBIND11_MODULE(_llmc, m) {
             return py::dict("used"_a = choice.kernels->isa, "usable"_a = choice.usable,
                             "built"_a = choice.built);
         },
-        "The kernel sets in this build, those that run here, and the one used (LLMC_ISA forces one).");
+        "Return the kernel sets: 'built' in this build, 'usable' on this CPU, and the one 'used' (LLMC_ISA "
+        "forces one).");
     m.def(
         "cpu_peak_flops",
         [](const std::string& dtype, int threads) { return cpu_peak_flops(dtype_from_name(dtype), threads); },
         "dtype"_a, "threads"_a = 0, py::call_guard<py::gil_scoped_release>(),
-        "FLOP/s of the kernel set in use on registers alone, measured in about 60 ms.");
-    m.def("cuda_built", &cuda_built, "Whether this build has the CUDA backend.");
+        "Measure the FLOP/s of the kernel set in use on registers alone, in about 60 ms.\n\n"
+        "dtype: 'f32' or 'bf16'. threads: 0 for as many as a backend would use.");
+    m.def("cuda_built", &cuda_built, "Return whether this build has the CUDA backend.");
     m.def("set_library_directories", &set_library_directories, "directories"_a,
-          "Where NVIDIA's libraries are looked for, besides the system's places.");
-    m.def("cuda_status", &cuda_status, "The CUDA libraries and devices found, or why there are none.");
+          "Set the directories in which NVIDIA's libraries are looked for, besides the system's places.");
+    m.def("cuda_status", &cuda_status,
+          "Return the CUDA libraries and devices found, or why there are none, in words.");
 }

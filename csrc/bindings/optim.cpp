@@ -22,7 +22,8 @@ struct BoundAdamW {
 }  // namespace
 
 void bind_optim(py::module_& m) {
-    py::class_<BoundAdamW>(m, "AdamW", "The optimizer of csrc/optim/adamw.h. llmc.AdamW stands over it.")
+    py::class_<BoundAdamW>(m, "AdamW",
+                           "AdamW over a model's parameters: csrc/optim/adamw.h. llmc.AdamW is made of it.")
         .def(py::init([](const BoundModel& model, float beta1, float beta2, float eps, float weight_decay,
                          float grad_clip, bool decay_all, bool master_weights, std::uint64_t seed) {
                  AdamWOptions o;
@@ -41,7 +42,7 @@ void bind_optim(py::module_& m) {
                 self.measure();
                 self.adamw.apply(lr);
             },
-            "lr"_a)
+            "lr"_a, "Queue an update: measure() and apply(), without waiting.")
         .def(
             "measure",
             [](BoundAdamW& self) {
@@ -49,26 +50,32 @@ void bind_optim(py::module_& m) {
                 self.measure();
                 return self.adamw.norm();
             },
-            "The gradients' global norm before clipping. Waits.")
+            "Measure the gradients and return their global norm before clipping. Waits.")
         .def(
             "apply",
             [](BoundAdamW& self, float lr) {
                 const Busy busy(self.owner.backend());
                 self.adamw.apply(lr);
             },
-            "lr"_a)
-        .def("norm",
-             [](const BoundAdamW& self) {
-                 const Busy busy(self.owner.backend());
-                 return self.adamw.norm();
-             })
-        .def_property_readonly("bytes", [](const BoundAdamW& self) { return self.adamw.bytes(); })
+            "lr"_a, "Queue the update with the gradients measured last, and count it.")
+        .def(
+            "norm",
+            [](const BoundAdamW& self) {
+                const Busy busy(self.owner.backend());
+                return self.adamw.norm();
+            },
+            "Return the global norm of the gradients measured last, before clipping. Waits.")
+        .def_property_readonly(
+            "bytes", [](const BoundAdamW& self) { return self.adamw.bytes(); },
+            "The memory of moments and master weights, in bytes.")
         .def_property(
             "step_count", [](const BoundAdamW& self) { return self.adamw.step_count(); },
-            [](BoundAdamW& self, std::int64_t count) { self.adamw.set_step_count(count); })
+            [](BoundAdamW& self, std::int64_t count) { self.adamw.set_step_count(count); },
+            "Updates made so far, which the correction of the moments' bias goes by.")
         .def_property(
             "rng_state", [](const BoundAdamW& self) { return self.adamw.rng_state(); },
-            [](BoundAdamW& self, std::uint64_t state) { self.adamw.set_rng_state(state); })
+            [](BoundAdamW& self, std::uint64_t state) { self.adamw.set_rng_state(state); },
+            "The state of the generator that draws the seeds of stochastic rounding.")
         .def(
             "state",
             [](const py::object& self) {
@@ -84,7 +91,8 @@ void bind_optim(py::module_& m) {
                     out[py::str(s.name)] = py::make_tuple(tensor(s.m), tensor(s.v), tensor(s.master));
                 return out;
             },
-            "name -> (m, v, master) as Tensors; master is None for f32 parameters.");
+            "Return (m, v, master) by the parameter's name: Tensors of its shape, m and v f32.\n\n"
+            "master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.");
 }
 
 }  // namespace llmc

@@ -70,24 +70,28 @@ py::array host_view(const Tensor& t, py::handle base) {
 }
 
 void bind_tensor(py::module_& m) {
-    py::class_<DeviceInfo>(m, "DeviceInfo", "What a backend says of its device.")
-        .def_readonly("name", &DeviceInfo::name)
-        .def_readonly("description", &DeviceInfo::description)
-        .def_readonly("isa", &DeviceInfo::isa)
-        .def_readonly("threads", &DeviceInfo::threads)
-        .def_readonly("pinning", &DeviceInfo::pinning)
-        .def_readonly("total_bytes", &DeviceInfo::total_bytes)
-        .def_readonly("free_bytes", &DeviceInfo::free_bytes)
-        .def_readonly("multiprocessors", &DeviceInfo::multiprocessors)
-        .def_readonly("clock_hz", &DeviceInfo::clock_hz)
-        .def_readonly("options", &DeviceInfo::options)
-        .def_readonly("fallbacks", &DeviceInfo::fallbacks);
+    py::class_<DeviceInfo>(m, "DeviceInfo", "A description of a backend's device.")
+        .def_readonly("name", &DeviceInfo::name, "'cpu' or 'cuda:0'.")
+        .def_readonly("description", &DeviceInfo::description, "The hardware, in words.")
+        .def_readonly("isa", &DeviceInfo::isa, "The kernel set: 'avx512', 'sm_90'.")
+        .def_readonly("threads", &DeviceInfo::threads, "The CPU threads that ops use.")
+        .def_readonly("pinning", &DeviceInfo::pinning, "How the CPU threads are bound to CPUs, in words.")
+        .def_readonly("total_bytes", &DeviceInfo::total_bytes,
+                      "The memory of the device, in bytes; 0 if unknown.")
+        .def_readonly("free_bytes", &DeviceInfo::free_bytes, "The memory that is free, in bytes.")
+        .def_readonly("multiprocessors", &DeviceInfo::multiprocessors, "The multiprocessors of a GPU.")
+        .def_readonly("clock_hz", &DeviceInfo::clock_hz, "The highest clock of its multiprocessors, in Hz.")
+        .def_readonly("options", &DeviceInfo::options, "What set_option() has chosen.")
+        .def_readonly("fallbacks", &DeviceInfo::fallbacks,
+                      "What was computed by slower means than chosen; empty if nothing was.");
 
-    py::class_<OwnedTensor>(m, "Tensor",
-                            "A contiguous array in a backend's memory. dtype: 'f32', 'bf16', 'i32' or 'i16'.")
-        .def_property_readonly("shape",
-                               [](const OwnedTensor& t) { return py::tuple(py::cast(shape_of(t.tensor))); })
-        .def_property_readonly("dtype", [](const OwnedTensor& t) { return name_of(t.tensor.dtype); })
+    py::class_<OwnedTensor>(m, "Tensor", "A contiguous array in a backend's memory.")
+        .def_property_readonly(
+            "shape", [](const OwnedTensor& t) { return py::tuple(py::cast(shape_of(t.tensor))); },
+            "The extents.")
+        .def_property_readonly(
+            "dtype", [](const OwnedTensor& t) { return name_of(t.tensor.dtype); },
+            "'f32', 'bf16', 'i32' or 'i16'.")
         .def(
             "to_host",
             [](const OwnedTensor& t, std::optional<py::array> into) {
@@ -102,7 +106,7 @@ void bind_tensor(py::module_& m) {
                 return out;
             },
             "out"_a = py::none(),
-            "A copy as a NumPy array, a new one or `out`; bf16 as uint16. Waits for the device.")
+            "Copy the elements to a NumPy array, a new one or `out`, and return it; bf16 as uint16. Waits.")
         .def(
             "from_host",
             [](const OwnedTensor& t, const py::array& host) {
@@ -113,8 +117,11 @@ void bind_tensor(py::module_& m) {
                 const Busy busy(*t.backend);
                 t.backend->from_host(t.tensor, data);
             },
-            "host"_a, "Copies an array of the same size in; bf16 as uint16.")
-        .def_property_readonly("numel", [](const OwnedTensor& t) { return t.tensor.numel(); })
+            "host"_a,
+            "Copy an array of the same number of elements and dtype in; bf16 from uint16 or "
+            "ml_dtypes.bfloat16.")
+        .def_property_readonly(
+            "numel", [](const OwnedTensor& t) { return t.tensor.numel(); }, "The number of elements.")
         .def(
             "read",
             [](const OwnedTensor& t, std::int64_t begin, std::int64_t count) {
@@ -125,7 +132,9 @@ void bind_tensor(py::module_& m) {
                 t.backend->to_host(data, part);
                 return out;
             },
-            "begin"_a, "count"_a, "A copy of some elements in row-major order, as a NumPy array. Waits.")
+            "begin"_a, "count"_a,
+            "Return a copy of the elements begin .. begin+count-1 in row-major order, (count); bf16 as "
+            "uint16. Waits.")
         .def(
             "write",
             [](const OwnedTensor& t, std::int64_t begin, const py::array& host) {
@@ -135,19 +144,19 @@ void bind_tensor(py::module_& m) {
                 const Busy busy(*t.backend);
                 t.backend->from_host(part, data);
             },
-            "begin"_a, "host"_a, "Copies elements in, from `begin` on in row-major order.")
+            "begin"_a, "host"_a, "Copy an array in, to the elements from `begin` on in row-major order.")
         .def(
             "__getitem__",
             [](const OwnedTensor& t, std::int64_t i) {
                 if (t.tensor.rank < 1 || i < 0 || i >= t.tensor.shape[0]) throw py::index_error();
                 return OwnedTensor{t.backend, t.tensor[i], t.owner};
             },
-            "i"_a, "Row i, of one extent less: the same memory.")
+            "i"_a, "Return row i, a tensor of one extent less in the same memory.")
         .def("__repr__", [](const OwnedTensor& t) { return filled("Tensor({})", t.tensor); });
 }
 
 void bind_allocation(py::class_<Backend, std::shared_ptr<Backend>>& backend) {
-    backend.def("empty", &new_tensor, "shape"_a, "dtype"_a = "f32", "A new tensor, filled with zeros.");
+    backend.def("empty", &new_tensor, "shape"_a, "dtype"_a = "f32", "Allocate a tensor, filled with zeros.");
 }
 
 }  // namespace llmc

@@ -1,6 +1,6 @@
 // llm.c's tokenizer file, for decoding: 256 uint32 (magic 20240328, version 1 or 2, vocabulary, EOT in
 // version 2), then for each token a length byte and its bytes. (Python encodes, from the same file:
-// llmc.tokenizer.)
+// llmc.data.tokenizer.)
 #pragma once
 
 #include <cstdint>

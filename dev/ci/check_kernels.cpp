@@ -81,7 +81,7 @@ class Run {
             x.push_back(t.dtype == DType::f32 ? t.as<float>()[i] : to_float(t.as<bf16>()[i]));
         return x;
     }
-    // least: what to call large where all of `want` is small.
+    // least: what to call large if all of `want` is small.
     void expect(Tensor got, const Numbers& want, double least = 1e-3) {
         bits.insert(bits.end(), got.as<char>(), got.as<char>() + got.bytes());
         const Numbers x = read(got);
@@ -118,8 +118,8 @@ double gelu(double x) {
 double gelu_gradient(double x) { return (gelu(x + 1e-6) - gelu(x - 1e-6)) / 2e-6; }
 
 // out (M,N) = a b + bias, where a(m,k) = a[m*am + k*ak] and so on.
-Numbers product(i64 M, i64 N, i64 K, const Numbers& a, i64 am, i64 ak, const Numbers& b, i64 bk, i64 bn,
-                const Numbers& bias = {}) {
+Numbers matmul(i64 M, i64 N, i64 K, const Numbers& a, i64 am, i64 ak, const Numbers& b, i64 bk, i64 bn,
+               const Numbers& bias = {}) {
     Numbers c(static_cast<std::size_t>(M * N));
     for (i64 m = 0; m < M; ++m)
         for (i64 n = 0; n < N; ++n) {
@@ -151,7 +151,7 @@ Numbers column_sums(const Numbers& x, i64 N) {
     return sum;
 }
 
-// ---- products ----
+// ---- matmuls ----
 
 struct MatmulShape {
     i64 N, C, OC;
@@ -167,11 +167,11 @@ void matmul_forward(Run& r) {
         const Tensor inp = r.tensor(x, {N, C}), weight = r.tensor(w, {OC, C}), bias = r.tensor(b, {OC});
         const Tensor out = r.output({N, OC}), exact = r.output({N, OC}, DType::f32);
         const Tensor pre = r.output({N, OC}), activated = r.output({N, OC}), again = r.output({N, OC});
-        const Numbers y = product(N, OC, C, x, C, 1, w, 1, C, b);
+        const Numbers y = matmul(N, OC, C, x, C, 1, w, 1, C, b);
         r.ops.matmul_forward(out, inp, weight, bias);
         r.expect(out, y);
         r.ops.matmul_forward(exact, inp, weight, Tensor());
-        r.expect(exact, product(N, OC, C, x, C, 1, w, 1, C));
+        r.expect(exact, matmul(N, OC, C, x, C, 1, w, 1, C));
         r.ops.matmul_gelu_forward(activated, pre, inp, weight, bias);
         r.expect_same(pre, out);
         r.ops.gelu_forward(again, out);
@@ -194,7 +194,7 @@ void matmul_backward(Run& r) {
         const Numbers x = r.values(N * C), w = r.values(OC * C), dy = r.values(N * OC), p = r.values(N * C);
         const Tensor inp = r.tensor(x, {N, C}), weight = r.tensor(w, {OC, C}), dout = r.tensor(dy, {N, OC});
         const Tensor pre = r.tensor(p, {N, C});
-        const Numbers dx = product(N, C, OC, dy, OC, 1, w, C, 1), dw = product(OC, C, N, dy, 1, OC, x, C, 1);
+        const Numbers dx = matmul(N, C, OC, dy, OC, 1, w, C, 1), dw = matmul(OC, C, N, dy, 1, OC, x, C, 1);
         for (const DType type : {DType::f32, r.dtype}) {
             const Tensor dinp = r.output({N, C}), dweight = r.output({OC, C}, type),
                          dbias = r.output({OC}, type);

@@ -1,10 +1,10 @@
-"""What a compiler can show of the CUDA kernels without a GPU: that no kernel spills registers, and that kernels over 16 bytes
-a thread really load and store 16 bytes at a time.
+"""Checks the machine code of the CUDA kernels, without a GPU: no kernel spills registers, and kernels written for 16 bytes
+a thread load and store 16 bytes at a time.
 
     python dev/ci/check_sass.py build/cuda/_llmc*.so            # needs cuobjdump and nvdisasm (pip install nvidia-cuda-cuobjdump
     python dev/ci/check_sass.py build/cuda/_llmc*.so --table    # nvidia-cuda-nvdisasm); --table prints every kernel
 
-Exit code 1 where a kernel is found wanting.
+The exit code is 1 if a kernel fails.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Kernels bound by memory. The first number among the template's arguments is how many elements a thread takes at once; where
+# Kernels bound by memory. The first number among the template's arguments is how many elements a thread takes at once; if
 # that is more than 1, 16 bytes at a time must be loaded, and stored by those that write what they have read.
 LOADS = (
     "elementwise",
@@ -106,7 +106,7 @@ def disassemble(library: Path) -> list[Kernel]:
 
 
 def fault(k: Kernel) -> str:
-    """What is wrong with a kernel, or nothing."""
+    """Return what is wrong with a kernel, or an empty string."""
     if k.spills:
         return f"{k.spills} accesses of local memory"
     if k.is_wide and not k.loads.get(16):
@@ -132,10 +132,10 @@ def main() -> int:
         if args.table or fault(k):
             loads, stores = ({b: c[b] for b in sorted(c, reverse=True)} for c in (k.loads, k.stores))
             print(f"{k.arch} {k.registers:4} registers, loads {loads}, stores {stores}  {k.name}  {fault(k)}")
-    wide, wanting = sum(k.is_wide for k in kernels), sum(bool(fault(k)) for k in kernels)
+    wide, faulty = sum(k.is_wide for k in kernels), sum(bool(fault(k)) for k in kernels)
     arches = sorted({k.arch for k in kernels})
-    print(f"{len(kernels)} kernels for {', '.join(arches)}: {wide} work on 16 bytes a thread, {wanting} found wanting")
-    return 1 if wanting else 0
+    print(f"{len(kernels)} kernels for {', '.join(arches)}: {wide} work on 16 bytes a thread, {faulty} fail")
+    return 1 if faulty else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The stages of dev/gpu_check.sh, which says what they are for. dev/ci/gpu_stages.py and dev/bench/bench_gpu.py do the measuring.
 
 In --out: results.jsonl, all figures, a line each as they come; table_PART.txt, the summary, written again after each stage;
-log_PART.txt, what the stages said. LLMC_GPU_CHECK_SABOTAGE=hang:parity,fail:ops tries what becomes of the other stages.
+log_PART.txt, the output of the stages. LLMC_GPU_CHECK_SABOTAGE=hang:parity,fail:ops tests that the other stages still run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from make_site import make_site
 ROOT = Path(__file__).resolve().parents[2]
 
 SECONDS = {"a": 180, "b": 300}  # for each part, after the build
-# Ops alone, in bf16: under compute-sanitizer everything is many times slower.
+# Only ops, and only in bf16, because under compute-sanitizer everything is many times slower.
 OPS = "attention or layernorm or encoder or classifier or matmul or gelu or adamw or sums"
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
 FLASH, CUDNN = "attention=flash rows=16384", "attention=cudnn deterministic=off rows=16384"
@@ -63,9 +63,9 @@ class Check:
         )
         self.site = self.build_dir / "site"
         self.deadline = time.monotonic() + 600
-        self.stages: list[Result] = []  # of this part
+        self.stages: list[Result] = []  # of the part that is running
         self.lock = threading.Lock()
-        self.running: set[int] = set()  # processes, each the first of its group
+        self.running: set[int] = set()  # process ids; each process leads a group of its own
         signal.signal(signal.SIGTERM, self.stopped)
         path = [str(self.site), os.environ.get("PYTHONPATH", "")]
         self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p)}
@@ -77,7 +77,7 @@ class Check:
     # ---- running ----
 
     def run(self, name: str, command: list[str], limit: float, threads: int = 0) -> subprocess.CompletedProcess[str]:
-        """TimeoutError past the limit, or when the part's time is over: then the process and all that it started are killed."""
+        """Run a command. Past the limit, or at the end of the part's time, kill it and all that it started, and raise TimeoutError."""
         how = self.sabotage.get(name)
         if how == "hang":
             command, limit = ["sh", "-c", "sleep 1000 & sleep 1000"], 3
@@ -96,7 +96,7 @@ class Check:
             except subprocess.TimeoutExpired:
                 code = None
             finally:
-                kill_group(process.pid)  # and so whatever it has started
+                kill_group(process.pid)  # and all that the command has started
                 process.wait()
                 self.running.discard(process.pid)
         out_text, err_text = (log.read_text(encoding="utf-8", errors="replace") for log in logs)
@@ -107,13 +107,13 @@ class Check:
         return subprocess.CompletedProcess(command, code, out_text, err_text)
 
     def stopped(self, *_: object) -> None:
-        """By SIGTERM: no stage may go on and keep the card busy."""
+        """End at SIGTERM, with all processes of stages, so that none keeps the card busy."""
         for pid in list(self.running):
             kill_group(pid)
         os._exit(128 + signal.SIGTERM)
 
     def stage(self, name: str, body: Callable[[], str | tuple[str, str]]) -> bool:
-        """body gives a line of detail, and a report if it has one; or raises."""
+        """Run a stage and keep its result; body returns a line of detail, and a report if it has one, or raises."""
         print(f"... {name}", file=sys.stderr, flush=True)
         start, report = time.monotonic(), ""
         for kind in ("out", "err"):
@@ -124,12 +124,12 @@ class Check:
             status = "ok"
         except NotRun as e:
             status, detail = "not run", str(e)
-        except Exception as e:  # a stage must not stop the others
+        except Exception as e:  # a failure must not stop the other stages
             status, detail = "FAILED", f"{type(e).__name__}: {e}"
-        if status == "FAILED":  # what it has found so far
+        if status == "FAILED":  # its output may still tell something
             logs = [self.build_dir / f"{name}.{kind}" for kind in ("out", "err")]
-            said = [log.read_text(encoding="utf-8", errors="replace") for log in logs if log.exists()]
-            report = "\n".join("\n".join(said).splitlines()[-150:])
+            output = [log.read_text(encoding="utf-8", errors="replace") for log in logs if log.exists()]
+            report = "\n".join("\n".join(output).splitlines()[-150:])
         with self.lock:
             self.stages.append(Result(name, status, round(time.monotonic() - start, 1), detail, report))
             row = {"what": "stage", "part": self.part, "stage": name, "status": status, "detail": detail}
@@ -138,7 +138,7 @@ class Check:
         return status == "ok"
 
     def together(self, *stages: tuple[str, Callable[[], str | tuple[str, str]]]) -> None:
-        """At the same time: for what is judged by its result and not by its speed."""
+        """Run stages at the same time, those that are judged by results and not by speed."""
         threads = [threading.Thread(target=self.stage, args=s) for s in stages]
         for t in threads:
             t.start()
@@ -204,7 +204,7 @@ class Check:
         return first.split(",")[0].replace(".", "")
 
     def optional(self, notes: list[str]) -> list[str]:
-        """USE_CUDNN and USE_NCCL, if their headers are here or pip brings them within 10 seconds."""
+        """Return those of USE_CUDNN and USE_NCCL whose headers are here, or are brought by pip within 10 seconds."""
         spec = importlib.util.spec_from_file_location("build_backend", ROOT / "cmake" / "build_backend.py")
         assert spec is not None and spec.loader is not None
         backend = importlib.util.module_from_spec(spec)
@@ -236,7 +236,7 @@ class Check:
         return done.stdout.splitlines()[-1]
 
     def worker(self, name: str, limit: float, threads: int = 0) -> tuple[str, str]:
-        """A stage of gpu_stages.py."""
+        """Run a stage of gpu_stages.py."""
         command = [sys.executable, "dev/ci/gpu_stages.py", name, "--results", str(self.results)]
         done = self.run(name, [*command, *["--dry-run"] * self.dry_run], limit, threads)
         bad = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
@@ -246,9 +246,8 @@ class Check:
         return (f"{len(checks)} checks", "") if checks else ("see below", done.stdout)
 
     def bench(self, name: str, limit: float, *flags: str) -> tuple[str, str]:
-        own = str(
-            max(1.0, min(limit, self.deadline - time.monotonic()) - 3)
-        )  # so that it gives up and prints its table
+        # 3 seconds before the limit the benchmark ends by itself and prints its table.
+        own = str(max(1.0, min(limit, self.deadline - time.monotonic()) - 3))
         command = [sys.executable, "dev/bench/bench_gpu.py", "--out", str(self.results), "--limit", own, *flags]
         done = self.run(name, [*command, *["--dry-run"] * self.dry_run], limit)
         if done.returncode:
@@ -276,13 +275,13 @@ class Check:
             done = self.run(name, command, limit, threads=2)
         except TimeoutError as e:
             log = self.build_dir / f"{name}.out"
-            said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-            passed, failed = (re.findall(rf"^.*\b{word}\b.*", said, re.MULTILINE) for word in ("PASSED", "FAILED"))
+            output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            passed, failed = (re.findall(rf"^.*\b{word}\b.*", output, re.MULTILINE) for word in ("PASSED", "FAILED"))
             raise TimeoutError(
                 f"{e}; until then {len(passed)} passed, {len(failed)} failed {'; '.join(failed[:4])}"
             ) from None
         lines = done.stdout.strip().splitlines()
-        last = next((line for line in reversed(lines) if re.search(r" in \d+\.\d+s", line)), "")  # pytest's own
+        last = next((line for line in reversed(lines) if re.search(r" in \d+\.\d+s", line)), "")  # pytest's last line
         summary = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", last)
         sanitizer = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", done.stdout)
         detail = ", ".join([*summary, *sanitizer])
@@ -292,7 +291,7 @@ class Check:
         return detail
 
     def chosen(self, which: str) -> list[str]:
-        """Some 25 tests of the kernels in bf16: of each test the last two cases, which are among the larger ones."""
+        """Return some 25 tests of the kernels in bf16: the last two cases of each, which are among the larger ones."""
         command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda", "-k", which, *FILES[:2]]
         done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60)
         cases: dict[tuple[str, bool], list[str]] = {}
@@ -302,7 +301,7 @@ class Check:
         return [case for of_one in cases.values() for case in of_one[-2:]]
 
     def sanitizer(self, tool: str) -> str:
-        # Racecheck dies of cuBLASLt's kernels on Hopper, though it is told to leave them alone.
+        # Racecheck crashes at cuBLASLt's kernels on Hopper, although --kernel-regex excludes them.
         which = f"{SANITIZED} and not matmul" if tool == "racecheck" else SANITIZED
         if self.dry_run:
             raise NotRun(
@@ -339,7 +338,7 @@ class Check:
 
     def b(self) -> None:
         more = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py"))
-        if self.dry_run:  # the emulated device takes minutes for all: dev/ci/emulation.sh
+        if self.dry_run:  # all tests take minutes on the emulated device; dev/ci/emulation.sh runs them
             more = ["tests/models/test_gpt2.py"]
         self.together(
             ("parity", lambda: self.worker("parity", 60)),
@@ -356,7 +355,7 @@ class Check:
         self.stage("PyTorch", lambda: self.bench("PyTorch", 120, *torch))
 
     def fastest(self) -> str:
-        """Of the settings of bf16 gradients that have been measured in this --out."""
+        """Return the fastest settings measured in this --out, of those that change neither the gradients' dtype nor recompute."""
         rows = [json.loads(line) for line in self.results.read_text(encoding="utf-8").splitlines()]
         speed = {
             r["settings"]: r["tokens_per_second"]
@@ -401,7 +400,7 @@ def installed(package: str) -> bool:
 
 
 def error_line(output: str) -> str:
-    """The first that names an error, with the one after it, which has CMake's message; else the last."""
+    """Return the first line that names an error, and the next, which has CMake's message; else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     found = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)), len(lines) - 1)
     return " ".join(lines[found : found + 2])[:300] if lines else "no output"

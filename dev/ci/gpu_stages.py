@@ -36,7 +36,7 @@ class Stage:
         append_json(self.results, {"what": what, "stage": self.name, **row})
 
     def check(self, name: str, figure: float, limit: float) -> None:
-        """A figure of NaN fails."""
+        """Keep and print a figure, which must be at most the limit; NaN is a failure."""
         ok = bool(figure <= limit)
         self.failed |= not ok
         self.keep("check", check=name, figure=float(figure), limit=float(limit), ok=ok)
@@ -56,7 +56,7 @@ def usable_attentions(backend: _llmc.Backend) -> list[str]:
 
 
 def widen(host: Any) -> Any:
-    """f32 of what to_host() gives: bf16 comes as its bits."""
+    """Return what to_host() gives as f32; it gives bf16 as uint16."""
     return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == np.uint16 else host
 
 
@@ -64,21 +64,21 @@ def widen(host: Any) -> Any:
 
 
 def smoke(stage: Stage) -> None:
-    """Fresh random bf16 inputs. The oracle is PyTorch in f32; an op may be at most twice as far from it as PyTorch's own bf16 op
-    is, in the 2-norm and in the worst element."""
+    """Every op gets fresh random bf16 inputs. The oracle is PyTorch in f32; an op may be at most twice as far from it as PyTorch's own bf16
+    op is, in the 2-norm and in the worst element."""
     import torch
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    dry, where = stage.dry_run, "cpu" if stage.dry_run else "cuda"
+    dry, device = stage.dry_run, "cpu" if stage.dry_run else "cuda"
     N, C, NH, V, Vp = (64, 64, 1, 250, 256) if dry else (65536, 768, 12, 50257, 50304)
     torch.manual_seed(time.time_ns() % 2**32)
     bf16, f32 = torch.bfloat16, torch.float32
     be = _llmc.Backend("cuda")
 
     def random(*shape: int, scale: float = 1.0) -> Any:
-        return (scale * torch.randn(*shape, device=where)).to(bf16)
+        return (scale * torch.randn(*shape, device=device)).to(bf16)
 
     def put(x: Any) -> _llmc.Tensor:
         kinds = {bf16: ("bf16", torch.uint16), f32: ("f32", f32), torch.int64: ("i32", torch.int32)}
@@ -90,20 +90,20 @@ def smoke(stage: Stage) -> None:
 
     def get(t: _llmc.Tensor) -> Any:
         host = torch.from_numpy(t.to_host())
-        return (host.view(bf16) if t.dtype == "bf16" else host).to(where)
+        return (host.view(bf16) if t.dtype == "bf16" else host).to(device)
 
     def blank(*shape: int) -> _llmc.Tensor:
-        """NaN, so that what is not written shows."""
-        return put(torch.full(shape, math.nan, device=where, dtype=bf16))
+        """Return a tensor of NaNs, so that elements that an op does not write are noticed."""
+        return put(torch.full(shape, math.nan, device=device, dtype=bf16))
 
     def errors(x: Any, exact: Any) -> tuple[float, float]:
         d = x.float() - exact
         top = float(exact.abs().max())
         return float(d.norm() / exact.norm()), float(d.abs().max()) / top
 
-    def compare(name: str, ours: Any, torchs: Any, exact: Any) -> None:
-        """One unit in the last place of bf16 is 2^-8; a result rounded once differs by half of one at most."""
-        for kind, a, b in zip(("norm", "worst"), errors(ours, exact), errors(torchs, exact)):
+    def compare(name: str, result: Any, pytorch: Any, exact: Any) -> None:
+        """Check that a result is at most twice as far from the exact one as PyTorch's, and 2^-12 besides."""
+        for kind, a, b in zip(("norm", "worst"), errors(result, exact), errors(pytorch, exact)):
             stage.check(f"{name}, {kind}", a, 2 * b + 2.0**-12)
 
     def gradients(run: Callable[..., Any], dout: Any, *inputs: Any) -> list[Any]:
@@ -121,13 +121,13 @@ def smoke(stage: Stage) -> None:
             tx, tw, tb, td = map(put, (x, w, bias, dout))
             out, pre = blank(N, OC), blank(N, OC)
             exact = x.float() @ w.float().T + bias.float()
-            theirs = F.linear(x, w, bias)
+            pytorch = F.linear(x, w, bias)
             be.matmul_forward(out, tx, tw, tb)
-            compare(f"{name} forward", get(out), theirs, exact)
+            compare(f"{name} forward", get(out), pytorch, exact)
             if name == "fc":
                 be.matmul_gelu_forward(out, pre, tx, tw, tb)
-                compare("fc forward with GELU, before it", get(pre), theirs, exact)
-                compare("fc forward with GELU", get(out), tanh_gelu(theirs), tanh_gelu(exact))
+                compare("fc forward with GELU, before it", get(pre), pytorch, exact)
+                compare("fc forward with GELU", get(out), tanh_gelu(pytorch), tanh_gelu(exact))
             dinp, dw, db = blank(N, IC), blank(OC, IC), blank(OC)
             be.matmul_backward(dinp, dw, db, td, tx, tw, False)
             wide = dout.float() @ w.float()
@@ -159,16 +159,16 @@ def smoke(stage: Stage) -> None:
         grads = [put(torch.zeros_like(x)) for x in (a, w, w)]
         be.layernorm_backward(*grads, put(dout), residual, tw, mean, rstd)
         exact = gradients(norm, dout.float(), total.float(), w.float(), bias.float())
-        theirs = gradients(norm, dout, total, w, bias)
-        for name, g, t, e in zip(("dinp", "dweight", "dbias"), grads, theirs, exact):
+        pytorch = gradients(norm, dout, total, w, bias)
+        for name, g, t, e in zip(("dinp", "dweight", "dbias"), grads, pytorch, exact):
             compare(f"layernorm backward, {name}", get(g), t, e)
 
     def classifier() -> None:
-        """All losses, and the gradients of some rows: the first, the last, and a few runs between."""
+        """Check all losses, and the gradients of some rows: the first, the last, and 30 at random."""
         free = be.info().free_bytes
         rows = N if dry else min(N, int(0.8 * free) // (2 * Vp))
         stage.keep("note", classifier_rows=rows)
-        logits, targets = be.empty([rows, Vp], "bf16"), torch.randint(0, V, (rows,), device=where)
+        logits, targets = be.empty([rows, Vp], "bf16"), torch.randint(0, V, (rows,), device=device)
         piece = min(rows, 4096)
         wanted = sorted({0, rows - 1, *np.random.default_rng().integers(0, rows, 30).tolist()})
         kept, exact_losses = {}, []
@@ -183,12 +183,12 @@ def smoke(stage: Stage) -> None:
         exact = torch.cat(exact_losses)
         stage.check(f"classifier, {rows} losses", float((get(losses) - exact).abs().max()), 1e-4)
         x = torch.stack([kept[i] for i in wanted])
-        y = targets[torch.tensor(wanted, device=where)]
+        y = targets[torch.tensor(wanted, device=device)]
         slope = torch.softmax(x[:, :V].float(), 1)
-        slope[torch.arange(len(wanted), device=where), y] -= 1
+        slope[torch.arange(len(wanted), device=device), y] -= 1
         slope = F.pad(slope * scale, (0, Vp - V))
-        ours = np.stack([logits.read(i * Vp, Vp) for i in wanted])
-        compare("classifier, dlogits", torch.from_numpy(ours).view(bf16).to(where), slope.to(bf16), slope)
+        dlogits = np.stack([logits.read(i * Vp, Vp) for i in wanted])
+        compare("classifier, dlogits", torch.from_numpy(dlogits).view(bf16).to(device), slope.to(bf16), slope)
 
     def attention() -> None:
         B, T = (2, 70) if dry else (4, 1024)
@@ -204,8 +204,8 @@ def smoke(stage: Stage) -> None:
             return run
 
         math_, flash = sdpa(SDPBackend.MATH), sdpa(SDPBackend.FLASH_ATTENTION)
-        exact, theirs = math_(qkv.float()), flash(qkv)
-        exact_d, theirs_d = gradients(math_, dout.float(), qkv.float())[0], gradients(flash, dout, qkv)[0]
+        exact, pytorch = math_(qkv.float()), flash(qkv)
+        exact_d, pytorch_d = gradients(math_, dout.float(), qkv.float())[0], gradients(flash, dout, qkv)[0]
         tq, td = put(qkv), put(dout)
         kinds = [(a, d) for a in usable_attentions(be) for d in (("off", "on") if a == "cudnn" else ("on",))]
         for kind, deterministic in kinds:
@@ -214,25 +214,25 @@ def smoke(stage: Stage) -> None:
             out, lse, dqkv = blank(B, T, C), be.empty([B, NH, T]), blank(B, T, 3 * C)
             be.attention_forward(out, lse, tq, NH)
             be.attention_backward(dqkv, td, tq, out, lse, NH)
-            compare(f"{name} forward", get(out), theirs, exact)
-            for part, g, t, e in zip(("dq", "dk", "dv"), *(x.split(C, 2) for x in (get(dqkv), theirs_d, exact_d))):
+            compare(f"{name} forward", get(out), pytorch, exact)
+            for part, g, t, e in zip(("dq", "dk", "dv"), *(x.split(C, 2) for x in (get(dqkv), pytorch_d, exact_d))):
                 compare(f"{name} backward, {part}", g, t, e)
 
     def encoder() -> None:
         B, T = (2, N // 2) if dry else (64, 1024)
-        ids, wte, wpe, dout = torch.randint(0, V, (B, T), device=where), random(Vp, C), random(T, C), random(B, T, C)
+        ids, wte, wpe, dout = torch.randint(0, V, (B, T), device=device), random(Vp, C), random(T, C), random(B, T, C)
         tids, out = put(ids), blank(B, T, C)
         be.encoder_forward(out, tids, put(wte), put(wpe))
         compare("encoder forward", get(out), wte[ids] + wpe, wte[ids].float() + wpe.float())
         dwte, dwpe = put(torch.zeros_like(wte)), put(torch.zeros_like(wpe))
         be.encoder_backward(dwte, dwpe, put(dout), tids)
         flat = dout.float().view(-1, C)
-        exact = torch.zeros(Vp, C, device=where).index_add_(0, ids.view(-1), flat)
+        exact = torch.zeros(Vp, C, device=device).index_add_(0, ids.view(-1), flat)
         compare("encoder backward, dwte", get(dwte), exact.to(bf16), exact)
         compare("encoder backward, dwpe", get(dwpe), dout.float().sum(0).to(bf16), dout.float().sum(0))
 
     def adamw() -> None:
-        """One step from zero state with 16 + 16 bits of weight, beside PyTorch's AdamW in f32."""
+        """Check one step from zero moments, with weights of 16 + 16 bits, against PyTorch's AdamW in f32."""
         n = 5000 if dry else 1 << 26
         p, g = random(n), random(n, scale=0.01)
         weight = p.float().requires_grad_()
@@ -240,22 +240,22 @@ def smoke(stage: Stage) -> None:
         weight.grad = g.float()
         optimizer.step()
         tp, low, m, v = put(p), be.empty([n], "i16"), be.empty([n]), be.empty([n])
-        one = put(torch.ones(1, device=where))
+        one = put(torch.ones(1, device=device))
         rates = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
         be.adamw(tp, low, m, v, put(g), one, _llmc.AdamWStep(**rates, correction1=1 - 0.9, correction2=1 - 0.95))
         joined = (tp.to_host().astype(np.uint32) << 16) + low.to_host().astype(np.uint32)
         exact, state = weight.detach(), optimizer.state[weight]
         limit = 8 * 2.0**-23
-        for name, ours, theirs in (
-            ("weights", torch.from_numpy(joined.view(np.float32)).to(where), exact),
+        for name, result, expected in (
+            ("weights", torch.from_numpy(joined.view(np.float32)).to(device), exact),
             ("m", get(m), state["exp_avg"]), ("v", get(v), state["exp_avg_sq"]),
         ):  # fmt: skip
-            stage.check(f"AdamW, {name}, norm", errors(ours, theirs)[0], limit)
+            stage.check(f"AdamW, {name}, norm", errors(result, expected)[0], limit)
 
     for part in (matmuls, layernorms, attention, encoder, adamw, classifier):
         try:
             part()
-        except Exception as e:  # the others are worth seeing
+        except Exception as e:  # the other parts still run
             print(f"{part.__name__}: {type(e).__name__}: {e}", flush=True)
             stage.check(f"{part.__name__} ran", math.nan, 0.0)
     info = be.info()
@@ -272,8 +272,8 @@ HOST = ("cuda_runtime", "cuda_driver")
 
 
 def summary(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of a Chrome trace: time by kernel, when the device had nothing to do and for what it waited, and the host's calls. In
-    microseconds."""
+    """Summarize a Chrome trace, in microseconds: time by kernel, when the device was idle and what came before and after, the
+    host's calls."""
     device = sorted((e for e in events if e.get("cat") in DEVICE), key=lambda e: float(e["ts"]))
     host = [e for e in events if e.get("cat") in HOST]
     if not device:
@@ -290,7 +290,7 @@ def summary(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for e in device:
         begin, until = float(e["ts"]), float(e["ts"]) + float(e["dur"])
         if begin > end:
-            # Launched when the device was idle already, or almost: the host was late.
+            # The kernel was launched when the device was idle already, or almost: the host was late.
             late = launched.get(e.get("args", {}).get("correlation"), -math.inf) > end - 5
             gaps.append((begin - end, previous, e["name"], late))
         busy += max(0.0, until - max(begin, end))
@@ -308,7 +308,7 @@ def summary(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def profiled(run: Callable[[], object]) -> dict[str, Any]:
-    """summary() of what run() does on the device, by PyTorch's profiler: CUPTI sees every kernel of the process."""
+    """Return summary() of what run() does on the device. PyTorch's profiler sees llmc's kernels too: CUPTI sees the whole process."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -322,7 +322,7 @@ def profiled(run: Callable[[], object]) -> dict[str, Any]:
 
 
 def invented() -> dict[str, Any]:
-    """Of a trace made up for the rehearsal, which has no device to profile."""
+    """Return the summary of a made-up trace, for the rehearsal, which has no device to profile."""
     events: list[dict[str, Any]] = []
     for i, (ts, launch) in enumerate([(100, 50), (112, 60), (150, 140)]):
         events.append({"cat": "kernel", "name": f"k{i % 2}", "ts": ts, "dur": 10.0, "args": {"correlation": i}})
@@ -334,7 +334,7 @@ def invented() -> dict[str, Any]:
 
 
 def shown(name: str) -> str:
-    """A kernel's name without what all share."""
+    """Return a kernel's name without the parts that all names have."""
     for word in ("void ", "llmc::", "(anonymous namespace)::", "cuda::", "__nv_bfloat16"):
         name = name.replace(word, "bf16" if word == "__nv_bfloat16" else "")
     return name[:95]
@@ -375,7 +375,7 @@ def profile_micro_batch(stage: Stage) -> None:
 
 
 def profile_settings(stage: Stage, text: str) -> None:
-    """Three micro-batches in a row, and an optimizer step."""
+    """Profile three micro-batches in a row, and an optimizer step."""
     args, B, T = bench_args(stage)
     model = make_model(args, parse_settings(text), "cuda")
     optimizer = llmc.AdamW(model, weight_decay=0.1)
@@ -397,7 +397,7 @@ def profile_settings(stage: Stage, text: str) -> None:
     micro_batches(2)
     optimizer.step(1e-4)
     model.zero_grad()
-    micro_batches(1)  # the first of an update overwrites gradients, the others add
+    micro_batches(1)  # the first micro-batch of an update overwrites gradients, the others add
     alone, three = timed(lambda: micro_batches(1)), timed(lambda: micro_batches(3)) / 3
     print(f"\n{text}: without the profiler {1e3 * alone:.2f} ms alone, {1e3 * three:.2f} ms each of three")
     stage.keep("micro-batch", settings=text, alone_seconds=alone, of_three_seconds=three)
@@ -411,7 +411,7 @@ def profile_settings(stage: Stage, text: str) -> None:
 
 
 def generation(stage: Stage) -> None:
-    """Tokens/s as dev/bench/bench_generate.py counts them, and where a token's time goes."""
+    """Measure tokens/s as dev/bench/bench_generate.py counts them, and what a token's time is spent on."""
     import torch
 
     if not stage.dry_run:
@@ -446,7 +446,7 @@ def generation(stage: Stage) -> None:
         start = time.perf_counter()
         for _ in range(steps):
             cache.decode(start_tokens)
-        inside = (time.perf_counter() - start) / steps  # no step is ahead of another, and all logits come back
+        inside = (time.perf_counter() - start) / steps  # each step waits, and copies all logits
         cache = model.kv_cache(B, 32)
         print(f"\nB={B}: decode() alone {1e6 * inside:.0f} us a token; below, steps as generate() queues them")
         stage.keep("decode", B=B, seconds_per_token=inside)
@@ -468,30 +468,30 @@ def generation(stage: Stage) -> None:
 
 
 def parity(stage: Stage) -> None:
-    """llmc on the GPU beside llmc.reference in PyTorch, of the same weights."""
+    """Compare llmc on the GPU with llmc.reference in PyTorch, of the same weights."""
     import torch
 
     from llmc.reference import GPT
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    where = "cpu" if stage.dry_run else "cuda"
+    device = "cpu" if stage.dry_run else "cuda"
     config, B, T = (
         (llmc.GPT2Config(**TINY), 1, 20) if stage.dry_run else (llmc.GPT2Config.from_descriptor("d12"), 4, 512)
     )
     rng = np.random.default_rng(1)
     inputs, targets = (rng.integers(0, config.vocab_size, (B, T), dtype=np.int32) for _ in range(2))
-    x, y = (torch.from_numpy(a).to(where, torch.int64) for a in (inputs, targets))
+    x, y = (torch.from_numpy(a).to(device, torch.int64) for a in (inputs, targets))
 
     def reference(model: llmc.GPT2, dtype: torch.dtype) -> tuple[Any, float, dict[str, Any]]:
         net = GPT(config)
         net.load_llmc({n: widen(t.to_host()) for n, t in model.parameter_tensors().items()})
-        net.to(where, dtype)
+        net.to(device, dtype)
         logits, loss = net(x, y)
         assert loss is not None
         loss.backward()
         return logits.detach().float().cpu().numpy(), float(loss.detach()), net.gradients()
 
-    def ours(model: llmc.GPT2) -> tuple[Any, float, dict[str, Any]]:
+    def computed(model: llmc.GPT2) -> tuple[Any, float, dict[str, Any]]:
         logits = model.logits(inputs)
         model.zero_grad()
         model.forward(inputs)
@@ -502,21 +502,21 @@ def parity(stage: Stage) -> None:
         return max(float(np.linalg.norm(a[n] - b[n]) / np.linalg.norm(b[n])) for n in b)
 
     model = llmc.GPT2(config, device="cuda", dtype="f32")
-    logits, loss, gradients = ours(model)
+    logits, loss, gradients = computed(model)
     logits_t, loss_t, gradients_t = reference(model, torch.float32)
     stage.check("f32 logits", float(np.abs(logits - logits_t).max()), 1e-3)
     stage.check("f32 loss", abs(loss - loss_t), 1e-5)
     stage.check("f32 gradients", worst(gradients, gradients_t), 1e-3)
     del model
 
-    # bf16: no further from f32 than twice what PyTorch's own bf16 is.
+    # bf16 may be twice as far from f32 as PyTorch's own bf16 is.
     model = llmc.GPT2(config, device="cuda", dtype="bf16")
     logits_t, loss_t, gradients_t = reference(model, torch.float32)
     logits_b, _, gradients_b = reference(model, torch.bfloat16)
     scale = float(np.abs(logits_t).max())
     for attention in usable_attentions(model.backend):
         model.backend.set_option("attention", attention)
-        logits, loss, gradients = ours(model)
+        logits, loss, gradients = computed(model)
         limit = 2 * float(np.abs(logits_b - logits_t).max()) / scale
         stage.check(f"bf16 {attention} logits", float(np.abs(logits - logits_t).max()) / scale, limit)
         stage.check(f"bf16 {attention} loss", abs(loss - loss_t), 2e-2)
@@ -527,8 +527,8 @@ def parity(stage: Stage) -> None:
 
 
 def steps(stage: Stage) -> None:
-    """Ten steps on the CPU and on the GPU. Training is chaotic: so few steps, and the limit is measured. It is 4 times the most
-    that the CPU's own losses move when one weight changes by its smallest part: by 1e-6 to 1e-4 of itself in f32, where the
+    """Compare ten steps on the GPU with the CPU's. Training is chaotic, so the steps are few and the limit is measured: 4 times the most
+    that the CPU's own losses move when one weight changes by its smallest part: by 1e-6 to 1e-4 of itself in f32, and there the
     losses' own rounding counts too, and by one unit in the last place in bf16. A learning rate that is 1% off must exceed it."""
     import pydoc_data.topics
 
@@ -572,8 +572,8 @@ def steps(stage: Stage) -> None:
         limit = 4 * max(spread, rounding)
         stage.keep("note", dtype=dtype, spread=spread, losses=base.tolist())
         for attention in attentions if dtype == "bf16" else ["simple"]:
-            ours = losses("cuda", dtype, {"attention": attention})
-            stage.check(f"{dtype} {attention}, ten losses", moved(ours), limit)
+            on_gpu = losses("cuda", dtype, {"attention": attention})
+            stage.check(f"{dtype} {attention}, ten losses", moved(on_gpu), limit)
         seen = moved(losses("cpu", dtype, lr=1.01 * 3e-4))
         stage.check(f"{dtype}, the limit is below what a learning rate 1% off does", limit, seen)
 

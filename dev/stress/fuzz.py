@@ -1,11 +1,11 @@
-"""Damages files and reads them: every reader must end in a result or in one clear error, soon, and in little memory.
+"""Damages files and reads them: every reader must return a result or raise one clear error, soon, and in little memory.
 
     python dev/stress/fuzz.py                          10,000 mutations of each kind of file
     python dev/stress/fuzz.py shard --count 200
     python dev/stress/fuzz.py state --only 1234        one mutation again, in this process, with its traceback
 
 Mutations depend on the kind, the seed and their number alone. A child process reads them, with a limit on its address space, and
-says so before and after each; its parent sees crashes and hangs, and goes on behind them with another child.
+prints a line before and after each; its parent notices crashes and hangs, and continues after them with another child.
 A kind is a row of TARGETS: a function that writes whole files, and one that reads a folder of them.
 """
 
@@ -47,20 +47,20 @@ from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2
 from llmc.optim.adamw import AdamW
 
-# What a caller is told to expect of a damaged file.
+# The errors that readers document for damaged files.
 CLEAR_ERRORS = (_llmc.Error, ValueError, OSError)
 MEMORY = 512 << 20  # bytes that reading a file of some kilobytes may take
-SECONDS = 10.0  # that it may take
+SECONDS = 10.0  # the time that it may take
 
 Files = dict[str, bytes]
-SMALL = GPT2Config(max_seq_len=8, vocab_size=40, num_layers=2, num_heads=2, channels=8)
+CONFIG = GPT2Config(max_seq_len=8, vocab_size=40, num_layers=2, num_heads=2, channels=8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """write: into an empty folder, whole files; a call with another number may write others. read: what is tested.
+    """write: writes whole files into an empty folder; other numbers may give other files. read: the reader that is tested.
 
-    repair: makes damage pass the file's own checksum, so that what is behind it is reached.
+    repair: changes damaged files so that they pass their own checksums, to test the checks that come after those.
     """
 
     write: Callable[[Path, int], None]
@@ -93,12 +93,12 @@ _ODD = (
 
 
 def _place(data: bytearray, rng: random.Random) -> int:
-    """A position, more often than not in the head."""
+    """Return a position, more often than not in the head."""
     return rng.randrange(min(len(data), rng.choice((16, 64, 256, 1024, 2048))) if rng.random() < 0.6 else len(data))
 
 
 def _number(data: bytearray, rng: random.Random) -> None:
-    """Overwrites an aligned integer by an odd value, or one near its own."""
+    """Overwrite an aligned integer by an unusual value, or one near its own."""
     size = rng.choice((2, 4, 4, 4, 8))
     at = _place(data, rng) // size * size
     old = int.from_bytes(data[at : at + size], "little")
@@ -145,7 +145,7 @@ def _fill(data: bytearray, rng: random.Random) -> None:
 
 
 def _digits(data: bytearray, rng: random.Random) -> None:
-    """Another number in a text."""
+    """Change a number in a text."""
     places = [i for i, b in enumerate(data) if 0x30 <= b <= 0x39]
     if places:
         at = rng.choice(places)
@@ -209,19 +209,19 @@ def read_eval(folder: Path) -> None:
 
 
 def write_model(folder: Path, number: int) -> None:
-    GPT2(SMALL, dtype="bf16" if number % 2 else "f32", threads=1).save(folder / "m.bin")
+    GPT2(CONFIG, dtype="bf16" if number % 2 else "f32", threads=1).save(folder / "m.bin")
 
 
 def read_model(folder: Path) -> None:
     model = GPT2.from_checkpoint(folder / "m.bin", threads=1)
-    if model.config == SMALL:
+    if model.config == CONFIG:
         model.logits(np.arange(8).reshape(1, 8))
 
 
 def write_run(folder: Path, number: int) -> None:
-    """A checkpoint of step 3, and an older one; of odd numbers as llm.c leaves them, where no checksum guards the files."""
+    """Write a checkpoint of step 3 and an older one; for odd numbers as llm.c does, without checksums."""
     write_shard(folder / "data.bin", np.arange(300) % 40, vocab_size=40)
-    model = GPT2(SMALL, dtype="bf16" if number % 4 < 2 else "f32", threads=1)
+    model = GPT2(CONFIG, dtype="bf16" if number % 4 < 2 else "f32", threads=1)
     optimizer = AdamW(model)
     loader = DataLoader(folder / "data.bin", 2, 8, shuffle=number % 3 > 0)
     saver = Checkpointer(folder)
@@ -255,7 +255,7 @@ def read_run(folder: Path) -> None:
 
 
 def _sign(files: Files, rng: random.Random) -> None:
-    """Other values in the manifest of step 3, or damage in its files, under checksums that fit."""
+    """Change values in the manifest of step 3, or leave damage in its files, and make the checksums fit."""
     import zlib
 
     done = checkpoint_files("", 3).done.name
@@ -268,7 +268,7 @@ def _sign(files: Files, rng: random.Random) -> None:
             _other_value(manifest, rng)
         files[done] = signed(manifest).encode()
     except (KeyError, ValueError, TypeError):
-        pass  # llm.c's, or damaged beyond signing
+        pass  # llm.c's empty file, or one that is no manifest any more
 
 
 def _other_value(tree: dict[str, Any], rng: random.Random) -> None:
@@ -291,8 +291,8 @@ def _other_value(tree: dict[str, Any], rng: random.Random) -> None:
 
 
 def write_safetensors(folder: Path, number: int) -> None:
-    """A Hugging Face folder; of every third number in shards, with an index."""
-    model = GPT2(SMALL, dtype="bf16" if number % 2 else "f32", threads=1)
+    """Write a Hugging Face folder; for every third number in shards, with an index."""
+    model = GPT2(CONFIG, dtype="bf16" if number % 2 else "f32", threads=1)
     export_model(model, folder, max_shard_bytes=2000 if number % 3 == 0 else 1 << 30)
 
 
@@ -317,14 +317,14 @@ def read_vocabulary(folder: Path) -> None:
 def write_state(folder: Path, number: int) -> None:
     rng = np.random.default_rng(number)
     inputs, targets = rng.integers(0, 40, (2, 2, 4)).astype(np.int32)
-    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SMALL.parameter_shapes.items()}
+    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in CONFIG.parameter_shapes.items()}
     logits = rng.normal(size=(2, 4, 40)).astype(np.float32)
     write_debug_state(folder / "s.bin", DebugState(inputs, targets, logits, 1.5, gradients, [1.0] * (number % 3)))
 
 
 def read_state(folder: Path) -> None:
-    state = read_debug_state(folder / "s.bin", SMALL)
-    assert state.logits.shape == (*state.inputs.shape, SMALL.vocab_size)
+    state = read_debug_state(folder / "s.bin", CONFIG)
+    assert state.logits.shape == (*state.inputs.shape, CONFIG.vocab_size)
 
 
 TARGETS = {
@@ -342,7 +342,7 @@ TARGETS = {
 
 
 class Source:
-    """Mutation i of a kind, as files in a folder."""
+    """The mutations of a kind; put(i) writes one as files in a folder."""
 
     def __init__(self, name: str, seed: int, folder: Path) -> None:
         self.name, self.seed, self.folder = name, seed, folder
@@ -369,7 +369,7 @@ class Source:
 
 
 def child(name: str, seed: int, begin: int, end: int) -> None:
-    """Prints "begin i", then "ok i" or "Error i", for each mutation."""
+    """Print "begin i", then "ok i" or the error's name and i, for each mutation."""
     with tempfile.TemporaryDirectory(prefix="llmc-fuzz-") as folder:
         source = Source(name, seed, Path(folder) / "files")
         _limit_memory()
@@ -381,7 +381,7 @@ def child(name: str, seed: int, begin: int, end: int) -> None:
                 outcome = "ok"
             except CLEAR_ERRORS as e:
                 outcome = type(e).__name__ if str(e) and "\n" not in str(e) else "ERROR-WITHOUT-A-CLEAR-TEXT"
-            except Exception:  # MemoryError among them
+            except Exception:  # MemoryError, too
                 print(f"--- {name} --only {i}", file=sys.stderr)
                 traceback.print_exc()
                 outcome = f"UNEXPECTED-{sys.exc_info()[0].__name__}"  # type: ignore[union-attr]
@@ -405,7 +405,7 @@ def _limit_memory() -> None:
 
 
 def fuzz(name: str, count: int, seed: int = 0) -> tuple[collections.Counter[str], list[str]]:
-    """(how often each outcome, what went wrong) of mutations 0 .. count - 1."""
+    """Try mutations 0 .. count - 1; return how often each outcome came, and what went wrong."""
     outcomes: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
     begin = 0
@@ -433,7 +433,7 @@ def fuzz(name: str, count: int, seed: int = 0) -> tuple[collections.Counter[str]
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """The child's lines; it is killed where none comes for long."""
+    """Yield the child's lines; kill it if none comes for too long."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def pump() -> None:

@@ -3,7 +3,7 @@ end must be, bit for bit, those of a run that was never killed.
 
     python dev/stress/kill_test.py --kills 200
 
-Prints what happened; exit code 1 where a bit differs or a resume fails. POSIX.
+Prints what happened; the exit code is 1 if a bit differs or a resume fails. POSIX only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def kill_once(folder: Path, rng: random.Random, while_saving: bool) -> tuple[bool, bool]:
-    """Starts the run and kills it; (whether it was killed before its end, whether a save was under way)."""
+    """Start the run and kill it; return whether it was killed before its end, and whether a save was under way."""
     child = start(folder)
     while child.poll() is None and (len(list(folder.glob("DONE_*"))) == 0 or not (folder / "metrics.jsonl").exists()):
         time.sleep(0.005)

@@ -1,9 +1,9 @@
-"""A long run with restarts, watching its memory: it must not grow.
+"""Watches the memory of a long run with restarts, which must not grow.
 
     python dev/stress/soak.py --minutes 30
 
 Trains a small model with checkpoints, validation and samples, stops it with SIGTERM every few minutes and resumes it. Prints the
-resident memory of each stretch, early and late; exit code 1 where it grew by more than 2 %. POSIX.
+resident memory of each stretch, early and late; the exit code is 1 if it grew by more than 2 %. POSIX only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLAGS = (
 
 
 def stretch(folder: str, seconds: float) -> tuple[float, float]:
-    """Median resident memory in MB of the second fifth and of the last fifth of a stretch."""
+    """Run for some seconds, and return the median resident memory in MB of the second and of the last fifth of that time."""
     command = [sys.executable, "-m", "llmc", "train", *FLAGS, "-o", folder]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     process, samples = psutil.Process(child.pid), []

@@ -61,66 +61,108 @@ class Error(RuntimeError):
 
 class DeviceInfo:
     """
-    What a backend says of its device.
+    A description of a backend's device.
     """
     @property
-    def clock_hz(self) -> float: ...
+    def clock_hz(self) -> float:
+        """
+        The highest clock of its multiprocessors, in Hz.
+        """
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """
+        The hardware, in words.
+        """
     @property
-    def fallbacks(self) -> str: ...
+    def fallbacks(self) -> str:
+        """
+        What was computed by slower means than chosen; empty if nothing was.
+        """
     @property
-    def free_bytes(self) -> int: ...
+    def free_bytes(self) -> int:
+        """
+        The memory that is free, in bytes.
+        """
     @property
-    def isa(self) -> str: ...
+    def isa(self) -> str:
+        """
+        The kernel set: 'avx512', 'sm_90'.
+        """
     @property
-    def multiprocessors(self) -> int: ...
+    def multiprocessors(self) -> int:
+        """
+        The multiprocessors of a GPU.
+        """
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """
+        'cpu' or 'cuda:0'.
+        """
     @property
-    def options(self) -> str: ...
+    def options(self) -> str:
+        """
+        What set_option() has chosen.
+        """
     @property
-    def pinning(self) -> str: ...
+    def pinning(self) -> str:
+        """
+        How the CPU threads are bound to CPUs, in words.
+        """
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """
+        The CPU threads that ops use.
+        """
     @property
-    def total_bytes(self) -> int: ...
+    def total_bytes(self) -> int:
+        """
+        The memory of the device, in bytes; 0 if unknown.
+        """
 
 class Tensor:
     """
-    A contiguous array in a backend's memory. dtype: 'f32', 'bf16', 'i32' or 'i16'.
+    A contiguous array in a backend's memory.
     """
     def __getitem__(self, i: int) -> Tensor:
         """
-        Row i, of one extent less: the same memory.
+        Return row i, a tensor of one extent less in the same memory.
         """
     def __repr__(self) -> str: ...
     def from_host(self, host: numpy.typing.NDArray[typing.Any]) -> None:
         """
-        Copies an array of the same size in; bf16 as uint16.
+        Copy an array of the same number of elements and dtype in; bf16 from uint16 or ml_dtypes.bfloat16.
         """
     def read(self, begin: int, count: int) -> numpy.typing.NDArray[typing.Any]:
         """
-        A copy of some elements in row-major order, as a NumPy array. Waits.
+        Return a copy of the elements begin .. begin+count-1 in row-major order, (count); bf16 as uint16. Waits.
         """
     def to_host(self, out: numpy.typing.NDArray[typing.Any] | None = None) -> numpy.typing.NDArray[typing.Any]:
         """
-        A copy as a NumPy array, a new one or `out`; bf16 as uint16. Waits for the device.
+        Copy the elements to a NumPy array, a new one or `out`, and return it; bf16 as uint16. Waits.
         """
     def write(self, begin: int, host: numpy.typing.NDArray[typing.Any]) -> None:
         """
-        Copies elements in, from `begin` on in row-major order.
+        Copy an array in, to the elements from `begin` on in row-major order.
         """
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """
+        'f32', 'bf16', 'i32' or 'i16'.
+        """
     @property
-    def numel(self) -> int: ...
+    def numel(self) -> int:
+        """
+        The number of elements.
+        """
     @property
-    def shape(self) -> tuple[typing.Any, ...]: ...
+    def shape(self) -> tuple[typing.Any, ...]:
+        """
+        The extents.
+        """
 
 class AdamWStep:
     """
-    Everything that the host knows of one AdamW step.
+    The numbers of one AdamW step, which the host knows; correction1 and correction2 are 1 - beta^t.
     """
     def __init__(
         self,
@@ -136,38 +178,69 @@ class AdamWStep:
 
 class SamplerOptions:
     """
-    How a token is chosen: csrc/core/sampler.h.
+    How a token is chosen from logits: csrc/core/sampler.h.
     """
     def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> None: ...
 
 class Backend:
     """
-    A device and its ops. Formulas, shapes and accumulation rules: csrc/core/backend.h.
+    A device and its ops.
+
+    Float tensors are f32 or bf16; statistics (mean, rstd, lse, losses, m, v) are f32, token ids i32. N is any number of rows. Formulas and rules of accumulation: csrc/core/backend.h.
     """
     def __init__(self, device: str = "cpu", threads: int = 0) -> None: ...
     def adamw(
         self, param: Tensor, master: Tensor, m: Tensor, v: Tensor, grad: Tensor, factor: Tensor, step: AdamWStep
-    ) -> None: ...
-    def attention_backward(
-        self, dqkv: Tensor, dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, NH: int
-    ) -> None: ...
+    ) -> None:
+        """
+        Update param, m and v by the gradient grad * factor. master, i16 or None, holds the 16 bits below a bf16 param.
+        """
+    def attention_backward(self, dqkv: Tensor, dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, NH: int) -> None:
+        """
+        Compute dqkv (B,T,3C) from dout (B,T,C) and what attention_forward read and wrote.
+        """
     def attention_decode(
         self, out: Tensor, kcache: Tensor, vcache: Tensor, qkv: Tensor, start: Tensor, NH: int
-    ) -> None: ...
-    def attention_forward(self, out: Tensor, lse: Tensor, qkv: Tensor, NH: int) -> None: ...
-    def clip_factor(self, norm: Tensor, factor: Tensor, norm_squared: Tensor, max_norm: float) -> None: ...
-    def copy(self, out: Tensor, inp: Tensor) -> None: ...
-    def crossentropy_forward(self, losses: Tensor, logits: Tensor, targets: Tensor, V: int) -> None: ...
-    def crossentropy_softmax_backward(self, logits: Tensor, targets: Tensor, dloss: float, V: int) -> None: ...
+    ) -> None:
+        """
+        Append the keys and values of qkv (B,T,3C) to the caches (B,NH,maxT,HS) at start (B) i32, and attend: out (B,T,C).
+        """
+    def attention_forward(self, out: Tensor, lse: Tensor, qkv: Tensor, NH: int) -> None:
+        """
+        Compute causal attention out (B,T,C) of qkv (B,T,3C), and lse (B,NH,T) for its backward.
+        """
+    def clip_factor(self, norm: Tensor, factor: Tensor, norm_squared: Tensor, max_norm: float) -> None:
+        """
+        Compute norm and factor = min(1, max_norm / norm), (1) f32 each, from norm_squared (1).
+        """
+    def copy(self, out: Tensor, inp: Tensor) -> None:
+        """
+        Copy a tensor to one of its shape, converting between f32 and bf16.
+        """
+    def crossentropy_forward(self, losses: Tensor, logits: Tensor, targets: Tensor, V: int) -> None:
+        """
+        Compute losses (N) of logits (N,Vp), of which V count, for targets (N) i32.
+        """
+    def crossentropy_softmax_backward(self, logits: Tensor, targets: Tensor, dloss: float, V: int) -> None:
+        """
+        Replace logits (N,Vp) by dloss times the gradient of the losses for targets (N) i32.
+        """
     def empty(self, shape: collections.abc.Sequence[int], dtype: str = "f32") -> Tensor:
         """
-        A new tensor, filled with zeros.
+        Allocate a tensor, filled with zeros.
         """
-    def encoder_backward(self, dwte: Tensor, dwpe: Tensor, dout: Tensor, inp: Tensor) -> None: ...
-    def encoder_forward(
-        self, out: Tensor, inp: Tensor, wte: Tensor, wpe: Tensor, start: Tensor | None = None
-    ) -> None: ...
-    def fused_classifier(self, losses: Tensor, logits: Tensor, targets: Tensor, dloss: float, V: int) -> None: ...
+    def encoder_backward(self, dwte: Tensor, dwpe: Tensor, dout: Tensor, inp: Tensor) -> None:
+        """
+        Add dout (B,T,C) to dwte (Vp,C) by token and to dwpe (maxT,C) by position.
+        """
+    def encoder_forward(self, out: Tensor, inp: Tensor, wte: Tensor, wpe: Tensor, start: Tensor | None = None) -> None:
+        """
+        Embed tokens inp (B,T): out (B,T,C) = wte (Vp,C) by token + wpe (maxT,C) by position, from start (B) i32 on.
+        """
+    def fused_classifier(self, losses: Tensor, logits: Tensor, targets: Tensor, dloss: float, V: int) -> None:
+        """
+        Compute losses (N) as crossentropy_forward, and replace logits (N,Vp) as crossentropy_softmax_backward.
+        """
     def fused_residual_layernorm_forward(
         self,
         residual: Tensor,
@@ -178,11 +251,26 @@ class Backend:
         b: Tensor,
         weight: Tensor,
         bias: Tensor,
-    ) -> None: ...
-    def gelu_backward(self, dinp: Tensor, inp: Tensor, dout: Tensor) -> None: ...
-    def gelu_forward(self, out: Tensor, inp: Tensor) -> None: ...
-    def global_norm_squared(self, out: Tensor, inp: Tensor) -> None: ...
-    def info(self) -> DeviceInfo: ...
+    ) -> None:
+        """
+        Compute residual (N,C) = a + b, and the layernorm out (N,C) of it. Keeps mean and rstd (N).
+        """
+    def gelu_backward(self, dinp: Tensor, inp: Tensor, dout: Tensor) -> None:
+        """
+        Compute dinp = dout * gelu'(inp), in any shape.
+        """
+    def gelu_forward(self, out: Tensor, inp: Tensor) -> None:
+        """
+        Compute out = gelu(inp), the tanh form, in any shape.
+        """
+    def global_norm_squared(self, out: Tensor, inp: Tensor) -> None:
+        """
+        Add the sum of the squares of inp, in any shape, to out (1) f32.
+        """
+    def info(self) -> DeviceInfo:
+        """
+        Return the device's name, hardware, memory and options.
+        """
     def layernorm_backward(
         self,
         dinp: Tensor,
@@ -193,10 +281,16 @@ class Backend:
         weight: Tensor,
         mean: Tensor,
         rstd: Tensor,
-    ) -> None: ...
+    ) -> None:
+        """
+        Add the gradients of layernorm to dinp (N,C), dweight (C) and dbias (C).
+        """
     def layernorm_forward(
         self, out: Tensor, mean: Tensor, rstd: Tensor, inp: Tensor, weight: Tensor, bias: Tensor
-    ) -> None: ...
+    ) -> None:
+        """
+        Normalize the rows of inp (N,C) to out (N,C); weight and bias (C). Keeps mean and rstd (N).
+        """
     def matmul_backward(
         self,
         dinp: Tensor,
@@ -206,8 +300,14 @@ class Backend:
         inp: Tensor,
         weight: Tensor,
         accumulate: bool = True,
-    ) -> None: ...
-    def matmul_forward(self, out: Tensor, inp: Tensor, weight: Tensor, bias: Tensor | None = None) -> None: ...
+    ) -> None:
+        """
+        Compute dinp (N,C) = dout (N,OC) weight (OC,C), and add to dweight (OC,C) and dbias (OC), or overwrite them.
+        """
+    def matmul_forward(self, out: Tensor, inp: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        """
+        Compute out (N,OC) = inp (N,C) weight (OC,C)^T + bias (OC).
+        """
     def matmul_gelu_backward(
         self,
         dinp: Tensor,
@@ -218,60 +318,107 @@ class Backend:
         weight: Tensor,
         pre: Tensor,
         accumulate: bool = True,
-    ) -> None: ...
+    ) -> None:
+        """
+        Compute what matmul_backward does, for inp = gelu(pre): dinp is that of pre.
+        """
     def matmul_gelu_forward(
         self, out: Tensor, pre: Tensor, inp: Tensor, weight: Tensor, bias: Tensor | None = None
-    ) -> None: ...
-    def residual_forward(self, out: Tensor, a: Tensor, b: Tensor) -> None: ...
-    def sample(self, tokens: Tensor, logits: Tensor, coins: Tensor, V: int, options: SamplerOptions) -> None: ...
+    ) -> None:
+        """
+        Compute pre (N,OC) as matmul_forward does, and out = gelu(pre).
+        """
+    def residual_forward(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        """
+        Compute out = a + b, in any shape.
+        """
+    def sample(self, tokens: Tensor, logits: Tensor, coins: Tensor, V: int, options: SamplerOptions) -> None:
+        """
+        Choose tokens (N) i32, or faults for token_of(), from logits (N,Vp) f32 by coins (N) f32 in [0, 1).
+        """
     def set_option(self, name: str, value: str) -> None:
         """
-        A choice that the backend offers, as ('attention', 'flash') of 'cuda': doc/cuda.md.
+        Set an option of the backend, such as 'attention' to 'flash' on 'cuda': doc/cuda.md lists them.
         """
-    def sum(self, out: Tensor, inp: Tensor, scale: float = 1.0) -> None: ...
-    def synchronize(self) -> None: ...
+    def sum(self, out: Tensor, inp: Tensor, scale: float = 1.0) -> None:
+        """
+        Add scale * the sum of inp, f32 in any shape, to out (1) f32.
+        """
+    def synchronize(self) -> None:
+        """
+        Wait until all queued ops are done.
+        """
     def weights_changed(self, weights: Tensor) -> None:
         """
-        Call once for memory that holds weights, and again after writing them by any other way than zero, copy, from_host or adamw: packed copies of this memory are dropped.
+        Drop packed copies of this memory.
+
+        Call once for memory that holds weights, and again after writing them by any other way than zero, copy, from_host or adamw.
         """
     def workspace_bytes(self, B: int, T: int, C: int, NH: int, dtype: str) -> int:
         """
-        Bytes that the ops of a training step take for themselves, beside the tensors that they are given.
+        Return the bytes that the ops of a training step take for themselves, beside the tensors that they are given.
         """
-    def zero(self, x: Tensor) -> None: ...
+    def zero(self, x: Tensor) -> None:
+        """
+        Fill a tensor with zeros.
+        """
     @property
     def runs_ahead(self) -> bool:
         """
-        Ops are only queued, so that the host may be ahead of them.
+        Ops are only queued, so that the host may be ahead of the device.
         """
 
 class Comm:
     """
-    The ranks that train one model together. Meaning of each call: csrc/comm/comm.h.
+    The ranks that train one model together: csrc/comm/comm.h.
     """
-    def all_gather(self, full: Tensor, shard: Tensor) -> None: ...
-    def all_reduce(self, xs: collections.abc.Sequence[Tensor]) -> None: ...
-    def barrier(self) -> None: ...
-    def broadcast(self, x: Tensor, root: int = 0) -> None: ...
-    def reduce_scatter(self, shard: Tensor, full: Tensor) -> None: ...
+    def all_gather(self, full: Tensor, shard: Tensor) -> None:
+        """
+        Gather every rank's shard in `full`, in the order of ranks.
+        """
+    def all_reduce(self, xs: collections.abc.Sequence[Tensor]) -> None:
+        """
+        Replace each tensor by its sum over the ranks; all ranks pass the same shapes and dtypes.
+        """
+    def barrier(self) -> None:
+        """
+        Wait until every rank has called it.
+        """
+    def broadcast(self, x: Tensor, root: int = 0) -> None:
+        """
+        Copy the tensor of rank `root` to every rank.
+        """
+    def reduce_scatter(self, shard: Tensor, full: Tensor) -> None:
+        """
+        Store the sum over the ranks of this rank's piece of `full` in `shard`, which is one of `size` equal pieces.
+        """
     def sum(self, x: collections.abc.Sequence[float]) -> list[float]:
         """
-        The sums over all ranks.
+        Return the sums over all ranks, element by element. Waits for every rank.
         """
-    def wait(self) -> None: ...
+    def wait(self) -> None:
+        """
+        Let the backend's later work wait for the collectives begun so far.
+        """
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """
+        This rank, from 0 on.
+        """
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """
+        The number of ranks.
+        """
 
 class GradientSink:
     """
-    Takes gradients as backward() completes them: csrc/comm/gradient_sink.h.
+    A taker of gradients as backward() completes them: csrc/comm/gradient_sink.h.
     """
 
 class AllReduce(GradientSink):
     """
-    Gives every rank of a Comm the sums of all gradients and of the loss.
+    A sink that gives every rank of a Comm the sums over the ranks of all gradients and of the loss.
     """
     def __init__(self, comm: Comm) -> None: ...
 
@@ -280,30 +427,60 @@ class ParameterSpec:
     A row of a model's table of parameters: csrc/model/parameters.h.
     """
     @property
-    def decay(self) -> bool: ...
+    def decay(self) -> bool:
+        """
+        Weight decay applies to it.
+        """
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """
+        llm.c's name.
+        """
     @property
-    def padding(self) -> int: ...
+    def padding(self) -> int:
+        """
+        How many of the last rows are zero and stay so.
+        """
     @property
-    def per_layer(self) -> bool: ...
+    def per_layer(self) -> bool:
+        """
+        Each layer has one; all are stacked in one tensor.
+        """
     @property
-    def shape(self) -> tuple[typing.Any, ...]: ...
+    def shape(self) -> tuple[typing.Any, ...]:
+        """
+        The extents, with the number of layers first if per_layer.
+        """
 
 class MemoryPlan:
     """
-    Bytes by purpose.
+    The memory that a training run takes, in bytes by purpose.
     """
     @property
-    def activations(self) -> int: ...
+    def activations(self) -> int:
+        """
+        What forward() keeps for backward(), and what both need for themselves.
+        """
     @property
-    def gradients(self) -> int: ...
+    def gradients(self) -> int:
+        """
+        The gradients of the weights.
+        """
     @property
-    def optimizer(self) -> int: ...
+    def optimizer(self) -> int:
+        """
+        Moments and master weights.
+        """
     @property
-    def parameters(self) -> int: ...
+    def parameters(self) -> int:
+        """
+        The weights.
+        """
     @property
-    def total(self) -> int: ...
+    def total(self) -> int:
+        """
+        The sum of all purposes.
+        """
 
 class ModelOptions:
     """
@@ -313,52 +490,122 @@ class ModelOptions:
         self, dtype: str = "f32", grad_dtype: str = "f32", recompute: int = 1, classifier_rows: int = 1024
     ) -> None: ...
     @property
-    def classifier_rows(self) -> int: ...
+    def classifier_rows(self) -> int:
+        """
+        Rows of logits that exist at a time.
+        """
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """
+        'f32' or 'bf16': of parameters and activations.
+        """
     @property
-    def grad_dtype(self) -> str: ...
+    def grad_dtype(self) -> str:
+        """
+        'f32' or 'bf16': of the parameters' gradients.
+        """
     @property
-    def recompute(self) -> int: ...
+    def recompute(self) -> int:
+        """
+        What backward() computes again: 0 nothing, 1 GELU, 2 GELU and layernorm.
+        """
 
 class Model:
     """
     What every family of models offers: csrc/model/model.h.
     """
-    def all_parameters(self) -> Tensor: ...
+    def all_parameters(self) -> Tensor:
+        """
+        Return all parameters as one tensor (num_parameters), in the order of the model's file.
+        """
     def backward(
         self,
         targets: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
         scale: float = 1.0,
         sink: GradientSink | None = None,
-    ) -> None: ...
+    ) -> None:
+        """
+        Add scale times the gradients and the mean loss of the last forward() to gradients and loss().
+
+        targets: (B, T) int32; a negative one is ignored. sink: takes the gradients of an update's last micro-batch, layer by layer as they are complete.
+        """
     def evaluate(
         self,
         inputs: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
         targets: typing.Annotated[numpy.typing.ArrayLike, numpy.int32],
         by_token: bool = False,
-    ) -> typing.Any: ...
-    def forward(self, inputs: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]) -> None: ...
-    def gradient(self, name: str) -> Tensor: ...
-    def gradient_view(self, name: str) -> numpy.typing.NDArray[typing.Any]: ...
-    def init_weights(self, seed: int = 42) -> None: ...
+    ) -> typing.Any:
+        """
+        Compute the loss without gradients; inputs and targets (B, T) int32.
+
+        Returns the mean over all targets, or with by_token the losses, (B, T) f32.
+        """
+    def forward(self, inputs: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]) -> None:
+        """
+        Compute the activations of inputs (B, T) int32 that backward() needs.
+        """
+    def gradient(self, name: str) -> Tensor:
+        """
+        Return a parameter's gradient, in the model's memory, of its shape and of dtype grad_dtype.
+        """
+    def gradient_view(self, name: str) -> numpy.typing.NDArray[typing.Any]:
+        """
+        Return a NumPy view of a parameter's gradient in the CPU's memory, bf16 as uint16.
+        """
+    def init_weights(self, seed: int = 42) -> None:
+        """
+        Set random weights, as the table of parameters says.
+        """
     def logits(
         self, inputs: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
-    ) -> numpy.typing.NDArray[numpy.float32]: ...
-    def loss(self) -> float: ...
-    def parameter(self, name: str) -> Tensor: ...
-    def parameter_names(self) -> list[str]: ...
-    def parameter_view(self, name: str) -> numpy.typing.NDArray[typing.Any]: ...
-    def weights_changed(self) -> None: ...
-    def zero_grad(self) -> None: ...
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Compute the logits, (B, T, vocab_size) f32, of inputs (B, T) int32.
+        """
+    def loss(self) -> float:
+        """
+        Return the sum of scale * mean loss over the backward() calls since zero_grad(). Waits.
+        """
+    def parameter(self, name: str) -> Tensor:
+        """
+        Return a parameter, in the model's memory and dtype. Call weights_changed() after writing to it.
+        """
+    def parameter_names(self) -> list[str]:
+        """
+        Return the parameters' names, in the order of the model's file.
+        """
+    def parameter_view(self, name: str) -> numpy.typing.NDArray[typing.Any]:
+        """
+        Return a NumPy view of a parameter in the CPU's memory, bf16 as uint16. It may be written to.
+        """
+    def weights_changed(self) -> None:
+        """
+        Drop packed copies of the weights. Call after writing to a parameter from outside.
+        """
+    def zero_grad(self) -> None:
+        """
+        Begin a new update: gradients and loss() are zero again.
+        """
     @property
-    def backend(self) -> Backend: ...
+    def backend(self) -> Backend:
+        """
+        The backend that the model is on.
+        """
     @property
-    def num_parameters(self) -> int: ...
+    def num_parameters(self) -> int:
+        """
+        The number of elements of all parameters.
+        """
     @property
-    def options(self) -> ModelOptions: ...
+    def options(self) -> ModelOptions:
+        """
+        How the model is computed.
+        """
 
 class GPT2Config:
+    """
+    The shape of a GPT-2 or GPT-3 model.
+    """
     def __init__(
         self,
         max_seq_len: int,
@@ -369,46 +616,79 @@ class GPT2Config:
         padded_vocab_size: int = 0,
     ) -> None: ...
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """
+        C, the width of the residual stream.
+        """
     @property
-    def max_seq_len(self) -> int: ...
+    def max_seq_len(self) -> int:
+        """
+        The largest number of positions.
+        """
     @property
-    def num_heads(self) -> int: ...
+    def num_heads(self) -> int:
+        """
+        NH, the attention heads of a layer.
+        """
     @property
-    def num_layers(self) -> int: ...
+    def num_layers(self) -> int:
+        """
+        L, the number of layers.
+        """
     @property
-    def padded_vocab_size(self) -> int: ...
+    def padded_vocab_size(self) -> int:
+        """
+        Vp, the rows of wte: V rounded up to a multiple of 128 by default.
+        """
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """
+        V, the number of tokens.
+        """
 
 class GPT2(Model):
     """
-    The schedule of csrc/model/gpt2.cpp. llmc.GPT2 stands over it.
+    GPT-2 and GPT-3: csrc/model/gpt2.h. llmc.GPT2 is made of it.
     """
     def __init__(self, config: GPT2Config, backend: Backend, options: ModelOptions) -> None: ...
-    def load_checkpoint(self, path: os.PathLike[str] | str | bytes) -> None: ...
-    def save_checkpoint(self, path: os.PathLike[str] | str | bytes) -> None: ...
+    def load_checkpoint(self, path: os.PathLike[str] | str | bytes) -> None:
+        """
+        Read the weights from a llm.c model file of the same config, in f32 or bf16.
+        """
+    def save_checkpoint(self, path: os.PathLike[str] | str | bytes) -> None:
+        """
+        Write the weights to a llm.c model file, in the model's dtype.
+        """
     @property
-    def config(self) -> GPT2Config: ...
+    def config(self) -> GPT2Config:
+        """
+        The shape of the model.
+        """
 
 class KVCache:
     """
-    Keys and values of the positions seen so far, and generation by means of them.
+    The keys and values of the positions seen so far, and generation by means of them.
     """
     def __init__(self, model: GPT2, B: int, max_len: int) -> None: ...
-    def clear(self, b: int) -> None: ...
+    def clear(self, b: int) -> None:
+        """
+        Empty sequence b.
+        """
     def decode(
         self, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
-        Append a token to every sequence; return the logits (B, vocab_size) after it.
+        Append a token to every sequence, (B) int32, and return the logits after it, (B, vocab_size) f32.
         """
-    def length(self, b: int) -> int: ...
+    def length(self, b: int) -> int:
+        """
+        Return the number of positions that sequence b has.
+        """
     def prefill(
         self, b: int, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
-        Append tokens to sequence b; return the logits (vocab_size) after the last of them.
+        Append tokens (n) int32 to sequence b and return the logits after the last of them, (vocab_size) f32.
         """
     def queue_tokens(
         self,
@@ -417,24 +697,40 @@ class KVCache:
         options: SamplerOptions,
     ) -> None:
         """
-        decode(), and choose a token from each sequence's logits, without waiting. tokens None: go on from those chosen last.
+        Append a token to every sequence and choose the next ones on the device, without waiting.
+
+        tokens: (B) int32, or None to go on from those chosen last. coins: (B) f32 in [0, 1).
         """
     def read_tokens(self) -> numpy.typing.NDArray[numpy.int32]:
         """
-        The tokens of the oldest queue_tokens() not read yet; negative: faults, see token_of().
+        Return the tokens that the oldest queue_tokens() not read yet chose, (B) int32.
+
+        Negative ones are faults, for token_of(). Waits.
         """
     @property
-    def B(self) -> int: ...
+    def B(self) -> int:
+        """
+        The number of sequences.
+        """
     @property
-    def backend(self) -> Backend: ...
+    def backend(self) -> Backend:
+        """
+        The backend of the model.
+        """
     @property
-    def bytes(self) -> int: ...
+    def bytes(self) -> int:
+        """
+        The memory of the keys and values, in bytes.
+        """
     @property
-    def max_len(self) -> int: ...
+    def max_len(self) -> int:
+        """
+        The positions that there is room for in each sequence.
+        """
 
 class AdamW:
     """
-    The optimizer of csrc/optim/adamw.h. llmc.AdamW stands over it.
+    AdamW over a model's parameters: csrc/optim/adamw.h. llmc.AdamW is made of it.
     """
     def __init__(
         self,
@@ -448,37 +744,72 @@ class AdamW:
         master_weights: bool = True,
         seed: int = 13371337,
     ) -> None: ...
-    def apply(self, lr: float) -> None: ...
+    def apply(self, lr: float) -> None:
+        """
+        Queue the update with the gradients measured last, and count it.
+        """
     def measure(self) -> float:
         """
-        The gradients' global norm before clipping. Waits.
+        Measure the gradients and return their global norm before clipping. Waits.
         """
-    def norm(self) -> float: ...
+    def norm(self) -> float:
+        """
+        Return the global norm of the gradients measured last, before clipping. Waits.
+        """
     def state(self) -> dict[str, typing.Any]:
         """
-        name -> (m, v, master) as Tensors; master is None for f32 parameters.
+        Return (m, v, master) by the parameter's name: Tensors of its shape, m and v f32.
+
+        master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.
         """
-    def step(self, lr: float) -> None: ...
+    def step(self, lr: float) -> None:
+        """
+        Queue an update: measure() and apply(), without waiting.
+        """
     @property
-    def bytes(self) -> int: ...
+    def bytes(self) -> int:
+        """
+        The memory of moments and master weights, in bytes.
+        """
     @property
-    def rng_state(self) -> int: ...
+    def rng_state(self) -> int:
+        """
+        The state of the generator that draws the seeds of stochastic rounding.
+        """
     @rng_state.setter
     def rng_state(self, arg1: int) -> None: ...
     @property
-    def step_count(self) -> int: ...
+    def step_count(self) -> int:
+        """
+        Updates made so far, which the correction of the moments' bias goes by.
+        """
     @step_count.setter
     def step_count(self, arg1: int) -> None: ...
 
 class ShardInfo:
+    """
+    What the header of a token file says.
+    """
     @property
-    def path(self) -> pathlib.Path: ...
+    def path(self) -> pathlib.Path:
+        """
+        The file.
+        """
     @property
-    def token_bytes(self) -> int: ...
+    def token_bytes(self) -> int:
+        """
+        Bytes of each token in the file: 2 or 4.
+        """
     @property
-    def tokens(self) -> int: ...
+    def tokens(self) -> int:
+        """
+        The number of tokens.
+        """
 
 class DataLoader:
+    """
+    Batches of tokens from token files, in llm.c's order: csrc/core/dataloader.h.
+    """
     def __init__(
         self,
         files: collections.abc.Sequence[os.PathLike[str] | str | bytes],
@@ -491,112 +822,169 @@ class DataLoader:
         vocab_size: int = 0,
         rows_per_sample: int = 0,
     ) -> None: ...
-    def next_batch(self) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]: ...
-    def reset(self) -> None: ...
-    def set_state(self, state: dict[str, typing.Any]) -> None: ...
-    def state(self) -> dict[str, typing.Any]: ...
+    def next_batch(self) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]:
+        """
+        Return the next inputs and targets, (B, T) int32 each; targets are the inputs moved on by one token.
+        """
+    def reset(self) -> None:
+        """
+        Begin a new epoch, in a new order if the data are shuffled.
+        """
+    def set_state(self, state: dict[str, typing.Any]) -> None:
+        """
+        Go to the position that state() returned. Raises ValueError if it does not fit these files.
+        """
+    def state(self) -> dict[str, typing.Any]:
+        """
+        Return the position in the data and the state of the generator, for a checkpoint.
+        """
     @property
-    def B(self) -> int: ...
+    def B(self) -> int:
+        """
+        Rows of a batch.
+        """
     @property
-    def T(self) -> int: ...
+    def T(self) -> int:
+        """
+        Tokens of a row.
+        """
     @property
-    def num_tokens(self) -> int: ...
+    def num_tokens(self) -> int:
+        """
+        The number of tokens in all files.
+        """
     @property
-    def shards(self) -> list[ShardInfo]: ...
+    def shards(self) -> list[ShardInfo]:
+        """
+        The files, in the order given.
+        """
 
 class Mt19937:
     """
-    PyTorch's CPU generator.
+    The Mersenne Twister, drawn from as PyTorch's CPU generator does.
     """
     def __init__(self, seed: int) -> None: ...
-    def normal(self, n: int, mean: float = 0.0, std: float = 1.0) -> numpy.typing.NDArray[numpy.float32]: ...
-    def permutation(self, n: int) -> list[int]: ...
-    def randint32(self) -> int: ...
+    def normal(self, n: int, mean: float = 0.0, std: float = 1.0) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Draw n normally distributed numbers, (n) f32.
+        """
+    def permutation(self, n: int) -> list[int]:
+        """
+        Draw a permutation of 0 .. n-1.
+        """
+    def randint32(self) -> int:
+        """
+        Draw an integer of 32 bits.
+        """
 
 class XorShift:
     """
-    xorshift*, the coin of sampling.
+    xorshift*, which draws the coins for sampling.
     """
     def __init__(self, seed: int = 1337) -> None: ...
-    def randfloat32(self) -> float: ...
-    def randint32(self) -> int: ...
+    def randfloat32(self) -> float:
+        """
+        Draw a number in [0, 1).
+        """
+    def randint32(self) -> int:
+        """
+        Draw an integer of 32 bits.
+        """
     @property
-    def state(self) -> int: ...
+    def state(self) -> int:
+        """
+        The generator's 64 bits, never 0.
+        """
     @state.setter
     def state(self, arg0: int) -> None: ...
 
 class Tokenizer:
     """
-    A llm.c tokenizer file, for decoding.
+    llm.c's tokenizer file, for decoding.
     """
     def __init__(self, path: os.PathLike[str] | str | bytes) -> None: ...
-    def decode(self, token: int) -> bytes: ...
+    def decode(self, token: int) -> bytes:
+        """
+        Return the token's bytes, which need not be whole UTF-8 characters.
+        """
     @property
-    def eot_token(self) -> int: ...
+    def eot_token(self) -> int:
+        """
+        The end-of-text token.
+        """
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """
+        The number of tokens.
+        """
 
 def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
     """
-    The 1024 bytes that a llm.c model file begins with.
+    Return the 1024 bytes that a llm.c model file begins with.
     """
 
-def config_from_descriptor(descriptor: str) -> GPT2Config: ...
+def config_from_descriptor(descriptor: str) -> GPT2Config:
+    """
+    Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'.
+    """
+
 def cpu_peak_flops(dtype: str, threads: int = 0) -> float:
     """
-    FLOP/s of the kernel set in use on registers alone, measured in about 60 ms.
+    Measure the FLOP/s of the kernel set in use on registers alone, in about 60 ms.
+
+    dtype: 'f32' or 'bf16'. threads: 0 for as many as a backend would use.
     """
 
 def cuda_built() -> bool:
     """
-    Whether this build has the CUDA backend.
+    Return whether this build has the CUDA backend.
     """
 
 def cuda_status() -> str:
     """
-    The CUDA libraries and devices found, or why there are none.
+    Return the CUDA libraries and devices found, or why there are none, in words.
     """
 
 def default_threads() -> int:
     """
-    CPU threads used by default: OMP_NUM_THREADS, else what the process may use.
+    Return the CPU threads used by default: OMP_NUM_THREADS, else what the process may use.
     """
 
 def inspect_checkpoint(path: os.PathLike[str] | str | bytes) -> tuple[GPT2Config, str, int]:
     """
-    (config, dtype, number of parameters) of a llm.c model file.
+    Return (config, dtype, number of parameters) of a llm.c model file, whose header and size are checked.
     """
 
 def inspect_shard(path: os.PathLike[str] | str | bytes) -> ShardInfo:
     """
-    Opens and checks one token file.
+    Check the header and the size of a token file, and return what it says.
     """
 
 def isa() -> dict[str, typing.Any]:
     """
-    The kernel sets in this build, those that run here, and the one used (LLMC_ISA forces one).
+    Return the kernel sets: 'built' in this build, 'usable' on this CPU, and the one 'used' (LLMC_ISA forces one).
     """
 
 def memory_plan(
     config: GPT2Config, options: ModelOptions, B: int, T: int, training: bool = True, master_weights: bool = True
 ) -> MemoryPlan:
     """
-    The memory that a model takes for batches of (B, T), and its optimizer.
+    Return the bytes that a model takes for batches of (B, T), and its optimizer if `training`.
     """
 
 def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:
     """
-    A Comm over NCCL; returns when every rank has called it.
+    Make a Comm over NCCL. Waits until every rank has called it.
     """
 
 def nccl_id() -> bytes:
     """
-    Made by rank 0, needed by every rank.
+    Make the id that rank 0 sends to the other ranks, which all pass it to nccl_comm().
     """
 
 def parameter_table(config: GPT2Config) -> list[ParameterSpec]:
     """
-    The parameters of a model, in the order of its file.
+    Return the parameters of a model, in the order of its file.
     """
 
 def sample(
@@ -605,21 +993,25 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-) -> int: ...
+) -> int:
+    """
+    Choose a token from logits (V) f32 by a coin in [0, 1): csrc/core/sampler.h.
+    """
+
 def set_library_directories(directories: collections.abc.Sequence[str]) -> None:
     """
-    Where NVIDIA's libraries are looked for, besides the system's places.
+    Set the directories in which NVIDIA's libraries are looked for, besides the system's places.
     """
 
 def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:
     """
-    A Comm per CPU backend, for as many threads of this process.
+    Make one Comm for each CPU backend, to be used by a thread of its own.
     """
 
 def token_of(token_or_fault: int) -> int:
     """
-    The token, or the Error that a fault stands for.
+    Return the token, or raise the Error that a fault stands for.
     """
 
-__version__: str = ""
+__version__: str = "0.1.0"
 compiler: str = "GNU 12.2.0"

@@ -16,7 +16,7 @@ BACKEND = Path(__file__).parents[2] / "cmake" / "build_backend.py"
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The build backend on a system without CUDA."""
+    """Load the build backend as on a system without CUDA."""
     pytest.importorskip("scikit_build_core", reason="scikit-build-core is not installed: pip install '.[test]'")
     spec = importlib.util.spec_from_file_location("build_backend", BACKEND)
     assert spec is not None and spec.loader is not None
@@ -24,7 +24,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "_system_nvcc", lambda: None)
     monkeypatch.setattr(module, "_has_header", lambda name, nvcc: False)
-    monkeypatch.chdir(BACKEND.parents[1])  # where a frontend calls it
+    monkeypatch.chdir(BACKEND.parents[1])  # the folder in which a frontend calls it
     for variable in ("SKBUILD_CMAKE_DEFINE", "CMAKE_ARGS"):
         monkeypatch.delenv(variable, raising=False)
     return module

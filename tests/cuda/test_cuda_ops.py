@@ -1,4 +1,4 @@
-"""What the CUDA backend alone has: options, kinds of attention, the device's memory, tokens it cannot refuse, models beside the CPU's.
+"""What only the CUDA backend has: options, kinds of attention, the device's memory, tokens that it cannot refuse, models beside the CPU's.
 
 Each op against its formula is in test_ops.py and test_optim.py, which run on every backend.
 """
@@ -32,7 +32,7 @@ def cpu():
 
 @pytest.fixture
 def options(cuda):
-    """set_option for one test, set back afterwards."""
+    """Return set_option for one test; options are set back after it."""
     defaults = {"attention": "auto", "tf32": "off", "deterministic": "on", "fused_gelu": "auto"}
     defaults |= {"tune": "off", "bias_gradient": "sum"}
     changed = []
@@ -62,8 +62,8 @@ def test_denormals_are_rounded_to_bf16(cuda):
 
 
 def test_host_memory_may_be_reused(cuda, rng):
-    """from_host returns when it has read the memory, whatever the device is doing."""
-    host = np.empty(3 << 18, np.float32)  # three turns of the staging buffers and a bit
+    """from_host has read the memory when it returns, even if the device is still busy."""
+    host = np.empty(3 << 18, np.float32)  # larger than the staging buffers, which are used in turns
     tensors, wanted = [], []
     for _ in range(6):
         host[:] = rng.standard_normal(host.size)
@@ -125,8 +125,8 @@ ULPS = {"f32": 8, "bf16": 4}
 
 
 def gelu_ulps(dtype, fused):
-    """cuBLASLt's own GELU is by a less exact tanh: on an H100 its gradient is 2.6e-6 off in the norm and 5.2e-6 in the worst
-    element, where f32 allows 1e-6. So it is not the default in f32, and is held to 8e-6."""
+    """Return the tolerance in ulps. cuBLASLt's GELU uses a less exact tanh: on an H100 its gradient is off by 2.6e-6 in the norm and
+    by 5.2e-6 in the worst element, and f32 allows 1e-6. So it is not the default in f32, and 8e-6 is allowed for it."""
     return 64 if dtype == "f32" and fused == "on" else ULPS[dtype]
 
 
@@ -152,7 +152,7 @@ def test_matmul_gelu_forward(cuda, rng, options, dtype, fused, with_bias, N, C, 
 @pytest.mark.parametrize("option,choice", [("fused_gelu", "off"), ("fused_gelu", "on"), ("bias_gradient", "product")])
 @pytest.mark.parametrize("N,C,OC", [*MATMULS, (300, 40, 20), (2600, 8, 33)])
 def test_matmul_backward(cuda, rng, options, dtype, grad, accumulate, option, choice, N, C, OC):
-    """With GELU, as one kernel and as two; without, and the bias's gradient as a product."""
+    """Options change how it is computed: GELU in the matmul's kernel or in its own, the bias's gradient as a matmul."""
     options(option, choice)
     dout, x, weight, pre = (rounded(rng.standard_normal(s), dtype) for s in [(N, OC), (N, C), (OC, C), (N, C)])
     before = [rounded(rng.standard_normal(s), grad) for s in [(OC, C), OC]]
@@ -180,23 +180,24 @@ def test_matmul_backward(cuda, rng, options, dtype, grad, accumulate, option, ch
 def test_slow_matmuls_are_counted(cuda):
     if "emulated" not in cuda.info().description:
         pytest.skip("only the emulated cuBLASLt lacks algorithms for certain")
-    be = _llmc.Backend("cuda")  # which has counted none yet
+    be = _llmc.Backend("cuda")  # a new one, which has counted no matmul yet
 
-    def product(K):
+    def matmul(K):
         be.matmul_forward(
             nans(be, (3, 5), "f32"), put(be, np.ones((3, K)), "f32"), put(be, np.ones((5, K)), "f32"), None
         )
 
-    product(8)
+    matmul(8)
     assert be.info().fallbacks == ""
-    product(14)
-    product(7)
+    matmul(14)
+    matmul(7)
     assert be.info().fallbacks == "cuBLASLt had no algorithm for 2 matmuls, the largest 5 x 3 x 14"
 
 
 # ---- attention ----
 
-# B, T, NH, HS: tiles of 64 rows, and a row more or less; simple attention for every size, and the others for bf16.
+# B, T, NH, HS. The flash kernels take tiles of 64 rows, so some T are a row more than a multiple of 64. The simple kernels take
+# every size; the others only bf16.
 FLASH_SHAPES = [(B, T, NH, HS) for HS in (64, 80, 96, 128) for B, T, NH in [(1, 1, 1), (2, 70, 2), (1, 193, 1)]]
 FLASH_SHAPES += [(1, 64, 3, 64), (3, 65, 1, 80), (1, 129, 2, 96), (2, 32, 1, 128)]
 SIMPLE_SHAPES = [(1, 1, 1, 1), (2, 7, 3, 11), (1, 70, 2, 16), (2, 33, 1, 100), (1, 70, 2, 64)]
@@ -224,7 +225,7 @@ def test_attention(cuda, rng, options, kernel, dtype, B, T, NH, HS):
     out, lse = rounded(out, dtype), rounded(lse, "f32")
     cuda.attention_backward(dqkv, *(put(cuda, x, dtype) for x in (dout, qkv, out)), put(cuda, lse), NH)
     parts = [put(cuda, x, dtype) for x in np.split(get(dqkv), 3, axis=2)]
-    if T == 1:  # dq and dk are differences that cancel: exact is 0
+    if T == 1:  # dq and dk are exactly 0: differences that cancel
         check({"dv": parts[2]}, lambda *a: oracle.attention_gradient(*a)[2], dout, qkv, out, lse, NH, ulps=ULPS[dtype])
     else:
         check(
@@ -247,7 +248,7 @@ def test_attention_backward_runs_alike(cuda, rng, options, kernel):
 
 @pytest.mark.parametrize("dtype,T,kernel", [("bf16", 70, "flash"), ("f32", 64, "simple")])
 def test_automatic_attention(cuda, rng, options, dtype, T, kernel):
-    """In a length that only evaluations have it is flash attention; in f32 the simple kernels."""
+    """auto chooses flash attention for a length that only evaluations have, and the simple kernels for f32."""
     qkv, dout = put(cuda, rng.standard_normal((2, T, 192)), dtype), put(cuda, rng.standard_normal((2, T, 64)), dtype)
     results = []
     for choice in ("auto", kernel):
@@ -256,8 +257,8 @@ def test_automatic_attention(cuda, rng, options, dtype, T, kernel):
         cuda.attention_forward(out, lse, qkv, 1)
         cuda.attention_backward(dqkv, dout, qkv, out, lse, 1)
         results.append([t.to_host() for t in (out, lse, dqkv)])
-    for ours, theirs in zip(*results):
-        np.testing.assert_array_equal(ours, theirs)
+    for automatic, expected in zip(*results):
+        np.testing.assert_array_equal(automatic, expected)
 
 
 def test_automatic_attention_says_whether_it_has_cudnn(cuda, rng, options):
@@ -274,14 +275,14 @@ def test_automatic_attention_says_whether_it_has_cudnn(cuda, rng, options):
 
 
 def test_workspace(cuda):
-    """It grows with the batch; what encoder_backward takes of it is in it."""
+    """The workspace grows with the batch, and includes what encoder_backward takes."""
     small, large = (cuda.workspace_bytes(B, 1024, 768, 12, "bf16") for B in (1, 64))
     assert 32 << 20 < small < large
     assert large - small > 63 * 1024 * (4 * 4 + 2 * 768 * 4 // 32)
 
 
 def test_gelu_far_out(cuda):
-    """Further than the CPU's, whose gradient is off by 0.3 % at 1e12."""
+    """GELU is tested for larger numbers than on the CPU, whose gradient is off by 0.3 % at 1e12."""
     x, y, dx = put(cuda, [-1e12, 1e12]), nans(cuda, 2), nans(cuda, 2)
     cuda.gelu_forward(y, x)
     cuda.gelu_backward(dx, x, put(cuda, np.ones(2)))
@@ -302,17 +303,17 @@ def test_a_target_outside_of_the_vocabulary_is_nan_and_nothing_else(cuda):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("V,Vp", [(13, 16), (9000, 9024)])
 def test_classifier_of_extreme_logits(cuda, dtype, V, Vp):
-    """-infinity is a probability of 0, the largest numbers are numbers; a NaN or +infinity makes its row NaN, and no other."""
+    """-infinity has a probability of 0, the largest floats are like other numbers; NaN or +infinity makes its own row NaN only."""
     x = np.zeros((9, Vp))
-    x[:, V:] = np.nan  # padding is not read
-    x[0, 1:V] = -np.inf  # all but one
+    x[:, V:] = np.nan  # the padding is not read
+    x[0, 1:V] = -np.inf  # all probabilities but one are 0
     x[1, : V - 1] = -np.inf
     x[2, : V // 2] = -np.inf
     x[3, 0], x[3, 1:V] = 3e38, -3e38
     x[4, :V] = -3e38
     x[5, 2] = np.nan
     x[6, V - 1] = np.inf
-    x[7, :V] = -np.inf  # no probability at all
+    x[7, :V] = -np.inf  # all probabilities would be 0
     targets = np.array([0, V - 1, V - 1, 0, 5, 3, 2, 1, 4])
     losses, logits = nans(cuda, 9), put(cuda, x, dtype)
     cuda.fused_classifier(losses, logits, put(cuda, targets, "i32"), 1.0, V)
@@ -333,7 +334,7 @@ def test_classifier_of_extreme_logits(cuda, dtype, V, Vp):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("V,Vp", [(13, 16), (33, 64), (5, 5)])
 def test_an_ignored_row_has_no_gradient(cuda, dtype, V, Vp):
-    """Whatever is in it."""
+    """A row with a negative target has no gradient, whatever its logits are."""
     logits = put(cuda, np.full((2, Vp), np.nan), dtype)
     losses = nans(cuda, 2)
     cuda.fused_classifier(losses, logits, put(cuda, [-1, -100], "i32"), 1.0, V)
@@ -354,11 +355,11 @@ def test_stochastic_rounding_tosses_the_cpus_coins(cuda, cpu, rng, grad_dtype, n
         t = [put(backend, x, dtype) for x, dtype in zip(values, ("bf16", "f32", "f32", grad_dtype))]
         backend.adamw(t[0], None, *t[1:], put(backend, [0.5]), step)
         results.append([rounded(get(x), "f32") for x in t])
-    ours, theirs = results
-    assert (ours[0] == theirs[0]).mean() > 0.97
-    for a, b in zip(ours, theirs):
+    on_gpu, on_cpu = results
+    assert (on_gpu[0] == on_cpu[0]).mean() > 0.97
+    for a, b in zip(on_gpu, on_cpu):
         assert (error(a, b) <= 2.0**-7).all()
-    for a, b in zip(ours[1:3], theirs[1:3]):
+    for a, b in zip(on_gpu[1:3], on_cpu[1:3]):
         assert (error(a, b) <= 2.0**-21).all()
 
 
@@ -373,7 +374,7 @@ def sampled(backend, logits, coins, V, *options):
 
 @pytest.mark.parametrize("V, Vp", [(1, 1), (2, 7), (31, 32), (61, 128), (1023, 1024), (1025, 1025), (5003, 5008)])
 def test_sample_as_the_host(cuda, rng, V, Vp):
-    """Logits of every shape: flat, peaked, with equals, of two values, with -inf; coins of both ends and between.
+    """The GPU samples as the host does: logits flat, peaked, with ties, of two values, with -inf; coins at both ends and between.
 
     Coin 0 only for the first rows: it takes the first token that top_k and top_p leave, and if the tail is less than
     what a double resolves, then which of it they leave depends on the order of the sum.
@@ -406,7 +407,7 @@ def test_sample_from_gpt2s_vocabulary(cuda, rng):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_sample_faults(request, rng, device):
-    """A row that nothing can be chosen from says why; a negative coin wants nothing, whatever the row."""
+    """A row that no token can be chosen from gives a fault; a negative coin asks for no token, whatever the row holds."""
     backend = request.getfixturevalue(device)
     logits = np.array([[0, 1, 2], [0, np.nan, np.nan], [np.inf, 0, 1], [-np.inf] * 3, [np.nan] * 3, [2, 1, 0]])
     coins = np.array([0, 0, 0.5, 0.9, -1, 0.1])
@@ -471,7 +472,7 @@ def test_generation_as_on_the_cpu(cuda, cpu, rng, dtype, tolerance):
 
 @pytest.mark.parametrize("options", [(0.0,), (1.0,), (0.8, 9, 0.9)])
 def test_tokens_chosen_on_the_device(cuda, rng, options):
-    """Steps queued ahead are decode and the host's choice; a sequence with a negative coin goes along."""
+    """Steps queued ahead give the tokens of decode() and the host's choice, also beside a sequence with a negative coin."""
     m = model(cuda, "bf16", "f32", 66, 3)
     caches = [_llmc.KVCache(m, 3, 20) for _ in range(2)]
     for cache in caches:

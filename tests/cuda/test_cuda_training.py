@@ -29,7 +29,7 @@ def cuda():
 
 @pytest.fixture(scope="module")
 def text():
-    """English of which every Python has a copy, as bytes of ASCII."""
+    """Return an English text that every Python has, as bytes of ASCII."""
     topics = pydoc_data.topics.topics
     return np.frombuffer("".join(topics[k] for k in sorted(topics)[:20]).encode("ascii", "replace"), np.uint8).astype(
         np.int32
@@ -64,10 +64,10 @@ def losses(device, text, dtype, grad_dtype, steps, attention="simple", micro=1):
     [("f32", "f32", "simple", 2e-4), ("bf16", "bf16", "simple", 2e-2), ("bf16", "f32", "flash", 2e-2)],
 )
 def test_forty_steps_as_on_the_cpu(text, dtype, grad_dtype, attention, tolerance):
-    theirs = losses("cpu", text, dtype, grad_dtype, 40)
-    ours = losses("cuda", text, dtype, grad_dtype, 40, attention)
-    assert theirs[-5:].mean() < theirs[0] - 1.0  # it learned something, so there is something to compare
-    np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+    on_cpu = losses("cpu", text, dtype, grad_dtype, 40)
+    on_gpu = losses("cuda", text, dtype, grad_dtype, 40, attention)
+    assert on_cpu[-5:].mean() < on_cpu[0] - 1.0  # it learned something, so there is something to compare
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=tolerance)
 
 
 def test_micro_batches_add_up(text):
@@ -95,15 +95,15 @@ def test_a_checkpoint_moves(tmp_path, text, source, target, dtype):
 
 @pytest.mark.parametrize("first,second", [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_moves(tmp_path, text, first, second):
-    """Four steps on one device, four on the other, are eight on the CPU: moments, step and data position go along."""
+    """Four steps on one device and four on the other are eight on the CPU: moments, step and data position are carried over."""
     data = tmp_path / "text.txt"
     data.write_bytes(bytes(text[:4000].astype(np.uint8)))
-    small = {
+    tiny = {
         "data": str(data), "layers": 1, "heads": 2, "channels": 32, "max_seq_len": 16, "seq_len": 16, "batch_size": 2,
         "dtype": "f32", "tf32": False, "val_every": 0, "sample_every": 0, "plot": False, "progress": "none",
     }  # fmt: skip
-    whole = llmc.train(**small, device="cpu", max_steps=8, output_dir=str(tmp_path / "whole"))
-    run = {**small, "output_dir": str(tmp_path / "run"), "checkpoint_every": 4, "max_steps": 8, "async_save": False}
+    whole = llmc.train(**tiny, device="cpu", max_steps=8, output_dir=str(tmp_path / "whole"))
+    run = {**tiny, "output_dir": str(tmp_path / "run"), "checkpoint_every": 4, "max_steps": 8, "async_save": False}
     with pytest.raises(Stop):
         llmc.train(**run, device=first, callbacks=[StopAt(6)])
     rest = llmc.train(**run, device=second, resume=True)
@@ -112,16 +112,16 @@ def test_a_run_moves(tmp_path, text, first, second):
 
 
 def test_what_memory_chose_is_kept(tmp_path, text):
-    """A run chooses by the memory that is free, and keeps its choice when it is resumed."""
+    """A run chooses how to compute by the memory that is free, and keeps its choice when it is resumed."""
     data = tmp_path / "text.txt"
     data.write_bytes(bytes(text[:4000].astype(np.uint8)))
-    small = {
+    tiny = {
         "data": str(data), "layers": 1, "heads": 2, "channels": 32, "max_seq_len": 16, "seq_len": 16, "batch_size": 2,
         "max_steps": 2, "val_every": 0, "sample_every": 0, "plot": False, "progress": "none", "device": "cuda",
     }  # fmt: skip
 
     def run(folder, **settings):
-        config = llmc.TrainConfig(**small, **settings, output_dir=str(tmp_path / folder))
+        config = llmc.TrainConfig(**tiny, **settings, output_dir=str(tmp_path / folder))
         trainer = llmc.Trainer(config)
         trainer.fit()
         model = trainer.model
@@ -176,7 +176,7 @@ def test_nccl_with_one_rank(cuda, comm, dtype):
 
 
 def test_nccl_begins_after_what_is_queued(cuda, comm):
-    """A collective sees what ops before it wrote, and ops after wait() see what it wrote."""
+    """A collective reads what ops before it wrote, and ops after wait() read what it wrote."""
     n = 1 << 22
     a, b, c, gathered = (cuda.empty([n]) for _ in range(4))
     a.from_host(np.ones(n, np.float32))
@@ -199,7 +199,7 @@ def test_nccl_checks_its_arguments(cuda, comm):
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_overlapped_reduction(text, dtype):
-    """Gradients go through NCCL while backward goes on: with one rank they are what they were."""
+    """Gradients go through NCCL while backward goes on; with one rank that does not change them."""
 
     def gradients(reduce):
         model = llmc.GPT2(CONFIG, device="cuda", dtype=dtype, seed=5)
@@ -217,5 +217,5 @@ def test_overlapped_reduction(text, dtype):
 
     (loss, reduced), (expected_loss, expected) = gradients(True), gradients(False)
     assert loss == expected_loss
-    for ours, theirs in zip(reduced, expected):
-        np.testing.assert_array_equal(ours, theirs)
+    for gradient, alone in zip(reduced, expected):
+        np.testing.assert_array_equal(gradient, alone)

@@ -1,4 +1,4 @@
-"""Token shards and batches: order as llm.c's, coverage, resume, every error."""
+"""Token shards and batches: llm.c's order, every token once in an epoch, resuming at any point, every error."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_globs(shards, tmp_path):
         (tmp_path / folder).mkdir()
         write_shard(tmp_path / folder / "x.bin", range(10))
     assert find_shards(tmp_path / "a*" / "x.bin") == [tmp_path / "a-b" / "x.bin", tmp_path / "a" / "x.bin"]
-    odd = tmp_path / "a[1].bin"  # a file whose name is a pattern that does not match it
+    odd = tmp_path / "a[1].bin"  # a file whose name, read as a pattern, does not match itself
     write_shard(odd, range(10))
     assert find_shards(odd) == [odd]
     with pytest.raises(FileNotFoundError, match=r"nothing_\*\.bin"):
@@ -71,7 +71,7 @@ def test_globs(shards, tmp_path):
 
 
 def shuffled(values, rng):
-    """Fisher-Yates with llm.c's draws."""
+    """Return the values in the order in which llm.c shuffles them: Fisher-Yates from the end."""
     values = list(values)
     for i in range(len(values) - 1, 0, -1):
         j = rng.randint32() % (i + 1)
@@ -80,7 +80,7 @@ def shuffled(values, rng):
 
 
 def llm_c_order(sizes, B, T, ranks, rank, shuffle, seed=42):
-    """llm.c's dataloader.h: (shard, first token) of each batch, for ever."""
+    """Yield (shard, first token) of each batch without end, as llm.c's dataloader.h does."""
     rng, order = _llmc.Mt19937(seed), list(range(len(sizes)))
     while True:
         if shuffle:
@@ -96,7 +96,7 @@ def llm_c_order(sizes, B, T, ranks, rank, shuffle, seed=42):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("ranks,rank", [(1, 0), (2, 1), (3, 0)])
 def test_order_matches_llm_c(shards, shuffle, ranks, rank):
-    """Shards, samples and ranks over three epochs. Token i of shard s is 1000 s + i, so a token says where it is from."""
+    """Shards, samples and ranks over three epochs. Token i of shard s is 1000 s + i, so a token tells where it comes from."""
     B, T, sizes = 2, 5, [140, 61, 199]
     files = shards([1000 * s + np.arange(n) for s, n in enumerate(sizes)])
     loader = DataLoader(files, B, T, shuffle=shuffle, rank=rank, ranks=ranks)
@@ -109,7 +109,7 @@ def test_order_matches_llm_c(shards, shuffle, ranks, rank):
 
 
 def test_order_golden(shards):
-    """A file of as many tokens as llm.c's tiny_shakespeare_train.bin."""
+    """The file has as many tokens as llm.c's tiny_shakespeare_train.bin."""
     (path,) = shards([np.arange(305_260) % 50_000])
     loader = DataLoader(path, 4, 64, shuffle=True)
     assert loader.num_batches() == 1192
@@ -120,7 +120,7 @@ def test_order_golden(shards):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_an_epoch_covers_every_token_once(shards, shuffle, ranks):
-    """All but the tail of each shard that fills no global batch, over all ranks together; and each epoch anew."""
+    """All ranks together read every token in each epoch, except the tail of each shard that fills no global batch."""
     B, T, sizes = 2, 7, [200, 43, 150]
     files = shards([1000 * s + np.arange(n) for s, n in enumerate(sizes)])
     step = B * T * ranks
@@ -135,8 +135,8 @@ def test_an_epoch_covers_every_token_once(shards, shuffle, ranks):
     assert (orders[0] == orders[1]).all() != shuffle
 
 
-def test_num_batches_counts_as_llmc_does(shards):
-    """All tokens, tails too."""
+def test_num_batches_counts_as_llm_c_does(shards):
+    """The tokens of all files are counted, also those of tails that fill no batch."""
     loader = DataLoader(shards([140, 61]), 2, 5)
     assert (loader.num_tokens, loader.num_batches(), loader.num_batches(ranks=3)) == (201, 20, 6)
 
@@ -161,7 +161,7 @@ def test_iteration(shards):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_resume_from_any_point(shards, shuffle):
-    """Also at the end of a shard and of an epoch, through plain Python values."""
+    """The state goes through plain Python values; the points are also the ends of a shard and of an epoch."""
     files = shards([100, 31, 77])
     loader = DataLoader(files, 2, 5, shuffle=shuffle)
     states, batches = [], []
@@ -178,7 +178,7 @@ def test_resume_from_any_point(shards, shuffle):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("B,ranks", [(1, 1), (2, 1), (3, 1), (6, 1), (2, 2), (1, 3), (4, 2)])
 def test_elastic_batch_size(shards, shuffle, B, ranks):
-    """A run of B=6 goes on with another B or number of ranks, and sees the same rows in the same order."""
+    """A run that began with B=6 continues with another B or number of ranks, and sees the same rows in the same order."""
     T, files = 5, shards([1000 * s + np.arange(n) for s, n in enumerate([211, 100])])
     began = DataLoader(files, 6, T, shuffle=shuffle)
     take(began, 2)
@@ -209,18 +209,19 @@ def test_states_that_do_not_fit(shards):
         loader = DataLoader(files, 2, 5, shuffle=True)
         with pytest.raises(ValueError, match=message):
             loader.set_state({**good, **change})
-        same(take(loader, 3), take(DataLoader(files, 2, 5, shuffle=True), 3))  # as if nothing had happened
+        # A refused state leaves the loader as it was.
+        same(take(loader, 3), take(DataLoader(files, 2, 5, shuffle=True), 3))
 
 
 # ---- large files ----
 
 
 def keeps_holes(file, size):
-    """Makes an open file size bytes long without writing them; whether what is in between will take no place on the disk."""
+    """Make an open file `size` bytes long without writing them; return whether the part not written takes no space on the disk."""
     if sys.platform != "win32":
         file.truncate(size)
         return os.stat(file.fileno()).st_blocks * 512 < 1 << 20
-    # NTFS fills a hole with zeros as soon as something is written behind it, but for files that were marked beforehand.
+    # NTFS fills a hole with zeros as soon as something is written behind it, except in files that are marked as sparse.
     import ctypes
     import msvcrt
 
@@ -235,7 +236,7 @@ def keeps_holes(file, size):
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_offsets_beyond_4_gb(tmp_path, wide):
-    """The last row of the largest file there can be, 4 or 8 GiB, which is a hole on the disk but for its ends."""
+    """The last row is read of the largest file that can be, 4 or 8 GiB. On the disk it is a hole except for its ends."""
     path, tokens, T = tmp_path / "huge.bin", 2**31 - 1, 1024
     size = 1024 + tokens * (4 if wide else 2)
     row = (tokens - 1) // T - 1
@@ -254,7 +255,7 @@ def test_offsets_beyond_4_gb(tmp_path, wide):
     x, y = loader.next_batch()
     np.testing.assert_array_equal(x[0], tail[:T])
     np.testing.assert_array_equal(y[0], tail[1 : T + 1])
-    np.testing.assert_array_equal(loader.next_batch()[0], np.zeros((1, T)))  # and around to the start
+    np.testing.assert_array_equal(loader.next_batch()[0], np.zeros((1, T)))  # the next epoch begins
 
 
 # ---- errors ----
@@ -320,10 +321,10 @@ def test_a_file_that_shrinks_is_noticed(shards):
 
 
 def test_a_loader_between_batches_holds_no_file(shards):
-    """Which Windows would let nobody replace or delete: the data can be made anew, a temporary folder can go."""
+    """No file stays open between batches, because Windows does not let anybody replace or delete an open file."""
     paths = shards([100, 31])
     loader = DataLoader(paths, 3, 5, rows_per_sample=2)
-    for _ in range(10):  # through both files, some batches with rows of each
+    for _ in range(10):  # both files are read, and some batches have rows of both
         loader.next_batch()
         assert not {Path(f.path) for f in psutil.Process().open_files()} & {*paths}
     for path in paths:

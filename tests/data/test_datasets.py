@@ -1,4 +1,4 @@
-"""Data sets: what is written is what llm.c's scripts write, whatever the number of workers and however the text arrives.
+"""Data sets: the files are those that llm.c's scripts write, for any number of workers and any form of the text's files.
 
 The oracle is the definition: end-of-text and the plain encoding of each document, one after the other.
 """
@@ -36,7 +36,7 @@ REFERENCE = "\n".join(language_reference())[:200_000]
 
 @pytest.fixture(scope="session")
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The file of a small BPE: GPT-2's split into words, without GPT-2's download."""
+    """Train a small BPE that splits text into words as GPT-2's does, and return its file; nothing is downloaded."""
     path = tmp_path_factory.mktemp("tokenizer") / "bpe.bin"
     Tokenizer.train_bpe(REFERENCE, 512).save(path)
     return str(path)
@@ -70,7 +70,7 @@ tricky = st.text(alphabet="ab'é漢1.,\n\t\r \u00a0\u2028\x1c<|endoftext|>", max
 @given(st.lists(tricky, max_size=6))
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_documents_in_one_call(documents: list[str]) -> None:
-    tokenizer = _small()
+    tokenizer = _small_bpe()
     tokens = tokenizer.encode_documents([Piece(d, True) for d in documents])
     assert tokens.tolist() == by_definition(documents, tokenizer)
 
@@ -78,7 +78,7 @@ def test_documents_in_one_call(documents: list[str]) -> None:
 @given(tricky, st.integers(1, 9))
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_a_text_cut_into_pieces_has_the_same_tokens(whole: str, size: int) -> None:
-    tokenizer = _small()
+    tokenizer = _small_bpe()
     tokens: list[int] = []
     rest = ""
     for at in range(0, len(whole), size):
@@ -92,7 +92,7 @@ def test_a_text_cut_into_pieces_has_the_same_tokens(whole: str, size: int) -> No
 _cached: list[Tokenizer] = []
 
 
-def _small() -> Tokenizer:
+def _small_bpe() -> Tokenizer:
     if not _cached:
         _cached.append(Tokenizer.train_bpe(REFERENCE[:50_000] + " \n \n\n  \t " * 50, 400))
     return _cached[0]
@@ -248,7 +248,7 @@ def test_an_earlier_run_is_not_mixed_in(tmp_path: Path, bpe: str) -> None:
 
 
 def test_input_that_cannot_be_read_costs_nothing(tmp_path: Path) -> None:
-    """--overwrite deletes an earlier run's shards only with the first new tokens at hand."""
+    """--overwrite deletes an earlier run's shards only when the first new tokens are there."""
     (tmp_path / "in.txt").write_bytes(REFERENCE[:5000].encode())
     (tmp_path / "bad.jsonl").write_bytes(b"<html>\n")
 
@@ -275,7 +275,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str) -> None:
     if suffix == "txt":
         path.write_bytes(documents[0].encode())
     elif suffix in ("csv", "tsv"):
-        path.write_bytes(f'text\n"{documents[0]}"\n'.encode())  # the mark stands before the column's name
+        path.write_bytes(f'text\n"{documents[0]}"\n'.encode())  # the byte order mark comes before the column's name
     else:
         FORMATS[suffix](path, documents)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -391,7 +391,7 @@ def test_tinystories(tmp_path: Path, bpe: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_damaged_archive_is_not_taken_for_a_short_one(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flipped bit anywhere in gzip's data, in a tar's headers or at its end: one error, or the same files as before."""
+    """If a bit is flipped in gzip's data, in a tar's headers or at its end, one error is raised or the files are the same."""
     monkeypatch.setenv("LLMC_CACHE", str(tmp_path / "cache"))
     for i in range(4):
         (tmp_path / f"{i}.json").write_bytes(random.Random(i).randbytes(700))
@@ -406,7 +406,7 @@ def test_a_damaged_archive_is_not_taken_for_a_short_one(
     good, data = files(whole), whole.read_bytes()
     assert len(good) == 4
     refused = 0
-    if suffix == "tar":  # headers are at 0, 1536, ...; their checksum covers all of them
+    if suffix == "tar":  # headers begin at 0, 1536, ...; each has a checksum over itself
         cases = [i for header in range(0, 4 * 1536, 1536) for i in range(header, header + 512, 37)] + [4 * 1536 + 5]
     else:
         cases = [*range(10, len(data), 11), *range(len(data) - 8, len(data))]
@@ -455,7 +455,7 @@ def test_hellaswag(tmp_path: Path, bpe: str) -> None:
     for row, example in zip(rows, examples, strict=True):
         assert example.label == row["label"] and tokenizer.decode(example.context) == row["ctx"]
         assert [tokenizer.decode(c) for c in example.endings] == [f" {e}" for e in row["endings"]]
-    # The layout, by hand, of the first example.
+    # The bytes that the first example must have.
     raw = np.fromfile(path, "<u2", offset=1024)
     first = examples[0]
     body = [t for tokens in (first.context, *first.endings) for t in (len(tokens), *tokens)]
@@ -563,7 +563,7 @@ def test_gpt2_from_its_file_encodes_as_tiktoken_does(tmp_path: Path, gpt2: Token
 def test_a_missing_package_is_named_as_pip_knows_it(
     missing: str, packages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its own name: `pip install 'llmc[...]'` would bring another project, and `'.[...]'` needs a clone."""
+    """The message gives the package's own name: `pip install 'llmc[...]'` would bring another project, and `'.[...]'` needs a clone."""
     from llmc.datasets.download import Remote, fetch
     from llmc.training.logs import TensorBoardLog
 

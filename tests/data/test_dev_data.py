@@ -30,7 +30,7 @@ def test_help(name: str) -> None:
 
 @pytest.fixture
 def scripts(tmp_path: Path) -> Path:
-    """A copy, for they write beside themselves."""
+    """Copy the scripts, because they write into folders beside themselves."""
     (tmp_path / "data").mkdir()
     for path in SCRIPTS.glob("*.py"):
         shutil.copy(path, tmp_path / "data")
@@ -48,7 +48,7 @@ def test_from_a_local_source(scripts: Path, tmp_path: Path) -> None:
     assert "train on them: llmc-train -i" in done.stdout
 
     arguments = ("--source", str(tmp_path / "input.txt"), "--tokenizer", "bytes", "-s", "40000")
-    for _ in range(2):  # the second writes over the first
+    for _ in range(2):  # the second run overwrites the files of the first
         done = run(scripts / "fineweb.py", *arguments)
         assert done.returncode == 0, done.stderr
         assert len(list((scripts / "fineweb10B").glob("fineweb_*.bin"))) == 3

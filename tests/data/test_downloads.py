@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that answers well, badly, in part, or with another page."""
+"""Downloads from a server on this machine, which answers with the file, an error, a part of the file, or another page."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def test_a_page_that_claims_to_be_the_file(server: Server, size: int | None) -> 
         fetch(remote(server, size=size))
     assert not (download.cache_directory() / "folder" / "data.bin").exists()
     server.behaviour = []
-    assert fetch(remote(server, size=size)).read_bytes() == CONTENT  # and nothing of the page is left in the way
+    # Nothing of the page is left that would prevent the next download.
+    assert fetch(remote(server, size=size)).read_bytes() == CONTENT
 
 
 def test_a_broken_connection_is_resumed(server: Server) -> None:
@@ -159,7 +160,7 @@ def test_a_part_of_another_version_does_not_stay(server: Server, left: bytes) ->
     part = download.cache_directory() / "folder" / "data.bin.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(left)
-    with pytest.raises(ConnectionError, match="not the file expected"):  # which only the checksum tells
+    with pytest.raises(ConnectionError, match="not the file expected"):  # only the checksum shows it
         fetch(remote(server, size=len(CONTENT)))
     assert fetch(remote(server, size=len(CONTENT))).read_bytes() == CONTENT
 
@@ -190,7 +191,7 @@ def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def publish(server: Server, repository: str, folder: str, files: dict[str, bytes]) -> None:
-    """The two addresses of the Hub that are used: the list of a folder, and its files."""
+    """Serve the two addresses of the Hub that llmc uses: the list of a folder, and its files."""
     rows: list[dict[str, object]] = [{"type": "file", "path": "README.md", "size": 3, "oid": "x"}]
     for name, content in files.items():
         server.files[f"/datasets/{repository}/resolve/main/{name}"] = content
@@ -215,7 +216,7 @@ def test_fineweb_from_the_hub(server: Server, tmp_path: Path) -> None:
     written = fineweb.prepare(tmp_path / "out", tokenizer="bytes", shard_size=10**6)
     text = bytes(t for t in read_shard(written.val[0]) if t < 256).decode()
     assert text == "document 0" * 5 + "document 1" * 5 + "document 2" * 5
-    server.files.clear()  # a second time, off line
+    server.files.clear()  # the second time without a connection
     again = fineweb.prepare(tmp_path / "again", tokenizer="bytes", shard_size=10**6)
     assert again.val[0].read_bytes() == written.val[0].read_bytes()
 

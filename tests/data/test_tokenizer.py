@@ -55,7 +55,7 @@ def test_gpt2(gpt2):
 
 
 def test_gpt2_from_llm_c_file_alone(gpt2, tmp_path):
-    """The file holds bytes by id; that is enough to encode as tiktoken does."""
+    """The file has the bytes of each id, which is enough to encode as tiktoken does."""
     path = tmp_path / "gpt2_tokenizer.bin"
     gpt2.save(path)
     assert path.stat().st_size == 372_108  # as the one that llm.c's train_gpt2.py writes
@@ -67,7 +67,7 @@ def test_gpt2_from_llm_c_file_alone(gpt2, tmp_path):
 
 
 def test_version_1_is_gpt2s(gpt2, tmp_path):
-    """No end-of-text in the header: it is 50256, and the vocabulary GPT-2's."""
+    """Version 1 has no end-of-text token in its header: it is 50256, and the vocabulary is GPT-2's."""
     path = tmp_path / "v1.bin"
     gpt2.save(path)
     raw = path.read_bytes()
@@ -107,7 +107,7 @@ def test_training_finds_the_frequent(trained):
 
 
 def naive_bpe(words, merges):
-    """The textbook's: count all pairs, merge the most frequent (of equals the one of smaller ids), again."""
+    """Train as a textbook does: count all pairs, merge the most frequent (among equals that of smaller ids), repeat."""
     words, tokens = [list(w) for w in words], [bytes([b]) for b in range(256)]
     for _ in range(merges):
         counts = {}
@@ -136,7 +136,7 @@ def test_training_is_repeatable(trained):
 
 
 def test_training_on_little_text():
-    """Fewer tokens if no pair is left twice; none at all from nothing."""
+    """Training ends early if no pair occurs twice; an empty text gives the 256 bytes and end-of-text."""
     assert Tokenizer.train_bpe("abab abab", 1000).vocab_size < 270
     assert Tokenizer.train_bpe("", 1000).vocab_size == 257
     assert Tokenizer.train_bpe("x", 257).decode([120, 256]) == "x<|endoftext|>"
@@ -191,7 +191,7 @@ def test_damaged_files(tmp_path, message):
 
 
 def test_files_that_are_no_byte_level_vocabulary(tmp_path):
-    """Well formed, but a byte has no token, or two have the same."""
+    """The file is well formed, but a byte has no token, or two tokens have the same bytes."""
     tokens = [bytes([b]) for b in range(256)]
     for odd, message in [
         (tokens[:65] + tokens[66:], "byte 65"),
@@ -217,7 +217,7 @@ def test_tokens_too_long_for_the_file(tmp_path):
 
 @pytest.mark.parametrize("make", [Tokenizer.byte_level, lambda: Tokenizer.train_bpe(TEXT, 400)])
 def test_streams_hold_back_half_characters(make):
-    """A character of several tokens comes out whole, when its last token does; all together it is the text."""
+    """A character of several tokens is returned when its last token is; all pieces together are the text."""
     tokenizer = make()
     for text in (ODD, "🙂", "é"):
         pieces = list(tokenizer.stream(tokenizer.encode(text)))
@@ -230,7 +230,7 @@ def test_streams_hold_back_half_characters(make):
 
 
 def test_streams_of_broken_characters():
-    """Bytes that are no UTF-8 become U+FFFD, those of an unfinished character at the end."""
+    """Bytes that are not UTF-8 become U+FFFD; those of an unfinished character do so at the end of the stream."""
     tokenizer = Tokenizer.byte_level()
     smile = tokenizer.encode("🙂")
     assert list(tokenizer.stream(smile[:3])) == ["\ufffd"]
@@ -258,7 +258,7 @@ def test_specs(trained, tmp_path, monkeypatch):
 
 
 def test_gpt2_without_a_connection(monkeypatch):
-    """One error, which says what else would do."""
+    """The one error names what can be used instead."""
 
     def refuse(name):
         raise OSError("no route to host")

@@ -15,7 +15,7 @@ from llmc.formats.shards import write_shard
 
 
 def test_threads_share_a_backend() -> None:
-    """Ops need scratch memory that grows: they take turns."""
+    """Ops of several threads take turns, because they share scratch memory that grows."""
     backend = _llmc.Backend("cpu", 1)
 
     def work(n: int) -> list[np.ndarray]:
@@ -35,7 +35,7 @@ def test_threads_share_a_backend() -> None:
 
 
 def test_parameters_may_be_written_through_a_view_that_is_dropped(backend: _llmc.Backend) -> None:
-    """Kernel sets that keep weights packed must not miss it."""
+    """Kernel sets that keep packed copies of weights must notice it."""
     native = _llmc.GPT2(TINY.native(), backend, _llmc.ModelOptions("bf16", "bf16"))
     native.init_weights(1)
     x = np.array([[1, 2, 3]], np.int32)

@@ -24,7 +24,7 @@ CONFIG = llmc.GPT2Config(max_seq_len=T, vocab_size=V, num_layers=2, num_heads=2,
 
 
 def eval_bytes(examples: list[tuple[int, list[int], list[list[int]]]]) -> bytes:
-    """llm.c's format, from (label, context, endings)."""
+    """Return an eval file in llm.c's format of examples (label, context, endings)."""
     stream: list[int] = []
     longest = 0
     for i, (label, context, endings) in enumerate(examples):
@@ -49,7 +49,7 @@ def make_examples(count: int, seed: int = 5) -> list[tuple[int, list[int], list[
 
 @pytest.fixture(scope="module")
 def model() -> llmc.GPT2:
-    """Random, and peaked enough for its choices not to be near ties."""
+    """Make a random model whose probabilities are peaked, so that no choice is near a tie."""
     model = llmc.GPT2(CONFIG, seed=9)
     for name in ("wte", "wpe", "qkvw", "fcw"):
         model.parameters[name] = model.parameters[name] * 8
@@ -59,7 +59,7 @@ def model() -> llmc.GPT2:
 @pytest.fixture(scope="module")
 def reference(model: llmc.GPT2) -> Any:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    torch.set_num_threads(1)  # its tiny matmuls gain nothing from threads, and lose to the waiting
+    torch.set_num_threads(1)  # PyTorch's matmuls are so small here that threads cost more than they save
     from llmc.reference import GPT
 
     gpt = GPT(CONFIG)
@@ -77,7 +77,7 @@ def fifty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def torch_choices(
     gpt: Any, examples: list[tuple[int, list[int], list[list[int]]]]
 ) -> list[tuple[list[float], list[float]]]:
-    """Sums and means of the endings' losses, one row at a time and without padding."""
+    """Return PyTorch's choices by the sums and by the means of the endings' losses, one row at a time, without padding."""
     import torch
 
     out = []
@@ -101,7 +101,7 @@ def test_hellaswag_equals_torch_item_by_item(model: llmc.GPT2, reference: Any, f
     np.testing.assert_allclose(result.losses, [sums for sums, _ in expected], rtol=2e-5)
     assert result.choices == [int(np.argmin(sums)) for sums, _ in expected]
     assert result.choices_norm == [int(np.argmin(means)) for _, means in expected]
-    assert result.choices != result.choices_norm  # else one of the two is not tested
+    assert result.choices != result.choices_norm  # the two kinds of choice differ, or only one of them would be tested
     labels = [label for label, _, _ in examples]
     assert result.labels == labels and result.total == 50 and result.truncated == 0
     assert result.correct == sum(c == l for c, l in zip(result.choices, labels))
@@ -169,7 +169,7 @@ def test_errors(model: llmc.GPT2, fifty: Path, tmp_path: Path) -> None:
 
 
 def test_mutated_eval_files(tmp_path: Path) -> None:
-    """Whatever a file holds, the answer is examples or one of our errors."""
+    """Whatever a file holds, reading it returns examples or raises llmc.Error."""
     good = eval_bytes(make_examples(5))
     rng = random.Random(11)
     path = tmp_path / "mutated.bin"

@@ -1,4 +1,4 @@
-"""The whole model: against the PyTorch one of llmc.reference, and against itself in every other way of saying the same.
+"""The whole model: against llmc.reference in PyTorch, and against itself when the same result is computed in another way.
 
 Parity is judged as the ops are (tests/oracle.py): the truth is the reference in float64, the peer is the reference in
 the model's dtype, and llmc may be twice as far from the truth as PyTorch is.
@@ -23,7 +23,7 @@ TORCH = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def reference(model, dtype):
-    """The PyTorch model of the same weights. Weights and arithmetic are of dtype, weights never finer than the model's."""
+    """Return the PyTorch model with the model's weights, which computes in dtype."""
     gpt = GPT(model.config)
     gpt.load_llmc(model.parameters)
     return gpt.to(dtype)
@@ -53,8 +53,8 @@ def assert_same(a, b):
 
 
 def allowed(peer, exact):
-    """Twice PyTorch's error. Its worst element is one number, and in some build right by luck: numbers as large as the largest are
-    as far off as the whole is."""
+    """Return twice PyTorch's errors, in the norm and in the worst element. The worst element is a single number, which some build may
+    have right by luck, so the error in the norm is allowed for it too."""
     whole, worst = error(peer, exact)
     return 2 * np.array([whole, max(whole, worst)])
 
@@ -71,7 +71,7 @@ CONFIGS = {
     "name,B,T", [("tiny", 3, 19), ("tiny", 1, 1), ("one of everything", 2, 5), ("heads of 64", 2, 50)]
 )
 def test_parity_with_pytorch(tiny, rng, dtype, name, B, T):
-    """Loss, logits and all 16 gradients."""
+    """Loss, logits and all 16 gradients are as near to the truth as PyTorch's."""
     config = CONFIGS[name]
     model = tiny(config, dtype=dtype)
     x, y = rng.integers(0, config.vocab_size, (2, B, T), dtype=np.int32)
@@ -79,15 +79,15 @@ def test_parity_with_pytorch(tiny, rng, dtype, name, B, T):
     exact_logits, exact_loss, exact = run_reference(model, torch.float64, x, y)
     peer_logits, peer_loss, peer = run_reference(model, TORCH[dtype], x, y)
     loss, gradients = train(model, x, y)
-    # One number may be right by luck: an ulp of the dtype besides, through a loss of a few nats.
+    # PyTorch's one number may be right by luck, so a loss may besides be off by an ulp of the dtype, times a few nats.
     assert abs(loss - exact_loss) <= 2 * abs(peer_loss - exact_loss) + ULP[dtype] * max(1.0, exact_loss)
     np.testing.assert_array_less(error(model.logits(x), exact_logits), allowed(peer_logits, exact_logits) + ULP[dtype])
     assert list(gradients) == NAMES
     for n in NAMES:
-        if not exact[n].any():  # one token, one position: nothing to learn, in no dtype
+        if not exact[n].any():  # one token, one position: its gradient is 0 in every dtype
             assert np.abs(gradients[n]).max() <= ULP[dtype], n
             continue
-        # Rounding is relative to what a gradient is summed from, the largest of which are wte's.
+        # Rounding errors are relative to the terms of a gradient's sum; the largest terms are wte's.
         floor = ULP[dtype] * max(1.0, np.abs(exact["wte"]).max() / np.abs(exact[n]).max())
         assert (error(gradients[n], exact[n]) <= allowed(peer[n], exact[n]) + floor).all(), n
 
@@ -95,11 +95,11 @@ def test_parity_with_pytorch(tiny, rng, dtype, name, B, T):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("clip,decay", [(0.0, 0.0), (0.5, 0.1)])
 def test_ten_steps_of_adamw(tiny, tokens, dtype, clip, decay):
-    """Losses of ten updates on three batches in turn. bf16 is trained beside f32 weights, as its master weights are."""
+    """Losses of ten updates on three batches in turn. PyTorch trains f32 weights for bf16, as llmc's master weights are."""
     batches = [tokens(2, 20) for _ in range(3)]
     lr, betas, eps = 3e-3, (0.9, 0.95), 1e-8
 
-    def ours(dtype):
+    def train_llmc(dtype):
         model = tiny(dtype=dtype)
         optimizer = llmc.AdamW(model, betas=betas, eps=eps, weight_decay=decay, grad_clip=clip)
         losses = []
@@ -112,7 +112,7 @@ def test_ten_steps_of_adamw(tiny, tokens, dtype, clip, decay):
             losses.append(model.mean_loss)
         return model, np.array(losses)
 
-    def theirs(dtype, start):
+    def train_pytorch(dtype, start):
         gpt = reference(start, dtype)
         optimizer = gpt.configure_optimizer(lr, betas, eps, decay)
         losses = []
@@ -127,18 +127,18 @@ def test_ten_steps_of_adamw(tiny, tokens, dtype, clip, decay):
             losses.append(loss.item())
         return gpt, np.array(losses)
 
-    model, losses = ours(dtype)
-    exact, truth = theirs(torch.float64, tiny(dtype=dtype))
+    model, losses = train_llmc(dtype)
+    exact, truth = train_pytorch(torch.float64, tiny(dtype=dtype))
     assert truth[-3:].mean() < truth[:3].mean() - 0.5  # it learns
     if dtype == "f32":
-        peer, others = theirs(torch.float32, tiny(dtype=dtype))
+        peer, others = train_pytorch(torch.float32, tiny(dtype=dtype))
         assert np.abs(losses - truth).max() <= 2 * np.abs(others - truth).max() + 10 * ULP["f32"] * truth.max()
         weights, truths, peers = dict(model.parameters), exact.parameters_llmc(), peer.parameters_llmc()
         for values in (weights, truths, peers):
             # A key's bias adds the same to all scores of a query: its gradient is 0, and AdamW makes steps of the noise.
             values["qkvb"] = np.delete(np.asarray(values["qkvb"]), np.s_[TINY.channels : 2 * TINY.channels], axis=1)
         for name, value in truths.items():
-            # Of all weights but one in a hundred: where a gradient is about 0, AdamW may step either way, here and in PyTorch.
+            # One weight in a hundred is left out: if a gradient is about 0, AdamW may step either way, in llmc and in PyTorch.
             distance, other = (np.quantile(np.abs(w[name] - value), 0.99) for w in (weights, peers))
             assert distance <= 2 * other + 10 * ULP["f32"] * np.abs(value).max(), name
     else:
@@ -165,7 +165,7 @@ def test_recompute_levels_are_identical(tiny, tokens, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [12, 20, 29, 1, 7, 56])
 def test_chunks_of_the_classifier(tiny, tokens, dtype, rows):
-    """Logits by chunks of rows: the same, but for the order of sums, which products of fewer rows may take otherwise."""
+    """Logits computed by chunks of rows give the same, up to the order of sums, which may be another in matmuls of fewer rows."""
     x, y = tokens(3, 19), tokens(3, 19)
     whole, chunks = (tiny(dtype=dtype, grad_dtype="f32", classifier_rows=r) for r in (1024, rows))
     results = [(train(m, x, y), m.logits(x), m.evaluate(x, y)) for m in (chunks, whole)]
@@ -178,7 +178,7 @@ def test_chunks_of_the_classifier(tiny, tokens, dtype, rows):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_change_nothing(tokens, dtype):
-    """Not a bit of losses, gradients and weights, over three updates."""
+    """Losses, gradients and weights of three updates have the same bits for any number of threads."""
     config = llmc.GPT2Config(max_seq_len=70, vocab_size=300, num_layers=2, num_heads=3, channels=66)
     batches = [tokens(3, 71, 300) for _ in range(3)]
     results = []
@@ -202,7 +202,7 @@ def test_threads_change_nothing(tokens, dtype):
 
 @pytest.mark.parametrize("dtype,grad_dtype", [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16")])
 def test_accumulation_equals_the_large_batch(tiny, tokens, dtype, grad_dtype):
-    """Four micro-batches of one row against one of four: the same sum in another order, rounded once per micro-batch."""
+    """Four micro-batches of one row are one batch of four: the same sum in another order, rounded once per micro-batch."""
     x, y = tokens(4, 19), tokens(4, 19)
     model = tiny(dtype=dtype, grad_dtype=grad_dtype)
     loss, large = train(model, x, y)
@@ -210,7 +210,7 @@ def test_accumulation_equals_the_large_batch(tiny, tokens, dtype, grad_dtype):
     for row in range(4):
         model.forward(x[row : row + 1])
         model.backward(y[row : row + 1], 0.25)
-    # Few rows and many go through different kernels, whose sums in another order may round a bf16 activation the other way.
+    # Few rows and many go through different kernels. They sum in different orders, so a bf16 activation may be rounded the other way.
     assert model.mean_loss == pytest.approx(loss, rel=4 * ULP["f32"] if dtype == "f32" else ULP["bf16"] / 8)
     for name in NAMES:
         # The gradients of bf16 activations are rounded at another scale, and by the way those of parameters.
@@ -219,7 +219,7 @@ def test_accumulation_equals_the_large_batch(tiny, tokens, dtype, grad_dtype):
 
 
 def test_accumulation_in_f32_is_finer(tiny, tokens):
-    """bf16 with grad_dtype f32: the sum of many micro-batches is nearer to the truth than with bf16 gradients."""
+    """With f32 gradients of a bf16 model the sum over many micro-batches is nearer to the truth than with bf16 gradients."""
     x, y = tokens(40, 19), tokens(40, 19)
 
     def accumulate(**dtypes):
@@ -248,7 +248,7 @@ def test_gradients_add_until_zero_grad(tiny, tokens):
 
 
 def test_zero_grad_shows_zeros(tiny, tokens):
-    """Whether a view was taken before zero_grad() or after."""
+    """Gradients are zeros in views taken before zero_grad() and after."""
     model = tiny()
     train(model, tokens(2, 19), tokens(2, 19))
     before = model.gradients["fcw"]
@@ -278,7 +278,7 @@ def test_evaluation_is_forward(tiny, tokens, dtype):
     lse = np.log(np.exp(logits).sum(axis=-1))
     expected = np.where(y < 0, 0, lse - np.take_along_axis(logits, np.maximum(y, 0)[..., None], axis=-1)[..., 0])
     np.testing.assert_allclose(by_token, expected, atol=2 * ULP["f32"] * np.abs(logits).max())
-    assert_same((loss, model.gradients), (loss, gradients))  # and gradients are as they were
+    assert_same((loss, model.gradients), (loss, gradients))  # evaluate() left the gradients as they were
 
 
 def test_backward_needs_its_forward(tiny, tokens):
@@ -290,7 +290,7 @@ def test_backward_needs_its_forward(tiny, tokens):
     model.forward(x)
     with pytest.raises(ValueError, match=r"targets .*\(1, 38\).*\(2, 19\)"):
         model.backward(x.reshape(1, 38))
-    model.backward(x)  # and the forward is still good
+    model.backward(x)  # backward() still belongs to the forward() before evaluate()
 
 
 # ---- the padding of the vocabulary ----
@@ -307,7 +307,7 @@ def test_padding_is_neither_learned_nor_sampled(tiny, tokens):
     optimizer = llmc.AdamW(model, weight_decay=0.1)
     optimizer.step(1e-2)
     assert not np.asarray(model.parameters["wte"])[padding].any()
-    # Whatever stands in those rows, nothing else sees it: no loss, no logit, no gradient, no sample.
+    # Whatever those rows hold changes nothing else: no loss, no logit, no gradient, no sample.
     fresh, wte = tiny(), np.array(tiny().parameters["wte"])
     wte[padding] = 100.0
     fresh.parameters["wte"] = wte
@@ -321,7 +321,7 @@ def test_padding_is_neither_learned_nor_sampled(tiny, tokens):
 
 
 def reforward(model, prompt, count, **options):
-    """Generation without a cache: every token from the whole context again. The rule of a full context is the documented one."""
+    """Generate without a cache: each token from the whole context. A full context is shortened as GPT2.generate documents."""
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **options}
     coin = _llmc.XorShift(options.pop("seed", 1337))
     limit, tokens, new = model.config.max_seq_len, list(prompt), []
@@ -342,14 +342,14 @@ def reforward(model, prompt, count, **options):
 )
 @pytest.mark.parametrize("length", [1, 7, 18, 19, 20, 45])
 def test_generation_is_reforward(tiny, rng, options, length):
-    """From short prompts, ones that fill the context and longer ones; on for several times max_seq_len."""
+    """Prompts are short, as long as the context, and longer; generation goes on for several times max_seq_len."""
     model = tiny()
     prompt = rng.integers(0, TINY.vocab_size, length).tolist()
     assert model.generate(prompt, 50, **options) == reforward(model, prompt, 50, **options)
 
 
 def test_generation_in_bf16_is_near_reforward(tiny, rng):
-    """Logits, not tokens: decoding reads rounded keys of the cache, forward the same rounded keys of qkv."""
+    """Logits are compared, not tokens: the keys are rounded alike in both, but sums are taken in other orders."""
     model = tiny(dtype="bf16")
     x = rng.integers(0, TINY.vocab_size, 19, dtype=np.int32)
     cache = model.kv_cache(1, 19)
@@ -360,7 +360,7 @@ def test_generation_in_bf16_is_near_reforward(tiny, rng):
 
 
 def test_a_batch_of_prompts_is_each_alone(tiny, rng):
-    """Prompts of different lengths, one of them stopping early; prompt i draws from seed + i."""
+    """Prompts have different lengths, and one stops early; prompt i draws from seed + i."""
     model = tiny()
     prompts = [rng.integers(0, TINY.vocab_size, n).tolist() for n in (3, 1, 25, 19)]
     alone = [model.generate(p, 40, seed=7 + i) for i, p in enumerate(prompts)]
@@ -483,7 +483,7 @@ def test_impossible_configs():
 )
 @pytest.mark.parametrize("recompute", [0, 1, 2])
 def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute):
-    """By the sizes of the tensors themselves, and of the activations by an account of their own."""
+    """The plan has the sizes of the tensors that are there; activations are counted here once more, one by one."""
     B, T, rows = 3, 19, 7
     model = tiny(dtype=dtype, grad_dtype=grad_dtype)
     options = _llmc.ModelOptions(dtype, grad_dtype, recompute, rows)
@@ -506,7 +506,7 @@ def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute
 
 
 def test_no_buffer_is_quadratic_in_time():
-    """Twice the context is twice the memory, and the logits are a chunk of rows: (B, T, Vp) is nowhere."""
+    """Twice the context takes twice the memory, and logits exist for a chunk of rows only, never (B, T, Vp)."""
     config = llmc.GPT2Config(max_seq_len=1 << 16).native()
     plans = [_llmc.memory_plan(config, _llmc.ModelOptions(), 1, T).activations for T in (1 << 15, 1 << 16)]
     assert plans[1] < 2.01 * plans[0]
@@ -516,7 +516,7 @@ def test_no_buffer_is_quadratic_in_time():
 
 
 def test_shapes_may_change_from_batch_to_batch(tiny, tokens):
-    """Larger, smaller and larger again, in the same model; each as in a new one."""
+    """One model takes a larger, a smaller and a larger batch, and computes each as a new model does."""
     model = tiny()
     for B, T in [(1, 4), (3, 19), (2, 7), (4, 19), (1, 1)]:
         x = tokens(B, T)
@@ -528,7 +528,7 @@ def test_shapes_may_change_from_batch_to_batch(tiny, tokens):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_parameters_are_views(tokens, dtype):
-    """On the CPU writing into an item writes into the model, now and while it is kept."""
+    """On the CPU writing into an item writes into the model, for as long as the item is kept."""
     model, x = llmc.GPT2(TINY, dtype=dtype), tokens(2, 19)
     assert list(model.parameters) == list(model.gradients) == NAMES
     losses = [model.evaluate(x, x)]
@@ -546,7 +546,7 @@ def test_parameters_are_views(tokens, dtype):
 
 
 def test_table_of_parameters(tiny):
-    """Its shapes are those of the tensors; matrices and embeddings decay; only wte is padded."""
+    """The table's shapes are those of the tensors; matrices and embeddings decay; only wte is padded."""
     table = _llmc.parameter_table(TINY.native())
     shapes = {name: tuple(t.shape) for name, t in tiny().parameter_tensors().items()}
     assert [s.name for s in table] == NAMES
@@ -615,11 +615,11 @@ def test_seeds(tokens):
     x = tokens(2, 19)
     losses = [llmc.GPT2(TINY, seed=s).evaluate(x, x) for s in (42, 42, 43, None)]
     assert losses[0] == losses[1] != losses[2]
-    assert losses[3] == pytest.approx(math.log(TINY.vocab_size))  # all weights 0: every token alike
+    assert losses[3] == pytest.approx(math.log(TINY.vocab_size))  # all weights are 0, so every token is equally likely
 
 
 def test_randomize_makes_attention_matter(tiny, tokens):
-    """The premise of the tests above: with these weights, the order of the context changes the result."""
+    """With these weights the order of the context changes the result, as the tests above assume."""
     x = tokens(1, 19)
     model = tiny()
     randomize(model)

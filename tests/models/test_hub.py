@@ -23,7 +23,7 @@ from llmc.hub.writing import export_model
 from llmc.load import find_tokenizer, load_model, tokenizer_for
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-torch.set_num_threads(1)  # its tiny matmuls gain nothing from threads, and lose to the waiting
+torch.set_num_threads(1)  # PyTorch's matmuls are so small here that threads cost more than they save
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install safetensors")
 
@@ -32,7 +32,7 @@ V, T, L, NH, C = 301, 24, 3, 3, 36
 
 @pytest.fixture(scope="module")
 def hf_model() -> Any:
-    """A random GPT-2 of transformers, biases and layernorms included."""
+    """Make a GPT-2 of transformers with random weights, biases and layernorms included."""
     torch.manual_seed(1)
     config = transformers.GPT2Config(
         vocab_size=V, n_positions=T, n_layer=L, n_head=NH, n_embd=C, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
@@ -67,7 +67,7 @@ def test_import_logits_equal(hf_model: Any, folder: Path, tokens: np.ndarray, tm
     import_model(folder, tmp_path / "m.bin")
     model = llmc.GPT2.from_checkpoint(tmp_path / "m.bin")
     assert model.config == llmc.GPT2Config(T, V, L, NH, C)
-    assert np.abs(logits_of(hf_model, tokens)).max() > 1  # the comparison is of something
+    assert np.abs(logits_of(hf_model, tokens)).max() > 1  # the logits are not all near 0
     np.testing.assert_allclose(model.logits(tokens), logits_of(hf_model, tokens), atol=1e-4, rtol=0)
     assert not np.any(model.parameters["wte"][V:])
 
@@ -90,7 +90,7 @@ def test_what_can_be_imported(hf_model: Any, folder: Path, tokens: np.ndarray, t
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     state = {k: v.clone() for k, v in hf_model.state_dict().items() if k != "lm_head.weight"}
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16}.get(kind, torch.float32)
-    if kind == "bare names":  # as OpenAI's on the Hub, with the mask that old versions saved
+    if kind == "bare names":  # named as in OpenAI's files on the Hub, with the mask that old versions saved
         state = {k.removeprefix("transformer."): v for k, v in state.items()}
         state["h.0.attn.bias"] = torch.ones(1, 1, T, T, dtype=torch.bool)
         save_file(state, tmp_path / "model.safetensors")
@@ -121,7 +121,7 @@ def test_what_can_be_imported(hf_model: Any, folder: Path, tokens: np.ndarray, t
 
 
 def test_bf16(hf_model: Any, folder: Path, tmp_path: Path) -> None:
-    """A bf16 file is the f32 weights rounded to nearest, in and out."""
+    """Writing a bf16 file and reading one round f32 weights to the nearest bf16."""
     import_model(folder, tmp_path / "m.bin", dtype="bf16")
     model = llmc.GPT2.from_checkpoint(tmp_path / "m.bin")
     assert model.dtype == "bf16"
@@ -146,13 +146,14 @@ def test_export_in_shards(folder: Path, tokens: np.ndarray, tmp_path: Path) -> N
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     np.testing.assert_allclose(logits_of(again, tokens), model.logits(tokens), atol=1e-4, rtol=0)
     np.testing.assert_array_equal(load_model(tmp_path).parameters["fcprojw"], model.parameters["fcprojw"])
-    export_model(model, tmp_path)  # over it, in one file
+    export_model(model, tmp_path)  # the same folder again, now as one file
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_ten_steps_of_fine_tuning(folder: Path) -> None:
-    """The same ten batches, AdamW and clipping in transformers + torch and here."""
-    data = np.random.default_rng(3).integers(0, 4, (10, 4, T + 1))  # few tokens: there is something to learn
+    """Ten steps with the same batches, AdamW and clipping give the same losses as transformers and torch."""
+    # Few different tokens, so that there is something to learn.
+    data = np.random.default_rng(3).integers(0, 4, (10, 4, T + 1))
     model = load_model(folder)
     optimizer = llmc.AdamW(model, betas=(0.9, 0.95), weight_decay=0.0, grad_clip=1.0)
     other = transformers.GPT2LMHeadModel.from_pretrained(folder).train()
@@ -211,7 +212,7 @@ def test_tokenizer_out_and_in(bpe: llmc.Tokenizer, tmp_path: Path, kind: str) ->
 
 @pytest.fixture
 def json_run(hf_model: Any, tmp_path: Path) -> Path:
-    """A run's folder with a tokenizer.json that is not GPT-2's: another split into words, other merges, another end of text."""
+    """Train a run whose tokenizer.json is not GPT-2's: it splits words, merges and ends texts in its own way."""
     import tokenizers
 
     folder = tmp_path / "run"
@@ -232,14 +233,15 @@ def json_run(hf_model: Any, tmp_path: Path) -> Path:
 
 
 def test_a_run_with_a_tokenizer_json(json_run: Path, tmp_path: Path) -> None:
-    """Evaluated, generated from and exported with the tokens that it was trained with."""
+    """Evaluation, generation and export use the tokenizer that the run was trained with."""
     trained_with = llmc.Tokenizer.beside(json_run)
     assert trained_with is not None and trained_with.file_name == "tokenizer.json"
     for found in (find_tokenizer(json_run), tokenizer_for(json_run / "model_00000001.bin", V)):
         assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
         assert (found.eot_token, found.tokens) == (0, trained_with.tokens)
     out = tmp_path / "exported"
-    export_model(load_model(json_run), out, tokenizer=llmc.Tokenizer.byte_level())  # what is there of another goes
+    # The second export removes the first one's vocab.json and merges.txt.
+    export_model(load_model(json_run), out, tokenizer=llmc.Tokenizer.byte_level())
     export_model(load_model(json_run), out, tokenizer=find_tokenizer(json_run))
     assert (out / "tokenizer.json").read_bytes() == (json_run / "tokenizer.json").read_bytes()
     assert not (out / "vocab.json").exists()
@@ -248,13 +250,13 @@ def test_a_run_with_a_tokenizer_json(json_run: Path, tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["eos_token_id"] == 0
     found = find_tokenizer(out)
     assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
-    import_model(out, tmp_path / "again" / "m.bin")  # and back
+    import_model(out, tmp_path / "again" / "m.bin")  # and imported again
     found = find_tokenizer(tmp_path / "again" / "m.bin")
     assert found is not None and found.encode(TEXT) == trained_with.encode(TEXT)
 
 
 def test_the_hubs_gpt2_folder_becomes_llm_c_table(bpe: llmc.Tokenizer, tmp_path: Path) -> None:
-    """It has vocab.json, merges.txt and tokenizer.json, which say the same: a table of llm.c's has it all."""
+    """It has vocab.json, merges.txt and tokenizer.json, which agree, so llm.c's table holds all of it."""
     write_tokenizer(bpe, tmp_path, 64)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "json")
@@ -416,7 +418,7 @@ def test_shard_outside_of_the_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_mutated_safetensors(folder: Path, tmp_path: Path) -> None:
-    """Whatever a file holds, the answer is a model or one of our errors."""
+    """Whatever a file holds, reading it returns a model or raises an llmc.Error or a ValueError."""
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     good = (folder / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(good[:8], "little")

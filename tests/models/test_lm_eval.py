@@ -47,7 +47,7 @@ WORDS = "the cat sat on a mat and went to see its friend on the far hill by noon
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained-a-little byte-level model as llm.c's file and as a Hugging Face folder, and four tasks."""
+    """Write a briefly trained byte-level model as llm.c's file and as a Hugging Face folder, and four tasks."""
     path = tmp_path_factory.mktemp("lm_eval")
     tokenizer = llmc.Tokenizer.byte_level()
     model = llmc.GPT2(llmc.GPT2Config(CONTEXT, 257, 2, 2, 32))
@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_model(model, path / "hf", tokenizer=tokenizer)
     documents = []
     for i in range(12):
-        words = [str(w) for w in rng.choice(WORDS, 16 if i % 4 == 0 else 4)]  # some longer than the context
+        words = [str(w) for w in rng.choice(WORDS, 16 if i % 4 == 0 else 4)]  # some are longer than the context
         choices = [" " + " ".join(rng.choice(WORDS, 2)) for _ in range(3)]
         documents.append({"question": " ".join(words), "choices": choices, "label": i % 3, "answer": choices[0]})
     documents[1].update(question="the cat sat on a mat and wen", answer="t")
@@ -119,7 +119,7 @@ def test_equals_the_harness_own_model(folder: Path) -> None:
             else:
                 flat_a, flat_b = (np.array(x["resps"], dtype=object).reshape(-1) for x in (a, b))
                 np.testing.assert_allclose(flat_a.astype(float), flat_b.astype(float), rtol=1e-4, atol=1e-5)
-    assert llmc_out["results"]["llmc_last"]["acc,none"] > 0  # something is greedy, and not everything
+    assert llmc_out["results"]["llmc_last"]["acc,none"] > 0  # some continuations are the greedy ones, but not all
     assert llmc_out["results"]["llmc_last"]["acc,none"] < 1
     assert any(sample["resps"][0][0] for sample in llmc_out["samples"]["llmc_generate"])
 
@@ -156,7 +156,7 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
 
 
 def test_no_room_for_the_prompt(folder: Path) -> None:
-    """As the harness's own model, which has an assert there."""
+    """The prompt is refused, as the harness's own model does by an assert."""
     from lm_eval.api.instance import Instance
 
     lm = adapter.LlmcLM(folder / "llmc" / "model.bin", max_length=8)

@@ -40,7 +40,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_file_is_laid_out_as_llm_c_reads_it(tiny, tmp_path, dtype):
-    """Byte by byte: 256 ints, then the 16 tensors in order. Written from Python and from C++ alike."""
+    """The file is 256 ints, then the 16 tensors in order; Python and C++ write the same bytes."""
     model = tiny(dtype=dtype)
     model.save(tmp_path / "model.bin")
     raw = (tmp_path / "model.bin").read_bytes()
@@ -63,7 +63,7 @@ def test_the_file_is_laid_out_as_llm_c_reads_it(tiny, tmp_path, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("asked", [None, *DTYPES])
 def test_round_trip(tiny, tmp_path, device, tokens, dtype, asked):
-    """In the file's dtype all bits; bf16 as f32 exactly; f32 as bf16 rounded to the nearest even."""
+    """The file's dtype keeps all bits; bf16 becomes f32 exactly; f32 becomes bf16 rounded to the nearest even."""
     model, path = tiny(dtype=dtype), tmp_path / "model.bin"
     model.save(path)
     other = llmc.GPT2.from_checkpoint(path, dtype=asked, device=device)
@@ -95,7 +95,7 @@ def test_a_model_file_replaces_another(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """The bytes of a good file."""
+    """Return the bytes of a good file."""
     path = tmp_path_factory.mktemp("model") / "model.bin"
     model = llmc.GPT2(TINY)
     randomize(model)
@@ -110,7 +110,7 @@ def with_header(raw, **fields):
     return struct.pack("<256i", *values) + raw[1024:]
 
 
-# What is done to a file, by what is wrong with it then.
+# What is wrong with a file -> what makes it so.
 DAMAGE = {
     "magic": lambda raw: with_header(raw, _0=7),
     "version": lambda raw: with_header(raw, _1=1),
@@ -148,7 +148,7 @@ def test_damaged_files(raw, tmp_path, damage):
     ],
 )
 def test_an_error_says_what_was_expected_and_what_came(raw, tmp_path, damage, message):
-    """One of each family: what the file is, its size, its shape."""
+    """One error of each kind: of what the file is, of its size, of its shape."""
     path = tmp_path / "damaged.bin"
     path.write_bytes(DAMAGE[damage](raw))
     with pytest.raises(llmc.Error, match=message):
@@ -177,7 +177,7 @@ def test_other_errors(tiny, tmp_path):
 
 # ---- random damage ----
 
-# What may be done to a file: bytes overwritten (half of them in its header), a cut, an appendix.
+# Damage: bytes are overwritten (half of them in the header), the file is cut short, or bytes are appended.
 EDITS = st.lists(
     st.one_of(
         st.tuples(
@@ -203,7 +203,7 @@ def edited(raw, edits):
 
 
 def survives(path, data, load):
-    """Either it loads, or one llmc.Error says why not. Nothing else: no crash, no other exception, no endless read."""
+    """Load a file, which succeeds or raises llmc.Error; no crash, no other exception, no endless read."""
     path.write_bytes(data)
     try:
         load(path)

@@ -16,7 +16,7 @@ from llmc.formats.debug_state import DebugState, read_debug_state, write_debug_s
 from llmc.formats.shards import write_shard
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-torch.set_num_threads(1)  # its tiny products gain nothing from threads, and lose to the waiting
+torch.set_num_threads(1)  # PyTorch's matmuls are so small here that threads cost more than they save
 
 from llmc.reference import GPT  # noqa: E402
 from llmc.reference import __main__ as program  # noqa: E402
@@ -28,7 +28,7 @@ BASE = ["--batch_size", "2", "--sequence_length", "16", "--total_batch_size", "3
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, made the current one, with a model and tokens."""
+    """Make a folder with a model and tokens the current one."""
     monkeypatch.chdir(tmp_path)
     llmc.GPT2(CONFIG, seed=3).save("tiny.bin")
     write_shard("tokens.bin", np.random.default_rng(1).integers(0, 9, 500))
@@ -73,7 +73,7 @@ def test_files(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_same_data_and_losses_as_llmc(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Shuffled data, two micro-batches a step, warm-up, decay and clipping: our loop and PyTorch's, loss by loss."""
+    """llmc's loop and PyTorch's have equal losses with shuffled data, two micro-batches a step, warm-up, decay and clipping."""
     options = ["--overfit_single_batch", "0", "--shuffle", "1", "--total_batch_size", "64", "--num_iterations", "12"]
     options += [
         "--warmup_iters",
@@ -104,16 +104,16 @@ def test_same_data_and_losses_as_llmc(data: Path, capsys: pytest.CaptureFixture[
     optimizer = llmc.AdamW(model, weight_decay=0.1)
     loader = llmc.DataLoader("tokens.bin", 2, 16, shuffle=True)
     lr = llmc.lr_schedule("cosine", 1e-3, 3, 12, 0.1)
-    ours = []
+    expected_losses = []
     for step in range(12):
         model.zero_grad()
         for _ in range(2):
             inputs, targets = loader.next_batch()
             model.forward(inputs)
             model.backward(targets, 0.5)
-        ours.append(model.mean_loss)
+        expected_losses.append(model.mean_loss)
         optimizer.step(lr(step))
-    np.testing.assert_allclose(losses(printed), ours, rtol=3e-5)
+    np.testing.assert_allclose(losses(printed), expected_losses, rtol=3e-5)
     val = llmc.DataLoader("tokens.bin", 2, 16)
     expected = np.mean([model.evaluate(*val.next_batch()) for _ in range(3)])
     assert float(re.findall(r"val loss (\S+)", printed)[-1]) == pytest.approx(expected, rel=3e-5)
@@ -137,7 +137,7 @@ def test_options(data: Path, capsys: pytest.CaptureFixture[str], options: list[s
 
 
 def test_two_processes(data: Path) -> None:
-    """gloo on this machine: the losses of two processes are those of one with the whole batch; with ZeRO-1 too."""
+    """Two processes joined by gloo have the losses of one with the whole batch, with ZeRO-1 too."""
     command = [
         sys.executable,
         "-m",
@@ -168,14 +168,14 @@ def test_two_processes(data: Path) -> None:
     model = llmc.GPT2.from_checkpoint("tiny.bin")
     optimizer = llmc.AdamW(model)
     inputs, targets = llmc.DataLoader("tokens.bin", 2, 16).next_batch()
-    ours = []
+    expected_losses = []
     for _ in range(3):
         model.zero_grad()
         model.forward(inputs)
         model.backward(targets)
-        ours.append(model.mean_loss)
+        expected_losses.append(model.mean_loss)
         optimizer.step(1e-4)
-    np.testing.assert_allclose(losses(done.stdout), ours, rtol=1e-5)
+    np.testing.assert_allclose(losses(done.stdout), expected_losses, rtol=1e-5)
 
 
 def test_errors(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
-"""The model's schedule written once more, in Python over the bound ops: every loss and gradient equal to the bit.
+"""The model's schedule written once more, in Python over the bound ops: losses and gradients are equal to the last bit.
 
-What csrc/model/gpt2.cpp does, and nothing else, turns inputs into gradients: no op of it can be skipped, repeated or
-handed the wrong buffer without a difference here. The mirror keeps every activation in a tensor of its own.
+So csrc/model/gpt2.cpp cannot skip or repeat an op, or hand it the wrong buffer, without a difference here. The mirror keeps
+every activation in a tensor of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PER_LAYER = "ln1w ln1b qkvw qkvb attprojw attprojb ln2w ln2b fcw fcb fcprojw fcp
 
 
 class Mirror:
-    """Weights and gradients of a model, as tensors by name and layer, and its forward and backward passes."""
+    """The weights and gradients of a model, as tensors by name and layer, and its forward and backward passes."""
 
     def __init__(self, model: llmc.GPT2) -> None:
         self.config, self.ops, self.rows = model.config, model.backend, model.classifier_rows
@@ -34,13 +34,13 @@ class Mirror:
         return self.ops.empty(list(shape), dtype or self.dtype)
 
     def step(self, inputs, targets, scale):
-        """Adds to gradients and loss. Gradients of the first call are added to zeros, where the model may overwrite."""
+        """Add a micro-batch's gradients and loss. The first call adds gradients to zeros, while the model may overwrite them."""
         ops, p, g, c = self.ops, self.p, self.g, self.config
         (B, T), C, L, NH, V, Vp = inputs.shape, c.channels, c.num_layers, c.num_heads, c.vocab_size, c.padded_vocab_size
         N, ids = B * T, put(ops, inputs, "i32")
 
         def norm(x, name, l=None, residual=None, branch=None):
-            """(out, mean, rstd), of x or of the sum of two."""
+            """Return (out, mean, rstd) of the layernorm of x, or of the sum of two tensors."""
             out, mean, rstd = self.new(N, C), self.new(N, dtype="f32"), self.new(N, dtype="f32")
             weight, bias = p[name + "w", l], p[name + "b", l]
             if branch is None:
@@ -115,13 +115,13 @@ class Mirror:
 @pytest.mark.parametrize("recompute", [0, 2])
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_mirror(tiny, device, tokens, dtype, grad_dtype, recompute, micro_batches):
-    # cuBLASLt chooses a kernel by how tensors are aligned, too. With 128 channels all begin at multiples of 256 bytes, as the mirror's do.
+    # cuBLASLt chooses kernels by alignment, too. With 128 channels all tensors begin at multiples of 256 bytes, as the mirror's do.
     config = llmc.GPT2Config(max_seq_len=19, vocab_size=61, num_layers=2, num_heads=2, channels=128)
     # 57 rows of logits: five chunks, the last of 5.
     options = {"dtype": dtype, "grad_dtype": grad_dtype, "recompute": recompute, "classifier_rows": 13}
     model = tiny(TINY if device == "cpu" else config, **options)
     if device != "cpu":
-        # What is recomputed is GELU by our own kernel; inside of a product it is cuBLASLt's, which in bf16 may be an ulp off.
+        # Recomputed GELU is by llmc's kernel, but inside of a matmul it is cuBLASLt's, which in bf16 may be an ulp off.
         model.backend.set_option("fused_gelu", "off")
     mirror = Mirror(model)
     model.zero_grad()
@@ -133,5 +133,5 @@ def test_mirror(tiny, device, tokens, dtype, grad_dtype, recompute, micro_batche
         mirror.step(x, y, 1 / micro_batches)
         assert mirror.loss.to_host()[0] == np.float32(model.mean_loss)
     for (name, l), tensor in mirror.g.items():
-        ours = model.gradient_tensors()[name].to_host()
-        np.testing.assert_array_equal(tensor.to_host(), ours if l is None else ours[l], err_msg=f"{name} {l}")
+        gradient = model.gradient_tensors()[name].to_host()
+        np.testing.assert_array_equal(tensor.to_host(), gradient if l is None else gradient[l], err_msg=f"{name} {l}")

@@ -288,7 +288,7 @@ def test_packed_weights_follow_their_memory(backend, rng):
     x, first, second = (rng.standard_normal(s) for s in [(20, 64), (96, 64), (96, 64)])
     inp, weight = put(backend, x, "bf16"), put(backend, first, "bf16")
 
-    def product():
+    def matmuls():
         out, dinp = nans(backend, (20, 96), "bf16"), nans(backend, (20, 64), "bf16")
         backend.matmul_forward(out, inp, weight)
         backend.matmul_backward(dinp, None, None, out, None, weight, False)
@@ -303,9 +303,9 @@ def test_packed_weights_follow_their_memory(backend, rng):
         return np.concatenate([out.to_host(), dinp.to_host()], axis=1)
 
     backend.weights_changed(weight)
-    seen = [product()]
+    seen = [matmuls()]
     np.testing.assert_array_equal(seen[-1], fresh())
-    np.testing.assert_array_equal(product(), seen[-1])
+    np.testing.assert_array_equal(matmuls(), seen[-1])
     zeros = [backend.empty([96 * 64]) for _ in range(2)]
     step = _llmc.AdamWStep(1e-1, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05)
     writers = [
@@ -317,7 +317,7 @@ def test_packed_weights_follow_their_memory(backend, rng):
     ]
     for write in writers:
         write()
-        seen.append(product())
+        seen.append(matmuls())
         np.testing.assert_array_equal(seen[-1], fresh())
         assert (seen[-1] != seen[-2]).any()
 

@@ -92,7 +92,8 @@ def test_errors_name_the_file(encoding: str, tmp_path: Path) -> None:
     [
         "llmc",
         *(f"llmc {name}" for name in "train generate info data import export eval plot watch sweep".split()),
-        *("llmc.train_gpt2", "llmc.test_gpt2"),
+        "llmc.train_gpt2",
+        "llmc.test_gpt2",
     ],
 )
 def test_help(encoding: str, command: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The extension keeps to itself: what it shows to the process that loads it, and that it lives beside other C++ extensions."""
+"""The extension exports one name only, and works beside other C++ extensions in a process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmc import _llmc
 
 
 def exported(path: str) -> set[str]:
-    """Names that the file at `path` defines for other modules to see, whatever their binding (weak and unique ones too)."""
+    """Return the names that the file at `path` defines for other modules to see, weak and unique ones too."""
     lief = pytest.importorskip("lief", reason="lief, which reads symbol tables, is not installed: pip install lief")
     binary = lief.parse(path)
     if isinstance(binary, lief.ELF.Binary):
@@ -28,7 +28,7 @@ def test_only_the_entry_point_is_exported() -> None:
     assert exported(_llmc.__file__) == {"PyInit__llmc"}
 
 
-# Each has C++ print a float through a stream, which is what breaks first if two copies of libstdc++ are mixed.
+# Each lets C++ print a float to a stream, which breaks first if two copies of libstdc++ are mixed.
 PRINTS = {
     "torch": """
 import torch

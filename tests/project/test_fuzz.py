@@ -20,7 +20,7 @@ def _load() -> ModuleType:
     spec = importlib.util.spec_from_file_location("llmc_fuzz", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["llmc_fuzz"] = module  # dataclasses look their module up
+    sys.modules["llmc_fuzz"] = module  # needed by dataclasses, which look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -33,12 +33,12 @@ def test_damaged_files(name: str) -> None:
     outcomes, wrong = fuzz.fuzz(name, count=300, seed=1)
     assert not wrong
     assert sum(outcomes.values()) == 300
-    assert outcomes["Error"] + outcomes["CheckpointDamaged"] > 20  # the damage does reach the reader
+    assert outcomes["Error"] + outcomes["CheckpointDamaged"] > 20  # readers do see the damage
 
 
 @pytest.fixture
 def broken_reader(tmp_path: Path) -> Iterator[Path]:
-    """A copy of the script whose tokenizer target goes wrong in every way there is."""
+    """Write a copy of the script whose reader of tokenizer files fails in every way that the script must notice."""
     script = tmp_path / "fuzz.py"
     addition = '''
 def _break(folder):

@@ -27,7 +27,7 @@ MAY_INCLUDE = {
     "bindings": {"", "core", "comm", "optim", "model", "bindings"},
     "apps": {"", "core", "optim", "model", "apps"},
 }
-# The one place that names the backends, what a model knows of ranks, and what the module says of the machine and the build.
+# backends.cpp names the backends, a model knows gradient sinks, and bindings report on the machine and the build.
 EXCEPTIONS = {
     ("backends.cpp", "cpu/make_cpu.h"),
     ("backends.cpp", "cuda/make_cuda.h"),
@@ -52,13 +52,13 @@ def folder_of(file: str) -> str:
 
 
 def code(path: Path) -> str:
-    """Without comments and string literals."""
+    """Return the file's text without comments and string literals."""
     text = re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.S)
     return re.sub(r'(?<!include )"(?:\\.|[^"\\\n])*"', '""', text)
 
 
 def includes(path: Path) -> list[tuple[str, bool]]:
-    """(header, whether it is a local one)"""
+    """Return (header, whether it is a local one) of each include."""
     found = re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', path.read_text(encoding="utf-8"), flags=re.M)
     return [(header, bracket == '"') for bracket, header in found]
 
@@ -96,7 +96,7 @@ def test_includes(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_words(path):
-    """What a library does not do: print, end the process, thread elsewhere than in parallel, ask whether CUDA was built."""
+    """The library does not print or end the process, has its threads in one place, and asks whether CUDA was built only in csrc/cuda."""
     text, folder = code(path), folder_of(name(path))
     assert "#pragma omp" not in text or name(path).startswith("cpu/parallel")
     assert "std::thread" not in text or name(path).startswith(("cpu/parallel", "cpu/cpu_backend"))
@@ -136,7 +136,7 @@ STD_FUNCTIONS = set(Path(__file__).with_name("std_functions.txt").read_text(enco
 
 
 def functions(path: Path) -> set[str]:
-    """What is declared at the beginning of a line: namespaces do not indent, classes and bodies do."""
+    """Return the functions declared at the beginning of a line, which are those of namespaces; classes and bodies are indented."""
     lines = re.findall(r"^[A-Za-z_\[][^\n{]*", code(path), flags=re.M)
     return {f for line in lines for f in re.findall(r"(?<![\w:.>~])([a-z]\w*)\(", line)}
 
@@ -144,7 +144,7 @@ def functions(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", [*SOURCES, ROOT / "dev" / "ci" / "check_kernels.cpp"], ids=lambda p: p.name)
 def test_no_function_is_named_like_one_of_std(path):
     """A call with a std::string among its arguments looks for functions in std too (argument-dependent lookup): a format()
-    of ours is ambiguous with some libraries, and silently theirs with others. Functions of numbers and vectors are safe."""
+    of llmc is ambiguous with some libraries, and with others std's is called silently. Functions of numbers and vectors are safe."""
     if path.is_relative_to(CSRC / "cpu" / "simd"):  # they know no type of std, see above
         return
     safe = {"lerp"} if path == CSRC / "cuda" / "adamw.cu" else set()
@@ -159,7 +159,7 @@ OPTIONAL |= {"pyarrow", "pooch", "tokenizers", "datasets", "lm_eval", "pynvml"}
 
 
 def imported_at_once(tree: ast.Module) -> set[str]:
-    """Names of the imports that run when the module is imported: outside of functions and of TYPE_CHECKING."""
+    """Return the imports that run when the module is imported: those outside of functions and of TYPE_CHECKING."""
     found: set[str] = set()
     queue: list[ast.AST] = list(tree.body)
     while queue:
@@ -175,7 +175,7 @@ def imported_at_once(tree: ast.Module) -> set[str]:
     return found
 
 
-# All but the two that are made of such a package, and that no other imports at its top: PyTorch, and lm-eval's plug-in.
+# All modules but two that are built on such packages, PyTorch and lm-eval. No other module imports these two at its top.
 SPECIAL = ("llmc.reference", "llmc.lm_eval")
 ORDINARY = [p for p in MODULES if not (p.is_relative_to(PACKAGE / "reference") or p.name == "lm_eval.py")]
 
@@ -231,12 +231,12 @@ NAMES = {".".join(("llmc", *p.relative_to(PACKAGE).with_suffix("").parts)): p fo
 
 
 def room(module: str) -> str:
-    """llmc.training.trainer -> training; llmc itself -> __init__"""
+    """Return the room of a module: training for llmc.training.trainer, __init__ for llmc itself."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Modules of llmc that a module imports, wherever the statement stands: in a function and under TYPE_CHECKING too."""
+    """Return the modules of llmc that a module imports, in functions and under TYPE_CHECKING too."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -269,7 +269,7 @@ def test_imports_go_down(module):
 
 
 def test_no_circle():
-    """Between modules of one room neither."""
+    """Imports make no circle between modules, those of one room included."""
     left = {name: {m for m in others if m in GRAPH} - {name} for name, others in GRAPH.items()}
     while free := [name for name, others in left.items() if not others & left.keys()]:
         for name in free:
@@ -278,7 +278,7 @@ def test_no_circle():
 
 
 def test_importing_llmc_imports_little():
-    """The package and its command line, in a process of their own."""
+    """The package and its command line are imported in a process of their own."""
     script = "import sys, llmc, llmc.cli; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     loaded = set(out.split())

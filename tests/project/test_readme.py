@@ -1,4 +1,4 @@
-"""README.zh-CN.md is README.md in Chinese: what is typed, linked and measured is the same in both. What is typed to test, CI runs."""
+"""README.zh-CN.md is README.md in Chinese: commands, links and figures are the same in both. CI runs the README's test command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CODE_BLOCK = re.compile(r"^```[\s\S]*?^```|^(?: {4}.*\n)+", re.MULTILINE)
 
 
 def code_lines(text: str) -> list[str]:
-    """Of code blocks, without comments and what is left out ("…"), which are translated."""
+    """Return the lines of code blocks, without comments and omissions ("…"), which are translated."""
     lines = [line for block in CODE_BLOCK.findall(text) for line in block.splitlines()]
     lines = [re.sub(r"(^|\s+)# .*", "", line).strip() for line in lines if not line.startswith("…")]
     return [line for line in lines if line]
@@ -24,7 +24,7 @@ def inline_code(text: str) -> list[str]:
 
 
 def links(text: str) -> list[str]:
-    """But not those that lead from one language to the other."""
+    """Return the links, except those from one language to the other."""
     return [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("README")]
 
 

@@ -49,7 +49,7 @@ def test_the_state_file_is_laid_out_as_llm_c_reads_it(tmp_path: Path) -> None:
 
 
 def test_every_crash_state_leaves_a_good_checkpoint(tmp_path: Path) -> None:
-    """Saves of steps 1, 2 and 3, of which two are kept: whatever the disk was left with, the newest finished one is found."""
+    """Steps 1, 2 and 3 are saved, and two are kept: in whatever state a crash leaves the disk, the newest finished one is found."""
     fs = RecordingFs()
     trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, keep_checkpoints=1)), fs=fs)
     finished: list[int] = []  # how many operations had been done when each save returned
@@ -58,23 +58,23 @@ def test_every_crash_state_leaves_a_good_checkpoint(tmp_path: Path) -> None:
         trainer.save()
         finished.append(len(fs.ops))
     models = {}
-    where = tmp_path / "crashed"
-    where.mkdir()
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
     count_states = 0
     for count in range(len(fs.ops) + 1):
-        sure = sum(count >= end for end in finished)  # the newest step whose save had returned
+        sure = sum(count >= end for end in finished)  # the newest step whose save has returned
         for state in disk_states(fs.ops, count):
             count_states += 1
-            for path in where.iterdir():
+            for path in crashed.iterdir():
                 path.unlink()
             for name, data in state.items():
-                (where / name).write_bytes(data)
+                (crashed / name).write_bytes(data)
             warnings: list[str] = []
-            found = newest_good(where, warn=warnings.append)
+            found = newest_good(crashed, warn=warnings.append)
             step = found.step if found else 0
             assert step >= sure, (count, fs.ops[max(0, count - 1)][:2], warnings)
             if step:
-                raw = (where / f"model_{step:08d}.bin").read_bytes()
+                raw = (crashed / f"model_{step:08d}.bin").read_bytes()
                 assert models.setdefault(step, raw) == raw
     assert count_states > 200 and set(models) == {1, 2, 3}
 
@@ -94,7 +94,7 @@ def test_every_crash_state_leaves_a_good_checkpoint(tmp_path: Path) -> None:
     ids=["ENOSPC", "EIO", "EACCES", "EINTR", "short write"],
 )
 def test_the_nth_call_fails(tmp_path: Path, error: OSError | None) -> None:
-    """For every n: the error is the caller's, the earlier checkpoint stays good, nothing half-written is left, a later save works."""
+    """For every n the caller gets the error, the earlier checkpoint stays good, nothing half-written is left, and a later save works."""
     fs = FailingFs()
     trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, keep_checkpoints=1)), fs=fs)
     run = tmp_path / "run"
@@ -137,7 +137,7 @@ def test_saving_a_step_again_that_fails_keeps_what_was_saved(tmp_path: Path) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is of POSIX")
 def test_full_disk_by_the_system_itself(tmp_path: Path) -> None:
-    """The operating system refuses to write past a limit: one line, exit code 0 for 'continue', the old file untouched."""
+    """The operating system refuses to write past a limit: one line is printed, 'continue' exits with 0, the old file is untouched."""
     code = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -203,7 +203,7 @@ def test_every_flipped_bit_and_truncation_is_found(two_checkpoints: dict[str, An
             warnings: list[str] = []
             found = newest_good(run, warn=warnings.append)
             assert found is not None
-            if found.step == 2:  # a blank or a letter of the manifest's form: it must mean the same
+            if found.step == 2:  # damage to white space or the like: the manifest must mean the same
                 assert kind == "DONE" and found.manifest == Manifest.from_json(whole, path)
             else:
                 assert found.step == 1 and len(warnings) == 1 and path.name in warnings[0]
@@ -276,14 +276,14 @@ trainer.fit()
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    """SIGKILL during saves: the next start finds a good checkpoint, of a step beyond the one that this start went on from."""
+    """After each SIGKILL during saves the newest good checkpoint is of a later step than before."""
     rng, reached = random.Random(1), 0
     code = _SAVE_FOREVER.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
     tiny_data(tmp_path / "data")
     for _ in range(4):
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         assert child.stdout is not None and child.stdout.readline().rstrip() == b"ready"
-        while max(finished_steps(tmp_path / "run"), default=0) <= reached:  # however slow the machine is
+        while max(finished_steps(tmp_path / "run"), default=0) <= reached:  # one more save at least
             assert child.poll() is None
             time.sleep(0.01)
         try:

@@ -1,4 +1,4 @@
-"""Comm: the collectives among threads, and training by several ranks, which must be the training of one."""
+"""Comm: the collectives among threads, and training by several ranks, which must give what one process gives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tensor(backend: _llmc.Backend, values: np.ndarray, dtype: str) -> _llmc.Tens
 def in_ranks(
     size: int, body: Callable[[_llmc.Comm, _llmc.Backend], Any], backends: list[_llmc.Backend] | None = None
 ) -> list[Any]:
-    """body's results by rank, each in a thread of its own. The first rank's error is raised."""
+    """Run body in a thread for each rank and return the results by rank; raise the error of the first rank that has one."""
     backends = backends or [_llmc.Backend("cpu", 1) for _ in range(size)]
     ranks = _llmc.thread_comms(backends)
 
@@ -46,7 +46,8 @@ def in_ranks(
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_collectives(size: int, dtype: str) -> None:
-    values = np.random.default_rng(0).integers(-64, 64, (size, 5 * size)).astype(np.float32)  # exact in bf16, sums too
+    # Small integers: bf16 holds them and their sums exactly.
+    values = np.random.default_rng(0).integers(-64, 64, (size, 5 * size)).astype(np.float32)
     total = values.sum(0)
 
     def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
@@ -133,9 +134,9 @@ def test_arguments() -> None:
 @pytest.mark.parametrize("size,grad_accum", [(2, 1), (2, 2), (4, 1)])
 @pytest.mark.parametrize("recompute", [0, 2])
 def test_ranks_train_as_one_process_does(size: int, grad_accum: int, recompute: int) -> None:
-    """Each rank a part of the batch: the same gradients and losses to rounding, over steps, and the same bits on all ranks.
+    """Each rank takes a part of the batch: gradients and losses are one process's up to rounding, and the same bits on all ranks.
 
-    A gradient that set out before it was complete, or twice, or not at all, would be wrong by much more.
+    A gradient that was sent before it was complete, or twice, or not at all, would be wrong by much more than rounding.
     """
     steps, rows, T = 4, 4 // grad_accum // size if size * grad_accum <= 4 else 1, 16
     data = (
@@ -153,11 +154,11 @@ def test_ranks_train_as_one_process_does(size: int, grad_accum: int, recompute: 
         for step in range(steps):
             model.zero_grad()
             for micro in range(grad_accum):
-                mine = data[step, micro, rank * rows : (rank + 1) * rows] if comm else data[step, micro]
-                model.forward(mine[:, :-1])
+                part = data[step, micro, rank * rows : (rank + 1) * rows] if comm else data[step, micro]
+                model.forward(part[:, :-1])
                 last = micro == grad_accum - 1
                 sink = _llmc.AllReduce(comm) if comm and last else None
-                model.backward(mine[:, 1:], 1.0 / (grad_accum * ranks), sink)
+                model.backward(part[:, 1:], 1.0 / (grad_accum * ranks), sink)
             if step == 0:
                 first = {name: np.array(g) for name, g in model.gradients.items()}
             losses.append(model.mean_loss)

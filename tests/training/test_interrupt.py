@@ -1,4 +1,4 @@
-"""Ctrl-C while a kernel loop runs: KeyboardInterrupt within a step, and the process in order."""
+"""Ctrl-C while a kernel loop runs: KeyboardInterrupt is raised within a step, and the process works on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# Another thread sends the signal, which it can only because kernels run without Python's lock.
+# Another thread sends the signal, which is possible because kernels run without Python's global lock.
 SCRIPT = """
 import os, signal, threading, time
 import numpy as np
@@ -54,4 +54,4 @@ def test_interrupt_within_a_step(body):
     assert done.returncode == 0, done.stderr
     before, after, stopped, loss = done.stdout.split()
     assert 2 <= int(before) <= int(stopped) <= int(after) + 1
-    assert 0 < float(loss) < 20  # the model works on
+    assert 0 < float(loss) < 20  # the model still trains

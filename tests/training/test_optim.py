@@ -24,7 +24,7 @@ STEP = {
     "correction1": 0.19,
     "correction2": 0.0975,
 }
-STEP = {name: float(np.float32(value)) for name, value in STEP.items()}  # as the op takes them
+STEP = {name: float(np.float32(value)) for name, value in STEP.items()}  # corrections as the op takes them
 
 
 def native_step(seed=0, **changes):
@@ -38,7 +38,8 @@ def native_step(seed=0, **changes):
 @pytest.mark.parametrize("factor", [1.0, 0.25])
 def test_adamw_f32(backend, rng, n, factor):
     param, m, grad = (rounded(x, "f32") for x in rng.standard_normal((3, n)))
-    m, v = np.copysign(m, grad), rounded(rng.standard_normal(n) ** 2, "f32")  # nothing cancels: rounding stays relative
+    # m has grad's sign and v is positive, so nothing cancels and rounding errors stay relative.
+    m, v = np.copysign(m, grad), rounded(rng.standard_normal(n) ** 2, "f32")
     t = {"param": put(backend, param), "m": put(backend, m), "v": put(backend, v)}
     backend.adamw(t["param"], None, t["m"], t["v"], put(backend, grad), put(backend, [factor]), native_step())
     check(t, oracle.adamw, param, m, v, grad, factor, STEP, ulps=2)
@@ -47,7 +48,7 @@ def test_adamw_f32(backend, rng, n, factor):
 @pytest.mark.parametrize("grad_dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("n", [1, 33, 70_001])
 def test_adamw_with_master_weights_is_adamw_in_f32(backend, rng, grad_dtype, n):
-    """The bf16 weight and the 16 bits below it are an f32 weight, which moves as in an f32 model, to the bit."""
+    """The bf16 weight and the 16 bits below it are an f32 weight, which changes as in an f32 model, bit for bit."""
     weights, m = (x.astype(np.float32) for x in rng.standard_normal((2, n)))
     v, grad = (rng.standard_normal(n) ** 2).astype(np.float32), rounded(rng.standard_normal(n), grad_dtype)
     high, low = split_master(weights)
@@ -62,7 +63,7 @@ def test_adamw_with_master_weights_is_adamw_in_f32(backend, rng, grad_dtype, n):
 
 
 def test_split_weights_are_nearest_and_join_again(rng):
-    """All exponents, ties, zeros, infinities: every bit comes back, and the bf16 is a nearest one."""
+    """For all exponents, ties, zeros and infinities every bit comes back, and the bf16 is the nearest one."""
     bits = rng.integers(0, 2**32, 100_000, dtype=np.uint32)
     bits = np.concatenate(
         [bits, np.arange(256, dtype=np.uint32) << 24 | 0x8000, [0, 0x80000000, 0x7F800000, 0xFF800000]]
@@ -78,7 +79,7 @@ def test_split_weights_are_nearest_and_join_again(rng):
 
 
 def test_stochastic_rounding_is_unbiased(backend):
-    """Weights a quarter, half and three quarters of the way between two bf16 go up as often; each seed draws anew."""
+    """Rounding keeps the mean of a weight at one, two or three quarters of the way between two bf16; seeds draw independently."""
     n = 1 << 16
     for part in (0.25, 0.5, 0.75):
         target = 1 - part * 2.0**-8  # bf16 below 1 lie 2^-8 apart
@@ -90,7 +91,7 @@ def test_stochastic_rounding_is_unbiased(backend):
             x = get(param).astype(np.float64)
             assert set(np.unique(x)) == {1 - 2.0**-8, 1.0}
             means.append(x)
-            # Five deviations of a fair coin.
+            # Five standard deviations of the count.
             assert abs(x.mean() - target) < 5 * 2.0**-8 * math.sqrt(part * (1 - part) / n)
         assert 0.2 < (means[0] != means[1]).mean() < 0.8
         # Neighbours draw independently.
@@ -139,7 +140,7 @@ def test_optimizer_is_pytorchs(tiny, rng, clip, decay_all):
     for s in steps:
         s["wte"][TINY.vocab_size :] = 0  # padding has no gradient
 
-    def theirs(dtype):
+    def train_pytorch(dtype):
         gpt = GPT(TINY)
         gpt.load_llmc(model.parameters)
         gpt.to(dtype)
@@ -158,7 +159,7 @@ def test_optimizer_is_pytorchs(tiny, rng, clip, decay_all):
             optimizer.step()
         return gpt.parameters_llmc(), norms
 
-    (exact, exact_norms), (peer, _) = theirs(torch.float64), theirs(torch.float32)
+    (exact, exact_norms), (peer, _) = train_pytorch(torch.float64), train_pytorch(torch.float32)
     optimizer = llmc.AdamW(model, grad_clip=clip, decay_all=decay_all, **options)
     for gradients, norm in zip(steps, exact_norms):
         set_gradients(model, gradients)
@@ -172,7 +173,7 @@ def test_optimizer_is_pytorchs(tiny, rng, clip, decay_all):
 @pytest.mark.parametrize("master_weights", [True, False])
 @pytest.mark.parametrize("grad_dtype", ["f32", "bf16"])
 def test_bf16_weights_follow_f32_ones(tiny, rng, master_weights, grad_dtype):
-    """The same gradients to an f32 model and a bf16 one. With masters its weights are the f32 ones, rounded."""
+    """An f32 model and a bf16 one get the same gradients. With master weights the bf16 weights are the f32 ones, rounded."""
     wide, narrow = tiny(), tiny(dtype="bf16", grad_dtype=grad_dtype)
     for name in wide.parameters:
         wide.parameters[name] = np.asarray(narrow.parameters[name], np.float32)

@@ -67,7 +67,7 @@ def test_the_last_value_of_llm_c_log_counts(log: Path) -> None:
 def test_run_directory(run_dir: Path) -> None:
     run = plot.read_run(run_dir)
     assert run.unreadable == 1 and run.tokens_per_step == 512
-    assert run.series["val_loss"] == {0: 5.5, 20: 3.25}  # one from each file
+    assert run.series["val_loss"] == {0: 5.5, 20: 3.25}  # one curve from each file
     assert run.best("train_loss") == (19, 3.1) and run.best("hellaswag") == (20, 0.3)
 
 

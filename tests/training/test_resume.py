@@ -1,4 +1,4 @@
-"""Runs that go on: resuming gives the same bits, refuses what does not fit, and outlives saves and logs that fail."""
+"""Resuming: it gives the same bits and refuses what does not fit; runs go on if a save or a log fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from llmc.training.trainer import Trainer, TrainingStopped
 
 
 def everything(trainer: Trainer) -> list[Any]:
-    """Weights, moments, masters, data order, generators, windows."""
+    """Return all state of a trainer: weights, moments, masters, data order, generators, windows of losses and norms."""
     rows = trainer.optimizer.state()
     tensors = [t.to_host() for row in rows.values() for t in row if t is not None]
     loader = trainer.train_loader.state()
@@ -105,7 +105,7 @@ def test_resume_in_another_dtype(tmp_path: Path, old: str, new: str) -> None:
 
 
 def test_resume_from_a_checkpoint_of_llm_c(tmp_path: Path) -> None:
-    """Its DONE file is empty, and its state file has no tag of llmc's."""
+    """llm.c's DONE file is empty, and its state file does not have llmc's mark."""
     settings = cut_at(tmp_path, 3)
     run = Path(settings["output_dir"])
     (run / "DONE_00000003").write_bytes(b"")
@@ -187,8 +187,8 @@ def test_damage_is_named_and_the_run_goes_on_from_the_one_before(
     path = tmp_path / "run" / "state_00000002_00000.bin"
     path.write_bytes(path.read_bytes()[:-1])
     assert Trainer(llmc.TrainConfig(**settings)).step == 1
-    said = capsys.readouterr().out
-    assert "checkpoint of step 2 is damaged and passed over" in said and path.name in said
+    printed = capsys.readouterr().out
+    assert "checkpoint of step 2 is damaged and passed over" in printed and path.name in printed
 
 
 def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_one_process_at_a_time_in_a_run_directory(tmp_path: Path) -> None:
 
 
 def test_checkpoint_every(tmp_path: Path) -> None:
-    """-n 0: at the end only, of any model; -1: never."""
+    """-n 0 saves at the end only, whatever the model; -n -1 never saves."""
     tiny_run(tmp_path)
     assert finished_steps(tmp_path / "run") == [8]
     tiny_run(tmp_path / "never", checkpoint_every=-1)

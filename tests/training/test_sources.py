@@ -21,7 +21,7 @@ def names(paths: list[Path]) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """As `llmc data text` writes it."""
+    """Make a data folder as `llmc data text` does."""
     (tmp_path / "my.txt").write_text(WORDS * 40, encoding="utf-8")
     text.prepare([tmp_path / "my.txt"], tmp_path / "data", tokenizer="bytes", shard_size=1000)
     assert names(sorted((tmp_path / "data").iterdir())) == [
@@ -38,7 +38,7 @@ def test_folder_of_llmc_data(folder: Path) -> None:
 
 
 def test_validation_data_of_its_own(folder: Path, tmp_path: Path) -> None:
-    """The folder's validation files are not trained on, whatever else validates."""
+    """The folder's validation files are not trained on, even if other files are used for validation."""
     write_shard(tmp_path / "other.bin", np.arange(50))
     found = sources.prepare(llmc.TrainConfig(data=(str(folder),), val_data=(str(tmp_path / "other.bin"),)), None)
     assert len(found.train) == 2 and names(found.val) == ["other.bin"]

@@ -23,7 +23,7 @@ from llmc.sweep import Sweep
 
 
 def write(folder: Path, changes: dict[str, Any] | None = None, **tables: str) -> Path:
-    """Write a sweep of tiny runs, and return its path. changes: to their settings; tables: the file's other tables, as TOML."""
+    """Write the file of a sweep of tiny runs, with changed settings and with other tables (TOML), and return its path."""
     settings = tiny_settings(folder, **{"max_steps": 3, "val_every": 3, **(changes or {})})
     for name in ("output_dir", "progress"):
         del settings[name]
@@ -256,7 +256,7 @@ def test_refused(tmp_path: Path, tables: dict[str, str], message: str) -> None:
         ("devices = 2", "devices is 2, expected a list of different GPU numbers"),
         ("devices = ['0']", r"devices is \['0'\], expected a list"),
         ("devices = [1, 1]", "expected a list of different GPU numbers"),
-        ("devices = [0]", "device is 'cpu', but devices lists GPUs"),  # settings say cpu
+        ("devices = [0]", "device is 'cpu', but devices lists GPUs"),  # the settings ask for the cpu
         ("jobs = 0", "jobs is 0, expected a number of at least 1"),
         ("jobs = true", "jobs is True, expected a number"),
         ("runs = 3", "runs is 3, expected tables"),

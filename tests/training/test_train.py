@@ -1,4 +1,4 @@
-"""The training loop: what it computes, what it says, what it refuses, and that it can be stopped and called again."""
+"""The training loop: what it computes, prints and refuses; it can be stopped and called again."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_same_seed_same_bits(tmp_path: Path) -> None:
 
 
 def test_two_models_train_in_one_process(tmp_path: Path) -> None:
-    """Step by step in turns, each as it would alone."""
+    """Two models take steps in turns, and each gets the weights that it would get alone."""
     alone = weights(tiny_run(tmp_path / "alone"))
     a = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path / "a")))
     b = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path / "b", seed=7)))
@@ -103,9 +103,11 @@ def test_callbacks(tmp_path: Path) -> None:
             seen.append(("save", step))
 
     llmc.train(**tiny_settings(tmp_path, max_steps=4, checkpoint_every=2), callbacks=[Note()])
+    # fmt: off
     assert seen == [
-        *[("eval", 0), ("step", 0), ("step", 1), ("save", 2), ("step", 2), ("step", 3), ("save", 4), ("eval", 4)]
+        ("eval", 0), ("step", 0), ("step", 1), ("save", 2), ("step", 2), ("step", 3), ("save", 4), ("eval", 4),
     ]
+    # fmt: on
 
 
 def test_overfit_learns_one_batch(tmp_path: Path) -> None:
@@ -121,18 +123,12 @@ def test_one_epoch(tmp_path: Path) -> None:
 
 
 def info(**changes: Any) -> StepInfo:
+    # fmt: off
     values: dict[str, Any] = {
-        **{
-            "step": 9,
-            "total_steps": 40,
-            "loss": 4.123456,
-            "norm": 1.5,
-            "lr": 3e-4,
-            "seconds": 0.25,
-            "tokens_per_second": 1000.4,
-        },
-        **{"flops_per_second": 1e11, "mfu": 12.34, "dtype": "bf16", "loss_z": math.nan, "grad_z": -0.5},
+        "step": 9, "total_steps": 40, "loss": 4.123456, "norm": 1.5, "lr": 3e-4, "loss_z": math.nan, "grad_z": -0.5,
+        "seconds": 0.25, "tokens_per_second": 1000.4, "flops_per_second": 1e11, "mfu": 12.34, "dtype": "bf16",
     }
+    # fmt: on
     return StepInfo(**{**values, **changes})
 
 
@@ -190,7 +186,7 @@ def test_loss_curve(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-# ---- guards ----
+# ---- outliers and losses that are not finite ----
 
 
 def test_outlier_detector_judges_against_the_window_before() -> None:
@@ -201,11 +197,12 @@ def test_outlier_detector_judges_against_the_window_before() -> None:
     assert detector.update(9.0) == pytest.approx(expected, rel=1e-12)
     shifted = np.append(window[1:], 9.0)
     assert math.isnan(detector.update(math.nan)) and math.isnan(detector.update(math.inf))
-    assert detector.update(1e6) == pytest.approx((1e6 - shifted.mean()) / shifted.std(), rel=1e-9)  # far past 11.3
+    # Far past 11.3, the most that a value can have in a window of 128 that it belongs to.
+    assert detector.update(1e6) == pytest.approx((1e6 - shifted.mean()) / shifted.std(), rel=1e-9)
 
 
 class _Poison(Callback):
-    """Writes NaN into a gradient-producing weight after chosen steps, and takes it away again."""
+    """Write NaN into a weight before each of the given steps, and restore the weight after it."""
 
     def __init__(self, steps: set[int]) -> None:
         self.steps, self.saved = steps, 0.0
@@ -278,7 +275,7 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
 def test_signal_ends_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not after it, which may be long."""
+    """The signal ends an evaluation, which may take long, after the batch that it computes."""
     evaluated = 0
 
     def evaluate(model: llmc.GPT2, inputs: Any, targets: Any) -> float:
@@ -293,7 +290,7 @@ def test_signal_ends_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = trainer.fit()
     assert (result.stopped_by, result.step, evaluated) == (signal.SIGINT, 3, 4)
     assert (tmp_path / "run" / "DONE_00000003").is_file()
-    assert trainer.validate() == 1.0  # and the trainer is as usable as before
+    assert trainer.validate() == 1.0  # the trainer can be used again
     assert trainer.fit().step == 8
 
 
@@ -341,7 +338,7 @@ def test_refused_settings(tmp_path: Path, changes: dict[str, Any], message: str)
 
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Each of them would train the whole model, all into one run directory."""
+    """Each process would train the whole model, and all would write to one run directory."""
     monkeypatch.setenv(name, "8")
     with pytest.raises(ValueError, match=f"a launcher started 8 processes \\({name}=8\\)"):
         train_command.run(argparse.Namespace())
@@ -364,13 +361,13 @@ def test_data_that_are_not_there(tmp_path: Path) -> None:
         tiny_run(tmp_path, data=(str(tmp_path / "nothing-*.bin"),))
 
 
-def test_not_enough_memory_is_said_before_allocating(tmp_path: Path) -> None:
+def test_not_enough_memory_is_an_error_before_allocating(tmp_path: Path) -> None:
     with pytest.raises(MemoryError, match=r"needs [\d.]+ GB on cpu, [\d.]+ GB are free.*--dtype bf16"):
         tiny_run(tmp_path, model="d48", layers=None, heads=None, channels=None, max_seq_len=None, batch_size=512)
 
 
 class FakeGpu:
-    """A GPU of so much free memory, of which ops take 1 MB for themselves."""
+    """A GPU with `free` bytes of free memory, of which ops take 1 MB for themselves."""
 
     def __init__(self, free: int) -> None:
         self.free = free
@@ -430,7 +427,7 @@ def test_run_directory_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_a_data_file_that_vanishes(tmp_path: Path) -> None:
-    """The next shard is gone when its turn comes: one error that names it, and the checkpoint stays."""
+    """If the next shard is gone when its turn comes, one error names it, and the checkpoint stays."""
     first, _ = tiny_data(tmp_path / "data")
     second = tmp_path / "data" / "train2.bin"
     second.write_bytes(Path(first).read_bytes())
@@ -451,13 +448,13 @@ def test_a_data_file_that_vanishes(tmp_path: Path) -> None:
 def test_bar_in_a_terminal_that_does_not_know_its_width() -> None:
     import pty
 
-    ours, theirs = pty.openpty()
-    with open(theirs, "w", encoding="utf-8") as out:
+    controller, terminal = pty.openpty()
+    with open(terminal, "w", encoding="utf-8") as out:
         bar = BarConsole(40, 9, out)
         bar.step(info())
         bar.close()
         text = ""
-        while "loss 4.1235" not in text:  # the terminal hands it over when it likes
-            assert select.select([ours], [], [], 10)[0], text
-            text += os.read(ours, 10000).decode()
-    os.close(ours)
+        while "loss 4.1235" not in text:  # the output may arrive in several parts
+            assert select.select([controller], [], [], 10)[0], text
+            text += os.read(controller, 10000).decode()
+    os.close(controller)

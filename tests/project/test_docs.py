@@ -1,0 +1,48 @@
+"""The documents name files, modules and functions that exist. So no rename or move leaves a stale name behind."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "doc").glob("*.md"))]
+
+# A path of a file or folder that begins with one of the repository's folders, inside of code: `python dev/make_stubs.py --check`.
+PATH = re.compile(r"(?<![\w./<>{}*-])(?:src|csrc|tests|dev|doc)/[\w./<>{}*,-]*")
+PLACEHOLDER = re.compile(r"[<>{}*]|\.\.\.")
+NAME = re.compile(r"(?<![\w./-])_?llmc(?:\.\w+)+")  # `llmc.formats.shards`, `_llmc.nccl_id()`
+
+
+def code(text: str) -> list[str]:
+    """Return what is in backticks and code blocks."""
+    return re.findall(r"^```[\s\S]*?^```|`[^`]+`", text, re.MULTILINE)
+
+
+def paths(text: str) -> list[str]:
+    """Return the paths in code, without those that have a placeholder or a pattern in them."""
+    found = [path.rstrip(".,") for part in code(text) for path in PATH.findall(part)]
+    return [path for path in found if not PLACEHOLDER.search(path)]
+
+
+def test_paths_are_found_in_code_only() -> None:
+    text = "dev/a.py `csrc/b.cpp` `dev/c.py --d x` `build/dev/e.py` `tests/<name>.py` `src/*.py` `cpu/{f,g}.h`\n```\npytest tests/h.py\n```"
+    assert paths(text) == ["csrc/b.cpp", "dev/c.py", "tests/h.py"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_paths_exist(document: Path) -> None:
+    missing = [path for path in paths(document.read_text(encoding="utf-8")) if not (ROOT / path).exists()]
+    assert not missing, f"{document.name} names files that are not there: {missing}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_exist(document: Path) -> None:
+    for part in code(document.read_text(encoding="utf-8")):
+        for name in NAME.findall(part):
+            module = ROOT / "src" / name.replace(".", "/")  # some modules need packages that may not be installed
+            if not (module.is_dir() or module.with_suffix(".py").is_file()):
+                pkgutil.resolve_name(f"llmc.{name}" if name.startswith("_") else name)
