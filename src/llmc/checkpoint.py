@@ -307,7 +307,7 @@ def _aligned_bytes(tensor: _llmc.Tensor) -> int:
 # ---- finding and loading ----
 
 _ORDER = ("shard_indices", "sample_indices", "rng")  # what DataLoader.state() has of the order of shuffled data
-_LLM_C_SEED = 13371337  # of the optimizer's generator, which must not stand at zero
+_LLM_C_SEED = 13371337  # in place of the zero that llm.c may save: the optimizer's generator must not stand there
 
 
 @dataclass(frozen=True)
@@ -369,10 +369,6 @@ class FoundCheckpoint:
         """Rows of the samples that the run shuffles; 0 if the checkpoint does not say."""
         return 0 if self.manifest is None else self.manifest.state.loader.rows_per_sample
 
-    def differences(self, names: Iterable[str], config: Mapping[str, Any], data: list[DataFile]) -> list[str]:
-        """Return in words how a run differs from the one that was saved, as far as the checkpoint says (Manifest.differences)."""
-        return [] if self.manifest is None else self.manifest.differences(names, config, data)
-
     def load_state(
         self, model: GPT2, optimizer: AdamW, loader: Mapping[str, Any], *, shuffle: bool = True
     ) -> TrainState:
@@ -405,13 +401,14 @@ class FoundCheckpoint:
         if self.manifest is None:
             rows = loader["rows_per_sample"]
             position = LoaderPosition(rows, epoch=0, shard=saved.shard, row=saved.sample * rows)
-            kept = SavedState(self.step, saved.optimizer_rng, saved.shuffle, position, extra={})
+            rng = saved.optimizer_rng or _LLM_C_SEED
+            kept = SavedState(self.step, rng, saved.shuffle, position, extra={})
         else:
             kept = self.manifest.state
         return TrainState(
             step=self.step,
             optimizer_step=kept.optimizer_step,
-            optimizer_rng=kept.optimizer_rng or _LLM_C_SEED,
+            optimizer_rng=kept.optimizer_rng,
             loader={**asdict(kept.loader), **order},
             shuffle=saved.shuffle,
             extra=kept.extra,

@@ -253,10 +253,13 @@ def test_a_manifest_round_trip(two_checkpoints: dict[str, Any]) -> None:
     manifest = Manifest.from_json(raw, path)
     assert manifest.to_json().encode() == raw
     again = [*manifest.data]
-    assert manifest.differences(["seed"], {"seed": 42}, again) == []
+    assert manifest.differences(["seed"], {"seed": 42}, again, defaults={}) == []
     again[1] = DataFile("val.bin", 5, 5)
-    assert manifest.differences(["seed"], {"seed": 1}, again) == ["seed was 42, is 1", "the data changed (val.bin)"]
-    assert manifest.differences([], {}, manifest.data[::-1]) == ["the data changed (their order)"]
+    assert manifest.differences(["seed"], {"seed": 1}, again, defaults={}) == [
+        "seed was 42, is 1",
+        "the data changed (val.bin)",
+    ]
+    assert manifest.differences([], {}, manifest.data[::-1], defaults={}) == ["the data changed (their order)"]
 
 
 # ---- the real thing ----

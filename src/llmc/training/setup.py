@@ -12,7 +12,7 @@ from llmc.checkpoint import FoundCheckpoint, finished_steps, newest_good
 from llmc.data.loader import DataLoader
 from llmc.evals import check_examples
 from llmc.formats.eval_file import Example, read_eval_file
-from llmc.formats.manifest import DataFile
+from llmc.formats.manifest import DataFile, Manifest
 from llmc.formats.stream import CheckpointDamaged
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2, default_grad_dtype
@@ -22,7 +22,7 @@ from llmc.system.flops import peak_flops
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
 from llmc.training.run_dir import open_run_directory
-from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, resolve
+from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, defaults, resolve
 from llmc.training.sources import Sources, prepare
 
 # Without a model the run is a small one, sized for two CPU cores and two minutes.
@@ -178,7 +178,7 @@ def _find_checkpoint(
     found = newest_good(run_dir, warn=say)
     if found is None:
         raise CheckpointDamaged(f"{run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
-    differences = found.differences(SAME_ON_RESUME, config.to_dict(), fingerprint)
+    differences = [] if found.manifest is None else _differences(found.manifest, config, fingerprint)
     if differences and not config.allow_changes:
         raise ValueError(
             f"{run_dir}: the checkpoint of step {found.step} was made with other settings: "
@@ -186,6 +186,12 @@ def _find_checkpoint(
             + ". Give the same, or --allow-changes"
         )
     return found
+
+
+def _differences(saved: Manifest, config: RunConfig, fingerprint: list[DataFile]) -> list[str]:
+    """Return in words what a resumed run must share with its checkpoint and does not."""
+    before = defaults(saved.config.get("model"))
+    return saved.differences(SAME_ON_RESUME, config.to_dict(), fingerprint, defaults=before)
 
 
 def _as_before(config: RunConfig, found: FoundCheckpoint | None) -> RunConfig:
