@@ -54,8 +54,9 @@ void bind_gpt2(py::module_& m) {
     m.def("config_from_descriptor", &gpt2_config_from_descriptor, "descriptor"_a);
 
     m.def("memory_plan", &GPT2::memory_plan, "config"_a, "options"_a, "B"_a, "T"_a, "training"_a = true,
-          "master_weights"_a = true,
-          "The memory that a model takes for batches of (B, T), and its optimizer.");
+          "optimizer_bytes"_a = 0,
+          "The memory that a model takes for batches of (B, T), and an optimizer that keeps so many bytes of "
+          "each parameter.");
 
     py::class_<BoundGPT2, BoundModel>(m, "GPT2",
                                       "The schedule of csrc/model/gpt2.cpp. llmc.GPT2 stands over it.")

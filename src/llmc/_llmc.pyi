@@ -30,6 +30,7 @@ __all__: list[str] = [
     "Model",
     "ModelOptions",
     "Mt19937",
+    "Optimizer",
     "ParameterSpec",
     "SamplerOptions",
     "ShardInfo",
@@ -432,22 +433,10 @@ class KVCache:
     @property
     def max_len(self) -> int: ...
 
-class AdamW:
+class Optimizer:
     """
-    The optimizer of csrc/optim/adamw.h. llmc.AdamW stands over it.
+    An optimizer of csrc/optim. llmc.optim.optimizer.Optimizer stands over it.
     """
-    def __init__(
-        self,
-        model: Model,
-        beta1: float = 0.8999999761581421,
-        beta2: float = 0.949999988079071,
-        eps: float = 9.99999993922529e-09,
-        weight_decay: float = 0.0,
-        grad_clip: float = 1.0,
-        decay_all: bool = False,
-        master_weights: bool = True,
-        seed: int = 13371337,
-    ) -> None: ...
     def apply(self, lr: float) -> None: ...
     def measure(self) -> float:
         """
@@ -456,7 +445,7 @@ class AdamW:
     def norm(self) -> float: ...
     def state(self) -> dict[str, typing.Any]:
         """
-        name -> (m, v, master) as Tensors; master is None for f32 parameters.
+        name -> (moments, master) as Tensors; master is None without master weights.
         """
     def step(self, lr: float) -> None: ...
     @property
@@ -469,6 +458,28 @@ class AdamW:
     def step_count(self) -> int: ...
     @step_count.setter
     def step_count(self, arg1: int) -> None: ...
+
+class AdamW(Optimizer):
+    """
+    csrc/optim/adamw.h. llmc.AdamW stands over it.
+    """
+    @staticmethod
+    def bytes_per_parameter(dtype: str, master_weights: bool) -> int:
+        """
+        Bytes that an optimizer of this kind takes for each weight of a model of this dtype.
+        """
+    def __init__(
+        self,
+        model: Model,
+        beta1: float = 0.8999999761581421,
+        beta2: float = 0.949999988079071,
+        eps: float = 9.99999993922529e-09,
+        weight_decay: float = 0.0,
+        grad_clip: float = 1.0,
+        decay_all: bool = False,
+        master_weights: bool = True,
+        seed: int = 13371337,
+    ) -> None: ...
 
 class ShardInfo:
     @property
@@ -578,10 +589,10 @@ def isa() -> dict[str, typing.Any]:
     """
 
 def memory_plan(
-    config: GPT2Config, options: ModelOptions, B: int, T: int, training: bool = True, master_weights: bool = True
+    config: GPT2Config, options: ModelOptions, B: int, T: int, training: bool = True, optimizer_bytes: int = 0
 ) -> MemoryPlan:
     """
-    The memory that a model takes for batches of (B, T), and its optimizer.
+    The memory that a model takes for batches of (B, T), and an optimizer that keeps so many bytes of each parameter.
     """
 
 def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:

@@ -42,7 +42,7 @@ def test_the_state_file_is_laid_out_as_llm_c_reads_it(tmp_path: Path) -> None:
     assert len(raw) == 1024 + 3 * 4 * n + (8 + 4 * shards) + (8 + 4 * samples) + (8 + 4 + 4 + 4 * 624 + 8)
     moments = np.frombuffer(raw[1024 : 1024 + 4 * n], dtype="<f4")
     rows = trainer.optimizer.state()
-    assert np.array_equal(moments, np.concatenate([row[0].to_host().ravel() for row in rows.values()]))
+    assert np.array_equal(moments, np.concatenate([row.moments[0].to_host().ravel() for row in rows.values()]))
 
 
 # ---- crashes: every state that a disk may be in ----

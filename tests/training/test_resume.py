@@ -29,7 +29,7 @@ from llmc.training.trainer import Trainer, TrainingStopped
 def everything(trainer: Trainer) -> list[Any]:
     """Weights, moments, masters, data order, generators, windows."""
     rows = trainer.optimizer.state()
-    tensors = [t.to_host() for row in rows.values() for t in row if t is not None]
+    tensors = [t.to_host() for row in rows.values() for t in (*row.moments, row.master) if t is not None]
     loader = trainer.train_loader.state()
     windows = [trainer.loss_outliers.state(), trainer.grad_outliers.state()]
     return [
@@ -101,7 +101,9 @@ def test_resume_in_another_dtype(tmp_path: Path, old: str, new: str) -> None:
     whole, narrow = (before, after) if old == "f32" else (after, before)
     rows = narrow.optimizer.state()
     for name, array in whole.model.parameters.items():
-        joined = join_master(narrow.model.parameter_tensors()[name].to_host().ravel(), rows[name][2].to_host().ravel())
+        joined = join_master(
+            narrow.model.parameter_tensors()[name].to_host().ravel(), rows[name].master.to_host().ravel()
+        )
         assert np.array_equal(joined, array.ravel()), name
     assert abs(before.train_step().loss - after.train_step().loss) < 0.02
 

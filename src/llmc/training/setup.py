@@ -17,6 +17,7 @@ from llmc.formats.stream import CheckpointDamaged
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2, default_grad_dtype
 from llmc.optim.adamw import AdamW
+from llmc.optim.optimizer import Optimizer
 from llmc.optim.schedule import lr_schedule
 from llmc.system.flops import peak_flops
 from llmc.system.gpu_info import GpuInfo
@@ -55,7 +56,7 @@ class Run:
     weight_origin: str
     memory: _llmc.MemoryPlan
     peak_flops: float | None
-    optimizer: AdamW
+    optimizer: Optimizer
     train_loader: DataLoader
     val_loader: DataLoader | None
     total_steps: int
@@ -109,14 +110,7 @@ def setup(given: TrainConfig, say: Callable[[str], None]) -> Run:
     config = _as_before(config, found)
     model, weight_origin, memory = _build_model(config, backend, sources, found)
     config = config.replace(recompute=model.recompute, classifier_rows=model.classifier_rows)
-    optimizer = AdamW(
-        model,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        grad_clip=config.grad_clip,
-        master_weights=config.master_weights,
-    )
+    optimizer = build_optimizer(config, model)
     train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, found)
     total_steps = _total_steps(config, train_loader)
     lr = lr_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac)
@@ -239,7 +233,7 @@ def _build_model(
         T=config.seq_len,
         recompute=config.recompute,
         classifier_rows=config.classifier_rows,
-        master_weights=config.master_weights,
+        optimizer_bytes=_optimizer_bytes(config, dtype),
     )
     options: dict[str, Any] = {
         "backend": backend,
@@ -250,6 +244,23 @@ def _build_model(
     }
     model = GPT2.from_checkpoint(path, **options) if path else GPT2(shape, seed=config.seed, **options)
     return model, origin, memory
+
+
+def build_optimizer(config: RunConfig, model: GPT2) -> Optimizer:
+    """Return the optimizer that the settings ask for, over the parameters of a model."""
+    return AdamW(
+        model,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        grad_clip=config.grad_clip,
+        master_weights=config.master_weights,
+    )
+
+
+def _optimizer_bytes(config: RunConfig, dtype: str) -> int:
+    """Return what that optimizer will keep of each parameter, before there is a model."""
+    return AdamW.bytes_per_parameter(dtype, config.master_weights)
 
 
 def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:
