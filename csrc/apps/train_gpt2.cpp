@@ -108,7 +108,7 @@ int run(const Arguments& args) {
         tokenizer.emplace(args.path("-tk"));
     else
         std::printf("there is no tokenizer '%s': samples are token ids\n", args.text("-tk").c_str());
-    const MemoryPlan plan = GPT2::memory_plan(config, model_options, B, T, true, true);
+    const MemoryPlan plan = GPT2::memory_plan(config, model_options, B, T, true, 0);
     std::printf("num_activations: %lld\n",
                 static_cast<long long>(plan.activations / size_of(model->dtype())));
 

@@ -1,29 +1,99 @@
-#include "optim/adamw.h"
-
+// Optimizer bound once; of each optimizer only its constructor and what its class knows.
 #include "bindings/model.h"
+#include "optim/adamw.h"
 
 namespace llmc {
 
 namespace {
 
 // An optimizer and the model whose parameters it updates.
-struct BoundAdamW {
-    BoundAdamW(const BoundModel& model, const AdamWOptions& options)
-        : owner(model), adamw(model.model->backend(), model.model->parameters(), options) {}
+struct BoundOptimizer {
     // An optimizer looks at gradients even if no backward() came after zero_grad().
     void measure() {
         owner.model->materialize_gradients();
-        adamw.measure();
+        optimizer->measure();
     }
+    Backend& backend() const { return owner.backend(); }
     BoundModel owner;
-    AdamW adamw;
+    std::unique_ptr<Optimizer> optimizer;
+};
+
+struct BoundAdamW : BoundOptimizer {
+    BoundAdamW(const BoundModel& model, const AdamWOptions& options)
+        : BoundOptimizer{
+              model, std::make_unique<AdamW>(model.model->backend(), model.model->parameters(), options)} {}
 };
 
 }  // namespace
 
 void bind_optim(py::module_& m) {
-    py::class_<BoundAdamW>(m, "AdamW",
-                           "AdamW over a model's parameters: csrc/optim/adamw.h. llmc.AdamW is made of it.")
+    py::class_<BoundOptimizer>(m, "Optimizer",
+                               "An optimizer over a model's parameters: csrc/optim/optimizer.h.")
+        .def(
+            "step",
+            [](BoundOptimizer& self, float lr) {
+                const Busy busy(self.backend());
+                self.measure();
+                self.optimizer->apply(lr);
+            },
+            "lr"_a, "Queue an update: measure() and apply(), without waiting.")
+        .def(
+            "measure",
+            [](BoundOptimizer& self) {
+                const Busy busy(self.backend());
+                self.measure();
+                return self.optimizer->norm();
+            },
+            "Measure the gradients and return their global norm before clipping. Waits.")
+        .def(
+            "apply",
+            [](BoundOptimizer& self, float lr) {
+                const Busy busy(self.backend());
+                self.optimizer->apply(lr);
+            },
+            "lr"_a, "Queue the update with the gradients measured last, and count it.")
+        .def(
+            "norm",
+            [](const BoundOptimizer& self) {
+                const Busy busy(self.backend());
+                return self.optimizer->norm();
+            },
+            "Return the global norm of the gradients measured last, before clipping. Waits.")
+        .def_property_readonly(
+            "bytes", [](const BoundOptimizer& self) { return self.optimizer->bytes(); },
+            "The memory of moments and master weights, in bytes.")
+        .def_property(
+            "step_count", [](const BoundOptimizer& self) { return self.optimizer->step_count(); },
+            [](BoundOptimizer& self, std::int64_t count) { self.optimizer->set_step_count(count); },
+            "Updates made so far, which the correction of the moments' bias goes by.")
+        .def_property(
+            "rng_state", [](const BoundOptimizer& self) { return self.optimizer->rng_state(); },
+            [](BoundOptimizer& self, std::uint64_t state) { self.optimizer->set_rng_state(state); },
+            "The state of the generator that draws the seeds of stochastic rounding.")
+        .def(
+            "state",
+            [](const py::object& self) {
+                py::dict out;
+                const Optimizer& optimizer = *self.cast<BoundOptimizer&>().optimizer;
+                const auto owner = std::make_shared<py::object>(self);
+                const auto tensor = [&](const Tensor& t) -> py::object {
+                    if (!t) return py::none();
+                    return py::cast(
+                        OwnedTensor{optimizer.backend(), t, std::shared_ptr<void>(owner, owner.get())});
+                };
+                for (const Optimizer::State& s : optimizer.state()) {
+                    py::list moments;
+                    for (const Tensor& moment : s.moments) moments.append(tensor(moment));
+                    out[py::str(s.name)] = py::make_tuple(py::tuple(moments), tensor(s.master));
+                }
+                return out;
+            },
+            "Return (moments, master) by the parameter's name: Tensors of its shape, moments a tuple of "
+            "f32.\n\n"
+            "master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.");
+
+    py::class_<BoundAdamW, BoundOptimizer>(
+        m, "AdamW", "AdamW over a model's parameters: csrc/optim/adamw.h. llmc.AdamW is made of it.")
         .def(py::init([](const BoundModel& model, float beta1, float beta2, float eps, float weight_decay,
                          float grad_clip, bool decay_all, bool master_weights, std::uint64_t seed) {
                  AdamWOptions o;
@@ -35,64 +105,13 @@ void bind_optim(py::module_& m) {
              }),
              "model"_a, "beta1"_a = 0.9f, "beta2"_a = 0.95f, "eps"_a = 1e-8f, "weight_decay"_a = 0.0f,
              "grad_clip"_a = 1.0f, "decay_all"_a = false, "master_weights"_a = true, "seed"_a = 13371337)
-        .def(
-            "step",
-            [](BoundAdamW& self, float lr) {
-                const Busy busy(self.owner.backend());
-                self.measure();
-                self.adamw.apply(lr);
+        .def_static(
+            "bytes_per_parameter",
+            [](const std::string& dtype, bool master_weights) {
+                return AdamW::bytes_per_parameter(dtype_from_name(dtype), master_weights);
             },
-            "lr"_a, "Queue an update: measure() and apply(), without waiting.")
-        .def(
-            "measure",
-            [](BoundAdamW& self) {
-                const Busy busy(self.owner.backend());
-                self.measure();
-                return self.adamw.norm();
-            },
-            "Measure the gradients and return their global norm before clipping. Waits.")
-        .def(
-            "apply",
-            [](BoundAdamW& self, float lr) {
-                const Busy busy(self.owner.backend());
-                self.adamw.apply(lr);
-            },
-            "lr"_a, "Queue the update with the gradients measured last, and count it.")
-        .def(
-            "norm",
-            [](const BoundAdamW& self) {
-                const Busy busy(self.owner.backend());
-                return self.adamw.norm();
-            },
-            "Return the global norm of the gradients measured last, before clipping. Waits.")
-        .def_property_readonly(
-            "bytes", [](const BoundAdamW& self) { return self.adamw.bytes(); },
-            "The memory of moments and master weights, in bytes.")
-        .def_property(
-            "step_count", [](const BoundAdamW& self) { return self.adamw.step_count(); },
-            [](BoundAdamW& self, std::int64_t count) { self.adamw.set_step_count(count); },
-            "Updates made so far, which the correction of the moments' bias goes by.")
-        .def_property(
-            "rng_state", [](const BoundAdamW& self) { return self.adamw.rng_state(); },
-            [](BoundAdamW& self, std::uint64_t state) { self.adamw.set_rng_state(state); },
-            "The state of the generator that draws the seeds of stochastic rounding.")
-        .def(
-            "state",
-            [](const py::object& self) {
-                py::dict out;
-                auto& adamw = self.cast<BoundAdamW&>().adamw;
-                const auto owner = std::make_shared<py::object>(self);
-                const auto tensor = [&](const Tensor& t) -> py::object {
-                    if (!t) return py::none();
-                    return py::cast(
-                        OwnedTensor{adamw.backend(), t, std::shared_ptr<void>(owner, owner.get())});
-                };
-                for (const AdamW::State& s : adamw.state())
-                    out[py::str(s.name)] = py::make_tuple(tensor(s.m), tensor(s.v), tensor(s.master));
-                return out;
-            },
-            "Return (m, v, master) by the parameter's name: Tensors of its shape, m and v f32.\n\n"
-            "master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.");
+            "dtype"_a, "master_weights"_a,
+            "Return the bytes that AdamW keeps of each weight of a model of this dtype.");
 }
 
 }  // namespace llmc

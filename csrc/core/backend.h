@@ -155,7 +155,7 @@ class Backend {
     // Does nothing if factor[0] is not finite: a NaN gradient must not reach the weights.
     // param, grad float   m, v f32, all of one shape.   master: absent for f32 parameters. For bf16 ones
     // either absent (the new value is rounded stochastically) or i16: the 16 bits below param, which make an
-    // f32 weight of it (split_master in optim/master.h).
+    // f32 weight of it (split_master in core/master.h).
     virtual void adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
                        const AdamWStep& step) = 0;
 

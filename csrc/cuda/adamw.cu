@@ -55,7 +55,7 @@ struct Update {
         p_words.load(param + i);
         P* const upper = reinterpret_cast<P*>(p_words.words);
         std::int16_t* const lower = reinterpret_cast<std::int16_t*>(low_words.words);
-        if constexpr (rounding == Rounding::split) {  // join_master of optim/master.h
+        if constexpr (rounding == Rounding::split) {  // join_master of core/master.h
             low_words.load(master + i);
 #pragma unroll
             for (int k = 0; k < W; ++k)
@@ -80,7 +80,7 @@ struct Update {
             const std::uint32_t u = __float_as_uint(p[k]);
             if constexpr (rounding == Rounding::none) {
                 upper[k] = p[k];
-            } else if constexpr (rounding == Rounding::split) {  // split_master of optim/master.h
+            } else if constexpr (rounding == Rounding::split) {  // split_master of core/master.h
                 const std::uint32_t rounded = (u + 0x8000u) >> 16;
                 upper[k].bits = static_cast<std::uint16_t>(rounded);
                 lower[k] = static_cast<std::int16_t>(static_cast<std::uint16_t>(u - (rounded << 16)));

@@ -68,7 +68,7 @@ void GPT2::declare_activations(Arena& arena, GPT2Activations& a, const GPT2Confi
 }
 
 MemoryPlan GPT2::memory_plan(const GPT2Config& config, const ModelOptions& options, std::int64_t B,
-                             std::int64_t T, bool training, bool master_weights) {
+                             std::int64_t T, bool training, std::int64_t optimizer_bytes) {
     config.validate();
     options.validate();
     LLMC_CHECK(B > 0 && T > 0 && B <= (std::int64_t{1} << 30) / T, "B {} times T {} is out of range", B, T);
@@ -76,9 +76,8 @@ MemoryPlan GPT2::memory_plan(const GPT2Config& config, const ModelOptions& optio
     Arena acts("", 256);
     declare_activations(acts, activations, config, options, B, T, training);
     const std::int64_t N = count_parameters(gpt2_parameters(config));
-    const std::int64_t state = 8 + (options.dtype == DType::bf16 && master_weights ? 2 : 0);  // of AdamW
     return {N * size_of(options.dtype), training ? N * size_of(options.grad_dtype) : 0,
-            training ? N * state : 0, acts.bytes()};
+            training ? N * optimizer_bytes : 0, acts.bytes()};
 }
 
 GPT2::GPT2(const GPT2Config& config, std::shared_ptr<Backend> backend, const ModelOptions& options)

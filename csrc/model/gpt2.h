@@ -67,9 +67,9 @@ class GPT2 final : public Model {
 
     const GPT2Tensors& params() const { return params_; }
 
-    // master_weights: of the optimizer, whose memory is counted too if `training`.
+    // optimizer_bytes: what the optimizer keeps of each parameter, which is counted if `training`.
     static MemoryPlan memory_plan(const GPT2Config& config, const ModelOptions& options, std::int64_t B,
-                                  std::int64_t T, bool training, bool master_weights);
+                                  std::int64_t T, bool training, std::int64_t optimizer_bytes);
 
   private:
     static void declare_activations(Arena& arena, GPT2Activations& a, const GPT2Config& config,

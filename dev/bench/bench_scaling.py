@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_step import flops_per_token, measure
 from common import add_common_arguments, machine, print_table, sample, write_json
 
+import llmc
 from llmc import _llmc
 
 
@@ -64,7 +65,8 @@ def main() -> None:
         for model in args.predict:
             _, floor = prediction(model, dtype, 1, 1024, *ceilings[dtype, top])
             c = _llmc.config_from_descriptor(model)
-            memory = _llmc.memory_plan(c, _llmc.ModelOptions(dtype, dtype), 1, 1024).total
+            kept = llmc.AdamW.bytes_per_parameter(dtype, True)
+            memory = _llmc.memory_plan(c, _llmc.ModelOptions(dtype, dtype), 1, 1024, True, kept).total
             table.append(["predicted", f"{model}, {memory / 1e9:.0f} GB", 1, 1024, top, f"{floor / rate:.1f}", "",
                           f"{floor:.1f}", f"{rate:.0%}"])  # fmt: skip
         print(f"\n{dtype}, {about['isa']}\n")

@@ -16,7 +16,7 @@
 #include "backends.h"
 #include "core/random.h"
 #include "cpu/isa.h"
-#include "optim/master.h"
+#include "core/master.h"
 
 using namespace llmc;
 using i64 = std::int64_t;

@@ -30,6 +30,7 @@ __all__: list[str] = [
     "Model",
     "ModelOptions",
     "Mt19937",
+    "Optimizer",
     "ParameterSpec",
     "SamplerOptions",
     "ShardInfo",
@@ -728,26 +729,11 @@ class KVCache:
         The positions that there is room for in each sequence.
         """
 
-class AdamW:
+class Optimizer:
     """
-    AdamW over a model's parameters: csrc/optim/adamw.h. llmc.AdamW is made of it.
+    An optimizer of csrc/optim. llmc.optim.optimizer.Optimizer stands over it.
     """
-    def __init__(
-        self,
-        model: Model,
-        beta1: float = 0.8999999761581421,
-        beta2: float = 0.949999988079071,
-        eps: float = 9.99999993922529e-09,
-        weight_decay: float = 0.0,
-        grad_clip: float = 1.0,
-        decay_all: bool = False,
-        master_weights: bool = True,
-        seed: int = 13371337,
-    ) -> None: ...
-    def apply(self, lr: float) -> None:
-        """
-        Queue the update with the gradients measured last, and count it.
-        """
+    def apply(self, lr: float) -> None: ...
     def measure(self) -> float:
         """
         Measure the gradients and return their global norm before clipping. Waits.
@@ -758,13 +744,7 @@ class AdamW:
         """
     def state(self) -> dict[str, typing.Any]:
         """
-        Return (m, v, master) by the parameter's name: Tensors of its shape, m and v f32.
-
-        master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.
-        """
-    def step(self, lr: float) -> None:
-        """
-        Queue an update: measure() and apply(), without waiting.
+        name -> (moments, master) as Tensors; master is None without master weights.
         """
     @property
     def bytes(self) -> int:
@@ -785,6 +765,28 @@ class AdamW:
         """
     @step_count.setter
     def step_count(self, arg1: int) -> None: ...
+
+class AdamW(Optimizer):
+    """
+    csrc/optim/adamw.h. llmc.AdamW stands over it.
+    """
+    @staticmethod
+    def bytes_per_parameter(dtype: str, master_weights: bool) -> int:
+        """
+        Bytes that an optimizer of this kind takes for each weight of a model of this dtype.
+        """
+    def __init__(
+        self,
+        model: Model,
+        beta1: float = 0.8999999761581421,
+        beta2: float = 0.949999988079071,
+        eps: float = 9.99999993922529e-09,
+        weight_decay: float = 0.0,
+        grad_clip: float = 1.0,
+        decay_all: bool = False,
+        master_weights: bool = True,
+        seed: int = 13371337,
+    ) -> None: ...
 
 class ShardInfo:
     """
@@ -966,10 +968,10 @@ def isa() -> dict[str, typing.Any]:
     """
 
 def memory_plan(
-    config: GPT2Config, options: ModelOptions, B: int, T: int, training: bool = True, master_weights: bool = True
+    config: GPT2Config, options: ModelOptions, B: int, T: int, training: bool = True, optimizer_bytes: int = 0
 ) -> MemoryPlan:
     """
-    Return the bytes that a model takes for batches of (B, T), and its optimizer if `training`.
+    The memory that a model takes for batches of (B, T), and an optimizer that keeps so many bytes of each parameter.
     """
 
 def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:

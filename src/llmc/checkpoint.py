@@ -29,7 +29,7 @@ from llmc.formats.model_file import model_file_pieces, read_as_masters
 from llmc.formats.state_file import TrainState, WeightRow, has_writer_tag, read_state_file, state_file_pieces
 from llmc.formats.stream import CheckpointDamaged, ReadableTensor, pieces
 from llmc.models.gpt2 import GPT2
-from llmc.optim.adamw import AdamW
+from llmc.optim.optimizer import Optimizer, ParameterState
 from llmc.system.fs import SYSTEM, Fs, StrPath, publish, stage, unstage, write_atomically
 from llmc.system.memory import available_host_memory
 from llmc.values import MEMORY_DTYPES
@@ -81,7 +81,7 @@ class Checkpointer:
     def save(
         self,
         model: GPT2,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         state: TrainState,
         *,
         config: dict[str, Any],
@@ -157,8 +157,8 @@ class Checkpointer:
 
     def _check_space(self, tensors: _Tensors[_llmc.Tensor]) -> None:
         """Raise OSError before the disk is full, if it is too small."""
-        weights = tensors.parameters.numel
-        needed = weights * (MEMORY_DTYPES[tensors.dtype].itemsize + 8 + (4 if tensors.lows else 0))
+        masters = 4 * sum(low.numel for low in tensors.lows)  # in the file they are whole, f32
+        needed = sum(_bytes(t) for t in (tensors.parameters, *tensors.moments)) + masters
         free = self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
@@ -232,7 +232,7 @@ class _Tensors(Generic[_R]):
         config: the model's shape.
         dtype: of the parameters, 'f32' or 'bf16'.
         parameters: all of them in one tensor.
-        moments: m of every parameter, then v of every parameter.
+        moments: the first moment of every parameter, then the second of every parameter, and so on.
         lows: the 16 bits below each bf16 parameter; empty if there are no master weights.
     """
 
@@ -243,15 +243,20 @@ class _Tensors(Generic[_R]):
     lows: list[_R]
 
 
-def _tensors(model: GPT2, optimizer: AdamW) -> _Tensors[_llmc.Tensor]:
-    rows = list(optimizer.state().values())
+def _tensors(model: GPT2, optimizer: Optimizer) -> _Tensors[_llmc.Tensor]:
+    state = optimizer.state()
     return _Tensors(
         config=model.config.native(),
         dtype=model.dtype,
         parameters=model.all_parameters(),
-        moments=[m for m, _, _ in rows] + [v for _, v, _ in rows],
-        lows=[low for _, _, low in rows if low is not None],
+        moments=_moments(state),
+        lows=[kept.master for kept in state.values() if kept.master is not None],
     )
+
+
+def _moments(state: Mapping[str, ParameterState]) -> list[_llmc.Tensor]:
+    """Return the first moment of every parameter, then the second of every parameter, and so on."""
+    return [moment for moments in zip(*(kept.moments for kept in state.values())) for moment in moments]
 
 
 class _HostCopy:
@@ -301,13 +306,17 @@ class _Staging:
 
 def _aligned_bytes(tensor: _llmc.Tensor) -> int:
     """Return the size of a tensor's copy, rounded up so that the next copy begins at a multiple of 64 bytes."""
-    return -(-tensor.numel * MEMORY_DTYPES[tensor.dtype].itemsize // 64) * 64
+    return -(-_bytes(tensor) // 64) * 64
+
+
+def _bytes(tensor: _llmc.Tensor) -> int:
+    return tensor.numel * MEMORY_DTYPES[tensor.dtype].itemsize
 
 
 # ---- finding and loading ----
 
 _ORDER = ("shard_indices", "sample_indices", "rng")  # what DataLoader.state() has of the order of shuffled data
-_LLM_C_SEED = 13371337  # of the optimizer's generator, which must not stand at zero
+_LLM_C_SEED = 13371337  # in place of the zero that llm.c may save: the optimizer's generator must not stand there
 
 
 @dataclass(frozen=True)
@@ -369,12 +378,8 @@ class FoundCheckpoint:
         """Rows of the samples that the run shuffles; 0 if the checkpoint does not say."""
         return 0 if self.manifest is None else self.manifest.state.loader.rows_per_sample
 
-    def differences(self, names: Iterable[str], config: Mapping[str, Any], data: list[DataFile]) -> list[str]:
-        """Return in words how a run differs from the one that was saved, as far as the checkpoint says (Manifest.differences)."""
-        return [] if self.manifest is None else self.manifest.differences(names, config, data)
-
     def load_state(
-        self, model: GPT2, optimizer: AdamW, loader: Mapping[str, Any], *, shuffle: bool = True
+        self, model: GPT2, optimizer: Optimizer, loader: Mapping[str, Any], *, shuffle: bool = True
     ) -> TrainState:
         """Fill an optimizer, and a model from its master weights, from the checkpoint.
 
@@ -394,10 +399,9 @@ class FoundCheckpoint:
             CheckpointDamaged: if the state file is damaged.
             llmc.Error: if it cannot be read for another reason.
         """
-        states, parameters = optimizer.state(), model.parameter_tensors()
-        weights = [WeightRow(parameters[name], low) for name, (_, _, low) in states.items()]
-        moments = [m for m, _, _ in states.values()] + [v for _, v, _ in states.values()]
-        saved = read_state_file(self.files.state, moments, weights)
+        state, parameters = optimizer.state(), model.parameter_tensors()
+        weights = [WeightRow(parameters[name], kept.master) for name, kept in state.items()]
+        saved = read_state_file(self.files.state, _moments(state), weights)
         if not saved.has_masters and model.dtype == "bf16":
             read_as_masters(self.files.model, weights)
         model.weights_changed()
@@ -405,13 +409,14 @@ class FoundCheckpoint:
         if self.manifest is None:
             rows = loader["rows_per_sample"]
             position = LoaderPosition(rows, epoch=0, shard=saved.shard, row=saved.sample * rows)
-            kept = SavedState(self.step, saved.optimizer_rng, saved.shuffle, position, extra={})
+            rng = saved.optimizer_rng or _LLM_C_SEED
+            kept = SavedState(self.step, rng, saved.shuffle, position, extra={})
         else:
             kept = self.manifest.state
         return TrainState(
             step=self.step,
             optimizer_step=kept.optimizer_step,
-            optimizer_rng=kept.optimizer_rng or _LLM_C_SEED,
+            optimizer_rng=kept.optimizer_rng,
             loader={**asdict(kept.loader), **order},
             shuffle=saved.shuffle,
             extra=kept.extra,

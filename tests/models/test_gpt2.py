@@ -440,7 +440,7 @@ def test_descriptors(descriptor):
     length = 2048 if descriptor.startswith("gpt3") else 1024
     assert config == llmc.GPT2Config(length, 50257, L, NH, C, 50304)
     assert config.num_parameters == parameters
-    plan = _llmc.memory_plan(config.native(), _llmc.ModelOptions(), 1, 1)
+    plan = _llmc.memory_plan(config.native(), _llmc.ModelOptions(), 1, 1, True, 8)
     assert (plan.parameters, plan.gradients, plan.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
 
 
@@ -487,7 +487,8 @@ def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute
     B, T, rows = 3, 19, 7
     model = tiny(dtype=dtype, grad_dtype=grad_dtype)
     options = _llmc.ModelOptions(dtype, grad_dtype, recompute, rows)
-    plan = _llmc.memory_plan(TINY.native(), options, B, T, True, master)
+    optimizer_bytes = llmc.AdamW.bytes_per_parameter(dtype, master)
+    plan = _llmc.memory_plan(TINY.native(), options, B, T, True, optimizer_bytes)
     size = {"f32": 4, "bf16": 2}
     assert plan.parameters == model.num_parameters * size[dtype]
     assert plan.gradients == sum(model.gradient_tensors()[n].numel for n in NAMES) * size[grad_dtype]
@@ -501,7 +502,7 @@ def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute
     account = (kept * N * C + rows * Vp) * size[dtype] + statistics * N * 4 + 2 * N * 4
     assert 0 <= plan.activations - account < 256 * 30
     assert plan.total == plan.parameters + plan.gradients + plan.optimizer + plan.activations
-    evaluation = _llmc.memory_plan(TINY.native(), options, B, T, False, master)
+    evaluation = _llmc.memory_plan(TINY.native(), options, B, T, False, optimizer_bytes)
     assert evaluation.gradients == evaluation.optimizer == 0 and evaluation.activations < plan.activations
 
 

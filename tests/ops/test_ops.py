@@ -6,6 +6,8 @@ Outputs are filled with NaN beforehand. Sizes: one row, one column, odd ones as 
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -524,6 +526,21 @@ def test_classifier_refuses_other_targets():
         cpu.fused_classifier(cpu.empty([2]), cpu.empty([2, 16]), put(cpu, [0, 10], "i32"), 1.0, 10)
 
 
+# ---- sampling ----
+
+
+@pytest.mark.parametrize("options", [(0.0,), (1.0,), (0.8, 3), (1.0, 0, 0.7)])
+def test_sample_is_the_samplers_choice_for_each_row(backend, rng, options):
+    """The sampler itself is judged in test_random.py. The padding behind V is not looked at."""
+    N, V, Vp = 9, 31, 40
+    logits, coins = (3 * rng.standard_normal((N, Vp))).astype(np.float32), rng.random(N, dtype=np.float32)
+    logits[:, V:] = np.nan
+    tokens = put(backend, np.full(N, -7), "i32")
+    backend.sample(tokens, put(backend, logits), put(backend, coins), V, _llmc.SamplerOptions(*options))
+    wanted = [_llmc.sample(row[:V], float(coin), *options) for row, coin in zip(logits, coins)]
+    assert get(tokens).tolist() == wanted and len(set(wanted)) > 1
+
+
 # ---- sums ----
 
 
@@ -593,6 +610,23 @@ OPERANDS = {
     ),
     "copy": ([((6, 8), F), ((6, 8), "bf16")], []),
 }
+# Ops that no shape and no dtype is wrong for.
+ANY_TENSOR = {"zero", "weights_changed"}
+
+
+def test_every_op_is_tested():
+    """Each method of Backend that takes tensors has a row above, and a test that calls it by its name."""
+    methods = {name: method.__doc__ or "" for name, method in vars(_llmc.Backend).items() if not name.startswith("_")}
+    ops = {name for name, doc in methods.items() if "Tensor" in doc.split("->")[0]}
+    assert ops == OPERANDS.keys() | ANY_TENSOR
+    tests = Path(__file__).parents[1]
+    text = "".join(
+        p.read_text(encoding="utf-8") for folder in ("ops", "training") for p in (tests / folder).glob("*.py")
+    )
+    for op in ops:
+        assert re.search(rf"(?<!_llmc)\.{op}\(", text), f"no test calls {op}"
+
+
 # Operands whose last extent may be any, as (op, position): inputs of sums, and logits, whose vocabulary may be padded further.
 FREE = {("sum", 1), ("global_norm_squared", 1)}
 FREE |= {("crossentropy_forward", 1), ("crossentropy_softmax_backward", 0), ("fused_classifier", 1), ("sample", 1)}

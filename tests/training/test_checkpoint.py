@@ -42,7 +42,7 @@ def test_the_state_file_is_laid_out_as_llm_c_reads_it(tmp_path: Path) -> None:
     assert len(raw) == 1024 + 3 * 4 * n + (8 + 4 * shards) + (8 + 4 * samples) + (8 + 4 + 4 + 4 * 624 + 8)
     moments = np.frombuffer(raw[1024 : 1024 + 4 * n], dtype="<f4")
     rows = trainer.optimizer.state()
-    assert np.array_equal(moments, np.concatenate([row[0].to_host().ravel() for row in rows.values()]))
+    assert np.array_equal(moments, np.concatenate([row.moments[0].to_host().ravel() for row in rows.values()]))
 
 
 # ---- crashes: every state that a disk may be in ----
@@ -253,10 +253,13 @@ def test_a_manifest_round_trip(two_checkpoints: dict[str, Any]) -> None:
     manifest = Manifest.from_json(raw, path)
     assert manifest.to_json().encode() == raw
     again = [*manifest.data]
-    assert manifest.differences(["seed"], {"seed": 42}, again) == []
+    assert manifest.differences(["seed"], {"seed": 42}, again, defaults={}) == []
     again[1] = DataFile("val.bin", 5, 5)
-    assert manifest.differences(["seed"], {"seed": 1}, again) == ["seed was 42, is 1", "the data changed (val.bin)"]
-    assert manifest.differences([], {}, manifest.data[::-1]) == ["the data changed (their order)"]
+    assert manifest.differences(["seed"], {"seed": 1}, again, defaults={}) == [
+        "seed was 42, is 1",
+        "the data changed (val.bin)",
+    ]
+    assert manifest.differences([], {}, manifest.data[::-1], defaults={}) == ["the data changed (their order)"]
 
 
 # ---- the real thing ----

@@ -204,8 +204,10 @@ def test_a_bad_gradient_leaves_weights_and_moments(tiny, rng, bad):
     optimizer.step(1e-2)
 
     def everything():
-        state = optimizer.state()
-        return [model.all_parameters().to_host(), *(t.to_host() for row in state.values() for t in row)]
+        rows = optimizer.state().values()
+        kept = [t for row in rows for t in (*row.moments, row.master) if t is not None]
+        assert len(kept) == 3 * len(rows)
+        return [t.to_host() for t in (model.all_parameters(), *kept)]
 
     before = everything()
     gradients["ln2b"][1, 7] = bad
@@ -229,6 +231,14 @@ def test_measure_then_apply_is_step(tiny, rng):
     assert optimizers[0].norm == optimizers[1].norm == norm
     assert [o.step_count for o in optimizers] == [1, 1]
     np.testing.assert_array_equal(*(m.all_parameters().to_host() for m in models))
+
+
+@pytest.mark.parametrize(("dtype", "master_weights"), [("f32", True), ("bf16", True), ("bf16", False)])
+def test_bytes_per_parameter_are_those_of_the_state(tiny, dtype, master_weights):
+    model = tiny(dtype=dtype)
+    state = llmc.AdamW(model, master_weights=master_weights).state()
+    kept = [t.to_host().nbytes for row in state.values() for t in (*row.moments, row.master) if t is not None]
+    assert sum(kept) == model.num_parameters * llmc.AdamW.bytes_per_parameter(dtype, master_weights)
 
 
 def test_optimizer_errors(tiny):

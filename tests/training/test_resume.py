@@ -16,18 +16,20 @@ from runs import cut_at, same_weights, tiny_run, tiny_settings, weights
 
 import llmc
 from llmc.checkpoint import FoundCheckpoint, finished_steps
+from llmc.formats.manifest import signed
 from llmc.formats.shards import write_shard
 from llmc.formats.state_file import join_master
 from llmc.formats.stream import CheckpointDamaged
 from llmc.system.fs import Fs
 from llmc.training.logs import LineConsole, Log, Logs, MainLog, StepInfo
+from llmc.training.settings import SAME_ON_RESUME, defaults
 from llmc.training.trainer import Trainer, TrainingStopped
 
 
 def everything(trainer: Trainer) -> list[Any]:
     """Return all state of a trainer: weights, moments, masters, data order, generators, windows of losses and norms."""
     rows = trainer.optimizer.state()
-    tensors = [t.to_host() for row in rows.values() for t in row if t is not None]
+    tensors = [t.to_host() for row in rows.values() for t in (*row.moments, row.master) if t is not None]
     loader = trainer.train_loader.state()
     windows = [trainer.loss_outliers.state(), trainer.grad_outliers.state()]
     return [
@@ -99,7 +101,9 @@ def test_resume_in_another_dtype(tmp_path: Path, old: str, new: str) -> None:
     whole, narrow = (before, after) if old == "f32" else (after, before)
     rows = narrow.optimizer.state()
     for name, array in whole.model.parameters.items():
-        joined = join_master(narrow.model.parameter_tensors()[name].to_host().ravel(), rows[name][2].to_host().ravel())
+        joined = join_master(
+            narrow.model.parameter_tensors()[name].to_host().ravel(), rows[name].master.to_host().ravel()
+        )
         assert np.array_equal(joined, array.ravel()), name
     assert abs(before.train_step().loss - after.train_step().loss) < 0.02
 
@@ -144,6 +148,42 @@ def test_changed_settings_are_refused_unless_allowed(tmp_path: Path, changes: di
     with pytest.raises(ValueError, match=f"the checkpoint of step 2 was made with other settings: {name} was "):
         Trainer(llmc.TrainConfig(**{**settings, **changes}))
     assert Trainer(llmc.TrainConfig(**{**settings, **changes, "allow_changes": True})).step == 2
+
+
+def test_a_setting_that_an_older_checkpoint_does_not_have_was_its_default(tmp_path: Path) -> None:
+    settings = cut_at(tmp_path, 2)
+    done = Path(settings["output_dir"]) / "DONE_00000002"
+    manifest = json.loads(done.read_bytes())["manifest"]
+    newer = ("schedule", "beta2", "shuffle")  # as if they had been added after the checkpoint was written
+    for name in newer:
+        assert name in SAME_ON_RESUME
+        del manifest["config"][name]
+    done.write_text(signed(manifest))
+    assert Trainer(llmc.TrainConfig(**settings)).step == 2
+    with pytest.raises(ValueError, match="other settings: schedule was cosine, is constant"):
+        Trainer(llmc.TrainConfig(**{**settings, "schedule": "constant"}))
+
+
+def test_defaults_are_those_of_a_run_with_that_model() -> None:
+    assert defaults(None)["warmup_steps"] == 40 and "model" not in defaults(None)
+    assert defaults("d12")["warmup_steps"] == 0 and defaults("d12")["model"] == "d12"
+
+
+def test_a_generator_at_zero_is_refused_in_a_checkpoint_of_llmc(tmp_path: Path) -> None:
+    """llm.c may save a zero, in whose place a seed is taken; a manifest that has one is wrong."""
+    settings = cut_at(tmp_path, 2)
+    run = Path(settings["output_dir"])
+    done, state = run / "DONE_00000002", run / "state_00000002_00000.bin"
+    manifest = json.loads(done.read_bytes())["manifest"]
+    manifest["state"]["optimizer_rng"] = 0
+    done.write_text(signed(manifest))
+    with pytest.raises(ValueError, match="rng_state is 0"):
+        Trainer(llmc.TrainConfig(**settings))
+    done.write_bytes(b"")
+    raw = bytearray(state.read_bytes())
+    raw[24:28], raw[80:88] = bytes(4), bytes(8)
+    state.write_bytes(raw)
+    assert Trainer(llmc.TrainConfig(**settings)).optimizer.rng_state == 13371337
 
 
 def test_changed_data_are_refused(tmp_path: Path) -> None:

@@ -381,11 +381,11 @@ class FakeGpu:
 
 def test_a_gpu_recomputes_only_what_it_must() -> None:
     config = llmc.GPT2Config()  # 124M
-    batch: dict[str, Any] = {"dtype": "bf16", "grad_dtype": "f32", "B": 32, "T": 1024, "master_weights": True}
+    batch: dict[str, Any] = {"dtype": "bf16", "grad_dtype": "f32", "B": 32, "T": 1024, "optimizer_bytes": 10}
 
     def need(recompute: int, rows: int) -> int:
         plan = _llmc.memory_plan(
-            config.native(), _llmc.ModelOptions("bf16", "f32", recompute, rows), 32, 1024, True, True
+            config.native(), _llmc.ModelOptions("bf16", "f32", recompute, rows), 32, 1024, True, 10
         )
         return plan.total + (1 << 20)
 

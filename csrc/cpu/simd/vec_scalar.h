@@ -5,7 +5,7 @@
 //   an aligned address;  arithmetic; fma(a,b,c) = a*b+c, fnma = c-a*b;  round to the nearest integer;
 //   scale2(a,n) = a * 2^n for whole n in [-126, 127]; keep_first(a, n, fill): lanes from n on become fill;
 //   sum and max over the lanes;  transpose of W rows; join/split: f32 <-> bf16 and the 16 bits below it
-//   (optim/master.h);  prefetch into L2;  fence after streams.
+//   (core/master.h);  prefetch into L2;  fence after streams.
 #pragma once
 
 #include <math.h>

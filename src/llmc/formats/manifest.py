@@ -153,20 +153,25 @@ class Manifest:
         except (ValueError, RecursionError) as e:
             raise CheckpointDamaged(f"{path}: damaged manifest: {e}") from e
 
-    def differences(self, names: Iterable[str], config: Mapping[str, Any], data: list[DataFile]) -> list[str]:
+    def differences(
+        self, names: Iterable[str], config: Mapping[str, Any], data: list[DataFile], *, defaults: Mapping[str, Any]
+    ) -> list[str]:
         """Return in words how a run differs from the one that was saved.
 
         Args:
             names: the settings that are compared.
             config: the run's settings.
             data: the run's token files.
+            defaults: what a setting was if the manifest does not have it, because the llmc that wrote it did not have it yet. A
+                setting that neither has was None.
         """
-        out = [
-            f"{n} was {self.config.get(n)}, is {config.get(n)}" for n in names if self.config.get(n) != config.get(n)
-        ]
+        pairs = ((n, self.config.get(n, defaults.get(n)), config.get(n)) for n in names)
+        out = [f"{n} was {then}, is {now}" for n, then, now in pairs if then != now]
         if self.data != data:
-            then, now = ({file.name: file for file in files} for files in (self.data, data))
-            changed = sorted(n for n in then.keys() | now.keys() if then.get(n) != now.get(n)) or ["their order"]
+            before, after = ({file.name: file for file in files} for files in (self.data, data))
+            changed = sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n)) or [
+                "their order"
+            ]
             out.append(f"the data changed ({', '.join(changed[:4])}{', ...' if len(changed) > 4 else ''})")
         return out
 

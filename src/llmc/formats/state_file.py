@@ -97,7 +97,7 @@ class WeightRow(NamedTuple):
 
 
 def join_master(high: NDArray[np.uint16], low: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Return the f32 weights of bf16 weights and the 16 bits below them (csrc/optim/master.h)."""
+    """Return the f32 weights of bf16 weights and the 16 bits below them (csrc/core/master.h)."""
     return ((high.astype(np.uint32) << 16) + low.astype(np.int32).view(np.uint32)).view(np.float32)
 
 
@@ -145,7 +145,7 @@ def state_file_pieces(
 
     Args:
         state: what the run consists of beside its tensors.
-        moments: m of every parameter, then v of every parameter, f32.
+        moments: the first moment of every parameter, then the second, and so on, f32.
         parameters: all weights in one tensor.
         lows: the 16 bits below the bf16 weights, one tensor for each parameter; empty if there are no master weights.
     """
@@ -201,7 +201,7 @@ def read_state_file(path: Path, moments: Iterable[_llmc.Tensor], weights: Iterab
 
     Args:
         path: the file.
-        moments: m of every parameter, then v of every parameter.
+        moments: the first moment of every parameter, then the second, and so on.
         weights: the parameters, of either dtype.
 
     Raises:

@@ -17,7 +17,7 @@ def check_memory(
     T: int,
     recompute: int | None,
     classifier_rows: int | None,
-    master_weights: bool,
+    optimizer_bytes: int,
 ) -> tuple[_llmc.MemoryPlan, int, int]:
     """Check that a training run fits in memory, and choose recompute and classifier_rows if they are None.
 
@@ -30,7 +30,7 @@ def check_memory(
         B, T: rows and tokens per row of a micro-batch.
         recompute: how much backward computes again instead of keeping it: 0, 1, 2, or None to choose.
         classifier_rows: how many of the B*T rows of logits exist at a time, or None to choose.
-        master_weights: whether the optimizer keeps the bits by which a bf16 parameter differs from its f32 master weight.
+        optimizer_bytes: what the optimizer keeps of each parameter.
 
     Returns:
         The plan (bytes by purpose), recompute and classifier_rows.
@@ -44,7 +44,7 @@ def check_memory(
 
     def plan(B: int, recompute: int, rows: int = chunks[-1]) -> _llmc.MemoryPlan:
         options = _llmc.ModelOptions(dtype, grad_dtype, recompute, rows)
-        return _llmc.memory_plan(config.native(), options, B, T, True, master_weights)
+        return _llmc.memory_plan(config.native(), options, B, T, True, optimizer_bytes)
 
     def workspace(B: int) -> int:
         return backend.workspace_bytes(B, T, config.channels, config.num_heads, dtype)

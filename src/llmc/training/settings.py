@@ -281,11 +281,7 @@ def resolve(config: TrainConfig, device: str) -> RunConfig:
     Raises:
         ValueError: if settings contradict each other.
     """
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    for name, setting in SETTINGS.items():
-        if values[name] is None:
-            values[name] = setting.small if config.model is None else setting.llm_c
-    values["device"] = device
+    values = {**_chosen(config), "device": device}
     B, T = values["batch_size"], values["seq_len"]
     if config.total_batch_size == -1:
         values["total_batch_size"] = B * T
@@ -297,6 +293,20 @@ def resolve(config: TrainConfig, device: str) -> RunConfig:
     if config.processes != 1 or config.rank != 0:
         raise ValueError(f"processes is {config.processes} and rank is {config.rank}: this build trains in one process")
     return RunConfig(**values)
+
+
+def _chosen(config: TrainConfig) -> dict[str, Any]:
+    """Return all settings by name, with the small run's default or llm.c's for those that are not given."""
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    for name, setting in SETTINGS.items():
+        if values[name] is None:
+            values[name] = setting.small if config.model is None else setting.llm_c
+    return values
+
+
+def defaults(model: str | None) -> dict[str, Any]:
+    """Return, as to_dict() does, the settings of a run of which only the model was given."""
+    return TrainConfig(**_chosen(TrainConfig(model=model))).to_dict()
 
 
 def check_names(values: Mapping[str, Any], place: str) -> None:

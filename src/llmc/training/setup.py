@@ -12,17 +12,18 @@ from llmc.checkpoint import FoundCheckpoint, finished_steps, newest_good
 from llmc.data.loader import DataLoader
 from llmc.evals import check_examples
 from llmc.formats.eval_file import Example, read_eval_file
-from llmc.formats.manifest import DataFile
+from llmc.formats.manifest import DataFile, Manifest
 from llmc.formats.stream import CheckpointDamaged
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2, default_grad_dtype
 from llmc.optim.adamw import AdamW
+from llmc.optim.optimizer import Optimizer
 from llmc.optim.schedule import lr_schedule
 from llmc.system.flops import peak_flops
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
 from llmc.training.run_dir import open_run_directory
-from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, resolve
+from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, defaults, resolve
 from llmc.training.sources import Sources, prepare
 
 # Without a model the run is a small one, sized for two CPU cores and two minutes.
@@ -55,7 +56,7 @@ class Run:
     weight_origin: str
     memory: _llmc.MemoryPlan
     peak_flops: float | None
-    optimizer: AdamW
+    optimizer: Optimizer
     train_loader: DataLoader
     val_loader: DataLoader | None
     total_steps: int
@@ -109,14 +110,7 @@ def setup(given: TrainConfig, say: Callable[[str], None]) -> Run:
     config = _as_before(config, found)
     model, weight_origin, memory = _build_model(config, backend, sources, found)
     config = config.replace(recompute=model.recompute, classifier_rows=model.classifier_rows)
-    optimizer = AdamW(
-        model,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        grad_clip=config.grad_clip,
-        master_weights=config.master_weights,
-    )
+    optimizer = build_optimizer(config, model)
     train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, found)
     total_steps = _total_steps(config, train_loader)
     lr = lr_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac)
@@ -178,7 +172,7 @@ def _find_checkpoint(
     found = newest_good(run_dir, warn=say)
     if found is None:
         raise CheckpointDamaged(f"{run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
-    differences = found.differences(SAME_ON_RESUME, config.to_dict(), fingerprint)
+    differences = [] if found.manifest is None else _differences(found.manifest, config, fingerprint)
     if differences and not config.allow_changes:
         raise ValueError(
             f"{run_dir}: the checkpoint of step {found.step} was made with other settings: "
@@ -186,6 +180,12 @@ def _find_checkpoint(
             + ". Give the same, or --allow-changes"
         )
     return found
+
+
+def _differences(saved: Manifest, config: RunConfig, fingerprint: list[DataFile]) -> list[str]:
+    """Return in words what a resumed run must share with its checkpoint and does not."""
+    before = defaults(saved.config.get("model"))
+    return saved.differences(SAME_ON_RESUME, config.to_dict(), fingerprint, defaults=before)
 
 
 def _as_before(config: RunConfig, found: FoundCheckpoint | None) -> RunConfig:
@@ -233,7 +233,7 @@ def _build_model(
         T=config.seq_len,
         recompute=config.recompute,
         classifier_rows=config.classifier_rows,
-        master_weights=config.master_weights,
+        optimizer_bytes=_optimizer_bytes(config, dtype),
     )
     options: dict[str, Any] = {
         "backend": backend,
@@ -244,6 +244,23 @@ def _build_model(
     }
     model = GPT2.from_checkpoint(path, **options) if path else GPT2(shape, seed=config.seed, **options)
     return model, origin, memory
+
+
+def build_optimizer(config: RunConfig, model: GPT2) -> Optimizer:
+    """Return the optimizer that the settings ask for, over the parameters of a model."""
+    return AdamW(
+        model,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        grad_clip=config.grad_clip,
+        master_weights=config.master_weights,
+    )
+
+
+def _optimizer_bytes(config: RunConfig, dtype: str) -> int:
+    """Return what that optimizer will keep of each parameter, before there is a model."""
+    return AdamW.bytes_per_parameter(dtype, config.master_weights)
 
 
 def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:

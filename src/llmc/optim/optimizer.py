@@ -1,0 +1,74 @@
+"""What all optimizers share: an update in two halves, and the state that checkpoints keep."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmc import _llmc
+
+
+class ParameterState(NamedTuple):
+    """What an optimizer keeps of one parameter.
+
+    moments: f32, each of as many elements as the parameter; how many there are depends on the optimizer.
+    master: the 16 bits (i16) below each weight of a bf16 parameter; None without master weights.
+    """
+
+    moments: tuple[_llmc.Tensor, ...]
+    master: _llmc.Tensor | None
+
+
+class Optimizer:
+    """An optimizer of a model's parameters, with clipping by the global gradient norm. Its subclasses construct it.
+
+    A gradient whose norm is infinite or not a number changes nothing: neither weights nor moments.
+    """
+
+    def __init__(self, native: _llmc.Optimizer) -> None:
+        self._native = native
+
+    def step(self, lr: float) -> None:
+        """Make one update, measure() and apply(). Queues the work and returns: nothing waits."""
+        self._native.step(lr)
+
+    def measure(self) -> float:
+        """Return the global norm of the gradients, before clipping. Waits for the device."""
+        return self._native.measure()
+
+    def apply(self, lr: float) -> None:
+        """Make the update with the gradients that measure() has measured. Queues the work and returns."""
+        self._native.apply(lr)
+
+    @property
+    def norm(self) -> float:
+        """Global norm of the gradients that were measured last, before clipping. Waits for the device."""
+        return self._native.norm()
+
+    # ---- for checkpoints ----
+
+    @property
+    def step_count(self) -> int:
+        """Updates made so far, by which AdamW corrects the bias of its moments."""
+        return self._native.step_count
+
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self._native.step_count = count
+
+    @property
+    def rng_state(self) -> int:
+        """State of the generator that seeds stochastic rounding: xorshift*, 64 bits, never 0."""
+        return self._native.rng_state
+
+    @rng_state.setter
+    def rng_state(self, state: int) -> None:
+        self._native.rng_state = state
+
+    def state(self) -> dict[str, ParameterState]:
+        """Return what is kept of each parameter, by llm.c's names in file order: views of the device's memory."""
+        return {name: ParameterState(*kept) for name, kept in self._native.state().items()}
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the moments and master weights."""
+        return self._native.bytes
