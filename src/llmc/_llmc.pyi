@@ -731,9 +731,12 @@ class KVCache:
 
 class Optimizer:
     """
-    An optimizer of csrc/optim. llmc.optim.optimizer.Optimizer stands over it.
+    An optimizer over a model's parameters: csrc/optim/optimizer.h.
     """
-    def apply(self, lr: float) -> None: ...
+    def apply(self, lr: float) -> None:
+        """
+        Queue the update with the gradients measured last, and count it.
+        """
     def measure(self) -> float:
         """
         Measure the gradients and return their global norm before clipping. Waits.
@@ -744,7 +747,13 @@ class Optimizer:
         """
     def state(self) -> dict[str, typing.Any]:
         """
-        name -> (moments, master) as Tensors; master is None without master weights.
+        Return (moments, master) by the parameter's name: Tensors of its shape, moments a tuple of f32.
+
+        master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.
+        """
+    def step(self, lr: float) -> None:
+        """
+        Queue an update: measure() and apply(), without waiting.
         """
     @property
     def bytes(self) -> int:
@@ -768,12 +777,12 @@ class Optimizer:
 
 class AdamW(Optimizer):
     """
-    csrc/optim/adamw.h. llmc.AdamW stands over it.
+    AdamW over a model's parameters: csrc/optim/adamw.h. llmc.AdamW is made of it.
     """
     @staticmethod
     def bytes_per_parameter(dtype: str, master_weights: bool) -> int:
         """
-        Bytes that an optimizer of this kind takes for each weight of a model of this dtype.
+        Return the bytes that AdamW keeps of each weight of a model of this dtype.
         """
     def __init__(
         self,
@@ -971,7 +980,7 @@ def memory_plan(
     config: GPT2Config, options: ModelOptions, B: int, T: int, training: bool = True, optimizer_bytes: int = 0
 ) -> MemoryPlan:
     """
-    The memory that a model takes for batches of (B, T), and an optimizer that keeps so many bytes of each parameter.
+    Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients and an optimizer that keeps optimizer_bytes of each weight.
     """
 
 def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:
