@@ -79,7 +79,7 @@ void bind_model(py::module_& m) {
             [](BoundModel& self, const Tokens& targets, float scale,
                std::optional<std::shared_ptr<GradientSink>> sink) {
                 const auto [B, T] = batch_shape(targets, "targets");
-                const Tensor& of = self.model->targets();
+                const Tensor of = self.model->targets();
                 LLMC_CHECK(of.is({B, T}), "targets have shape ({}, {}), but forward() had {}", B, T, of);
                 const std::int32_t* const data = targets.data();
                 const Busy busy(self.backend());

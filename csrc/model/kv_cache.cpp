@@ -25,7 +25,7 @@ void KVCache::run(std::int64_t b, std::int64_t count, const std::int32_t* tokens
                   const float* coins) {
     const GPT2Config& config = model_.config();
     const DType dtype = model_.dtype();
-    if (tokens) config.check_tokens(tokens, count * T);
+    if (tokens) check_tokens(tokens, count * T, config.vocab_size);
     for (std::int64_t i = b; i < b + count; ++i)
         LLMC_CHECK(length(i) + T <= max_len_,
                    "sequence {} has {} positions and gets {}, but the cache holds {}", i, length(i), T,
