@@ -55,6 +55,9 @@ void bind_model(py::module_& m) {
     py::class_<BoundModel>(m, "Model", "What every family of models offers: csrc/model/model.h.")
         .def_property_readonly("options", [](const BoundModel& self) { return self.model->options(); })
         .def_property_readonly("backend", [](const BoundModel& self) { return self.model->backend(); })
+        .def_property_readonly("vocab_size", [](const BoundModel& self) { return self.model->vocab_size(); })
+        .def_property_readonly("max_seq_len",
+                               [](const BoundModel& self) { return self.model->max_seq_len(); })
         .def_property_readonly("num_parameters",
                                [](const BoundModel& self) { return self.model->num_parameters(); })
         .def(

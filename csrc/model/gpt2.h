@@ -1,5 +1,5 @@
 // GPT-2 and GPT-3: parameters and activations by name, and the only schedule of forward and backward.
-// gpt2.cpp is the file to read.
+// gpt2.cpp is the file to read; gpt2_decoder.cpp has the schedule of generation.
 #pragma once
 
 #include <cstdint>
@@ -56,11 +56,13 @@ class GPT2 final : public Model {
 
     const GPT2Config& config() const { return config_; }
     std::int64_t vocab_size() const override { return config_.vocab_size; }
+    std::int64_t max_seq_len() const override { return config_.max_seq_len; }
     void backward(const std::int32_t* targets, float scale = 1.0f, GradientSink* sink = nullptr) override;
     using Model::forward;
     Classifier classifier() const override {
         return {params_.wte, acts_.lnf, acts_.targets, acts_.logits, acts_.losses};
     }
+    std::unique_ptr<Decoder> make_decoder(std::int64_t B, std::int64_t max_len) const override;
 
     const GPT2Tensors& params() const { return params_; }
 

@@ -13,6 +13,7 @@
 #include "core/arena.h"
 #include "core/backend.h"
 #include "core/parameter.h"
+#include "model/decoder.h"
 #include "model/options.h"
 #include "model/parameters.h"
 
@@ -46,6 +47,7 @@ class Model {
     const std::shared_ptr<Backend>& backend() const { return backend_; }
     std::int64_t num_parameters() const { return count_parameters(table_); }
     virtual std::int64_t vocab_size() const = 0;
+    virtual std::int64_t max_seq_len() const = 0;
 
     // ---- the schedule ----
 
@@ -64,6 +66,8 @@ class Model {
     // (B, T, vocab_size) in host memory.
     void logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, float* out);
     virtual Classifier classifier() const = 0;
+    // For a KVCache of B sequences of max_len positions. The model must outlive it.
+    virtual std::unique_ptr<Decoder> make_decoder(std::int64_t B, std::int64_t max_len) const = 0;
 
     // ---- parameters and gradients ----
 
