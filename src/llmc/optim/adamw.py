@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llmc import _llmc
-from llmc.models.gpt2 import GPT2
+from llmc.models.model import Model
 from llmc.values import check_seed
 
 
@@ -39,7 +39,7 @@ class AdamW:
 
     def __init__(
         self,
-        model: GPT2,
+        model: Model,
         *,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
