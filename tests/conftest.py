@@ -81,16 +81,15 @@ def tiny(device: str) -> Callable[..., llmc.GPT2]:
     return make
 
 
-def randomize(model: llmc.GPT2, seed: int = 0, scale: float = 8.0) -> None:
+def randomize(model: llmc.Model, seed: int = 0, scale: float = 8.0) -> None:
     """Give the model random weights, so large that attention is not uniform, and no bias is 0 and no layernorm weight 1."""
     rng = np.random.default_rng(seed)
-    for name, shape in ((n, model.parameter_tensors()[n].shape) for n in model.parameters):
-        values = 0.02 * scale * rng.standard_normal(shape)
-        if name in ("ln1w", "ln2w", "lnfw"):
+    for spec in _llmc.parameter_table(model.config.native()):
+        values = 0.02 * scale * rng.standard_normal(spec.shape)
+        if spec.name in ("ln1w", "ln2w", "lnfw"):
             values += 1.0
-        if name == "wte":
-            values[model.config.vocab_size :] = 0.0
-        model.parameters[name] = values
+        values[len(values) - spec.padding :] = 0.0
+        model.parameters[spec.name] = values
 
 
 @pytest.fixture

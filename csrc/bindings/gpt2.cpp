@@ -1,11 +1,8 @@
-// GPT-2's config, constructor, model file and cache. What it shares with other families is in model.cpp.
+// GPT-2's config, constructor and model file. What it shares with other families is in model.cpp and cache.cpp.
 #include "model/gpt2.h"
-
-#include <optional>
 
 #include "bindings/model.h"
 #include "model/checkpoint.h"
-#include "model/kv_cache.h"
 
 namespace llmc {
 
@@ -14,18 +11,6 @@ namespace {
 struct BoundGPT2 : BoundModel {
     explicit BoundGPT2(std::shared_ptr<GPT2> m) : BoundModel{m}, gpt2(std::move(m)) {}
     std::shared_ptr<GPT2> gpt2;
-};
-
-// A cache and its model.
-struct BoundCache {
-    BoundCache(const BoundGPT2& model, std::int64_t B, std::int64_t max_len)
-        : owner(model), cache(*model.gpt2, B, max_len) {}
-    void check_count(const char* what, const py::array& values) const {
-        LLMC_CHECK(values.ndim() == 1 && values.size() == cache.B(), "{} {} for a cache of {} sequences",
-                   values.size(), what, cache.B());
-    }
-    BoundGPT2 owner;
-    KVCache cache;
 };
 
 }  // namespace
@@ -85,89 +70,6 @@ void bind_gpt2(py::module_& m) {
                 save_checkpoint(*self.gpt2, path);
             },
             "path"_a, "Write the weights to a llm.c model file, in the model's dtype.");
-
-    py::class_<BoundCache>(
-        m, "KVCache", "The keys and values of the positions seen so far, and generation by means of them.")
-        .def(py::init([](const BoundGPT2& model, std::int64_t B, std::int64_t max_len) {
-                 const Busy busy(model.backend());
-                 return std::make_unique<BoundCache>(model, B, max_len);
-             }),
-             "model"_a, "B"_a, "max_len"_a)
-        .def_property_readonly(
-            "B", [](const BoundCache& self) { return self.cache.B(); }, "The number of sequences.")
-        .def_property_readonly(
-            "max_len", [](const BoundCache& self) { return self.cache.max_len(); },
-            "The positions that there is room for in each sequence.")
-        .def_property_readonly(
-            "bytes", [](const BoundCache& self) { return self.cache.bytes(); },
-            "The memory of the keys and values, in bytes.")
-        .def_property_readonly(
-            "backend", [](const BoundCache& self) { return self.cache.backend(); },
-            "The backend of the model.")
-        .def(
-            "length", [](const BoundCache& self, std::int64_t b) { return self.cache.length(b); }, "b"_a,
-            "Return the number of positions that sequence b has.")
-        .def(
-            "clear", [](BoundCache& self, std::int64_t b) { self.cache.clear(b); }, "b"_a,
-            "Empty sequence b.")
-        .def(
-            "prefill",
-            [](BoundCache& self, std::int64_t b, const Tokens& tokens) {
-                LLMC_CHECK(tokens.ndim() == 1, "tokens have {} dimensions, expected 1", tokens.ndim());
-                py::array_t<float> logits(self.owner.gpt2->vocab_size());
-                float* const out = logits.mutable_data();
-                const std::int32_t* const x = tokens.data();
-                const std::int64_t n = tokens.size();
-                const Busy busy(self.owner.backend());
-                self.owner.weights_may_have_changed();
-                self.cache.prefill(b, x, n, out);
-                return logits;
-            },
-            "b"_a, "tokens"_a,
-            "Append tokens (n) int32 to sequence b and return the logits after the last of them, "
-            "(vocab_size) f32.")
-        .def(
-            "decode",
-            [](BoundCache& self, const Tokens& tokens) {
-                self.check_count("tokens", tokens);
-                py::array_t<float> logits({self.cache.B(), self.owner.gpt2->vocab_size()});
-                float* const out = logits.mutable_data();
-                const std::int32_t* const x = tokens.data();
-                const Busy busy(self.owner.backend());
-                self.owner.weights_may_have_changed();
-                self.cache.decode(x, out);
-                return logits;
-            },
-            "tokens"_a,
-            "Append a token to every sequence, (B) int32, and return the logits after it, (B, vocab_size) "
-            "f32.")
-        .def(
-            "queue_tokens",
-            [](BoundCache& self, const std::optional<Tokens>& tokens,
-               const py::array_t<float, py::array::c_style | py::array::forcecast>& coins,
-               const SamplerOptions& options) {
-                if (tokens) self.check_count("tokens", *tokens);
-                self.check_count("coins", coins);
-                const std::int32_t* const x = tokens ? tokens->data() : nullptr;
-                const float* const coin = coins.data();
-                const Busy busy(self.owner.backend());
-                self.owner.weights_may_have_changed();
-                self.cache.queue_tokens(x, coin, options);
-            },
-            "tokens"_a, "coins"_a, "options"_a,
-            "Append a token to every sequence and choose the next ones on the device, without waiting.\n\n"
-            "tokens: (B) int32, or None to go on from those chosen last. coins: (B) f32 in [0, 1).")
-        .def(
-            "read_tokens",
-            [](BoundCache& self) {
-                py::array_t<std::int32_t> tokens(self.cache.B());
-                std::int32_t* const out = tokens.mutable_data();
-                const Busy busy(self.owner.backend());
-                self.cache.read_tokens(out);
-                return tokens;
-            },
-            "Return the tokens that the oldest queue_tokens() not read yet chose, (B) int32.\n\n"
-            "Negative ones are faults, for token_of(). Waits.");
 
     m.def(
         "inspect_checkpoint",

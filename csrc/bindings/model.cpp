@@ -70,6 +70,12 @@ void bind_model(py::module_& m) {
             "backend", [](const BoundModel& self) { return self.model->backend(); },
             "The backend that the model is on.")
         .def_property_readonly(
+            "vocab_size", [](const BoundModel& self) { return self.model->vocab_size(); },
+            "V, the number of tokens.")
+        .def_property_readonly(
+            "max_seq_len", [](const BoundModel& self) { return self.model->max_seq_len(); },
+            "The largest number of positions.")
+        .def_property_readonly(
             "num_parameters", [](const BoundModel& self) { return self.model->num_parameters(); },
             "The number of elements of all parameters.")
         .def(
@@ -94,7 +100,7 @@ void bind_model(py::module_& m) {
             [](BoundModel& self, const Tokens& targets, float scale,
                std::optional<std::shared_ptr<GradientSink>> sink) {
                 const auto [B, T] = batch_shape(targets, "targets");
-                const Tensor& of = self.model->targets();
+                const Tensor of = self.model->targets();
                 LLMC_CHECK(of.is({B, T}), "targets have shape ({}, {}), but forward() had {}", B, T, of);
                 const std::int32_t* const data = targets.data();
                 const Busy busy(self.backend());

@@ -30,6 +30,7 @@ PYBIND11_MODULE(_llmc, m) {
     bind_ops(m);
     bind_comm(m);
     bind_model(m);
+    bind_cache(m);
     bind_gpt2(m);
     bind_optim(m);
     bind_data(m);

@@ -2,8 +2,7 @@
 //
 // A block: x -> x + attproj(attention(qkv(ln1(x)))) -> . + fcproj(gelu(fc(ln2(.)))). The addition to the
 // residual stream and the layernorm that follows it are one op, so the layernorm at a block's end is already
-// the next block's ln1, or lnf. Logits exist only by chunks of rows, which go through the softmax, its
-// gradient and both matmuls of the classifier's backward before the next chunk is computed.
+// the next block's ln1, or lnf. What comes after lnf, the classifier, is the same in every family: model.cpp.
 #include "model/gpt2.h"
 
 #include <algorithm>
@@ -86,9 +85,6 @@ GPT2::GPT2(const GPT2Config& config, std::shared_ptr<Backend> backend, const Mod
 
 // ---- forward ----
 
-// A negative target is ignored, whichever it is.
-constexpr std::int64_t kAnyNegative = std::int64_t{-1} << 31;
-
 // The slot of layer l: its own, or the one that all layers share.
 static Tensor slot(const Tensor& t, std::int64_t l) { return t[t.shape[0] == 1 ? 0 : l]; }
 
@@ -96,12 +92,12 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
     LLMC_CHECK(B > 0 && T > 0, "B is {} and T is {}, expected both positive", B, T);
     LLMC_CHECK(T <= config_.max_seq_len, "T is {}, but the model's max_seq_len is {}", T,
                config_.max_seq_len);
-    config_.check_tokens(inputs, B * T);
+    check_tokens(inputs, B * T, config_.vocab_size);
     forward_done_ = false;  // an allocation that fails leaves nothing to go back through
     act_arena_.clear();
     declare_activations(act_arena_, acts_, config_, options(), B, T, training);
     act_arena_.allocate(backend());
-    B_ = B, T_ = T, training_ = training;
+    B_ = B, T_ = T;
     const std::int64_t L = config_.num_layers, NH = config_.num_heads;
     Backend& ops = *backend();
     const GPT2Tensors& p = params_;
@@ -132,64 +128,18 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
             ops.fused_residual_layernorm_forward(slot(a.residual3, l), a.lnf, a.lnf_mean, a.lnf_rstd,
                                                  slot(a.residual2, l), a.branch, p.lnfw, p.lnfb);
     }
-    forward_done_ = true;
-}
-
-float GPT2::evaluate(const std::int32_t* inputs, const std::int32_t* targets, std::int64_t B, std::int64_t T,
-                     float* losses) {
-    forward(inputs, B, T, false);
-    forward_done_ = false;
-    config_.check_tokens(targets, B * T, kAnyNegative);
-    const std::int64_t N = B * T, C = config_.channels, rows = acts_.logits.rows();
-    const Tensor lnf = acts_.lnf.view({N, C}), all_losses = acts_.losses.view({N}),
-                 all_targets = acts_.targets.view({N});
-    backend()->from_host(acts_.targets, targets);
-    for (std::int64_t begin = 0; begin < N; begin += rows) {
-        const std::int64_t end = std::min(N, begin + rows);
-        const Tensor logits = acts_.logits.slice(0, end - begin);
-        backend()->matmul_forward(logits, lnf.slice(begin, end), params_.wte, Tensor());
-        backend()->crossentropy_forward(all_losses.slice(begin, end), logits, all_targets.slice(begin, end),
-                                        config_.vocab_size);
-    }
-    std::vector<float> host(static_cast<std::size_t>(N));
-    backend()->to_host(host.data(), all_losses);
-    if (losses) std::copy(host.begin(), host.end(), losses);
-    double sum = 0.0;
-    for (const float x : host) sum += x;
-    return static_cast<float>(sum / static_cast<double>(N));
-}
-
-void GPT2::logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, float* out) {
-    forward(inputs, B, T, false);
-    forward_done_ = false;
-    const std::int64_t N = B * T, V = config_.vocab_size, Vp = config_.padded_vocab_size,
-                       rows = acts_.logits.rows();
-    const Tensor lnf = acts_.lnf.view({N, config_.channels});
-    std::vector<float> host(static_cast<std::size_t>(rows * Vp));
-    std::vector<bf16> rounded(dtype() == DType::bf16 ? host.size() : 0);
-    for (std::int64_t begin = 0; begin < N; begin += rows) {
-        const std::int64_t count = std::min(N - begin, rows);
-        const Tensor chunk = acts_.logits.slice(0, count);
-        backend()->matmul_forward(chunk, lnf.slice(begin, begin + count), params_.wte, Tensor());
-        if (dtype() == DType::bf16) {
-            backend()->to_host(rounded.data(), chunk);
-            std::transform(rounded.begin(), rounded.end(), host.begin(), [](bf16 x) { return to_float(x); });
-        } else {
-            backend()->to_host(host.data(), chunk);
-        }
-        for (std::int64_t r = 0; r < count; ++r) std::copy_n(host.data() + r * Vp, V, out + (begin + r) * V);
-    }
+    forward_done_ = training;
 }
 
 // ---- backward ----
 
 void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink) {
-    LLMC_CHECK(forward_done_ && training_, "backward() without a forward() before it");
+    LLMC_CHECK(forward_done_, "backward() without a forward() before it");
     LLMC_CHECK(!sink || &sink->backend() == backend().get(),
                "the gradient sink is of another backend than the model");
-    config_.check_tokens(targets, B_ * T_, kAnyNegative);
+    check_tokens(targets, B_ * T_, config_.vocab_size, kAnyNegative);
     forward_done_ = false;
-    const std::int64_t N = B_ * T_, L = config_.num_layers, C = config_.channels, NH = config_.num_heads;
+    const std::int64_t L = config_.num_layers, C = config_.channels, NH = config_.num_heads;
     Backend& ops = *backend();
     const GPT2Tensors& p = params_;
     const GPT2Tensors g(table(), gradients());
@@ -209,25 +159,8 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     // dqkv (3C) reuses dhidden (4C), free after fc's backward.
     const Tensor dqkv = a.dhidden.prefix({B_, T_, 3 * C});
 
-    // The classifier, by chunks of rows, whose logits backward computes for the first time: forward stopped
-    // before them. In each chunk fused_classifier turns the logits into their gradient, in place.
-    const float dloss = scale / static_cast<float>(N);
-    const std::int64_t rows = a.logits.rows();
-    const Tensor lnf = a.lnf.view({N, C});
-    const Tensor dlnf = a.dbranch.view({N, C});  // dlnf goes into dbranch, which no layer needs yet
-    const Tensor losses = a.losses.view({N}), all_targets = a.targets.view({N});
-    ops.from_host(a.targets, targets);
-    for (std::int64_t begin = 0; begin < N; begin += rows) {
-        const std::int64_t end = std::min(N, begin + rows);
-        const Tensor logits = a.logits.slice(0, end - begin);
-        ops.matmul_forward(logits, lnf.slice(begin, end), p.wte, Tensor());
-        ops.fused_classifier(losses.slice(begin, end), logits, all_targets.slice(begin, end), dloss,
-                             config_.vocab_size);
-        // wte's gradient adds up over the chunks, so only the first of them may overwrite it.
-        ops.matmul_backward(dlnf.slice(begin, end), g.wte, Tensor(), logits, lnf.slice(begin, end), p.wte,
-                            add || begin > 0);
-    }
-    ops.sum(mean_loss(), losses, dloss);
+    // The classifier, by chunks of rows. Its input gradient dlnf goes into dbranch, which no layer needs yet.
+    classifier_backward(a.dbranch, g.wte, targets, scale, add);
 
     // The final layernorm adds to dresidual, so that begins as zero.
     ops.zero(a.dresidual);

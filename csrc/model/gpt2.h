@@ -1,5 +1,5 @@
 // GPT-2 and GPT-3: parameters and activations by name, and the only schedule of forward and backward.
-// gpt2.cpp is the file to read.
+// gpt2.cpp is the file to read; gpt2_decoder.cpp has the schedule of generation.
 #pragma once
 
 #include <cstdint>
@@ -56,14 +56,13 @@ class GPT2 final : public Model {
 
     const GPT2Config& config() const { return config_; }
     std::int64_t vocab_size() const override { return config_.vocab_size; }
-    void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T) override {
-        forward(inputs, B, T, true);
-    }
+    std::int64_t max_seq_len() const override { return config_.max_seq_len; }
     void backward(const std::int32_t* targets, float scale = 1.0f, GradientSink* sink = nullptr) override;
-    const Tensor& targets() const override { return acts_.targets; }
-    float evaluate(const std::int32_t* inputs, const std::int32_t* targets, std::int64_t B, std::int64_t T,
-                   float* losses = nullptr) override;
-    void logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, float* out) override;
+    using Model::forward;
+    Classifier classifier() const override {
+        return {params_.wte, acts_.lnf, acts_.targets, acts_.logits, acts_.losses};
+    }
+    std::unique_ptr<Decoder> make_decoder(std::int64_t B, std::int64_t max_len) const override;
 
     const GPT2Tensors& params() const { return params_; }
 
@@ -75,15 +74,14 @@ class GPT2 final : public Model {
     static void declare_activations(Arena& arena, GPT2Activations& a, const GPT2Config& config,
                                     const ModelOptions& options, std::int64_t B, std::int64_t T,
                                     bool training);
-    void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, bool training);
+    void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, bool training) override;
 
     GPT2Config config_;
     GPT2Tensors params_;
     GPT2Activations acts_;
     Arena act_arena_;  // after its slots: its destructor still writes to them
     std::int64_t B_ = 0, T_ = 0;
-    bool training_ = false;      // the activations are laid out for backward
-    bool forward_done_ = false;  // and hold a forward pass
+    bool forward_done_ = false;  // the activations hold a forward pass, laid out for backward
 };
 
 }  // namespace llmc

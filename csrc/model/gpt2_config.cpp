@@ -23,12 +23,6 @@ void GPT2Config::validate() const {
                "{} layers of {} channels are out of range", num_layers, channels);
 }
 
-void GPT2Config::check_tokens(const std::int32_t* tokens, std::int64_t n, std::int64_t lowest) const {
-    for (std::int64_t i = 0; i < n; ++i)
-        LLMC_CHECK(tokens[i] >= lowest && tokens[i] < vocab_size,
-                   "token {} at position {} is outside of the vocabulary of {}", tokens[i], i, vocab_size);
-}
-
 // Random weights are normal(0, 0.02), those of projections into the residual stream by 1/sqrt(2L) smaller
 // (Radford et al. 2019). Weight decay is for matrices and embeddings, as in llm.c's train_gpt2.cu and nanoGPT.
 ParameterTable gpt2_parameters(const GPT2Config& config) {

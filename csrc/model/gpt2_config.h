@@ -20,8 +20,6 @@ struct GPT2Config {
     std::int64_t padded_vocab_size = 50304;
 
     void validate() const;  // throws ArgumentError
-    // Throws ArgumentError unless all n tokens are below vocab_size, and none is below `lowest`.
-    void check_tokens(const std::int32_t* tokens, std::int64_t n, std::int64_t lowest = 0) const;
     bool operator==(const GPT2Config&) const = default;
 };
 

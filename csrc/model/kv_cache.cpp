@@ -5,46 +5,31 @@
 
 namespace llmc {
 
-KVCache::KVCache(const GPT2& model, std::int64_t B, std::int64_t max_len)
+KVCache::KVCache(const Model& model, std::int64_t B, std::int64_t max_len)
     : model_(model), backend_(model.backend()), B_(B), max_len_(max_len),
-      arena_("the cache of keys and values", 256), work_("the activations of generation", 256) {
-    const GPT2Config& c = model.config();
+      arena_("the activations of generation", 256) {
     LLMC_CHECK(B > 0 && B <= 1 << 24, "B is {}, expected 1 to {}", B, 1 << 24);
-    LLMC_CHECK(max_len > 0 && max_len <= c.max_seq_len, "max_len is {}, but the model's max_seq_len is {}",
-               max_len, c.max_seq_len);
+    LLMC_CHECK(max_len > 0 && max_len <= model.max_seq_len(),
+               "max_len is {}, but the model's max_seq_len is {}", max_len, model.max_seq_len());
     lengths_.assign(static_cast<std::size_t>(B), 0);
-    const std::int64_t HS = c.channels / c.num_heads;
-    arena_.add(kcache_, "kcache", model.dtype(), {c.num_layers, B, c.num_heads, max_len, HS});
-    arena_.add(vcache_, "vcache", model.dtype(), {c.num_layers, B, c.num_heads, max_len, HS});
-    arena_.allocate(backend_);
+    decoder_ = model.make_decoder(B, max_len);
 }
 
 // T new tokens for each of the sequences [b, b + count); logits of the last token of each, on the device. T > 1
 // only with count 1.
 void KVCache::run(std::int64_t b, std::int64_t count, const std::int32_t* tokens, std::int64_t T,
                   const float* coins) {
-    const GPT2Config& config = model_.config();
-    const DType dtype = model_.dtype();
-    if (tokens) config.check_tokens(tokens, count * T);
+    if (tokens) check_tokens(tokens, count * T, model_.vocab_size());
     for (std::int64_t i = b; i < b + count; ++i)
         LLMC_CHECK(length(i) + T <= max_len_,
                    "sequence {} has {} positions and gets {}, but the cache holds {}", i, length(i), T,
                    max_len_);
-    const std::int64_t L = config.num_layers, NH = config.num_heads, C = config.channels;
-    work_.clear();
-    work_.add(tokens_, "tokens", DType::i32, {count, T});
-    work_.add(numbers_, "numbers", DType::i32, {2, count});
-    work_.add(x_, "x", dtype, {count, T, C});
-    work_.add(ln_, "ln", dtype, {count, T, C});
-    work_.add(mean_, "mean", DType::f32, {count, T});
-    work_.add(rstd_, "rstd", DType::f32, {count, T});
-    work_.add(qkv_, "qkv", dtype, {count, T, 3 * C});
-    work_.add(branch_, "branch", dtype, {count, T, C});
-    work_.add(residual_, "residual", dtype, {count, T, C});
-    work_.add(fch_, "fch", dtype, {count, T, 4 * C});
-    work_.add(fch_gelu_, "fch_gelu", dtype, {count, T, 4 * C});
-    work_.add(logits_, "logits", DType::f32, {count, config.padded_vocab_size});
-    work_.allocate(backend_);
+    const Tensor weight = model_.classifier().weight;
+    arena_.clear();
+    arena_.add(tokens_, "tokens", DType::i32, {count, T});
+    arena_.add(numbers_, "numbers", DType::i32, {2, count});
+    arena_.add(logits_, "logits", DType::f32, {count, weight.shape[0]});
+    arena_.allocate(backend_);
     start_ = numbers_[0];
     coins_ = Tensor(numbers_[1].data, DType::f32, {count});
     host_numbers_.assign(static_cast<std::size_t>(2 * count), 0);
@@ -53,32 +38,19 @@ void KVCache::run(std::int64_t b, std::int64_t count, const std::int32_t* tokens
         std::memcpy(host_numbers_.data() + count, coins, static_cast<std::size_t>(count) * sizeof(float));
 
     Backend& ops = *backend_;
-    const GPT2Tensors& p = model_.params();
     chosen_ = false;
     if (tokens) ops.from_host(tokens_, tokens);  // else they lie there
     ops.from_host(numbers_, host_numbers_.data());
-    ops.encoder_forward(x_, tokens_, p.wte, p.wpe, start_);
-    ops.layernorm_forward(ln_, mean_, rstd_, x_, p.ln1w[0], p.ln1b[0]);
-    for (std::int64_t l = 0; l < L; ++l) {
-        ops.matmul_forward(qkv_, ln_, p.qkvw[l], p.qkvb[l]);
-        ops.attention_decode(ln_, kcache_[l].slice(b, b + count), vcache_[l].slice(b, b + count), qkv_,
-                             start_, NH);
-        ops.matmul_forward(branch_, ln_, p.attprojw[l], p.attprojb[l]);
-        ops.fused_residual_layernorm_forward(residual_, ln_, mean_, rstd_, x_, branch_, p.ln2w[l], p.ln2b[l]);
-        ops.matmul_gelu_forward(fch_gelu_, fch_, ln_, p.fcw[l], p.fcb[l]);
-        ops.matmul_forward(branch_, fch_gelu_, p.fcprojw[l], p.fcprojb[l]);
-        const Tensor w = l + 1 < L ? p.ln1w[l + 1] : p.lnfw, bias = l + 1 < L ? p.ln1b[l + 1] : p.lnfb;
-        ops.fused_residual_layernorm_forward(x_, ln_, mean_, rstd_, residual_, branch_, w, bias);
-    }
+    const Tensor lnf = decoder_->decode(b, tokens_, start_);
     const Tensor last =
-        ln_.view({count * T, C}).slice((T - 1) * count, count * T);  // T == 1, or one sequence
-    ops.matmul_forward(logits_, last, p.wte, Tensor());
+        lnf.view({count * T, lnf.cols()}).slice((T - 1) * count, count * T);  // T == 1, or one sequence
+    ops.matmul_forward(logits_, last, weight, Tensor());
     for (std::int64_t i = b; i < b + count; ++i)
         lengths_[static_cast<std::size_t>(i)] += static_cast<std::int32_t>(T);
 }
 
 void KVCache::copy_logits(float* out) {
-    const std::int64_t V = model_.config().vocab_size, Vp = model_.config().padded_vocab_size;
+    const std::int64_t V = model_.vocab_size(), Vp = logits_.cols();
     host_logits_.resize(static_cast<std::size_t>(logits_.numel()));
     backend_->to_host(host_logits_.data(), logits_);
     for (std::int64_t i = 0; i < logits_.rows(); ++i)
@@ -98,7 +70,7 @@ void KVCache::decode(const std::int32_t* tokens, float* logits) {
 }
 
 void KVCache::queue_tokens(const std::int32_t* tokens, const float* coins, const SamplerOptions& options) {
-    const std::int64_t V = model_.config().vocab_size;
+    const std::int64_t V = model_.vocab_size();
     check_sampler(V, options);
     LLMC_CHECK(tokens || chosen_, "no tokens to go on from: the cache was used for something else");
     LLMC_CHECK(queued_ - read_ < 2, "two steps are queued already: read_tokens() comes first");

@@ -1,4 +1,5 @@
-// KVCache: the keys and values of the positions seen so far, and generation by means of them.
+// KVCache: generation for any family. The family's Decoder keeps the keys and values of the positions seen so far;
+// here are the lengths of the sequences, the logits and the choice of tokens.
 #pragma once
 
 #include <cstdint>
@@ -6,19 +7,19 @@
 #include <vector>
 
 #include "core/arena.h"
-#include "model/gpt2.h"
+#include "model/model.h"
 
 namespace llmc {
 
 class KVCache {
   public:
     // Room for B sequences of max_len positions. The model must outlive the cache.
-    KVCache(const GPT2& model, std::int64_t B, std::int64_t max_len);
+    KVCache(const Model& model, std::int64_t B, std::int64_t max_len);
     std::int64_t B() const { return B_; }
     std::int64_t max_len() const { return max_len_; }
     std::int64_t length(std::int64_t b) const { return lengths_[index(b)]; }
     void clear(std::int64_t b) { lengths_[index(b)] = 0; }
-    std::int64_t bytes() const { return arena_.bytes(); }
+    std::int64_t bytes() const { return decoder_->bytes(); }
     const std::shared_ptr<Backend>& backend() const { return backend_; }
 
     // Append tokens (count, of sequence b alone) or one token to every sequence, and give the logits after the
@@ -41,15 +42,15 @@ class KVCache {
         LLMC_CHECK(b >= 0 && b < B_, "sequence {} of {}", b, B_);
         return static_cast<std::size_t>(b);
     }
-    const GPT2& model_;
+    const Model& model_;
     std::shared_ptr<Backend> backend_;
     std::int64_t B_, max_len_;
     std::vector<std::int32_t> lengths_;
-    Arena arena_, work_;
-    Tensor kcache_, vcache_;  // (L, B, NH, max_len, HS)
-    Tensor numbers_;          // (2, sequences) i32, one copy from the host: start_ and the bits of coins_
+    std::unique_ptr<Decoder> decoder_;
+    Tensor numbers_;  // (2, sequences) i32, one copy from the host: start_ and the bits of coins_
     Tensor start_, coins_;
-    Tensor tokens_, x_, ln_, mean_, rstd_, qkv_, branch_, fch_, fch_gelu_, residual_, logits_;
+    Tensor tokens_, logits_;
+    Arena arena_;  // after its slots: its destructor still writes to them
     std::vector<std::int32_t> host_numbers_;
     std::vector<float> host_logits_;  // padded rows
     bool chosen_ = false;             // tokens_ are those that the last queue_tokens chose

@@ -1,4 +1,8 @@
+// What is the same in every family. Logits exist only by chunks of rows: in training these go through the
+// softmax, its gradient and both matmuls of the classifier's backward before the next chunk is computed.
 #include "model/model.h"
+
+#include <algorithm>
 
 namespace llmc {
 
@@ -15,6 +19,84 @@ Model::Model(ParameterTable table, std::shared_ptr<Backend> backend, const Model
     scalar_arena_.add(mean_loss_, "mean_loss", DType::f32, {1});
     scalar_arena_.allocate(backend_);
 }
+
+// ---- the classifier ----
+
+void check_tokens(const std::int32_t* tokens, std::int64_t n, std::int64_t vocab_size, std::int64_t lowest) {
+    for (std::int64_t i = 0; i < n; ++i)
+        LLMC_CHECK(tokens[i] >= lowest && tokens[i] < vocab_size,
+                   "token {} at position {} is outside of the vocabulary of {}", tokens[i], i, vocab_size);
+}
+
+float Model::evaluate(const std::int32_t* inputs, const std::int32_t* targets, std::int64_t B, std::int64_t T,
+                      float* losses) {
+    forward(inputs, B, T, false);
+    check_tokens(targets, B * T, vocab_size(), kAnyNegative);
+    const Classifier c = classifier();
+    const std::int64_t N = B * T, C = c.lnf.cols(), rows = c.logits.rows();
+    const Tensor lnf = c.lnf.view({N, C}), all_losses = c.losses.view({N}), all_targets = c.targets.view({N});
+    backend()->from_host(c.targets, targets);
+    for (std::int64_t begin = 0; begin < N; begin += rows) {
+        const std::int64_t end = std::min(N, begin + rows);
+        const Tensor logits = c.logits.slice(0, end - begin);
+        backend()->matmul_forward(logits, lnf.slice(begin, end), c.weight, Tensor());
+        backend()->crossentropy_forward(all_losses.slice(begin, end), logits, all_targets.slice(begin, end),
+                                        vocab_size());
+    }
+    std::vector<float> host(static_cast<std::size_t>(N));
+    backend()->to_host(host.data(), all_losses);
+    if (losses) std::copy(host.begin(), host.end(), losses);
+    double sum = 0.0;
+    for (const float x : host) sum += x;
+    return static_cast<float>(sum / static_cast<double>(N));
+}
+
+void Model::logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, float* out) {
+    forward(inputs, B, T, false);
+    const Classifier c = classifier();
+    const std::int64_t N = B * T, V = vocab_size(), Vp = c.logits.cols(), rows = c.logits.rows();
+    const Tensor lnf = c.lnf.view({N, c.lnf.cols()});
+    std::vector<float> host(static_cast<std::size_t>(rows * Vp));
+    std::vector<bf16> rounded(dtype() == DType::bf16 ? host.size() : 0);
+    for (std::int64_t begin = 0; begin < N; begin += rows) {
+        const std::int64_t count = std::min(N - begin, rows);
+        const Tensor chunk = c.logits.slice(0, count);
+        backend()->matmul_forward(chunk, lnf.slice(begin, begin + count), c.weight, Tensor());
+        if (dtype() == DType::bf16) {
+            backend()->to_host(rounded.data(), chunk);
+            std::transform(rounded.begin(), rounded.end(), host.begin(), [](bf16 x) { return to_float(x); });
+        } else {
+            backend()->to_host(host.data(), chunk);
+        }
+        for (std::int64_t r = 0; r < count; ++r) std::copy_n(host.data() + r * Vp, V, out + (begin + r) * V);
+    }
+}
+
+void Model::classifier_backward(const Tensor& dlnf, const Tensor& dweight, const std::int32_t* targets,
+                                float scale, bool add) {
+    const Classifier c = classifier();
+    const std::int64_t N = c.targets.numel(), C = c.lnf.cols(), rows = c.logits.rows();
+    const float dloss = scale / static_cast<float>(N);
+    const Tensor lnf = c.lnf.view({N, C}), all_dlnf = dlnf.view({N, C});
+    const Tensor losses = c.losses.view({N}), all_targets = c.targets.view({N});
+    Backend& ops = *backend();
+    ops.from_host(c.targets, targets);
+    // Backward computes the logits for the first time: forward stopped before them. In each chunk
+    // fused_classifier turns the logits into their gradient, in place.
+    for (std::int64_t begin = 0; begin < N; begin += rows) {
+        const std::int64_t end = std::min(N, begin + rows);
+        const Tensor logits = c.logits.slice(0, end - begin);
+        ops.matmul_forward(logits, lnf.slice(begin, end), c.weight, Tensor());
+        ops.fused_classifier(losses.slice(begin, end), logits, all_targets.slice(begin, end), dloss,
+                             vocab_size());
+        // The matrix's gradient adds up over the chunks, so only the first of them may overwrite it.
+        ops.matmul_backward(all_dlnf.slice(begin, end), dweight, Tensor(), logits, lnf.slice(begin, end),
+                            c.weight, add || begin > 0);
+    }
+    ops.sum(mean_loss(), losses, dloss);
+}
+
+// ---- parameters and gradients ----
 
 void Model::init_weights(std::uint32_t seed) {
     init_parameters(*backend_, table_, values_, seed);

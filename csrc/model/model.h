@@ -1,5 +1,6 @@
 // Model: what every family offers, and what is the same in all of them: parameters and gradients after the
-// family's table. A family adds the schedule of forward and backward.
+// family's table, and the classifier, which walks over chunks of rows. A family adds the schedule of forward and
+// backward, up to the final layernorm and from it.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +13,27 @@
 #include "core/arena.h"
 #include "core/backend.h"
 #include "core/parameter.h"
+#include "model/decoder.h"
 #include "model/options.h"
 #include "model/parameters.h"
 
 namespace llmc {
+
+// A negative target is ignored, whichever it is.
+constexpr std::int64_t kAnyNegative = std::int64_t{-1} << 31;
+// Throws ArgumentError unless all n tokens are below vocab_size, and none is below `lowest`.
+void check_tokens(const std::int32_t* tokens, std::int64_t n, std::int64_t vocab_size,
+                  std::int64_t lowest = 0);
+
+// The matrix that makes logits of the final layernorm's output, and the activations around it, which exist
+// after a forward().
+struct Classifier {
+    Tensor weight;   // (Vp, C)
+    Tensor lnf;      // (B, T, C)
+    Tensor targets;  // (B, T) i32
+    Tensor logits;   // (rows of a chunk, Vp)
+    Tensor losses;   // (B, T) f32
+};
 
 class Model {
   public:
@@ -29,23 +47,27 @@ class Model {
     const std::shared_ptr<Backend>& backend() const { return backend_; }
     std::int64_t num_parameters() const { return count_parameters(table_); }
     virtual std::int64_t vocab_size() const = 0;
+    virtual std::int64_t max_seq_len() const = 0;
 
     // ---- the schedule ----
 
     // inputs (B, T) in host memory. Computes everything up to the final layernorm.
-    virtual void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T) = 0;
+    void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T) { forward(inputs, B, T, true); }
     // The classifier and the backward pass of the last forward(). Adds scale * d(mean loss) to the
     // parameters' gradients and scale * mean loss to loss(). A sink, which belongs to an update's last
     // micro-step, hears of each layer's gradients when they are complete, and of the loss.
     virtual void backward(const std::int32_t* targets, float scale = 1.0f, GradientSink* sink = nullptr) = 0;
     // The targets that backward() takes, of the shape of the last forward()'s inputs: (B, T).
-    virtual const Tensor& targets() const = 0;
+    Tensor targets() const { return classifier().targets; }
     // Forward only, in as much memory as one layer needs: mean loss over all targets. losses, if wanted: (B,
     // T) by token.
-    virtual float evaluate(const std::int32_t* inputs, const std::int32_t* targets, std::int64_t B,
-                           std::int64_t T, float* losses = nullptr) = 0;
+    float evaluate(const std::int32_t* inputs, const std::int32_t* targets, std::int64_t B, std::int64_t T,
+                   float* losses = nullptr);
     // (B, T, vocab_size) in host memory.
-    virtual void logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, float* out) = 0;
+    void logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, float* out);
+    virtual Classifier classifier() const = 0;
+    // For a KVCache of B sequences of max_len positions. The model must outlive it.
+    virtual std::unique_ptr<Decoder> make_decoder(std::int64_t B, std::int64_t max_len) const = 0;
 
     // ---- parameters and gradients ----
 
@@ -65,6 +87,13 @@ class Model {
 
   protected:
     Model(ParameterTable table, std::shared_ptr<Backend> backend, const ModelOptions& options);
+
+    // Without `training` no backward() may follow, so one layer's activations suffice for all.
+    virtual void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, bool training) = 0;
+    // The classifier's part of backward(): the losses' mean, and the gradients of lnf and of the matrix. dlnf is
+    // overwritten, dweight too unless `add`.
+    void classifier_backward(const Tensor& dlnf, const Tensor& dweight, const std::int32_t* targets,
+                             float scale, bool add);
 
     const ParameterTable& table() const { return table_; }
     const std::vector<Tensor>& values() const { return values_; }  // in the order of the table

@@ -6,6 +6,7 @@ from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2
+from llmc.models.model import Model
 from llmc.optim.adamw import AdamW
 from llmc.optim.schedule import lr_schedule
 from llmc.system import cuda_libs
@@ -20,6 +21,7 @@ __all__ = [
     "DataLoader",
     "Error",
     "GPT2Config",
+    "Model",
     "Tokenizer",
     "TrainConfig",
     "TrainResult",

@@ -28,7 +28,7 @@ from llmc.formats.manifest import Checksums, DataFile, LoaderPosition, Manifest,
 from llmc.formats.model_file import model_file_pieces, read_as_masters
 from llmc.formats.state_file import TrainState, WeightRow, has_writer_tag, read_state_file, state_file_pieces
 from llmc.formats.stream import CheckpointDamaged, ReadableTensor, pieces
-from llmc.models.gpt2 import GPT2
+from llmc.models.model import Model
 from llmc.optim.optimizer import Optimizer, ParameterState
 from llmc.system.fs import SYSTEM, Fs, StrPath, publish, stage, unstage, write_atomically
 from llmc.system.memory import available_host_memory
@@ -80,7 +80,7 @@ class Checkpointer:
 
     def save(
         self,
-        model: GPT2,
+        model: Model,
         optimizer: Optimizer,
         state: TrainState,
         *,
@@ -243,7 +243,7 @@ class _Tensors(Generic[_R]):
     lows: list[_R]
 
 
-def _tensors(model: GPT2, optimizer: Optimizer) -> _Tensors[_llmc.Tensor]:
+def _tensors(model: Model, optimizer: Optimizer) -> _Tensors[_llmc.Tensor]:
     state = optimizer.state()
     return _Tensors(
         config=model.config.native(),
@@ -379,7 +379,7 @@ class FoundCheckpoint:
         return 0 if self.manifest is None else self.manifest.state.loader.rows_per_sample
 
     def load_state(
-        self, model: GPT2, optimizer: Optimizer, loader: Mapping[str, Any], *, shuffle: bool = True
+        self, model: Model, optimizer: Optimizer, loader: Mapping[str, Any], *, shuffle: bool = True
     ) -> TrainState:
         """Fill an optimizer, and a model from its master weights, from the checkpoint.
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from llmc.data.loader import DataLoader
 from llmc.formats.eval_file import Example, read_eval_file
-from llmc.models.config import GPT2Config
-from llmc.models.gpt2 import GPT2
+from llmc.models.config import ModelConfig
+from llmc.models.model import Model
 from llmc.system.fs import StrPath
 
 # ---- validation loss ----
@@ -42,7 +42,7 @@ class LossResult:
 
 
 def validation_loss(
-    model: GPT2,
+    model: Model,
     data: StrPath | Sequence[StrPath],
     *,
     batch_size: int = 4,
@@ -137,7 +137,7 @@ class ChoiceResult:
         return {name: getattr(self, name) for name in names}
 
 
-def check_examples(examples: Sequence[Example], config: GPT2Config) -> None:
+def check_examples(examples: Sequence[Example], config: ModelConfig) -> None:
     """Check that a model of this shape can score the examples.
 
     Raises:
@@ -157,7 +157,7 @@ def check_examples(examples: Sequence[Example], config: GPT2Config) -> None:
 
 
 def multiple_choice(
-    model: GPT2, examples: Sequence[Example], *, batch_size: int = 4, progress: bool = False, what: str = "evaluating"
+    model: Model, examples: Sequence[Example], *, batch_size: int = 4, progress: bool = False, what: str = "evaluating"
 ) -> ChoiceResult:
     """Score every ending of every example.
 
@@ -208,7 +208,7 @@ def multiple_choice(
 
 
 def hellaswag(
-    model: GPT2, path: StrPath, *, batch_size: int = 4, limit: int | None = None, progress: bool = False
+    model: Model, path: StrPath, *, batch_size: int = 4, limit: int | None = None, progress: bool = False
 ) -> ChoiceResult:
     """Evaluate HellaSwag (Zellers et al. 2019) by completion.
 
@@ -229,7 +229,7 @@ def hellaswag(
 
 
 def mmlu(
-    model: GPT2, path: StrPath, *, batch_size: int = 4, limit: int | None = None, progress: bool = False
+    model: Model, path: StrPath, *, batch_size: int = 4, limit: int | None = None, progress: bool = False
 ) -> ChoiceResult:
     """Evaluate MMLU (Hendrycks et al. 2021) by completion, as llm.c's mmlu.py scores it. Arguments and errors as of hellaswag."""
     return multiple_choice(model, read_eval_file(path)[:limit], batch_size=batch_size, progress=progress, what="MMLU")

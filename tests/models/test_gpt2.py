@@ -7,6 +7,8 @@ the model's dtype, and llmc may be twice as far from the truth as PyTorch is.
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -463,6 +465,12 @@ def test_descriptor_changes():
 def test_unknown_descriptors(descriptor, message):
     with pytest.raises(ValueError, match=message):
         llmc.GPT2Config.from_descriptor(descriptor)
+
+
+def test_config_of_another_family():
+    assert llmc.GPT2Config.from_native(TINY.native()) == TINY
+    with pytest.raises(llmc.Error, match="is a SimpleNamespace, expected a GPT2Config"):  # with the same fields
+        llmc.GPT2Config.from_native(SimpleNamespace(**asdict(TINY)))
 
 
 def test_impossible_configs():

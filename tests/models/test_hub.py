@@ -133,6 +133,15 @@ def test_bf16(hf_model: Any, folder: Path, tmp_path: Path) -> None:
     assert torch.equal(again.state_dict()["transformer.h.2.mlp.c_fc.weight"], rounded)
 
 
+def test_another_family_is_not_exported(tmp_path: Path) -> None:
+    class Other(llmc.Model):
+        family = "Mamba"
+
+    with pytest.raises(ValueError, match="the model is a Mamba: only a GPT-2 can be exported"):
+        export_model(Other.__new__(Other), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_in_shards(folder: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     from safetensors import safe_open
 

@@ -112,7 +112,7 @@ class Manifest:
         files: records of the model and the state file, by name.
         state: what the state file does not hold.
         config: the run's settings, as JSON holds them.
-        model: the fields of the model's GPT2Config.
+        model: the fields of the model's config.
         dtype: 'f32' or 'bf16'.
         data: the token files that the run was trained on.
     """

@@ -21,12 +21,13 @@ from llmc.hub import gpt2
 from llmc.hub.json_files import write_json
 from llmc.hub.tokenizer import write_tokenizer
 from llmc.models.gpt2 import GPT2
+from llmc.models.model import Model
 from llmc.system.fs import StrPath, write_atomically
 from llmc.values import VALUE_DTYPES, canonical_dtype
 
 
 def export_model(
-    model: GPT2,
+    model: Model,
     folder: StrPath,
     *,
     dtype: str | None = None,
@@ -43,8 +44,10 @@ def export_model(
         max_shard_bytes: the largest size of a file's tensors; a larger model is split into shards.
 
     Raises:
-        ValueError: if an argument is out of range, or the tokenizer has more tokens than the model.
+        ValueError: if the model is not a GPT-2, an argument is out of range, or the tokenizer has more tokens than the model.
     """
+    if not isinstance(model, GPT2):
+        raise ValueError(f"the model is a {model.family}: only a GPT-2 can be exported")
     dtype = canonical_dtype(dtype or model.dtype)
     if max_shard_bytes <= 0:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}, expected a positive number")

@@ -1,17 +1,70 @@
-"""The shape of a GPT-2 or GPT-3 model."""
+"""The shape of a model."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 from llmc import _llmc
 
 
 @dataclass(frozen=True)
-class GPT2Config:
-    """The shape of a model. The defaults are GPT-2 124M.
+class ModelConfig(ABC):
+    """The shape of a model of any family: the numbers that each family has.
+
+    Attributes:
+        max_seq_len: the longest context.
+        vocab_size: V, the number of tokens.
+        num_layers: L.
+        num_heads: NH.
+        channels: C.
+        padded_vocab_size: Vp, the number of logits. Those from vocab_size on are never sampled and never learned.
+    """
+
+    max_seq_len: int
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    channels: int
+    padded_vocab_size: int
+
+    @abstractmethod
+    def native(self) -> Any:
+        """Return the shape in the extension's type of the family.
+
+        Raises:
+            ValueError: if a number is out of range.
+        """
+
+    @property
+    def head_size(self) -> int:
+        """HS, the channels of one head."""
+        return self.channels // self.num_heads
+
+    @cached_property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor by llm.c's name, in file order, with a leading L if every layer has one."""
+        return {spec.name: spec.shape for spec in _llmc.parameter_table(self.native())}
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of elements of all tensors, padding included, as llm.c counts."""
+        return sum(math.prod(shape) for shape in self.parameter_shapes.values())
+
+    def flops_per_token(self, T: int) -> int:
+        """Return the FLOP per token of a training step with rows of T tokens: 6 N + 6 L C T.
+
+        This is llm.c's count. It takes half of a full attention, because that is causal.
+        """
+        return 6 * self.num_parameters + 6 * self.num_layers * self.channels * T
+
+
+@dataclass(frozen=True)
+class GPT2Config(ModelConfig):
+    """The shape of a GPT-2 or GPT-3. The defaults are GPT-2 124M.
 
     Attributes:
         max_seq_len: the longest context, and the number of learned positions.
@@ -57,7 +110,13 @@ class GPT2Config:
 
     @staticmethod
     def from_native(config: _llmc.GPT2Config) -> GPT2Config:
-        """Return the same shape as the extension's type holds."""
+        """Return the same shape as the extension's type holds.
+
+        Raises:
+            llmc.Error: if it is the shape of another family.
+        """
+        if not isinstance(config, _llmc.GPT2Config):
+            raise _llmc.Error(f"the model's shape is a {type(config).__name__}, expected a GPT2Config")
         return GPT2Config(**_fields(config))
 
     def native(self) -> _llmc.GPT2Config:
@@ -67,28 +126,6 @@ class GPT2Config:
             ValueError: if a number is out of range.
         """
         return _llmc.GPT2Config(**_fields(self))
-
-    @property
-    def head_size(self) -> int:
-        """HS, the channels of one head."""
-        return self.channels // self.num_heads
-
-    @cached_property
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor by llm.c's name, in file order, with a leading L if every layer has one."""
-        return {spec.name: spec.shape for spec in _llmc.parameter_table(self.native())}
-
-    @cached_property
-    def num_parameters(self) -> int:
-        """Number of elements of all tensors, wte's padding included, as llm.c counts."""
-        return sum(math.prod(shape) for shape in self.parameter_shapes.values())
-
-    def flops_per_token(self, T: int) -> int:
-        """Return the FLOP per token of a training step with rows of T tokens: 6 N + 6 L C T.
-
-        This is llm.c's count. It takes half of a full attention, because that is causal.
-        """
-        return 6 * self.num_parameters + 6 * self.num_layers * self.channels * T
 
 
 _FIELDS = tuple(f.name for f in fields(GPT2Config))

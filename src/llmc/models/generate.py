@@ -45,7 +45,7 @@ class _Sequence:
 
 
 def generate(
-    model: _llmc.GPT2,
+    model: _llmc.Model,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float,
@@ -77,7 +77,7 @@ def generate(
     check_seed(seed, 64, lowest=1)
     if max_new_tokens <= 0 or not prompts:
         return
-    length = min(model.config.max_seq_len, max(len(p) for p in prompts) + max_new_tokens)
+    length = min(model.max_seq_len, max(len(p) for p in prompts) + max_new_tokens)
     cache = _llmc.KVCache(model, len(prompts), length)
     batch = [_Sequence(cache, i, p, (seed + i) % 2**64 or 1) for i, p in enumerate(prompts)]
     options = _llmc.SamplerOptions(temperature, top_k, top_p)

@@ -1,73 +1,16 @@
-"""GPT2: a model on a device, and everything that can be done with one."""
+"""GPT2: the family of GPT-2 and GPT-3."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import Any, ClassVar
 
 from llmc import _llmc
-from llmc.formats.model_file import write_model_file
-from llmc.formats.stream import pieces
 from llmc.models.config import GPT2Config
-from llmc.models.generate import generate
-from llmc.system.fs import SYSTEM, Fs
-from llmc.values import VALUE_DTYPES, canonical_dtype, check_seed
+from llmc.models.model import Model
 
 
-def default_grad_dtype(device: str, dtype: str) -> str:
-    """Return "f32" for a GPU, where it costs no speed that could be measured; dtype for a CPU, whose memory is slow."""
-    return "f32" if device.startswith("cuda") else dtype
-
-
-class Tensors(Mapping[str, NDArray[Any]]):
-    """Parameters or gradients by llm.c's names, in file order.
-
-    On the CPU an item is a view without a copy: writing into it writes into the model. While a view is alive the model must assume
-    that it is written to, which costs a little speed in bf16. Elsewhere an item is a copy; assign to write:
-    ``model.parameters["wte"] = array``. bf16 items have dtype ml_dtypes.bfloat16.
-    """
-
-    def __init__(self, model: GPT2, gradients: bool) -> None:
-        self._model = model
-        self._gradients = gradients
-        self._names: list[str] = model._native.parameter_names()
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._names:
-            raise KeyError(name)
-        native = self._model._native
-        dtype = VALUE_DTYPES[self._model.grad_dtype if self._gradients else self._model.dtype]
-        if self._model.device == "cpu":
-            view = native.gradient_view if self._gradients else native.parameter_view
-            return view(name).view(dtype)
-        return self._tensor(name).to_host().view(dtype)
-
-    def __setitem__(self, name: str, value: ArrayLike) -> None:
-        tensor = self._tensor(name)
-        dtype = VALUE_DTYPES[tensor.dtype]
-        array = np.ascontiguousarray(np.asarray(value).astype(dtype))
-        if array.shape != tuple(tensor.shape):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, got {array.shape}")
-        tensor.from_host(array.view(np.uint16) if tensor.dtype == "bf16" else array)
-        self._model.weights_changed()
-
-    def _tensor(self, name: str) -> _llmc.Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._model._native.gradient(name) if self._gradients else self._model._native.parameter(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class GPT2:
+class GPT2(Model):
     """GPT-2 / GPT-3 (Radford et al. 2019; Brown et al. 2020, dense attention) with tied embeddings.
 
     A training step::
@@ -90,6 +33,10 @@ class GPT2:
     backend: an existing llmc.Backend to live on, in place of device and threads.
     """
 
+    family: ClassVar[str] = "GPT-2"
+    config: GPT2Config
+    _native: _llmc.GPT2
+
     def __init__(
         self,
         config: GPT2Config,
@@ -103,19 +50,18 @@ class GPT2:
         seed: int | None = 42,
         backend: _llmc.Backend | None = None,
     ) -> None:
-        dtype = canonical_dtype(dtype)
-        if seed is not None:
-            check_seed(seed, 32)
-        if backend is None:
-            backend = _llmc.Backend(device, threads)
-        elif (device, threads) != ("cpu", 0):
-            raise ValueError(f"device '{device}' and threads {threads} are given beside a backend, which has its own")
-        self.config = config
-        grad_dtype = canonical_dtype(grad_dtype) if grad_dtype else default_grad_dtype(backend.info().name, dtype)
-        options = _llmc.ModelOptions(dtype, grad_dtype, recompute, classifier_rows)
-        self._native = _llmc.GPT2(config.native(), backend, options)
-        if seed is not None:
-            self._native.init_weights(seed)
+        super().__init__(
+            config,
+            _llmc.GPT2,
+            device=device,
+            dtype=dtype,
+            grad_dtype=grad_dtype,
+            recompute=recompute,
+            classifier_rows=classifier_rows,
+            threads=threads,
+            seed=seed,
+            backend=backend,
+        )
 
     @classmethod
     def from_descriptor(cls, descriptor: str, **options: Any) -> GPT2:
@@ -143,209 +89,3 @@ class GPT2:
         model = cls(GPT2Config.from_native(config), dtype=dtype or file_dtype, seed=None, **options)
         model._native.load_checkpoint(path)
         return model
-
-    def save(self, path: str | os.PathLike[str], *, fs: Fs = SYSTEM) -> None:
-        """Write a llm.c file: version 3 for f32, 5 for bf16. The file appears whole or not at all.
-
-        Args:
-            path: the file.
-            fs: the file system, for tests.
-
-        Raises:
-            OSError: if the file cannot be written. What was there before is untouched.
-        """
-        write_model_file(path, self.config.native(), self.dtype, pieces(self.all_parameters()), fs=fs)
-
-    # ---- facts ----
-
-    @property
-    def backend(self) -> _llmc.Backend:
-        """The device that the model lives on, with its ops and options."""
-        return self._native.backend
-
-    @property
-    def device(self) -> str:
-        """The device's name: "cpu", "cuda:0", ..."""
-        return self.backend.info().name
-
-    @property
-    def dtype(self) -> str:
-        """ "f32" or "bf16": of parameters and activations."""
-        return self._native.options.dtype
-
-    @property
-    def grad_dtype(self) -> str:
-        """ "f32" or "bf16": of the parameters' gradients."""
-        return self._native.options.grad_dtype
-
-    @property
-    def recompute(self) -> int:
-        """What backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm."""
-        return self._native.options.recompute
-
-    @property
-    def classifier_rows(self) -> int:
-        """Rows of logits that exist at a time."""
-        return self._native.options.classifier_rows
-
-    @property
-    def num_parameters(self) -> int:
-        """The number of elements of all parameters, the padding of wte included."""
-        return self._native.num_parameters
-
-    @property
-    def parameters(self) -> Tensors:
-        """The weights by llm.c's names, as NumPy arrays."""
-        return Tensors(self, gradients=False)
-
-    @property
-    def gradients(self) -> Tensors:
-        """Their gradients likewise; zeros if no backward() came after zero_grad()."""
-        return Tensors(self, gradients=True)
-
-    def parameter_tensors(self) -> dict[str, _llmc.Tensor]:
-        """Return the parameters by llm.c's names, in file order, as tensors in the device's memory.
-
-        Whoever writes to one calls weights_changed() afterwards.
-        """
-        return {name: self._native.parameter(name) for name in self._native.parameter_names()}
-
-    def gradient_tensors(self) -> dict[str, _llmc.Tensor]:
-        """Return the parameters' gradients likewise; zeros if no backward() came after zero_grad()."""
-        return {name: self._native.gradient(name) for name in self._native.parameter_names()}
-
-    def all_parameters(self) -> _llmc.Tensor:
-        """Return all parameters as one tensor (num_parameters): they lie in the order of llm.c's file, without gaps."""
-        return self._native.all_parameters()
-
-    def weights_changed(self) -> None:
-        """Drop packed copies of the weights. Call after writing to a tensor of parameters; assignments to `parameters` do."""
-        self._native.weights_changed()
-
-    # ---- training ----
-
-    def forward(self, inputs: ArrayLike) -> None:
-        """Compute the activations that backward() needs.
-
-        Args:
-            inputs: (B, T) token ids, integers.
-
-        Raises:
-            ValueError: if a token is outside of the vocabulary, or T is above max_seq_len.
-        """
-        self._native.forward(_tokens(inputs))
-
-    def backward(self, targets: ArrayLike, scale: float = 1.0, sink: _llmc.GradientSink | None = None) -> None:
-        """Compute loss and gradients of the last forward(). Both add up over calls until zero_grad().
-
-        Args:
-            targets: (B, T), the token that follows each input; a negative one is ignored.
-            scale: a factor of loss and gradients, 1/k for each of k micro-batches.
-            sink: belongs to an update's last micro-batch. It takes each layer's gradients as soon as they are complete, while those
-                of the layers below are computed, and then the loss. _llmc.AllReduce(comm) sums them over the ranks; scale is
-                then 1/(k * comm.size).
-
-        Raises:
-            ValueError: if there was no forward(), targets have another shape than its inputs or a token outside of the
-                vocabulary, or the sink is of another backend.
-        """
-        self._native.backward(_tokens(targets), scale, sink)
-
-    def zero_grad(self) -> None:
-        """Begin a new update: gradients and mean_loss are zero again."""
-        self._native.zero_grad()
-
-    @property
-    def mean_loss(self) -> float:
-        """The sum of scale * mean loss over the backward() calls since zero_grad(). Waits for the device."""
-        return self._native.loss()
-
-    # ---- evaluation ----
-
-    def evaluate(self, inputs: ArrayLike, targets: ArrayLike) -> float:
-        """Return the mean cross-entropy, in nats per token, without gradients and in the memory of one layer.
-
-        Args:
-            inputs, targets: (B, T) token ids; a negative target counts as a loss of 0.
-        """
-        return float(self._native.evaluate(_tokens(inputs), _tokens(targets)))
-
-    def token_losses(self, inputs: ArrayLike, targets: ArrayLike) -> NDArray[np.float32]:
-        """Return the cross-entropy of each token, (B, T) f32; 0 for a negative target."""
-        losses: NDArray[np.float32] = self._native.evaluate(_tokens(inputs), _tokens(targets), by_token=True)
-        return losses
-
-    def logits(self, inputs: ArrayLike) -> NDArray[np.float32]:
-        """Return the logits, (B, T, vocab_size) f32. For a long batch this is large: B * T * V * 4 bytes."""
-        return self._native.logits(_tokens(inputs))
-
-    # ---- generation ----
-
-    def kv_cache(self, sequences: int, max_len: int) -> _llmc.KVCache:
-        """Return an empty cache for generation step by step, for `sequences` of max_len positions; generate() makes its own."""
-        return _llmc.KVCache(self._native, sequences, max_len)
-
-    def generate(
-        self,
-        prompts: Sequence[int] | Sequence[Sequence[int]],
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 1337,
-        stop_token: int | None = None,
-    ) -> list[int] | list[list[int]]:
-        """Continue one prompt, or several in one batch.
-
-        Keys and values are cached. When max_seq_len positions are full, the last max_seq_len // 2 tokens are encoded again at
-        positions from 0 on, and generation goes on from there: positions are learned, so older context cannot be kept.
-
-        Args:
-            prompts: token ids of one prompt, or a list of such.
-            max_new_tokens: how many tokens to generate for each.
-            temperature: 0 takes the most likely token.
-            top_k: how many of the most likely tokens to choose from; 0 for no limit.
-            top_p: nucleus sampling; 1 for no limit.
-            seed: of llm.c's xorshift*, 1 to 2^64 - 1. Prompt i of a batch draws from seed + i, so its text does not depend on its
-                neighbours.
-            stop_token: ends a sequence, and is not returned.
-
-        Returns:
-            The new tokens, of each prompt if there are several.
-
-        Raises:
-            ValueError: if a prompt is empty, a token is not in the vocabulary, or an option is out of its range.
-        """
-        several = len(prompts) > 0 and isinstance(prompts[0], (Sequence, np.ndarray))
-        batch: Any = prompts if several else [prompts]
-        steps = list(generate(self._native, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token))
-        new = steps[-1] if steps else [[] for _ in batch]
-        return new if several else new[0]
-
-    def stream(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 1337,
-        stop_token: int | None = None,
-    ) -> Iterator[int]:
-        """Yield what generate() returns for one prompt, token by token as they are found."""
-        for count, (new,) in enumerate(
-            generate(self._native, [prompt], max_new_tokens, temperature, top_k, top_p, seed, stop_token)
-        ):
-            if len(new) > count:
-                yield new[-1]
-
-
-def _tokens(tokens: ArrayLike) -> NDArray[np.int32]:
-    array = np.asarray(tokens)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"token ids must be integers, got {array.dtype}")
-    if array.size and (array.max() > 0x7FFFFFFF or array.min() < -0x80000000):
-        raise ValueError(f"token id {array.max()} does not fit 32 bits")
-    return np.ascontiguousarray(array, dtype=np.int32)

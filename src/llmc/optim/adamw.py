@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmc import _llmc
-from llmc.models.gpt2 import GPT2
+from llmc.models.model import Model
 from llmc.optim.optimizer import Optimizer
 from llmc.values import check_seed
 
@@ -24,7 +24,7 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        model: GPT2,
+        model: Model,
         *,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,

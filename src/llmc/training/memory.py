@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from llmc import _llmc
-from llmc.models.config import GPT2Config
+from llmc.models.config import ModelConfig
 from llmc.system.memory import available_memory
 
 
 def check_memory(
     backend: _llmc.Backend,
-    config: GPT2Config,
+    config: ModelConfig,
     *,
     dtype: str,
     grad_dtype: str,

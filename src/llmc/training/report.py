@@ -92,7 +92,7 @@ def short_report(run: Run, total_steps: int) -> str:
     device = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
     output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
     return (
-        f"GPT-2 of {model.num_parameters:,} parameters ({shape.num_layers} layers, {shape.num_heads} heads, {shape.channels} "
+        f"{model.family} of {model.num_parameters:,} parameters ({shape.num_layers} layers, {shape.num_heads} heads, {shape.channels} "
         f"channels, vocabulary {shape.vocab_size}) on {run.sources.description}\n"
         f"{total_steps} steps of {c.total_batch_size:,} tokens, {model.dtype}, {device}{output}"
     )

@@ -14,8 +14,9 @@ from llmc.evals import check_examples
 from llmc.formats.eval_file import Example, read_eval_file
 from llmc.formats.manifest import DataFile, Manifest
 from llmc.formats.stream import CheckpointDamaged
-from llmc.models.config import GPT2Config
-from llmc.models.gpt2 import GPT2, default_grad_dtype
+from llmc.models.config import GPT2Config, ModelConfig
+from llmc.models.gpt2 import GPT2
+from llmc.models.model import Model, default_grad_dtype
 from llmc.optim.adamw import AdamW
 from llmc.optim.optimizer import Optimizer
 from llmc.optim.schedule import lr_schedule
@@ -52,7 +53,7 @@ class Run:
     sources: Sources
     fingerprint: list[DataFile]
     found: FoundCheckpoint | None
-    model: GPT2
+    model: Model
     weight_origin: str
     memory: _llmc.MemoryPlan
     peak_flops: float | None
@@ -204,7 +205,7 @@ def _build_model(
     backend: _llmc.Backend,
     sources: Sources,
     found: FoundCheckpoint | None,
-) -> tuple[GPT2, str, _llmc.MemoryPlan]:
+) -> tuple[Model, str, _llmc.MemoryPlan]:
     """Return the model with its first weights, in words where these come from, and its memory plan."""
     path: Path | None = None
     if found is not None:
@@ -278,7 +279,7 @@ def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:
     return GPT2Config(**{**SMALL_MODEL, "max_seq_len": longest, **changes})
 
 
-def _check_fits(config: RunConfig, sources: Sources, shape: GPT2Config) -> None:
+def _check_fits(config: RunConfig, sources: Sources, shape: ModelConfig) -> None:
     if sources.tokenizer is not None and sources.tokenizer.vocab_size > shape.vocab_size:
         raise ValueError(
             f"the tokenizer has {sources.tokenizer.vocab_size} tokens, but the model's vocabulary is {shape.vocab_size}"
@@ -317,7 +318,7 @@ def _total_steps(config: RunConfig, loader: DataLoader) -> int:
     return steps
 
 
-def _read_hellaswag(config: RunConfig, shape: GPT2Config) -> list[Example]:
+def _read_hellaswag(config: RunConfig, shape: ModelConfig) -> list[Example]:
     if not config.hellaswag or not Path(config.hellaswag_data).is_file():
         return []
     examples = read_eval_file(config.hellaswag_data)

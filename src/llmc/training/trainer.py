@@ -18,7 +18,7 @@ from llmc.checkpoint import Checkpointer, FoundCheckpoint, finished_steps
 from llmc.data.tokenizer import Tokenizer
 from llmc.evals import multiple_choice
 from llmc.formats.state_file import TrainState
-from llmc.models.gpt2 import GPT2
+from llmc.models.model import Model
 from llmc.system.fs import SYSTEM, Fs, write_atomically
 from llmc.system.signals import StopRequested, StopSignals
 from llmc.training.history import History, Throughput
@@ -54,7 +54,7 @@ class TrainResult:
 
     history: dict[str, list[float]]
     run_dir: Path | None
-    model: GPT2
+    model: Model
     tokenizer: Tokenizer | None
     step: int
     stopped_by: int = 0
