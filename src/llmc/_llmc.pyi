@@ -593,6 +593,11 @@ class Model:
         The backend that the model is on.
         """
     @property
+    def max_seq_len(self) -> int:
+        """
+        The largest number of positions.
+        """
+    @property
     def num_parameters(self) -> int:
         """
         The number of elements of all parameters.
@@ -601,6 +606,74 @@ class Model:
     def options(self) -> ModelOptions:
         """
         How the model is computed.
+        """
+    @property
+    def vocab_size(self) -> int:
+        """
+        V, the number of tokens.
+        """
+
+class KVCache:
+    """
+    The keys and values of the positions seen so far, and generation by means of them.
+    """
+    def __init__(self, model: Model, B: int, max_len: int) -> None: ...
+    def clear(self, b: int) -> None:
+        """
+        Empty sequence b.
+        """
+    def decode(
+        self, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Append a token to every sequence, (B) int32, and return the logits after it, (B, vocab_size) f32.
+        """
+    def length(self, b: int) -> int:
+        """
+        Return the number of positions that sequence b has.
+        """
+    def prefill(
+        self, b: int, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Append tokens (n) int32 to sequence b and return the logits after the last of them, (vocab_size) f32.
+        """
+    def queue_tokens(
+        self,
+        tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32] | None,
+        coins: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        options: SamplerOptions,
+    ) -> None:
+        """
+        Append a token to every sequence and choose the next ones on the device, without waiting.
+
+        tokens: (B) int32, or None to go on from those chosen last. coins: (B) f32 in [0, 1).
+        """
+    def read_tokens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        Return the tokens that the oldest queue_tokens() not read yet chose, (B) int32.
+
+        Negative ones are faults, for token_of(). Waits.
+        """
+    @property
+    def B(self) -> int:
+        """
+        The number of sequences.
+        """
+    @property
+    def backend(self) -> Backend:
+        """
+        The backend of the model.
+        """
+    @property
+    def bytes(self) -> int:
+        """
+        The memory of the keys and values, in bytes.
+        """
+    @property
+    def max_len(self) -> int:
+        """
+        The positions that there is room for in each sequence.
         """
 
 class GPT2Config:
@@ -664,69 +737,6 @@ class GPT2(Model):
     def config(self) -> GPT2Config:
         """
         The shape of the model.
-        """
-
-class KVCache:
-    """
-    The keys and values of the positions seen so far, and generation by means of them.
-    """
-    def __init__(self, model: GPT2, B: int, max_len: int) -> None: ...
-    def clear(self, b: int) -> None:
-        """
-        Empty sequence b.
-        """
-    def decode(
-        self, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
-    ) -> numpy.typing.NDArray[numpy.float32]:
-        """
-        Append a token to every sequence, (B) int32, and return the logits after it, (B, vocab_size) f32.
-        """
-    def length(self, b: int) -> int:
-        """
-        Return the number of positions that sequence b has.
-        """
-    def prefill(
-        self, b: int, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]
-    ) -> numpy.typing.NDArray[numpy.float32]:
-        """
-        Append tokens (n) int32 to sequence b and return the logits after the last of them, (vocab_size) f32.
-        """
-    def queue_tokens(
-        self,
-        tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32] | None,
-        coins: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-        options: SamplerOptions,
-    ) -> None:
-        """
-        Append a token to every sequence and choose the next ones on the device, without waiting.
-
-        tokens: (B) int32, or None to go on from those chosen last. coins: (B) f32 in [0, 1).
-        """
-    def read_tokens(self) -> numpy.typing.NDArray[numpy.int32]:
-        """
-        Return the tokens that the oldest queue_tokens() not read yet chose, (B) int32.
-
-        Negative ones are faults, for token_of(). Waits.
-        """
-    @property
-    def B(self) -> int:
-        """
-        The number of sequences.
-        """
-    @property
-    def backend(self) -> Backend:
-        """
-        The backend of the model.
-        """
-    @property
-    def bytes(self) -> int:
-        """
-        The memory of the keys and values, in bytes.
-        """
-    @property
-    def max_len(self) -> int:
-        """
-        The positions that there is room for in each sequence.
         """
 
 class Optimizer:

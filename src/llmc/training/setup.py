@@ -247,7 +247,7 @@ def _build_model(
     return model, origin, memory
 
 
-def build_optimizer(config: RunConfig, model: GPT2) -> Optimizer:
+def build_optimizer(config: RunConfig, model: Model) -> Optimizer:
     """Return the optimizer that the settings ask for, over the parameters of a model."""
     return AdamW(
         model,
