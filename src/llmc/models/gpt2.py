@@ -21,16 +21,21 @@ class GPT2(Model):
         optimizer.step(lr)
         print(model.mean_loss)
 
-    config: the model's shape.
-    device: "cpu", "cuda" or "cuda:N".
-    dtype: "f32" or "bf16" (parameters and activations; all sums are f32 either way).
-    grad_dtype: of the parameters' gradients; by default "f32" on a GPU, else dtype. "f32" with dtype "bf16" adds micro-batches up
-    without rounding.
-    recompute: what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm.
-    classifier_rows: rows of logits that exist at a time.
-    threads: CPU threads; 0 for as many as the process may use.
-    seed: of the random weights (numerically PyTorch's for the same seed), 0 to 2^32 - 1; None leaves them zero.
-    backend: an existing llmc.Backend to live on, in place of device and threads.
+    Args:
+        config: the model's shape.
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: "f32" or "bf16", of parameters and activations; all sums are f32 either way.
+        grad_dtype: of the parameters' gradients; by default "f32" on a GPU, else dtype. "f32" with dtype "bf16" adds micro-batches
+            up without rounding.
+        recompute: what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm.
+        classifier_rows: rows of logits that exist at a time.
+        threads: CPU threads; 0 for as many as the process may use.
+        seed: of the random weights (numerically PyTorch's for the same seed), 0 to 2^32 - 1; None leaves them zero.
+        backend: an existing llmc.Backend to live on, in place of device and threads.
+
+    Raises:
+        ValueError: if a dtype is unknown, or a number is out of range.
+        llmc.Error: if the device is not there, or has no memory for the parameters.
     """
 
     family: ClassVar[str] = "GPT-2"

@@ -70,8 +70,9 @@ class Tensors(Mapping[str, NDArray[Any]]):
 class Model:
     """A model of any family on a device: the base of GPT2, which explains the options.
 
-    config: the model's shape.
-    native: the extension's type of the family, made from the config, a backend and the options.
+    Args:
+        config: the model's shape.
+        native: the extension's type of the family, made from the config, a backend and the options.
     """
 
     family: ClassVar[str]  # its name, for people

@@ -15,11 +15,18 @@ class AdamW(Optimizer):
     program does). bf16 models keep the 16 bits below each bf16 weight, so updates act on f32 weights, at 2 bytes each;
     master_weights=False rounds stochastically instead. Moments are f32.
 
-    beta1, beta2: llm.c's train_gpt2.cu uses 0.9 and 0.95, its CPU program 0.9 and 0.999.
-    eps: added to the root of the second moment.
-    weight_decay: decoupled, times the learning rate.
-    grad_clip: largest global gradient norm; 0 for no clipping.
-    seed: of stochastic rounding, 1 to 2^64 - 1.
+    Args:
+        model: whose parameters it updates.
+        betas: decays of the two moments. llm.c's train_gpt2.cu uses 0.9 and 0.95, its CPU program 0.9 and 0.999.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, times the learning rate.
+        grad_clip: largest global gradient norm; 0 for no clipping.
+        decay_all: decay every parameter.
+        master_weights: keep the 16 bits below each bf16 weight.
+        seed: of stochastic rounding, 1 to 2^64 - 1.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
     def __init__(

@@ -10,8 +10,9 @@ from llmc import _llmc
 class ParameterState(NamedTuple):
     """What an optimizer keeps of one parameter.
 
-    moments: f32, each of as many elements as the parameter; how many there are depends on the optimizer.
-    master: the 16 bits (i16) below each weight of a bf16 parameter; None without master weights.
+    Attributes:
+        moments: f32, each of as many elements as the parameter; how many there are depends on the optimizer.
+        master: the 16 bits (i16) below each weight of a bf16 parameter; None without master weights.
     """
 
     moments: tuple[_llmc.Tensor, ...]

@@ -7,7 +7,6 @@ fields of TrainConfig. llm.c's short flags keep llm.c's meaning.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import typing
@@ -27,15 +26,16 @@ T = typing.TypeVar("T", bound="TrainConfig")
 class Setting:
     """What is known of one setting.
 
-    kind, many, default: from the field's annotation and default: the type of one value, and whether it is a list of them.
-    group, text: heading and line of the help.
-    flag: llm.c's short flag.
-    small, llm_c: the default if no model is named, which makes a small run of two minutes, and llm.c's default otherwise.
-        The field itself is then None, for "not given".
-    choices: the values that it may have.
-    least, most: bounds that are allowed values; above, below: bounds that are not. None: no bound.
-    also: a value outside of the bounds that has a meaning of its own, named in text.
-    on_resume: "same" if a run must be resumed with the value that it began with, else "may change".
+    Attributes:
+        kind, many, default: from the field's annotation and default: the type of one value, and whether it is a list of them.
+        group, text: heading and line of the help.
+        flag: llm.c's short flag.
+        small, llm_c: the default if no model is named, which makes a small run of two minutes, and llm.c's default otherwise.
+            The field itself is then None, for "not given".
+        choices: the values that it may have.
+        least, most: bounds that are allowed values; above, below: bounds that are not. None: no bound.
+        also: a value outside of the bounds that has a meaning of its own, named in text.
+        on_resume: "same" if a run must be resumed with the value that it began with, else "may change".
     """
 
     group: str
@@ -321,6 +321,8 @@ def check_names(values: Mapping[str, Any], place: str) -> None:
     """
     for name in values:
         if name not in SETTINGS:
+            import difflib
+
             close = difflib.get_close_matches(name, SETTINGS, 1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             raise ValueError(f"{place}: unknown setting '{name}'{hint}")

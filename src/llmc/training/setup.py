@@ -35,17 +35,18 @@ SMALL_MODEL = {"num_layers": 4, "num_heads": 4, "channels": 256, "max_seq_len": 
 class Run:
     """What a training run is made of.
 
-    config: the settings; recompute and classifier_rows are those that were chosen.
-    run_dir: None if nothing is kept.
-    fingerprint: sizes and checksums of the data; a checkpoint remembers them.
-    found: the checkpoint that the run continues, whose weights the model has already; None for a new run.
-    weight_origin: in words.
-    memory: the plan that was checked against what is free.
-    peak_flops: FLOP/s that the device can reach; None if that is not known.
-    val_loader: None without validation data.
-    lr: the learning rate of a step.
-    hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
-    gpu_info: None if its line is not asked for.
+    Attributes:
+        config: the settings; recompute and classifier_rows are those that were chosen.
+        run_dir: None if nothing is kept.
+        fingerprint: sizes and checksums of the data; a checkpoint remembers them.
+        found: the checkpoint that the run continues, whose weights the model has already; None for a new run.
+        weight_origin: in words.
+        memory: the plan that was checked against what is free.
+        peak_flops: FLOP/s that the device can reach; None if that is not known.
+        val_loader: None without validation data.
+        lr: the learning rate of a step.
+        hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
+        gpu_info: None if its line is not asked for.
     """
 
     config: RunConfig

@@ -47,9 +47,10 @@ class Callback:
 class TrainResult:
     """What a run leaves behind.
 
-    history: "step", "train_loss", "norm", "lr", "tokens_per_second" by update; "val_step", "val_loss" by validation.
-    run_dir: None if nothing was kept.
-    stopped_by: the number of the signal that ended the run, or 0.
+    Attributes:
+        history: "step", "train_loss", "norm", "lr", "tokens_per_second" by update; "val_step", "val_loss" by validation.
+        run_dir: None if nothing was kept.
+        stopped_by: the number of the signal that ended the run, or 0.
     """
 
     history: dict[str, list[float]]
