@@ -42,11 +42,19 @@ void bind_cache(py::module_& m) {
             "backend", [](const BoundCache& self) { return self.cache.backend(); },
             "The backend of the model.")
         .def(
-            "length", [](const BoundCache& self, std::int64_t b) { return self.cache.length(b); }, "b"_a,
-            "Return the number of positions that sequence b has.")
+            "length",
+            [](const BoundCache& self, std::int64_t b) {
+                const Busy busy(self.owner.backend());
+                return self.cache.length(b);
+            },
+            "b"_a, "Return the number of positions that sequence b has.")
         .def(
-            "clear", [](BoundCache& self, std::int64_t b) { self.cache.clear(b); }, "b"_a,
-            "Empty sequence b.")
+            "clear",
+            [](BoundCache& self, std::int64_t b) {
+                const Busy busy(self.owner.backend());
+                self.cache.clear(b);
+            },
+            "b"_a, "Empty sequence b.")
         .def(
             "prefill",
             [](BoundCache& self, std::int64_t b, const Tokens& tokens) {

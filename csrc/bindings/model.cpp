@@ -100,10 +100,11 @@ void bind_model(py::module_& m) {
             [](BoundModel& self, const Tokens& targets, float scale,
                std::optional<std::shared_ptr<GradientSink>> sink) {
                 const auto [B, T] = batch_shape(targets, "targets");
-                const Tensor of = self.model->targets();
-                LLMC_CHECK(of.is({B, T}), "targets have shape ({}, {}), but forward() had {}", B, T, of);
                 const std::int32_t* const data = targets.data();
-                const Busy busy(self.backend());
+                const Busy busy(self.backend());  // first, because another thread may call forward()
+                const Tensor of = self.model->targets();
+                LLMC_CHECK(of.rank == 0 || of.is({B, T}), "targets have shape ({}, {}), but forward() had {}",
+                           B, T, of);
                 self.model->backward(data, scale, sink ? sink->get() : nullptr);
             },
             "targets"_a, "scale"_a = 1.0f, "sink"_a = py::none(),

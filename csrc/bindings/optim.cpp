@@ -21,7 +21,8 @@ struct BoundOptimizer {
 struct BoundAdamW : BoundOptimizer {
     BoundAdamW(const BoundModel& model, const AdamWOptions& options)
         : BoundOptimizer{
-              model, std::make_unique<AdamW>(model.model->backend(), model.model->parameters(), options)} {}
+              model, (options.validate(),  // before parameters() allocates the gradients
+                      std::make_unique<AdamW>(model.model->backend(), model.model->parameters(), options))} {}
 };
 
 }  // namespace
@@ -63,12 +64,26 @@ void bind_optim(py::module_& m) {
             "bytes", [](const BoundOptimizer& self) { return self.optimizer->bytes(); },
             "The memory of moments and master weights, in bytes.")
         .def_property(
-            "step_count", [](const BoundOptimizer& self) { return self.optimizer->step_count(); },
-            [](BoundOptimizer& self, std::int64_t count) { self.optimizer->set_step_count(count); },
+            "step_count",
+            [](const BoundOptimizer& self) {
+                const Busy busy(self.backend());
+                return self.optimizer->step_count();
+            },
+            [](BoundOptimizer& self, std::int64_t count) {
+                const Busy busy(self.backend());
+                self.optimizer->set_step_count(count);
+            },
             "Updates made so far, which the correction of the moments' bias goes by.")
         .def_property(
-            "rng_state", [](const BoundOptimizer& self) { return self.optimizer->rng_state(); },
-            [](BoundOptimizer& self, std::uint64_t state) { self.optimizer->set_rng_state(state); },
+            "rng_state",
+            [](const BoundOptimizer& self) {
+                const Busy busy(self.backend());
+                return self.optimizer->rng_state();
+            },
+            [](BoundOptimizer& self, std::uint64_t state) {
+                const Busy busy(self.backend());
+                self.optimizer->set_rng_state(state);
+            },
             "The state of the generator that draws the seeds of stochastic rounding.")
         .def(
             "state",
@@ -88,8 +103,8 @@ void bind_optim(py::module_& m) {
                 }
                 return out;
             },
-            "Return (moments, master) by the parameter's name: Tensors of its shape, moments a tuple of "
-            "f32.\n\n"
+            "Return (moments, master) by the parameter's name: flat Tensors of as many elements.\n\n"
+            "moments: a tuple, f32. "
             "master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.");
 
     py::class_<BoundAdamW, BoundOptimizer>(

@@ -1,5 +1,5 @@
-// The operands of each op are checked here, and nowhere else. Every backend first calls the function named after the op
-// (layernorm_dims for both layernorm ops), and works with the extents that it returns.
+// The operands of each op are checked here. Every backend first calls the function named after the op, and works with the
+// extents that it returns; an operand that only some ops of a kind have is checked beside that by the same functions.
 #pragma once
 
 #include <cstdint>

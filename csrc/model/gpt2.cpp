@@ -71,6 +71,7 @@ MemoryPlan GPT2::memory_plan(const GPT2Config& config, const ModelOptions& optio
     config.validate();
     options.validate();
     LLMC_CHECK(B > 0 && T > 0 && B <= (std::int64_t{1} << 30) / T, "B {} times T {} is out of range", B, T);
+    LLMC_CHECK(optimizer_bytes >= 0, "optimizer_bytes is {}, expected 0 or more", optimizer_bytes);
     GPT2Activations activations;
     Arena acts("", 256);
     declare_activations(acts, activations, config, options, B, T, training);
@@ -147,7 +148,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     // Parameters' gradients add up over micro-steps. After zero_grad() the first of these calls need not read
     // what is there: matmuls overwrite (`add` false), and the gradients that other ops only ever add to are
     // zeroed here.
-    const bool add = begin_adding();
+    const bool add = begin_adding();  // until end_adding() the gradients are incomplete
     if (!add)
         for (const Tensor& t : {g.wpe, g.ln1w, g.ln1b, g.ln2w, g.ln2b, g.lnfw, g.lnfb}) ops.zero(t);
 
@@ -205,6 +206,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     ops.encoder_backward(g.wte, g.wpe, a.dresidual, a.inputs);
     if (sink) sink->ready(std::array{g.wte, g.wpe});
     if (sink) sink->finish(mean_loss());
+    end_adding();
 }
 
 }  // namespace llmc

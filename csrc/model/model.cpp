@@ -103,8 +103,14 @@ void Model::init_weights(std::uint32_t seed) {
     weights_changed();
 }
 
+bool Model::begin_adding() {
+    LLMC_CHECK(grads_complete_, "the last backward() failed half-way: call zero_grad() before going on");
+    grads_complete_ = false;
+    return !std::exchange(grads_fresh_, false);
+}
+
 void Model::zero_grad() {
-    grads_fresh_ = true;
+    grads_fresh_ = grads_complete_ = true;
     backend_->zero(mean_loss_);
 }
 
@@ -143,6 +149,7 @@ std::vector<Tensor> Model::layer_gradients(std::int64_t l) {
 void Model::materialize_gradients() {
     gradients();
     if (!begin_adding()) backend_->zero(grad_arena_.whole(grad_dtype()));
+    end_adding();
 }
 
 }  // namespace llmc

@@ -102,7 +102,10 @@ class Model {
     // Those of layer l, of all parameters that each layer has.
     std::vector<Tensor> layer_gradients(std::int64_t l);
     // Whether backward() adds to gradients; false once after zero_grad(), when it overwrites them.
-    bool begin_adding() { return !std::exchange(grads_fresh_, false); }
+    // Throws if an earlier backward() failed half-way: what it left in the gradients must not be added to.
+    bool begin_adding();
+    // backward() has come to its end.
+    void end_adding() { grads_complete_ = true; }
     const Tensor& mean_loss() const { return mean_loss_; }
 
   private:
@@ -112,8 +115,9 @@ class Model {
     std::vector<Tensor> values_, gradients_;
     Tensor mean_loss_;
     Arena param_arena_, grad_arena_,
-        scalar_arena_;  // after their slots: their destructors still write to them
-    bool grads_fresh_ = true;
+        scalar_arena_;            // after their slots: their destructors still write to them
+    bool grads_fresh_ = true;     // zero_grad() was called, and no backward() since
+    bool grads_complete_ = true;  // no backward() failed half-way since then
 };
 
 }  // namespace llmc

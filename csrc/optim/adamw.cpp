@@ -6,9 +6,12 @@
 namespace llmc {
 
 void AdamWOptions::validate() const {
+    OptimizerOptions::validate();
     LLMC_CHECK(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "betas are {} and {}, expected in [0, 1)",
                beta1, beta2);
     LLMC_CHECK(eps > 0, "eps is {}, expected positive", eps);
+    LLMC_CHECK(weight_decay >= 0 && std::isfinite(weight_decay),
+               "weight_decay is {}, expected 0 or more and finite", weight_decay);
 }
 
 // Before anything is allocated.
@@ -20,7 +23,7 @@ static const AdamWOptions& validated(const AdamWOptions& options) {
 AdamW::AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options)
     : Optimizer(std::move(backend), std::move(parameters), validated(options), kMoments), options_(options) {}
 
-void AdamW::apply(float lr) {
+void AdamW::update(float lr) {
     const double t = static_cast<double>(step_count() + 1);
     AdamWStep s{};
     s.lr = lr;
@@ -37,7 +40,6 @@ void AdamW::apply(float lr) {
         ops().adamw(p.value, kept.master, kept.moments[0], kept.moments[1], p.grad, clip_factor(), s);
         ops().weights_changed(p.value);
     }
-    count_step();
 }
 
 }  // namespace llmc

@@ -24,9 +24,9 @@ class AdamW : public Optimizer {
     static std::int64_t bytes_per_parameter(DType dtype, bool master_weights) {
         return Optimizer::bytes_per_parameter(dtype, master_weights, kMoments);
     }
-    void apply(float lr) override;
 
   private:
+    void update(float lr) override;
     static constexpr int kMoments = 2;  // m, v
     AdamWOptions options_;
 };

@@ -1,16 +1,21 @@
 #include "optim/optimizer.h"
 
+#include <cmath>
 #include <utility>
 
 namespace llmc {
 
 static bool has_master(DType dtype, bool master_weights) { return dtype == DType::bf16 && master_weights; }
 
+void OptimizerOptions::validate() const {
+    LLMC_CHECK(!std::isnan(grad_clip), "grad_clip is {}", grad_clip);
+    LLMC_CHECK(seed != 0, "seed is 0, which xorshift cannot leave");
+}
+
 Optimizer::Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
                      const OptimizerOptions& options, int moments)
     : backend_(std::move(backend)), parameters_(std::move(parameters)), norm_(backend_, options.grad_clip),
       rng_{options.seed}, arena_("the optimizer's moments and master weights", 256) {
-    LLMC_CHECK(options.seed != 0, "seed is 0, which xorshift cannot leave");
     state_.resize(parameters_.size());
     for (std::size_t i = 0; i < state_.size(); ++i) {
         const Tensor& p = parameters_[i].value;
@@ -32,6 +37,14 @@ std::int64_t Optimizer::bytes_per_parameter(DType dtype, bool master_weights, in
 void Optimizer::measure() {
     norm_.sum_squares(parameters_);
     norm_.finish();
+    measured_ = true;
+}
+
+void Optimizer::apply(float lr) {
+    LLMC_CHECK(measured_, "apply() without a measure() before it");
+    measured_ = false;
+    update(lr);
+    ++step_count_;
 }
 
 void Optimizer::step(float lr) {
@@ -40,7 +53,8 @@ void Optimizer::step(float lr) {
 }
 
 void Optimizer::set_step_count(std::int64_t count) {
-    LLMC_CHECK(count >= 0, "step_count is {}, expected 0 or more", count);
+    LLMC_CHECK(count >= 0 && count < std::int64_t{1} << 53, "step_count is {}, expected 0 to 2^53 - 1",
+               count);
     step_count_ = count;
 }
 

@@ -20,6 +20,8 @@ struct OptimizerOptions {
     float grad_clip = 1.0f;      // largest global gradient norm; <= 0: no clipping
     bool master_weights = true;  // for bf16 parameters; false: stochastic rounding instead
     std::uint64_t seed = 13371337;
+
+    void validate() const;  // throws ArgumentError
 };
 
 class Optimizer {
@@ -31,8 +33,9 @@ class Optimizer {
     void step(float lr);
     // Queues the global norm of the gradients as they are, and the factor that clips it.
     void measure();
-    // Queues the update with the gradients that were measured, and counts it.
-    virtual void apply(float lr) = 0;
+    // Queues the update with the gradients that were measured, and counts it. Throws if none were measured since
+    // the last update.
+    void apply(float lr);
     // The global norm of the last measured gradients, before clipping. Waits.
     float norm() const { return norm_.value(); }
 
@@ -60,12 +63,14 @@ class Optimizer {
     // What state() takes for each weight of a parameter of this dtype.
     static std::int64_t bytes_per_parameter(DType dtype, bool master_weights, int moments);
 
+    // Queues the update; step_count() does not count it yet.
+    virtual void update(float lr) = 0;
+
     Backend& ops() { return *backend_; }
     const std::vector<Parameter>& parameters() const { return parameters_; }
     const Tensor& clip_factor() const { return norm_.factor(); }
     // Of the next parameter's stochastic rounding.
     std::uint32_t next_seed() { return rng_.randint32(); }
-    void count_step() { ++step_count_; }
 
   private:
     std::shared_ptr<Backend> backend_;
@@ -73,6 +78,7 @@ class Optimizer {
     GradientNorm norm_;
     XorShift rng_;
     std::int64_t step_count_ = 0;
+    bool measured_ = false;  // since the last update
     std::vector<State> state_;
     Arena arena_;  // after its slots: its destructor still writes to them
 };

@@ -757,9 +757,9 @@ class Optimizer:
         """
     def state(self) -> dict[str, typing.Any]:
         """
-        Return (moments, master) by the parameter's name: Tensors of its shape, moments a tuple of f32.
+        Return (moments, master) by the parameter's name: flat Tensors of as many elements.
 
-        master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.
+        moments: a tuple, f32. master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.
         """
     def step(self, lr: float) -> None:
         """

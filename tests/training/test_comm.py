@@ -175,3 +175,34 @@ def test_ranks_train_as_one_process_does(size: int, grad_accum: int, recompute: 
             scale = np.abs(alone[1][name]).max()
             np.testing.assert_allclose(gradients[name], alone[1][name], atol=2e-6 * scale, rtol=0, err_msg=name)
             np.testing.assert_array_equal(weights[name], by_rank[0][2][name], err_msg=name)
+
+
+def test_a_backward_that_fails_half_way_asks_for_zero_grad() -> None:
+    """What it left in the gradients is not added to: a retry begins anew, and gives what it would have given at once."""
+    inputs = np.arange(8, dtype=np.int32).reshape(1, 8)
+
+    def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
+        # Ranks whose shapes differ send other gradients, so that the first of them to be reduced is refused.
+        shape = TINY if comm.rank == 0 else llmc.GPT2Config(19, 61, 2, 3, 36)
+        model = llmc.GPT2(shape, backend=backend)
+        optimizer = llmc.AdamW(model)
+
+        def compute(sink: _llmc.AllReduce | None) -> None:
+            model.forward(inputs)
+            model.backward(inputs, 1.0, sink)
+
+        model.zero_grad()
+        compute(None)
+        expected = {name: np.array(g) for name, g in model.gradients.items()}
+        model.zero_grad()
+        with pytest.raises(ValueError, match="different arguments"):
+            compute(_llmc.AllReduce(comm))
+        with pytest.raises(ValueError, match="zero_grad"):
+            compute(None)
+        with pytest.raises(ValueError, match="zero_grad"):
+            optimizer.measure()
+        model.zero_grad()
+        compute(None)
+        assert all(np.array_equal(g, expected[name]) for name, g in model.gradients.items())
+
+    in_ranks(2, body)

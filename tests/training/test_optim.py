@@ -248,6 +248,8 @@ def test_optimizer_errors(tiny):
         ({"betas": (0.9, -0.1)}, "betas are 0.9 and -0.1"),
         ({"eps": 0.0}, "eps is 0"),
         ({"seed": 0}, "seed is 0"),
+        ({"grad_clip": math.nan}, "grad_clip is nan"),
+        ({"weight_decay": math.inf}, "weight_decay is inf"),
     ]:
         with pytest.raises(ValueError, match=message):
             llmc.AdamW(model, **options)
@@ -256,3 +258,15 @@ def test_optimizer_errors(tiny):
         optimizer.step_count = -1
     with pytest.raises(ValueError, match="rng_state is 0"):
         optimizer.rng_state = 0
+
+
+def test_apply_needs_a_measure(tiny):
+    """Without one the clip factor is none of these gradients'."""
+    optimizer = llmc.AdamW(tiny())
+    with pytest.raises(ValueError, match="measure"):
+        optimizer.apply(1e-3)
+    optimizer.measure()
+    optimizer.apply(1e-3)
+    with pytest.raises(ValueError, match="measure"):
+        optimizer.apply(1e-3)
+    assert optimizer.step_count == 1
