@@ -107,7 +107,7 @@ class Setting:
         if self.choices and value not in self.choices:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, self.choices))}")
         if self.kind in (int, float) and not self.allows(value):
-            raise ValueError(f"{name} is {value}, expected {self.bounds}")
+            raise ValueError(f"{name} is {value}, expected {self.bounds} ({self.text})")
         return value
 
 
