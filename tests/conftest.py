@@ -59,6 +59,15 @@ def make_backend(name: str, threads: int = 2) -> _llmc.Backend:
             os.environ["LLMC_ISA"] = before or ""
 
 
+@pytest.fixture(scope="module")
+def cuda() -> _llmc.Backend:
+    """Return the GPU, real or emulated; the test is skipped if there is none."""
+    try:
+        return _llmc.Backend("cuda")
+    except _llmc.Error as e:
+        pytest.skip(str(e))
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Return a generator whose seed is made from the names of test and file: the same in every run, another for every test."""

@@ -1,5 +1,5 @@
 // The operands of each op are checked here. Every backend first calls the function named after the op, and works with the
-// extents that it returns; an operand that only some ops of a kind have is checked beside that by the same functions.
+// extents that it returns. An operand that this function does not take is checked by those of namespace check.
 #pragma once
 
 #include <cstdint>

@@ -18,14 +18,6 @@ pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture(scope="module")
-def cuda():
-    try:
-        return _llmc.Backend("cuda")
-    except _llmc.Error as e:
-        pytest.skip(str(e))
-
-
-@pytest.fixture(scope="module")
 def cpu():
     return _llmc.Backend("cpu", 1)
 

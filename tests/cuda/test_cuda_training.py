@@ -14,17 +14,9 @@ import pytest
 import llmc
 from llmc import _llmc
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("cuda")]
 
 CONFIG = llmc.GPT2Config(max_seq_len=32, vocab_size=128, num_layers=2, num_heads=1, channels=64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cuda():
-    try:
-        return _llmc.Backend("cuda")
-    except _llmc.Error as e:
-        pytest.skip(str(e))
 
 
 @pytest.fixture(scope="module")

@@ -308,6 +308,7 @@ def _tokens(tokens: ArrayLike) -> NDArray[np.int32]:
     array = np.asarray(tokens)
     if array.dtype.kind not in "iu":
         raise ValueError(f"token ids must be integers, got {array.dtype}")
-    if array.size and (array.max() > 0x7FFFFFFF or array.min() < -0x80000000):
+    fits = np.can_cast(array.dtype, np.int32)  # as what a loader gives does: then there is nothing to look through
+    if not fits and array.size and (array.max() > 0x7FFFFFFF or array.min() < -0x80000000):
         raise ValueError(f"token id {array.max()} does not fit 32 bits")
     return np.ascontiguousarray(array, dtype=np.int32)
