@@ -147,8 +147,8 @@ class Manifest:
             values = _Object(outer.object("manifest").values)
             if zlib.crc32(_canonical(values.values).encode()) != outer.integer("crc32"):
                 raise ValueError("its checksum does not match")
-            if (form := values.integer("format")) != _FORMAT:
-                raise ValueError(f"its format is {form}, this llmc reads {_FORMAT}")
+            if (version := values.integer("format")) != _FORMAT:
+                raise ValueError(f"its format is {version}, this llmc reads {_FORMAT}")
             return _manifest(values)
         except (ValueError, RecursionError) as e:
             raise CheckpointDamaged(f"{path}: damaged manifest: {e}") from e
