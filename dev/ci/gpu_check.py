@@ -351,8 +351,10 @@ class Check:
         self.stage("options", lambda: self.bench("options", 60, *options))
         sizes = ["--models", "d24:32", "d48:16", "--updates", "2", "--parts", "llmc", "--settings", self.fastest()]
         self.stage("sizes", lambda: self.bench("sizes", 60, *sizes))
-        torch = ["--models", "d12:64", "--updates", "3", "--parts", "torch"]
-        self.stage("PyTorch", lambda: self.bench("PyTorch", 120, *torch))
+        llm_c = os.environ.get("LLM_C")
+        peers = ["--models", "d12:64", "--updates", "3", "--settings", self.fastest(), "--parts", "llmc", "torch"]
+        peers += ["llm.c", "--llm-c", llm_c] if llm_c else []
+        self.stage("peers", lambda: self.bench("peers", 120, *peers))
 
     def fastest(self) -> str:
         """Return the fastest settings measured in this --out, of those that change neither the gradients' dtype nor recompute."""
