@@ -86,11 +86,11 @@ def peers(formula: Callable[..., Any], *args: Any) -> tuple[tuple[Array, ...], t
     return run(np.float64), run(np.float32)
 
 
-def check(results: dict[str, _llmc.Tensor], formula: Callable[..., Any], *args: Any, ulps: int = 1) -> None:
+def check(results: dict[str, _llmc.Tensor | Array], formula: Callable[..., Any], *args: Any, ulps: int = 1) -> None:
     """Assert that an op's results agree with the formula's.
 
     Args:
-        results: the op's results, by names for the message, in the order in which the formula returns them.
+        results: the op's results, or parts of them as arrays, by names for the message, in the order in which the formula returns them.
         formula: the formula.
         args: its arguments, as of peers().
         ulps: how many units in the last place are allowed beside twice the peer's error. It is 2 for ops that take exp of a
@@ -99,9 +99,11 @@ def check(results: dict[str, _llmc.Tensor], formula: Callable[..., Any], *args: 
     """
     exact, peer = peers(formula, *args)
     assert len(exact) == len(results)
-    for (name, tensor), truth, other in zip(results.items(), exact, peer):
-        allowed = 2 * error(rounded(other, tensor.dtype), truth) + ulps * ULP[tensor.dtype]
-        found = error(get(tensor), truth)
+    for (name, result), truth, other in zip(results.items(), exact, peer):
+        values = get(result) if isinstance(result, _llmc.Tensor) else result
+        dtype = "f32" if values.dtype == np.float32 else "bf16"
+        allowed = 2 * error(rounded(other, dtype), truth) + ulps * ULP[dtype]
+        found = error(values, truth)
         assert (found <= allowed).all(), f"{name}: error {found}, allowed {allowed}"
 
 

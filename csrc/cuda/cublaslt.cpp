@@ -4,13 +4,16 @@
 
 #include <cublasLt.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 #include <unordered_map>
+#include <vector>
 
 #include "cuda/dynamic_library.h"
 #include "cuda/runtime.h"
+#include "cuda/tuned_algorithms.h"
 
 namespace llmc {
 
@@ -34,10 +37,13 @@ struct Library {
     LLMC_FUNCTION(MatmulPreferenceDestroy);
     LLMC_FUNCTION(MatmulPreferenceSetAttribute);
     LLMC_FUNCTION(MatmulAlgoGetHeuristic);
+    LLMC_FUNCTION(MatmulAlgoCheck);
+    LLMC_FUNCTION(GetVersion);
 #undef LLMC_FUNCTION
 };
 
-constexpr int kOffers = 8;  // algorithms that tuning tries, the heuristic's first
+// Tuning times kOffers algorithms twice, the heuristic's first ones, and the best kFinalists of them kRounds times.
+constexpr int kOffers = 32, kFinalists = 4, kRounds = 8;
 
 void check(cublasStatus_t status, const char* call) {
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -59,13 +65,7 @@ cublasLtEpilogue_t epilogue_of(Epilogue e) {
     return CUBLASLT_EPILOGUE_DEFAULT;
 }
 
-// The largest power of two up to 256 that divides the address: algorithms differ in what they require.
-std::uint32_t alignment_of(const void* p) {
-    const auto address = reinterpret_cast<std::uintptr_t>(p) | 256;
-    return static_cast<std::uint32_t>(address & (~address + 1));
-}
-
-// Everything that the choice of an algorithm depends on, and nothing else.
+// Everything that the choice of an algorithm depends on, and nothing else (as matmul_in_words says it).
 struct Key {
     std::int64_t m, n, k, lda, ldb, ldd;
     std::uint32_t align_a, align_b, align_d, align_aux, align_bias;
@@ -95,6 +95,8 @@ Key key_of(const Matmul& p) {
     return key;
 }
 
+static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(TunedAlgorithm::words));
+
 // What the documentation demands of epilogues; the heuristic is asked only for the rest.
 bool allowed(const Matmul& p) {
     if (p.epilogue == Epilogue::none || p.epilogue == Epilogue::bgradb) return true;
@@ -113,7 +115,10 @@ struct MatmulEngine::State {
         bool usable = false;
     };
 
-    State(bool tf32, bool tune) : tf32(tf32), tune(tune) {
+    State(bool tf32, const Tuning* tuning) : tf32(tf32) {
+        if (tuning)
+            tuned = std::make_unique<TunedAlgorithms>(
+                tuning->file, filled("{}, cuBLASLt {}", tuning->device, lib.GetVersion()), tf32);
         CUDA_CHECK(cudaMalloc(&workspace, kWorkspaceBytes));
         const cublasStatus_t status = lib.Create(&handle);
         if (status != CUBLAS_STATUS_SUCCESS) cudaFree(workspace);
@@ -162,6 +167,30 @@ struct MatmulEngine::State {
     }
 
     void choose(Plan& plan, const Key& key, const Matmul& p, cudaStream_t stream) {
+        set_pointers(plan, p);
+        if (tuned && take_kept(plan, p)) return;
+        const std::vector<cublasLtMatmulAlgo_t> offers = ask(plan, key, tuned ? kOffers : 1);
+        plan.usable = !offers.empty();
+        if (!plan.usable) return;
+        plan.algorithm = offers[0];
+        if (offers.size() > 1) choose_fastest(plan, p, offers, stream);
+    }
+
+    // The choice that an earlier process made.
+    bool take_kept(Plan& plan, const Matmul& p) {
+        const TunedAlgorithm* const kept = tuned->find(p);
+        if (!kept) return false;
+        std::memcpy(&plan.algorithm, kept->words.data(), sizeof plan.algorithm);
+        cublasLtMatmulHeuristicResult_t result = {};
+        plan.usable = lib.MatmulAlgoCheck(handle, plan.operation, plan.a, plan.b, plan.d, plan.d,
+                                          &plan.algorithm, &result) == CUBLAS_STATUS_SUCCESS &&
+                      result.workspaceSize <= kWorkspaceBytes;
+        if (!plan.usable) tuned->refuse(*kept);
+        return plan.usable;
+    }
+
+    // The algorithms that the heuristic holds for the fastest, the best first; none if there is none.
+    std::vector<cublasLtMatmulAlgo_t> ask(const Plan& plan, const Key& key, int count) {
         cublasLtMatmulPreference_t preference;
         LT_CHECK(lib.MatmulPreferenceCreate(&preference));
         const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>,
@@ -179,16 +208,15 @@ struct MatmulEngine::State {
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.align_b);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.align_d);
         prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.align_d);
-        set_pointers(plan, p);
-        cublasLtMatmulHeuristicResult_t offers[kOffers] = {};
+        std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<std::size_t>(count));
         int found = 0;
-        const cublasStatus_t status =
-            lib.MatmulAlgoGetHeuristic(handle, plan.operation, plan.a, plan.b, plan.d, plan.d, preference,
-                                       tune ? kOffers : 1, offers, &found);
-        plan.usable = status == CUBLAS_STATUS_SUCCESS && found > 0;
-        if (!plan.usable) return;
-        plan.algorithm = offers[0].algo;
-        if (found > 1) choose_fastest(plan, p, offers, found, stream);
+        if (lib.MatmulAlgoGetHeuristic(handle, plan.operation, plan.a, plan.b, plan.d, plan.d, preference,
+                                       count, results.data(), &found) != CUBLAS_STATUS_SUCCESS)
+            found = 0;
+        std::vector<cublasLtMatmulAlgo_t> offers;
+        for (int i = 0; i < found; ++i)
+            if (results[i].state == CUBLAS_STATUS_SUCCESS) offers.push_back(results[i].algo);
+        return offers;
     }
 
     cublasStatus_t multiply(const Plan& plan, const Matmul& p, const cublasLtMatmulAlgo_t& algorithm, void* d,
@@ -198,40 +226,83 @@ struct MatmulEngine::State {
                           plan.d, &algorithm, workspace, kWorkspaceBytes, stream);
     }
 
+    // Memory and events for timing a matmul.
+    struct Clock {
+        explicit Clock(std::size_t output_bytes) {
+            int device = 0, l2 = 0;
+            if (cudaGetDevice(&device) == cudaSuccess)
+                cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device);
+            flush_bytes = 2 * static_cast<std::size_t>(l2);
+            usable = cudaMalloc(&output, output_bytes) == cudaSuccess &&
+                     cudaMalloc(&flush, flush_bytes) == cudaSuccess &&
+                     cudaEventCreate(&begin) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess;
+            if (!usable) cudaGetLastError();  // the error is dealt with: the next launch must not find it
+        }
+        ~Clock() {
+            if (begin) cudaEventDestroy(begin);
+            if (end) cudaEventDestroy(end);
+            cudaFree(flush);
+            cudaFree(output);
+        }
+        Clock(const Clock&) = delete;
+        Clock& operator=(const Clock&) = delete;
+
+        void *output = nullptr, *flush = nullptr;
+        std::size_t flush_bytes = 0;
+        cudaEvent_t begin = nullptr, end = nullptr;
+        bool usable = false;
+    };
+
+    // Milliseconds of one run, infinite if it fails. It finds nothing of its operands in the cache, as after other ops;
+    // and while the cache is overwritten, the host has the time to queue it.
+    float time(const Plan& plan, const Matmul& p, const cublasLtMatmulAlgo_t& algorithm, const Clock& clock,
+               cudaStream_t stream) {
+        float milliseconds = 0.0f;
+        CUDA_CHECK(cudaMemsetAsync(clock.flush, 0, clock.flush_bytes, stream));
+        CUDA_CHECK(cudaEventRecord(clock.begin, stream));
+        if (multiply(plan, p, algorithm, clock.output, stream) != CUBLAS_STATUS_SUCCESS) return INFINITY;
+        CUDA_CHECK(cudaEventRecord(clock.end, stream));
+        CUDA_CHECK(cudaEventSynchronize(clock.end));
+        CUDA_CHECK(cudaEventElapsedTime(&milliseconds, clock.begin, clock.end));
+        return milliseconds;
+    }
+
     // Times the algorithms on the matmul's own inputs, with an output that nobody reads. If there is no memory for
     // that, the heuristic's first choice stays. (What an epilogue writes beside D, the matmul proper overwrites.)
-    void choose_fastest(Plan& plan, const Matmul& p, const cublasLtMatmulHeuristicResult_t* offers, int count,
+    void choose_fastest(Plan& plan, const Matmul& p, const std::vector<cublasLtMatmulAlgo_t>& offers,
                         cudaStream_t stream) {
-        constexpr int kRuns = 3;
         const std::size_t bytes = static_cast<std::size_t>(p.ldd * p.n * size_of(p.output));
-        void* output = nullptr;
-        if (cudaMalloc(&output, bytes) != cudaSuccess) {
-            cudaGetLastError();
-            return;
+        const Clock clock(bytes);
+        if (!clock.usable) return;
+        CUDA_CHECK(cudaMemsetAsync(clock.output, 0, bytes, stream));
+        struct Candidate {
+            const cublasLtMatmulAlgo_t* algorithm;
+            float first;
+            std::vector<float> times;
+            float median() const { return times[times.size() / 2]; }
+        };
+        std::vector<Candidate> candidates;
+        for (const cublasLtMatmulAlgo_t& offer : offers) {
+            if (std::isinf(time(plan, p, offer, clock, stream))) continue;  // the first run loads the kernel
+            candidates.push_back(
+                {&offer,
+                 std::min(time(plan, p, offer, clock, stream), time(plan, p, offer, clock, stream)),
+                 {}});
         }
-        const std::unique_ptr<void, cudaError_t (*)(void*)> owner(output, cudaFree);
-        CUDA_CHECK(cudaMemsetAsync(output, 0, bytes, stream));
-        cudaEvent_t begin, end;
-        CUDA_CHECK(cudaEventCreate(&begin));
-        CUDA_CHECK(cudaEventCreate(&end));
-        float least = std::numeric_limits<float>::infinity();
-        for (int i = 0; i < count; ++i) {
-            if (offers[i].state != CUBLAS_STATUS_SUCCESS ||
-                multiply(plan, p, offers[i].algo, output, stream) != CUBLAS_STATUS_SUCCESS)  // warms up
-                continue;
-            cudaEventRecord(begin, stream);
-            for (int run = 0; run < kRuns; ++run) multiply(plan, p, offers[i].algo, output, stream);
-            cudaEventRecord(end, stream);
-            float milliseconds = 0.0f;
-            if (cudaEventSynchronize(end) == cudaSuccess &&
-                cudaEventElapsedTime(&milliseconds, begin, end) == cudaSuccess && milliseconds < least) {
-                least = milliseconds;
-                plan.algorithm = offers[i].algo;
-            }
-        }
-        cudaEventDestroy(begin);
-        cudaEventDestroy(end);
-        CUDA_CHECK(cudaStreamSynchronize(stream));  // throws if a run went wrong
+        if (candidates.empty()) return;
+        std::stable_sort(candidates.begin(), candidates.end(),
+                         [](const Candidate& x, const Candidate& y) { return x.first < y.first; });
+        candidates.resize(std::min<std::size_t>(candidates.size(), kFinalists));
+        for (int round = 0; round < kRounds; ++round)  // in turn, so that what disturbs one disturbs all
+            for (Candidate& c : candidates) c.times.push_back(time(plan, p, *c.algorithm, clock, stream));
+        for (Candidate& c : candidates) std::sort(c.times.begin(), c.times.end());
+        const Candidate& best =
+            *std::min_element(candidates.begin(), candidates.end(),
+                              [](const Candidate& x, const Candidate& y) { return x.median() < y.median(); });
+        plan.algorithm = *best.algorithm;
+        TunedAlgorithm choice{{}, best.median()};
+        std::memcpy(choice.words.data(), &plan.algorithm, sizeof plan.algorithm);
+        tuned->add(p, choice);
     }
 
     Plan make(const Key& key, const Matmul& p, cudaStream_t stream) {
@@ -252,14 +323,15 @@ struct MatmulEngine::State {
         if (p.aux) set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
     }
 
-    bool tf32, tune;
+    bool tf32;
     Library lib;
+    std::unique_ptr<TunedAlgorithms> tuned;  // null: the heuristic chooses
     cublasLtHandle_t handle = nullptr;
     void* workspace = nullptr;
     std::unordered_map<Key, Plan, KeyHash> plans;
 };
 
-MatmulEngine::MatmulEngine(bool tf32, bool tune) : state_(std::make_unique<State>(tf32, tune)) {}
+MatmulEngine::MatmulEngine(bool tf32, const Tuning* tuning) : state_(std::make_unique<State>(tf32, tuning)) {}
 MatmulEngine::~MatmulEngine() = default;
 
 bool MatmulEngine::run(const Matmul& p, cudaStream_t stream) {

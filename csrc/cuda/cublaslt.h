@@ -6,7 +6,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
+#include <string>
 
 #include "core/tensor.h"
 
@@ -41,14 +43,27 @@ struct Matmul {
     void* aux = nullptr;         // as D
 };
 
+// The largest power of two up to 256 that divides the address: algorithms differ in what they require.
+inline std::uint32_t alignment_of(const void* p) {
+    const auto address = reinterpret_cast<std::uintptr_t>(p) | 256;
+    return static_cast<std::uint32_t>(address & (~address + 1));
+}
+
 class MatmulEngine {
   public:
     // What NVIDIA recommends for Hopper, and enough for any split-k of older GPUs.
     static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
-    // tf32: f32 matrices are multiplied in TF32. tune: the algorithm for a shape is chosen by timing several when the
-    // shape first comes. Throws Error if cuBLASLt is not found.
-    MatmulEngine(bool tf32, bool tune);
+    // How the algorithm for a shape is chosen by timing several when the shape first comes, unless the file has the
+    // choice already. file: empty for none. device: the name of the card and of its kind of code.
+    struct Tuning {
+        std::filesystem::path file;
+        std::string device;
+    };
+
+    // tf32: f32 matrices are multiplied in TF32. tuning: null if the heuristic of cuBLASLt chooses. Throws Error if
+    // cuBLASLt is not found.
+    MatmulEngine(bool tf32, const Tuning* tuning);
     ~MatmulEngine();
 
     // Queues the matmul. Returns false, and queues nothing, if the library has no algorithm for it.

@@ -72,7 +72,8 @@ void throw_cuda_error(cudaError_t error, const char* call) {
     throw Error(filled("cuda: {} ({})", cudaGetErrorString(error), call));
 }
 
-CudaBackend::CudaBackend(int device) : device_(device) {
+CudaBackend::CudaBackend(int device, std::string tune_file) : device_(device) {
+    options_.tune_file = std::move(tune_file);
     CUDA_CHECK(cudaSetDevice(device_));
     cudaDeviceProp p{};
     CUDA_CHECK(cudaGetDeviceProperties(&p, device_));
@@ -138,6 +139,9 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
     } else if (name == "tune") {
         options_.tune = choose(kOffOn) == 1;
         engine_.reset();
+    } else if (name == "tune_file") {
+        options_.tune_file = value;
+        engine_.reset();
     } else if (name == "bias_gradient") {
         options_.bias_in_matmul = choose(kBiasGradients) == 1;
     } else {
@@ -164,12 +168,14 @@ DeviceInfo CudaBackend::info() const {
     // Once attention has run, "auto" also says whether cuDNN is among its choices.
     const bool tried =
         options_.attention == CudaOptions::Attention::automatic && (cudnn_ || !cudnn_absence_.empty());
-    info.options =
-        filled("attention {}{}, tf32 {}, deterministic {}, fused_gelu {}, tune {}, bias_gradient {}",
-               kAttentions[static_cast<int>(options_.attention)],
-               tried ? cudnn_ ? " (with cuDNN)" : " (without cuDNN)" : "", kOffOn[options_.tf32],
-               kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)],
-               kOffOn[options_.tune], kBiasGradients[options_.bias_in_matmul]);
+    info.options = filled(
+        "attention {}{}, tf32 {}, deterministic {}, fused_gelu {}, tune {}{}, bias_gradient {}",
+        kAttentions[static_cast<int>(options_.attention)],
+        tried ? cudnn_ ? " (with cuDNN)" : " (without cuDNN)" : "", kOffOn[options_.tf32],
+        kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)],
+        kOffOn[options_.tune],
+        options_.tune && !options_.tune_file.empty() ? filled(" (kept in {})", options_.tune_file) : "",
+        kBiasGradients[options_.bias_in_matmul]);
     if (plain_matmuls_ > 0)
         info.fallbacks = filled("cuBLASLt had no algorithm for {} matmuls, the largest {}", plain_matmuls_,
                                 largest_plain_);

@@ -25,13 +25,15 @@ struct CudaOptions {
     bool tf32 = false;                      // f32 matrices are multiplied in TF32
     bool deterministic = true;              // of cuDNN's attention backward
     bool tune = false;                      // matmul algorithms are chosen by timing them
+    std::string tune_file;                  // where these choices are kept, in UTF-8; empty for nowhere
     bool bias_in_matmul = false;            // dbias is computed by the matmul of dweight
     Switch fused_gelu = Switch::automatic;  // GELU in matmul epilogues; automatic: in bf16, from sm_90 on
 };
 
 class CudaBackend final : public Backend {
   public:
-    explicit CudaBackend(int device);
+    // tune_file: the first value of that option.
+    CudaBackend(int device, std::string tune_file);
     ~CudaBackend() override;
 
     DeviceInfo info() const override;

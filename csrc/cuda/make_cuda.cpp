@@ -1,13 +1,27 @@
 // Whether there is a GPU to make a backend of, and what `llmc info` says of it.
 #include "cuda/make_cuda.h"
 
+#include <cstdlib>
+#include <mutex>
+
 #include "cuda/cuda_backend.h"
 #include "cuda/dynamic_library.h"
 #include "cuda/nccl_comm.h"
+#include "cuda/tuned_algorithms.h"
 
 namespace llmc {
 
 namespace {
+
+std::mutex tune_file_mutex;
+std::string default_tune_file;
+
+std::string tune_file() {
+    const char* const chosen = std::getenv("LLMC_CUDA_TUNE_FILE");
+    if (chosen && *chosen) return chosen;
+    const std::lock_guard<std::mutex> lock(tune_file_mutex);
+    return default_tune_file;
+}
 
 std::string version_text(int version) { return filled("{}.{}", version / 1000, version % 1000 / 10); }
 
@@ -37,7 +51,7 @@ std::shared_ptr<Backend> make_cuda(int device) {
     if (!reason.empty()) throw Error(filled("cuda:{}: {}; device 'cpu' needs none", device, reason));
     if (device >= count)
         throw Error(filled("cuda:{}: there are {} GPUs, the first is cuda:0", device, count));
-    return std::make_shared<CudaBackend>(device);
+    return std::make_shared<CudaBackend>(device, tune_file());
 }
 
 std::string cuda_status() {
@@ -51,9 +65,18 @@ std::string cuda_status() {
         if (cudaGetDeviceProperties(&p, i) != cudaSuccess) continue;
         status += filled(" cuda:{} {} (sm_{}{}, {} MB)", i, p.name, p.major, p.minor, p.totalGlobalMem >> 20);
     }
-    return status + "; " + library_status(kCublasLt) + "; " + cudnn_status() + "; " + nccl_status();
+    status += "; " + library_status(kCublasLt) + "; " + cudnn_status() + "; " + nccl_status();
+    const std::string file = tune_file();
+    const std::int64_t tuned = TunedAlgorithms::count(std::u8string(file.begin(), file.end()));
+    if (tuned > 0) status += filled("; tuned algorithms of {} matmuls ({})", tuned, file);
+    return status;
 }
 
 bool cuda_built() { return true; }
+
+void set_tune_file(std::string file) {
+    const std::lock_guard<std::mutex> lock(tune_file_mutex);
+    default_tune_file = std::move(file);
+}
 
 }  // namespace llmc

@@ -86,7 +86,17 @@ Matmul forward_matmul(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight
 }  // namespace
 
 MatmulEngine& CudaBackend::engine() {
-    if (!engine_) engine_ = std::make_unique<MatmulEngine>(options_.tf32, options_.tune);
+    if (engine_) return *engine_;
+    if (!options_.tune) {
+        engine_ = std::make_unique<MatmulEngine>(options_.tf32, nullptr);
+        return *engine_;
+    }
+    cudaDeviceProp p{};
+    CUDA_CHECK(cudaGetDeviceProperties(&p, device_));
+    const MatmulEngine::Tuning tuning{
+        std::u8string(options_.tune_file.begin(), options_.tune_file.end()),
+        filled("{}, sm_{}{}, {} multiprocessors", p.name, p.major, p.minor, p.multiProcessorCount)};
+    engine_ = std::make_unique<MatmulEngine>(options_.tf32, &tuning);
     return *engine_;
 }
 

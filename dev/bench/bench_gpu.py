@@ -43,6 +43,7 @@ from common import append_json
 
 import llmc
 from llmc import _llmc
+from llmc.models.model import default_classifier_rows
 from llmc.system.flops import peak_flops
 
 MODELS = {"d12": 64, "d24": 32, "d48": 16}  # descriptor -> B: 124M, 350M, 1558M
@@ -303,7 +304,7 @@ def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     be = _llmc.Backend(device)
     choose(be, settings)
     # As many rows of logits at a time as a model has with these settings.
-    N, rows = B * T, min(B * T, int(settings.get("rows", _llmc.ModelOptions().classifier_rows)))
+    N, rows = B * T, min(B * T, int(settings.get("rows", default_classifier_rows(be, config, "bf16"))))
     rng = np.random.default_rng(0)
 
     def random(*shape: int, dtype: str = "bf16") -> _llmc.Tensor:

@@ -27,8 +27,8 @@ import tiktoken
 from llmc.data.documents import Piece, language_reference
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.download import cache_directory
 from llmc.datasets.tinyshakespeare import REMOTE
+from llmc.system.cache import cache_directory
 
 # On Linux the peak memory is VmHWM, because ru_maxrss also counts the parent that started the process.
 _CHILD = """

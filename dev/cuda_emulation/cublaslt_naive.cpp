@@ -1,18 +1,25 @@
 // MatmulEngine for the emulated device: loops over the definition, with the conditions that cuBLASLt has for
-// epilogues.
+// epilogues. It has one algorithm, so tuning chooses nothing, but the choice is kept and taken as cuBLASLt's is.
 #include <cmath>
+#include <optional>
 
 #include "cuda/cublaslt.h"
+#include "cuda/tuned_algorithms.h"
 
 namespace llmc {
 
 struct MatmulEngine::State {
     bool tf32;
+    std::optional<TunedAlgorithms> tuned;
 };
-MatmulEngine::MatmulEngine(bool tf32, bool) : state_(new State{tf32}) {}
+MatmulEngine::MatmulEngine(bool tf32, const Tuning* tuning) : state_(new State{tf32, std::nullopt}) {
+    if (tuning) state_->tuned.emplace(tuning->file, tuning->device + ", emulated cuBLASLt", tf32);
+}
 MatmulEngine::~MatmulEngine() = default;
 
 namespace {
+
+constexpr TunedAlgorithm kAlgorithm{{1, 2, 3, 4, 5, 6, 7, 0xfedcba9876543210}, 0.125};
 
 float read(const void* p, DType type, std::int64_t i) {
     return type == DType::f32 ? static_cast<const float*>(p)[i] : to_float(static_cast<const bf16*>(p)[i]);
@@ -69,6 +76,12 @@ bool MatmulEngine::run(const Matmul& p, cudaStream_t stream) {
     if (p.epilogue != Epilogue::none && p.epilogue != Epilogue::bgradb && p.output != p.inputs) return false;
     const auto misaligned = [](const void* q) { return reinterpret_cast<std::uintptr_t>(q) % 16 != 0; };
     if (p.aux && (p.ldd % 8 != 0 || misaligned(p.aux) || misaligned(p.d))) return false;
+    if (state_->tuned) {
+        const TunedAlgorithm* const kept = state_->tuned->find(p);
+        const bool usable = kept && kept->words == kAlgorithm.words;
+        if (kept && !usable) state_->tuned->refuse(*kept);
+        if (!usable) state_->tuned->add(p, kAlgorithm);
+    }
     cuda_emulation::enqueue(stream, [p, tf32 = state_->tf32] { compute(p, tf32); });
     return true;
 }

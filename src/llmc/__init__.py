@@ -10,6 +10,7 @@ from llmc.models.model import Model
 from llmc.optim.adamw import AdamW
 from llmc.optim.schedule import lr_schedule
 from llmc.system import cuda_libs
+from llmc.system.cache import tune_file
 from llmc.training.settings import TrainConfig
 from llmc.training.trainer import Callback, Trainer, TrainResult, train
 
@@ -33,3 +34,4 @@ __all__ = [
 
 if _llmc.cuda_built():
     _llmc.set_library_directories(cuda_libs.library_directories())
+    _llmc.set_tune_file(str(tune_file()))

@@ -53,6 +53,7 @@ __all__: list[str] = [
     "parameter_table",
     "sample",
     "set_library_directories",
+    "set_tune_file",
     "thread_comms",
     "token_of",
 ]
@@ -1022,6 +1023,11 @@ def sample(
 def set_library_directories(directories: collections.abc.Sequence[str]) -> None:
     """
     Set the directories in which NVIDIA's libraries are looked for, besides the system's places.
+    """
+
+def set_tune_file(file: str) -> None:
+    """
+    Set the file in which CUDA backends made from now on keep the algorithms that tuning chose, if LLMC_CUDA_TUNE_FILE names none. '' for no file.
     """
 
 def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:

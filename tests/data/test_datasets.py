@@ -27,9 +27,9 @@ from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import EOT, Tokenizer
 from llmc.datasets import fineweb, hellaswag, mmlu, text, tinyshakespeare, tinystories
 from llmc.datasets.archive import unpacked
-from llmc.datasets.download import cache_directory
 from llmc.formats.eval_file import Example, read_eval_file, write_eval_file
 from llmc.formats.shards import ShardWriter, read_shard, write_shard
+from llmc.system.cache import cache_directory
 
 REFERENCE = "\n".join(language_reference())[:200_000]
 
@@ -554,7 +554,7 @@ def test_gpt2_from_its_file_encodes_as_tiktoken_does(tmp_path: Path, gpt2: Token
 @pytest.mark.parametrize(
     ("missing", "packages"),
     [
-        ("pooch", "pooch platformdirs"),
+        ("pooch", "pooch"),
         ("pyarrow", "pyarrow"),
         ("tokenizers", "tokenizers"),
         ("tensorboardX", "tensorboardX"),

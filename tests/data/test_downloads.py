@@ -16,6 +16,7 @@ import pytest
 from llmc.datasets import download, fineweb, hellaswag, tinystories
 from llmc.datasets.download import Remote, fetch, hub_files
 from llmc.formats.shards import read_shard, write_shard
+from llmc.system.cache import cache_directory
 
 pytest.importorskip("pooch", reason="needs pooch")
 
@@ -111,7 +112,7 @@ def test_a_damaged_copy_is_fetched_anew(server: Server) -> None:
 def test_an_error_page_is_no_data_set(server: Server) -> None:
     with pytest.raises(ConnectionError, match=r"404 .*--source"):
         fetch(remote(server, "/moved"))
-    assert len(server.requests) == 1 and not (download.cache_directory() / "folder" / "data.bin").exists()
+    assert len(server.requests) == 1 and not (cache_directory() / "folder" / "data.bin").exists()
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
@@ -119,7 +120,7 @@ def test_a_page_that_claims_to_be_the_file(server: Server, size: int | None) -> 
     server.behaviour = ["page"] * 10
     with pytest.raises(ConnectionError, match="not the file expected|could not be downloaded"):
         fetch(remote(server, size=size))
-    assert not (download.cache_directory() / "folder" / "data.bin").exists()
+    assert not (cache_directory() / "folder" / "data.bin").exists()
     server.behaviour = []
     # Nothing of the page is left that would prevent the next download.
     assert fetch(remote(server, size=size)).read_bytes() == CONTENT
@@ -147,7 +148,7 @@ def test_a_server_that_knows_no_range_sends_all_again(server: Server) -> None:
 
 
 def test_a_part_longer_than_the_file_is_dropped(server: Server) -> None:
-    part = download.cache_directory() / "folder" / "data.bin.part"
+    part = cache_directory() / "folder" / "data.bin.part"
     part.parent.mkdir(parents=True)
     for size in (None, len(CONTENT)):
         part.write_bytes(CONTENT + b"more")
@@ -157,7 +158,7 @@ def test_a_part_longer_than_the_file_is_dropped(server: Server) -> None:
 
 @pytest.mark.parametrize("left", [CONTENT[:1000][::-1], b"x" * len(CONTENT)])
 def test_a_part_of_another_version_does_not_stay(server: Server, left: bytes) -> None:
-    part = download.cache_directory() / "folder" / "data.bin.part"
+    part = cache_directory() / "folder" / "data.bin.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(left)
     with pytest.raises(ConnectionError, match="not the file expected"):  # only the checksum shows it
@@ -178,13 +179,6 @@ def test_a_data_set_says_where_it_may_be_put(server: Server, monkeypatch: pytest
     with pytest.raises(ConnectionError, match="hellaswag_val.jsonl, or name it with --source"):
         hellaswag.prepare(tmp_path / "out", tokenizer="bytes")
     assert not (tmp_path / "out").exists()
-
-
-def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LLMC_CACHE", str(tmp_path))
-    assert download.cache_directory() == tmp_path
-    monkeypatch.delenv("LLMC_CACHE")
-    assert download.cache_directory().name == "llmc" or "llmc" in download.cache_directory().parts
 
 
 # ---- the Hub ----

@@ -18,6 +18,7 @@ from oracle import DTYPES, ULP, error
 
 import llmc
 from llmc import _llmc
+from llmc.models.model import default_classifier_rows
 from llmc.reference import GPT
 
 NAMES = "wte wpe ln1w ln1b qkvw qkvb attprojw attprojb ln2w ln2b fcw fcb fcprojw fcprojb lnfw lnfb".split()
@@ -618,6 +619,24 @@ def test_inputs_that_cannot_be(tiny, tokens):
     ]:
         with pytest.raises(ValueError, match=message):
             llmc.GPT2(TINY, **options)
+
+
+def test_rows_of_logits_by_device_and_memory(device):
+    """A model that is given none takes what its device has room for: there is no batch yet to plan for."""
+    config = llmc.GPT2Config()  # 124M
+
+    def on_a_gpu(free, dtype="bf16"):
+        gpu = SimpleNamespace(info=lambda: SimpleNamespace(name="cuda:0", free_bytes=free))
+        return default_classifier_rows(gpu, config, dtype)
+
+    bf16_row = 2 * config.padded_vocab_size
+    assert on_a_gpu(80 << 30) == on_a_gpu(80 << 30, "f32") == 16384
+    assert on_a_gpu(16 * 16384 * bf16_row) == 16384
+    assert on_a_gpu(16 * 16384 * bf16_row - 1) == on_a_gpu(16 * 16384 * bf16_row, "f32") == 4096
+    assert on_a_gpu(16 * 4096 * bf16_row - 1) == on_a_gpu(1) == 1024
+    model = llmc.GPT2(TINY, device=device)
+    assert model.classifier_rows == (1024 if device == "cpu" else 16384)
+    assert llmc.GPT2(TINY, device=device, classifier_rows=5).classifier_rows == 5
 
 
 def test_seeds(tokens):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llmc.datasets.download import cache_directory
+from llmc.system.cache import cache_directory
 from llmc.system.fs import SYSTEM
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llmc.system.cache import cache_directory
 from llmc.system.fs import write_atomically
 
 _CHUNK = 1 << 16  # bytes written at a time; if the connection breaks, an unfinished chunk is lost
@@ -42,13 +43,6 @@ class Remote:
     size: int | None = None
 
 
-def cache_directory() -> Path:
-    """Return the folder that downloads go into: LLMC_CACHE, or the system's place for caches."""
-    if configured := os.environ.get("LLMC_CACHE"):
-        return Path(configured)
-    return Path(_import("platformdirs").user_cache_dir("llmc", appauthor=False))
-
-
 def _import(name: str) -> Any:
     """Import an optional package.
 
@@ -60,7 +54,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise ImportError(f"downloading data sets needs {name}: pip install pooch platformdirs") from e
+        raise ImportError(f"downloading data sets needs {name}: pip install pooch") from e
 
 
 def fetch(remote: Remote, directory: Path | None = None) -> Path:

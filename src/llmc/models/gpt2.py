@@ -28,7 +28,7 @@ class GPT2(Model):
         grad_dtype: of the parameters' gradients; by default "f32" on a GPU, else dtype. "f32" with dtype "bf16" adds micro-batches
             up without rounding.
         recompute: what backward computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm.
-        classifier_rows: rows of logits that exist at a time.
+        classifier_rows: rows of logits that exist at a time; by default 1,024, on a GPU up to 16,384 as its free memory allows.
         threads: CPU threads; 0 for as many as the process may use.
         seed: of the random weights (numerically PyTorch's for the same seed), 0 to 2^32 - 1; None leaves them zero.
         backend: an existing llmc.Backend to live on, in place of device and threads.
@@ -50,7 +50,7 @@ class GPT2(Model):
         dtype: str = "f32",
         grad_dtype: str | None = None,
         recompute: int = 1,
-        classifier_rows: int = 1024,
+        classifier_rows: int | None = None,
         threads: int = 0,
         seed: int | None = 42,
         backend: _llmc.Backend | None = None,

@@ -23,6 +23,19 @@ def default_grad_dtype(device: str, dtype: str) -> str:
     return "f32" if device.startswith("cuda") else dtype
 
 
+# Rows of logits that exist at a time. 16,384 make matmuls that a large GPU computes at its full speed; more do not help.
+CPU_CLASSIFIER_ROWS, GPU_CLASSIFIER_ROWS = 1024, (16384, 4096, 1024)
+
+
+def default_classifier_rows(backend: _llmc.Backend, config: ModelConfig, dtype: str) -> int:
+    """Return the number for a model of which nothing more is known: on a GPU the most whose logits take a sixteenth of the free memory."""
+    info = backend.info()
+    if info.name == "cpu":
+        return CPU_CLASSIFIER_ROWS
+    fitting = info.free_bytes // 16 // (config.padded_vocab_size * VALUE_DTYPES[dtype].itemsize)
+    return next((rows for rows in GPU_CLASSIFIER_ROWS if rows <= fitting), GPU_CLASSIFIER_ROWS[-1])
+
+
 class Tensors(Mapping[str, NDArray[Any]]):
     """Parameters or gradients by llm.c's names, in file order.
 
@@ -87,7 +100,7 @@ class Model:
         dtype: str,
         grad_dtype: str | None,
         recompute: int,
-        classifier_rows: int,
+        classifier_rows: int | None,
         threads: int,
         seed: int | None,
         backend: _llmc.Backend | None,
@@ -101,6 +114,8 @@ class Model:
             raise ValueError(f"device '{device}' and threads {threads} are given beside a backend, which has its own")
         self.config = config
         grad_dtype = canonical_dtype(grad_dtype) if grad_dtype else default_grad_dtype(backend.info().name, dtype)
+        if classifier_rows is None:
+            classifier_rows = default_classifier_rows(backend, config, dtype)
         options = _llmc.ModelOptions(dtype, grad_dtype, recompute, classifier_rows)
         self._native = native(config.native(), backend, options)
         if seed is not None:

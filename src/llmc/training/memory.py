@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmc import _llmc
 from llmc.models.config import ModelConfig
+from llmc.models.model import CPU_CLASSIFIER_ROWS, GPU_CLASSIFIER_ROWS
 from llmc.system.memory import available_memory
 
 
@@ -40,7 +41,9 @@ def check_memory(
     """
     on_cpu = backend.info().name == "cpu"
     levels = (recompute,) if recompute is not None else (1,) if on_cpu else (0, 1, 2)
-    chunks = (classifier_rows,) if classifier_rows is not None else (1024,) if on_cpu else (16384, 4096, 1024)
+    chunks = (CPU_CLASSIFIER_ROWS,) if on_cpu else GPU_CLASSIFIER_ROWS
+    if classifier_rows is not None:
+        chunks = (classifier_rows,)
 
     def plan(B: int, recompute: int, rows: int = chunks[-1]) -> _llmc.MemoryPlan:
         options = _llmc.ModelOptions(dtype, grad_dtype, recompute, rows)
