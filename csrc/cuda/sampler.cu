@@ -117,6 +117,7 @@ __device__ Kept keep(const double* p, int V, int top_k, float top_p) {
 __global__ void __launch_bounds__(kThreads, 1)
     sample_kernel(std::int32_t* tokens, const float* logits, const float* coins, double* probabilities, int V,
                   i64 Vp, float temperature, int top_k, float top_p) {
+    overlap_kernels();
     const i64 row = blockIdx.x;
     const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp;
     const float coin = coins[row];
@@ -206,7 +207,7 @@ void CudaBackend::sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_
     double* const probabilities =
         options.temperature > 0.0f ? static_cast<double*>(scratch(d.N * V * 8)) : nullptr;
     const std::int64_t top_k = options.top_k > 0 && options.top_k < V ? options.top_k : V;
-    launch(sample_kernel, blocks_for(d.N, 1), kThreads, 0, stream(), tokens.as<std::int32_t>(),
+    launch(sample_kernel, blocks_for(d.N, 1), kThreads, 0, overlapping_stream(), tokens.as<std::int32_t>(),
            logits.as<float>(), coins.as<float>(), probabilities, static_cast<int>(V), d.Vp,
            options.temperature, static_cast<int>(top_k), options.top_p);
 }
