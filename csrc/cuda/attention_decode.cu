@@ -21,8 +21,8 @@ constexpr int kWarps = 8, kThreads = kWarps * kWarp;
 constexpr float kLowest = -3e38f;
 constexpr float kLog2e = 1.4426950408889634f;
 
-// parts: of each chunk of each head the unscaled result (HS), the maximum and the sum. arrived: of each head, how many
-// blocks have stored theirs; it is 0 before and after.
+// parts: of each chunk of each head the unscaled result (HS), the maximum and the sum. arrived: how many blocks of each
+// head have stored theirs.
 template <class T>
 struct Decode {
     T *out, *kcache, *vcache;
@@ -42,7 +42,6 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Decode<T> p) {
     LLMC_SHARED(sums, float[kWarps][L * W]);
     LLMC_SHARED(highest, float[kWarps]);
     LLMC_SHARED(totals, float[kWarps]);
-    LLMC_SHARED(last_to_arrive, bool);
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
     const unsigned rows = static_cast<unsigned>(p.d.B * p.d.NH);
     const int HS = static_cast<int>(p.d.HS), maxT = static_cast<int>(p.d.maxT);
@@ -166,13 +165,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Decode<T> p) {
         part[HS] = block_top;
         part[HS + 1] = block_total;
     }
-    __threadfence();  // what this thread has stored is seen before the block arrives
-    __syncthreads();
-    if (thread == 0) last_to_arrive = atomicAdd(p.arrived + row, 1u) == static_cast<unsigned>(last_chunk);
-    __syncthreads();
-    if (!last_to_arrive) return;
-    __threadfence();
-    if (thread == 0) p.arrived[row] = 0;
+    if (!last_of_blocks(p.arrived + row, static_cast<unsigned>(last_chunk) + 1)) return;
     if (thread >= HS) return;
     top = kLowest, total = 0.0f, x = 0.0f;
     for (int first = 0; first <= last_chunk; first += 8) {
@@ -181,8 +174,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Decode<T> p) {
         for (int a = 0; a < 8; ++a) {
             const float* const other = parts + (first + a) * stride;
             const bool there = first + a <= last_chunk;
-            value[a] =
-                there ? __ldcg(other + thread) : 0.0f;  // not from L1, which may hold what was there before
+            value[a] = there ? __ldcg(other + thread) : 0.0f;
             part_top[a] = there ? __ldcg(other + HS) : kLowest;
             part_total[a] = there ? __ldcg(other + HS + 1) : 0.0f;
         }

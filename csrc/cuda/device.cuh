@@ -173,6 +173,21 @@ __device__ __forceinline__ T block_reduce(T x, T identity, Op op) {
     return warp_reduce(lane < warps ? partial[lane] : identity, op);
 }
 
+// True in the last of `blocks` blocks that come here; it then sees what the others have stored before (to be read by
+// __ldcg: L1 may hold what was there earlier). *arrived is 0 before and after. Every thread of the block must call it.
+__device__ __forceinline__ bool last_of_blocks(unsigned* arrived, unsigned blocks) {
+    LLMC_SHARED(last, bool);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrived, 1u) == blocks - 1;
+        if (last) *arrived = 0;
+    }
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
 // ---- launching ----
 
 // Waits for the kernels before this one, and only then lets the next one begin. So no more than two run at once: before

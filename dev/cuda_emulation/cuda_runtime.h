@@ -133,7 +133,10 @@ inline unsigned atomicAdd(unsigned* p, unsigned x) {
     *p += x;
     return before;
 }
-inline float __ldcg(const float* p) { return *p; }
+template <class T>
+T __ldcg(const T* p) {
+    return *p;
+}
 inline void __syncwarp() { cuda_emulation::exchange(nullptr, 0); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
