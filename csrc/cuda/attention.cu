@@ -327,6 +327,7 @@ void CudaBackend::attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tenso
 void CudaBackend::attention_decode(Tensor out, Tensor kcache, Tensor vcache, Tensor qkv, Tensor start,
                                    std::int64_t NH) {
     const DecodeDims d = attention_decode_dims(out, kcache, vcache, qkv, start, NH);
+    if (attention_decode_in_chunks(d, out, kcache, vcache, qkv, start)) return;
     visit_float(qkv.dtype, [&](auto tag) {
         using T = decltype(tag);
         constexpr int kThreads = 256;

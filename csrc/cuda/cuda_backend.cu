@@ -83,6 +83,7 @@ CudaBackend::CudaBackend(int device, std::string tune_file) : device_(device) {
                            device_, p.name, p.major, p.minor));
     // Below sm_90 cuBLASLt does not really fuse GELU, and is slower than matmul and GELU apart.
     fuse_gelu_by_default_ = p.major >= 9;
+    overlap_ = p.major >= 9;
     for (const char* name : {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient"}) {
         std::string variable = "LLMC_CUDA_" + std::string(name);
         std::transform(variable.begin(), variable.end(), variable.begin(),
@@ -105,6 +106,7 @@ CudaBackend::~CudaBackend() {
     }
     if (return_) cudaFreeHost(return_);
     if (scratch_) cudaFree(scratch_);
+    if (counters_) cudaFree(counters_);
     cudaStreamDestroy(stream_);
 }
 
@@ -229,6 +231,11 @@ void* CudaBackend::scratch(std::int64_t bytes) {
         scratch_bytes_ = bytes;
     }
     return scratch_;
+}
+
+unsigned* CudaBackend::counters() {
+    if (!counters_) counters_ = allocate(kCounters * sizeof(unsigned));  // which fills it with zeros
+    return static_cast<unsigned*>(counters_);
 }
 
 void CudaBackend::zero(Tensor x) {

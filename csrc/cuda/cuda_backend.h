@@ -87,19 +87,27 @@ class CudaBackend final : public Backend {
     int device() const { return device_; }
     // The stream of all ops; makes this backend's device the calling thread's current one.
     cudaStream_t stream();
+    // The same, for kernels that call overlap_kernels() (device.cuh): they overlap if the GPU can.
+    LaunchStream overlapping_stream() { return {stream(), overlap_}; }
 
   private:
     // Memory for one op, valid until the next call.
     void* scratch(std::int64_t bytes);
+    // kCounters zeros, which a kernel that counts its blocks leaves as zeros.
+    static constexpr std::int64_t kCounters = 4096;
+    unsigned* counters();
 
     void matmul(const Matmul& p);
     bool fused_matmul(const Matmul& p);
+    bool few_rows_matmul(const Matmul& p);
     void count_plain_matmul(const Matmul& p);
     void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
     void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
     MatmulEngine& engine();
     CudnnAttention* cudnn(const AttentionDims& d, const Tensor& qkv);  // null: cuDNN is not to be used
     bool flash(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const;
+    bool attention_decode_in_chunks(const DecodeDims& d, Tensor out, Tensor kcache, Tensor vcache, Tensor qkv,
+                                    Tensor start);
 
     // Pinned buffers, used in turn, through which host data goes to the device.
     struct Staging {
@@ -118,10 +126,12 @@ class CudaBackend final : public Backend {
     cudaStream_t stream_ = nullptr;
     CudaOptions options_;
     bool fuse_gelu_by_default_ = false;
+    bool overlap_ = false;  // from sm_90 on, a kernel may begin before the one before it has ended
     Staging staging_[kStagings];
     int next_staging_ = 0;
     void* scratch_ = nullptr;
     std::int64_t scratch_bytes_ = 0;
+    void* counters_ = nullptr;
     std::unique_ptr<MatmulEngine> engine_;
     std::int64_t plain_matmuls_ = 0;  // matmuls that cuBLASLt had no algorithm for
     double largest_plain_flops_ = 0.0;

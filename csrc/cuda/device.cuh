@@ -28,6 +28,7 @@ namespace llmc {
 using i64 = std::int64_t;
 
 inline constexpr int kWarp = 32;
+inline constexpr int kFewRows = 16;  // up to so many, kernels that are made for generation take them
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 __host__ __device__ constexpr i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
@@ -172,22 +173,50 @@ __device__ __forceinline__ T block_reduce(T x, T identity, Op op) {
     return warp_reduce(lane < warps ? partial[lane] : identity, op);
 }
 
+// True in the last of `blocks` blocks that come here; it then sees what the others have stored before (to be read by
+// __ldcg: L1 may hold what was there earlier). *arrived is 0 before and after. Every thread of the block must call it.
+__device__ __forceinline__ bool last_of_blocks(unsigned* arrived, unsigned blocks) {
+    LLMC_SHARED(last, bool);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrived, 1u) == blocks - 1;
+        if (last) *arrived = 0;
+    }
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
 // ---- launching ----
 
+// Waits for the kernels before this one, and only then lets the next one begin. So no more than two run at once: before
+// its wait, a kernel may read what is written by any kernel but the one just before it.
+__device__ __forceinline__ void overlap_kernels() {
+    ptx::wait_for_kernels_before();
+    ptx::begin_next_kernel();
+}
+
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, LaunchStream stream,
             Arguments... arguments) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;  // nothing to do
 #if defined(LLMC_CUDA_EMULATION)
-    cuda_emulation::launch(stream, grid, block, shared, [=] { kernel(Parameters(arguments)...); });
+    cuda_emulation::launch(stream.stream, grid, block, shared, [=] { kernel(Parameters(arguments)...); });
 #else
     constexpr std::size_t kUnasked = 48 << 10;  // more needs the attribute below
     if (shared > kUnasked)
         CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(shared)));
-    kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
-    CUDA_CHECK(cudaGetLastError());
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid, config.blockDim = block;
+    config.dynamicSmemBytes = shared, config.stream = stream.stream;
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &overlap, config.numAttrs = stream.overlap ? 1 : 0;
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 #endif
 }
 

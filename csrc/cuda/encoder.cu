@@ -24,6 +24,7 @@ constexpr int kChunk = 32;  // sorted positions of a block: 2,048 blocks for 65,
 template <class T, int W>
 __global__ void encoder_forward_kernel(T* out, const std::int32_t* inp, const T* wte, const T* wpe,
                                        const std::int32_t* start, i64 N, i64 T_, i64 C, i64 Vp, i64 maxT) {
+    overlap_kernels();
     const i64 i = global_thread() * W;
     const i64 row = i / C, c = i % C;
     if (row >= N) return;
@@ -140,7 +141,7 @@ void CudaBackend::encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe
             [&](auto width) {
                 constexpr int W = decltype(width)::value;
                 launch(encoder_forward_kernel<T, W>, blocks_for(B * T_ * C / W, kThreads), kThreads, 0,
-                       stream(), out.as<T>(), inp.as<std::int32_t>(), wte.as<T>(), wpe.as<T>(),
+                       overlapping_stream(), out.as<T>(), inp.as<std::int32_t>(), wte.as<T>(), wpe.as<T>(),
                        start.as<std::int32_t>(), B * T_, T_, C, Vp, maxT);
             },
             out.data, wte.data, wpe.data);

@@ -1,19 +1,13 @@
-// gelu, the tanh form, as x sigmoid(2u): one exponential, and none of the cancellation of 1 + tanh u at
-// negative x.
+#include "cuda/gelu.cuh"
+
 #include <limits>
 
 #include "core/dims.h"
 #include "cuda/cuda_backend.h"
-#include "cuda/device.cuh"
 
 namespace llmc {
 
 namespace {
-
-constexpr float kGelu1 = 1.5957691216f;  // 2 sqrt(2/pi)
-constexpr float kGelu3 = 1.5957691216f * 0.044715f;
-
-__device__ float gelu_exponential(float x) { return expf(-x * fmaf(x * x, kGelu3, kGelu1)); }  // e^-2u
 
 template <class T>
 struct GeluForward {
@@ -23,7 +17,7 @@ struct GeluForward {
     __device__ void at(i64 i) const {
         Floats<W> x = load<W>(inp + i);
 #pragma unroll
-        for (int k = 0; k < W; ++k) x[k] *= ptx::reciprocal(1.0f + gelu_exponential(x[k]));
+        for (int k = 0; k < W; ++k) x[k] = gelu(x[k]);
         store(out + i, x);
     }
 };

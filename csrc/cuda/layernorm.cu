@@ -67,8 +67,58 @@ __global__ void layernorm_forward_kernel(T* residual, T* out, float* mean, float
     }
 }
 
+// The same for few rows: a block takes a row, and a thread W columns of it.
+template <class T, int W, bool fused>
+__global__ void layernorm_few_rows_kernel(T* residual, T* out, float* mean, float* rstd, const T* a,
+                                          const T* b, const T* weight, const T* bias, int C) {
+    const i64 row = blockIdx.x;
+    const int c = static_cast<int>(threadIdx.x) * W;
+    const bool live = c < C;
+    if (live) {
+        ptx::prefetch(weight + c);
+        ptx::prefetch(bias + c);
+    }
+    overlap_kernels();
+    Floats<W> v = zeros<W>();
+    Packed<W, T> w{}, o{};
+    if (live) {
+        Packed<W, T> packed = load_packed<W>(a + row * C + c);
+        w.load(weight + c);
+        o.load(bias + c);
+        v = packed.floats();
+        if constexpr (fused) {
+            const Floats<W> v2 = load<W>(b + row * C + c);
+#pragma unroll
+            for (int k = 0; k < W; ++k) v[k] += v2[k];
+            packed = Packed<W, T>::of(v);
+            packed.store(residual + row * C + c);
+            v = packed.floats();  // rounded, as a later reader will see it
+        }
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < W; ++k) sum += v[k];
+    const float mu = block_reduce(sum, 0.0f, Sum()) / static_cast<float>(C);
+    float squares = 0.0f;
+    if (live)
+#pragma unroll
+        for (int k = 0; k < W; ++k) squares += (v[k] - mu) * (v[k] - mu);
+    const float variance = block_reduce(squares, 0.0f, Sum()) / static_cast<float>(C);
+    const float rs = 1.0f / sqrtf(variance + kEps);
+    if (live) {
+        const Floats<W> scale = w.floats(), shift = o.floats();
+#pragma unroll
+        for (int k = 0; k < W; ++k) v[k] = fmaf((v[k] - mu) * rs, scale[k], shift[k]);
+        store(out + row * C + c, v);
+    }
+    if (threadIdx.x == 0) {
+        mean[row] = mu;
+        rstd[row] = rs;
+    }
+}
+
 template <class T, bool fused>
-void launch_forward(cudaStream_t stream, Tensor residual, Tensor out, Tensor mean, Tensor rstd, Tensor a,
+void launch_forward(LaunchStream stream, Tensor residual, Tensor out, Tensor mean, Tensor rstd, Tensor a,
                     Tensor b, Tensor weight, Tensor bias, i64 N, i64 C) {
     const i64 row_bytes = C * static_cast<i64>(sizeof(T));
     const bool keep = row_bytes <= kSharedBytes;
@@ -79,9 +129,15 @@ void launch_forward(cudaStream_t stream, Tensor residual, Tensor out, Tensor mea
         C,
         [&](auto width) {
             constexpr int W = decltype(width)::value;
-            launch(layernorm_forward_kernel<T, W, fused>, blocks_for(N, rows), rows * kWarp, shared, stream,
-                   residual.as<T>(), out.as<T>(), mean.as<float>(), rstd.as<float>(), a.as<T>(), b.as<T>(),
-                   weight.as<T>(), bias.as<T>(), N, C, keep);
+            const i64 threads = ceil_div(ceil_div(C, W), kWarp) * kWarp;
+            if (N <= kFewRows && threads <= 1024)
+                return launch(layernorm_few_rows_kernel<T, W, fused>, blocks_for(N, 1),
+                              static_cast<unsigned>(threads), 0, stream, residual.as<T>(), out.as<T>(),
+                              mean.as<float>(), rstd.as<float>(), a.as<T>(), b.as<T>(), weight.as<T>(),
+                              bias.as<T>(), static_cast<int>(C));
+            launch(layernorm_forward_kernel<T, W, fused>, blocks_for(N, rows), rows * kWarp, shared,
+                   stream.stream, residual.as<T>(), out.as<T>(), mean.as<float>(), rstd.as<float>(),
+                   a.as<T>(), b.as<T>(), weight.as<T>(), bias.as<T>(), N, C, keep);
         },
         residual.data, out.data, a.data, b.data, weight.data, bias.data);
 }
@@ -254,8 +310,8 @@ void CudaBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor
                                     Tensor bias) {
     const auto [N, C] = layernorm_forward_dims("layernorm_forward", out, mean, rstd, inp, weight, bias);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
-        launch_forward<decltype(tag), false>(stream(), Tensor(), out, mean, rstd, inp, Tensor(), weight, bias,
-                                             N, C);
+        launch_forward<decltype(tag), false>(overlapping_stream(), Tensor(), out, mean, rstd, inp, Tensor(),
+                                             weight, bias, N, C);
     });
 }
 
@@ -265,7 +321,8 @@ void CudaBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, 
     const auto [N, C] = layernorm_forward_dims(op, out, mean, rstd, residual, weight, bias);
     elementwise_numel(op, residual, a, b);
     visit_float(a.dtype, [&, N = N, C = C](auto tag) {
-        launch_forward<decltype(tag), true>(stream(), residual, out, mean, rstd, a, b, weight, bias, N, C);
+        launch_forward<decltype(tag), true>(overlapping_stream(), residual, out, mean, rstd, a, b, weight,
+                                            bias, N, C);
     });
 }
 

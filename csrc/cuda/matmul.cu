@@ -2,7 +2,7 @@
 //   forward   out^T (OC,N)     = weight (OC,C)    inp^T (C,N)       bias or bias + GELU in the epilogue
 //   dinp      dinp^T (C,N)     = weight^T (C,OC)  dout^T (OC,N)     GELU's gradient in the epilogue
 //   dweight   dweight^T (C,OC) = inp^T (C,N)      dout (N,OC)       accumulation by beta
-// cuBLASLt computes them (cublaslt.cpp). If it has no algorithm for a shape with an epilogue (odd ones), matmul and
+// cuBLASLt computes them (cublaslt.cpp), and few_rows.cu the forward of up to 16 rows. If it has no algorithm for a shape with an epilogue (odd ones), matmul and
 // epilogue are done one after the other; if it has none at all, the plain kernel below takes any shape.
 #include <algorithm>
 #include <cstdio>
@@ -143,7 +143,8 @@ void CudaBackend::matmul(const Matmul& p) {
 
 void CudaBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) {
     const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
-    matmul(forward_matmul(d, out, inp, weight, bias));
+    const Matmul p = forward_matmul(d, out, inp, weight, bias);
+    if (!few_rows_matmul(p)) matmul(p);
 }
 
 void CudaBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
@@ -153,7 +154,7 @@ void CudaBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor
     Matmul p = forward_matmul(d, out, inp, weight, bias);
     p.epilogue = bias ? Epilogue::gelu_bias : Epilogue::gelu;
     p.aux = pre.data;
-    if (fused_matmul(p)) return;
+    if (few_rows_matmul(p) || fused_matmul(p)) return;
     Backend::matmul_gelu_forward(out, pre, inp, weight, bias);
 }
 

@@ -92,6 +92,23 @@ __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// Kernels that overlap (sm_90; nothing happens on older GPUs, which run one after the other anyway): the first lets the
+// next kernel of the stream begin when all blocks have called it or ended, the second waits until the kernels before
+// this one have ended and what they wrote can be read.
+__device__ __forceinline__ void begin_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_kernels_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Asks for the line of global memory at p to be brought into L2. That is no read: it may come too early.
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 }  // namespace llmc::ptx
 
 #endif

@@ -9,6 +9,14 @@ namespace llmc {
 
 [[noreturn]] void throw_cuda_error(cudaError_t error, const char* call);
 
+// Where a kernel is launched. If `overlap`, it may begin while the kernel before it still runs, and calls
+// overlap_kernels() before it reads or writes anything that another kernel writes or reads.
+struct LaunchStream {
+    cudaStream_t stream;
+    bool overlap;
+    LaunchStream(cudaStream_t stream, bool overlap = false) : stream(stream), overlap(overlap) {}
+};
+
 }  // namespace llmc
 
 #define CUDA_CHECK(call)                                                                                     \

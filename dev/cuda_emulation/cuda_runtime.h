@@ -127,6 +127,16 @@ T from_lane(T value, int source) {
 }  // namespace cuda_emulation
 
 inline void __syncthreads() { cuda_emulation::sync_block(); }
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* p, unsigned x) {
+    const unsigned before = *p;
+    *p += x;
+    return before;
+}
+template <class T>
+T __ldcg(const T* p) {
+    return *p;
+}
 inline void __syncwarp() { cuda_emulation::exchange(nullptr, 0); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {

@@ -73,4 +73,9 @@ void cp_async_wait() {
     cuda_emulation::async_wait(pending);
 }
 
+// Kernels run one after the other here.
+inline void begin_next_kernel() {}
+inline void wait_for_kernels_before() {}
+inline void prefetch(const void*) {}
+
 }  // namespace llmc::ptx

@@ -202,18 +202,20 @@ def test_fused_residual_layernorm_is_its_parts(backend, rng, dtype, N, C):
 # N, C, OC: up to 8 rows go through another kernel than more; the last is larger than every block.
 MATMULS = [(1, 1, 1), (1, 64, 50), (5, 33, 17), (8, 40, 33), (9, 7, 3), (33, 65, 40), (33, 64, 40), (64, 48, 96)]
 MATMULS += [(70, 56, 24), (130, 257, 129), (300, 96, 600)]
+# Up to 16 rows go through a kernel of their own on a GPU: by C how often its warps load, by OC how many columns a block takes.
+FEW_ROWS = [(1, 768, 20), (2, 1032, 17), (3, 3208, 9), (8, 24, 8200), (9, 264, 70), (16, 1048, 33), (17, 264, 24)]
 MANY_ROWS = [(300, 40, 20), (2600, 8, 33)]  # whose bias gradient is summed in several blocks
 
 
 @pytest.mark.parametrize("dtype,out_dtype", MIXED)
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("N,C,OC", MATMULS)
+@pytest.mark.parametrize("N,C,OC", MATMULS + FEW_ROWS)
 def test_matmul_forward(backend, rng, dtype, out_dtype, with_bias, N, C, OC):
     x, weight, bias = (rounded(rng.standard_normal(s), dtype) for s in [(N, C), (OC, C), OC])
     out = nans(backend, (N, OC), out_dtype)
     operands = [x, weight, bias] if with_bias else [x, weight]
     backend.matmul_forward(out, *(put(backend, t, dtype) for t in operands))
-    check({"out": out}, oracle.matmul, *operands)
+    check({"out": out}, oracle.matmul, *operands, ulps=1 + C // 1024)
 
 
 @pytest.mark.parametrize("dtype,grad", MIXED)
@@ -246,7 +248,7 @@ def test_matmul_backward_of_a_part(backend, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("N,C,OC", MATMULS)
+@pytest.mark.parametrize("N,C,OC", MATMULS + FEW_ROWS)
 def test_matmul_gelu_forward(backend, rng, dtype, N, C, OC):
     x, weight, bias = (rounded(rng.standard_normal(s), dtype) for s in [(N, C), (OC, C), OC])
     out, pre = nans(backend, (N, OC), dtype), nans(backend, (N, OC), dtype)
@@ -257,7 +259,7 @@ def test_matmul_gelu_forward(backend, rng, dtype, N, C, OC):
         p = oracle.matmul(*operands)
         return oracle.gelu(p), p
 
-    check({"out": out, "pre": pre}, formula, x, weight, bias)
+    check({"out": out, "pre": pre}, formula, x, weight, bias, ulps=1 + C // 1024)
     parts = nans(backend, (N, OC), dtype)
     backend.matmul_forward(parts, *t)
     np.testing.assert_array_equal(pre.to_host(), parts.to_host())
@@ -392,10 +394,11 @@ def test_attention_is_causal(backend, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("T", [1, 5])
-@pytest.mark.parametrize("NH,HS", [(1, 1), (3, 11), (2, 64), (1, 80), (1, 128)])
-def test_attention_decode(backend, rng, dtype, T, NH, HS):
-    B, maxT = 3, 50
-    start = np.array([0, 3, maxT - T])
+@pytest.mark.parametrize("NH,HS", [(1, 1), (3, 11), (4, 16), (2, 64), (1, 80), (1, 128), (1, 256)])
+@pytest.mark.parametrize("maxT,first", [(50, [0, 3]), (1200, [127, 128])])  # on a GPU a block takes 128 keys
+def test_attention_decode(backend, rng, dtype, T, NH, HS, maxT, first):
+    B = 3
+    start = np.array([*first, maxT - T])
     caches = rounded(rng.standard_normal((2, B, NH, maxT, HS)), dtype)
     qkv = rounded(rng.standard_normal((B, T, 3 * NH * HS)), dtype)
     t = [put(backend, x, dtype) for x in caches]
@@ -415,7 +418,7 @@ def test_attention_decode(backend, rng, dtype, T, NH, HS):
             rows.append(p @ values[b, :, : s + T])
         return oracle.merge(np.stack(rows))
 
-    check({"out": out}, formula, q, *caches, ulps=2)
+    check({"out": out}, formula, q, *caches, ulps=2 + maxT // 600)
 
 
 def test_attention_decode_refuses_positions_beyond_the_cache():
