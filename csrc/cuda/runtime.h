@@ -8,6 +8,8 @@
 namespace llmc {
 
 [[noreturn]] void throw_cuda_error(cudaError_t error, const char* call);
+// True while what is queued in the stream becomes a part of a graph.
+bool is_recorded(cudaStream_t stream);
 
 }  // namespace llmc
 
