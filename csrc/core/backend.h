@@ -18,6 +18,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -51,6 +53,15 @@ class Readback {
     virtual void wait(void* host) = 0;  // for the last queue(), whose bytes it stores
 };
 
+// What a backend keeps of ops that are queued again and again (Backend::repeat); on a GPU, a graph. It must not outlive
+// its backend.
+class Recording {
+  public:
+    virtual ~Recording() = default;
+};
+// What such ops belong to. Those of generation take so little time that the host can hardly queue them as fast.
+enum class Part { generation, training };
+
 // Only one thread at a time may call it, because ops share scratch memory. The bindings hold `mutex` for that.
 class Backend {
   public:
@@ -69,6 +80,17 @@ class Backend {
     virtual std::unique_ptr<Readback> make_readback(std::size_t bytes);  // of copies up to `bytes`
     // True if ops are only queued, so that the host may be ahead of the device.
     virtual bool runs_ahead() const { return false; }
+
+    // Queues what `ops` queues. A backend may keep what that was in `kept`, and if it is asked again with the same
+    // `kept` and an equal `key`, queue it without calling `ops`, unless memory was released or an option was set in
+    // between. So `ops` queues the same ops with the same tensors and scalars whenever `key` is the same and its
+    // memory still lives; it copies nothing from or to the host; and, because it may be called once, twice or not
+    // at all, it does nothing else.
+    virtual void repeat(std::unique_ptr<Recording>& kept, Part part, std::initializer_list<std::int64_t> key,
+                        const std::function<void()>& ops) {
+        (void)kept, (void)part, (void)key;
+        ops();
+    }
 
     // Call once for memory that holds weights, and again after writing them by any other way than zero, copy,
     // from_host or adamw: packed copies of this memory are dropped. Other memory is never kept packed.

@@ -47,6 +47,7 @@ class PinnedReadback final : public Readback {
     void queue(Tensor inp) override {
         size_ = static_cast<std::size_t>(inp.bytes());
         LLMC_CHECK(size_ <= bytes_, "{} bytes for a Readback of {}", size_, bytes_);
+        backend_.refuse_in_recording("a copy to the host");
         const cudaStream_t s = backend_.stream();
         CUDA_CHECK(cudaMemcpyAsync(memory_, inp.data, size_, cudaMemcpyDeviceToHost, s));
         CUDA_CHECK(cudaEventRecord(done_, s));
@@ -84,7 +85,8 @@ CudaBackend::CudaBackend(int device, std::string tune_file) : device_(device) {
     // Below sm_90 cuBLASLt does not really fuse GELU, and is slower than matmul and GELU apart.
     fuse_gelu_by_default_ = p.major >= 9;
     overlap_ = p.major >= 9;
-    for (const char* name : {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient"}) {
+    for (const char* name :
+         {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient", "graphs"}) {
         std::string variable = "LLMC_CUDA_" + std::string(name);
         std::transform(variable.begin(), variable.end(), variable.begin(),
                        [](char c) { return static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c); });
@@ -146,9 +148,12 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
         engine_.reset();
     } else if (name == "bias_gradient") {
         options_.bias_in_matmul = choose(kBiasGradients) == 1;
+    } else if (name == "graphs") {
+        options_.graphs = static_cast<CudaOptions::Switch>(choose(kSwitches));
     } else {
         Backend::set_option(name, value);
     }
+    ++epoch_;
 }
 
 DeviceInfo CudaBackend::info() const {
@@ -171,24 +176,30 @@ DeviceInfo CudaBackend::info() const {
     const bool tried =
         options_.attention == CudaOptions::Attention::automatic && (cudnn_ || !cudnn_absence_.empty());
     info.options = filled(
-        "attention {}{}, tf32 {}, deterministic {}, fused_gelu {}, tune {}{}, bias_gradient {}",
+        "attention {}{}, tf32 {}, deterministic {}, fused_gelu {}, tune {}{}, bias_gradient {}, graphs {}{}",
         kAttentions[static_cast<int>(options_.attention)],
         tried ? cudnn_ ? " (with cuDNN)" : " (without cuDNN)" : "", kOffOn[options_.tf32],
         kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)],
         kOffOn[options_.tune],
         options_.tune && !options_.tune_file.empty() ? filled(" (kept in {})", options_.tune_file) : "",
-        kBiasGradients[options_.bias_in_matmul]);
+        kBiasGradients[options_.bias_in_matmul], kSwitches[static_cast<int>(options_.graphs)],
+        recorded_ > 0 ? filled(" ({} recorded)", recorded_) : "");
+    const auto fallback = [&](const std::string& text) {
+        if (!text.empty()) info.fallbacks += (info.fallbacks.empty() ? "" : "; ") + text;
+    };
     if (plain_matmuls_ > 0)
-        info.fallbacks = filled("cuBLASLt had no algorithm for {} matmuls, the largest {}", plain_matmuls_,
-                                largest_plain_);
-    const std::string refusals = cudnn_ ? cudnn_->refusals() : "";
-    if (!refusals.empty()) info.fallbacks += (info.fallbacks.empty() ? "" : "; ") + refusals;
+        fallback(filled("cuBLASLt had no algorithm for {} matmuls, the largest {}", plain_matmuls_,
+                        largest_plain_));
+    if (cudnn_) fallback(cudnn_->refusals());
+    if (unrecorded_ > 0)
+        fallback(filled("{} recordings of ops failed, the first: {}", unrecorded_, first_unrecorded_));
     return info;
 }
 
 // ---- memory ----
 
 void* CudaBackend::allocate(std::size_t bytes) {
+    refuse_in_recording("an allocation");
     const cudaStream_t s = stream();
     void* memory = nullptr;
     const cudaError_t error = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
@@ -206,6 +217,8 @@ void* CudaBackend::allocate(std::size_t bytes) {
 
 void CudaBackend::release(void* memory) noexcept {
     if (!memory) return;
+    ++epoch_;
+    if (recording()) return released_.push_back(memory);  // to be freed when that has ended
     cudaSetDevice(device_);
     cudaFree(memory);  // waits for the work that uses it
 }
@@ -259,6 +272,7 @@ void CudaBackend::copy(Tensor out, Tensor inp) {
 }
 
 void CudaBackend::from_host(Tensor out, const void* host) {
+    refuse_in_recording("a copy from the host");
     const cudaStream_t s = stream();
     const std::size_t bytes = static_cast<std::size_t>(out.bytes());
     for (std::size_t done = 0; done < bytes;) {
@@ -278,6 +292,7 @@ void CudaBackend::from_host(Tensor out, const void* host) {
 }
 
 void CudaBackend::to_host(void* host, Tensor inp) {
+    refuse_in_recording("a copy to the host");
     const cudaStream_t s = stream();
     const std::size_t bytes = static_cast<std::size_t>(inp.bytes());
     const bool pinned = bytes <= kReturnBytes;  // else the driver copies in parts of its own
@@ -298,6 +313,9 @@ std::unique_ptr<Readback> CudaBackend::make_readback(std::size_t bytes) {
     return std::make_unique<PinnedReadback>(*this, bytes);
 }
 
-void CudaBackend::synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream())); }
+void CudaBackend::synchronize() {
+    refuse_in_recording("a wait");
+    CUDA_CHECK(cudaStreamSynchronize(stream()));
+}
 
 }  // namespace llmc

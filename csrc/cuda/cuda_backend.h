@@ -4,8 +4,11 @@
 // Readback, and in from_host if it is several copies ahead of the device.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "core/backend.h"
 #include "cuda/cublaslt.h"
@@ -28,6 +31,7 @@ struct CudaOptions {
     std::string tune_file;                  // where these choices are kept, in UTF-8; empty for nowhere
     bool bias_in_matmul = false;            // dbias is computed by the matmul of dweight
     Switch fused_gelu = Switch::automatic;  // GELU in matmul epilogues; automatic: in bf16, from sm_90 on
+    Switch graphs = Switch::automatic;      // repeated ops are recorded; automatic: those of generation
 };
 
 class CudaBackend final : public Backend {
@@ -49,6 +53,8 @@ class CudaBackend final : public Backend {
     std::int64_t workspace_bytes(std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,
                                  DType dtype) override;
     void set_option(const std::string& name, const std::string& value) override;
+    void repeat(std::unique_ptr<Recording>& kept, Part part, std::initializer_list<std::int64_t> key,
+                const std::function<void()>& ops) override;
 
     void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) override;
     void encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor inp) override;
@@ -89,8 +95,17 @@ class CudaBackend final : public Backend {
     cudaStream_t stream();
     // The same, for kernels that call overlap_kernels() (device.cuh): they overlap if the GPU can.
     LaunchStream overlapping_stream() { return {stream(), overlap_}; }
+    // Throws Error while ops are recorded, for what may not be among them.
+    void refuse_in_recording(const char* what) const;
 
   private:
+    class Graph;
+    void record(Graph& graph, const std::function<void()>& ops);
+    // True in the thread that records; others may release memory meanwhile.
+    bool recording() const { return recorder_ == std::this_thread::get_id(); }
+    // Changes with whatever makes recordings stale.
+    std::int64_t epoch() const { return epoch_ + (cudnn_ ? cudnn_->workspaces() : 0); }
+
     // Memory for one op, valid until the next call.
     void* scratch(std::int64_t bytes);
     // kCounters zeros, which a kernel that counts its blocks leaves as zeros.
@@ -136,6 +151,11 @@ class CudaBackend final : public Backend {
     std::int64_t plain_matmuls_ = 0;  // matmuls that cuBLASLt had no algorithm for
     double largest_plain_flops_ = 0.0;
     std::string largest_plain_;
+    std::atomic<std::int64_t> epoch_ = 0;
+    std::atomic<std::thread::id> recorder_{};
+    std::vector<void*> released_;                 // by the thread that records, and not freed yet
+    std::int64_t recorded_ = 0, unrecorded_ = 0;  // how often ops were recorded, and could not be
+    std::string first_unrecorded_;
     std::unique_ptr<CudnnAttention> cudnn_;
     std::string cudnn_absence_;  // why cudnn_ could not be made, once that was tried
 };

@@ -78,6 +78,8 @@ class FrontendAttention final : public CudnnAttention {
         return rows * (deterministic ? 2 * d.T : 4 * d.HS) + 4 * rows;
     }
 
+    std::int64_t workspaces() const override { return workspaces_; }
+
     std::string refusals() const override {
         if (refused_ == 0) return "";
         return filled("cuDNN refused {} attention {}, the first {}", refused_,
@@ -99,8 +101,11 @@ class FrontendAttention final : public CudnnAttention {
         std::int64_t workspace = 0;
     };
 
-    Plan& plan(const AttentionDims& d, Pass pass) {
-        const auto [it, is_new] = plans_.try_emplace(Key{d.B, d.T, d.NH, d.HS, pass});
+    Plan& plan(const AttentionDims& d, Pass pass, bool recorded) {
+        const Key key{d.B, d.T, d.NH, d.HS, pass};
+        if (recorded && !plans_.contains(key))
+            throw Error("cuDNN: a new shape of attention cannot be recorded");
+        const auto [it, is_new] = plans_.try_emplace(key);
         Plan& p = it->second;
         if (is_new) {
             try {
@@ -192,17 +197,21 @@ class FrontendAttention final : public CudnnAttention {
         }
         CUDA_CHECK(error);
         workspace_bytes_ = bytes;
+        ++workspaces_;
     }
 
     bool run(const AttentionDims& d, Pass pass, std::unordered_map<std::int64_t, void*> pointers,
              cudaStream_t stream) {
-        Plan& p = plan(d, pass);
+        const bool recorded = is_recorded(stream);
+        Plan& p = plan(d, pass, recorded);
         if (!p.graph) return false;
         reserve(p.workspace);
         const cudnnStatus_t status = cudnnSetStream(handle_, stream);
         if (status != CUDNN_STATUS_SUCCESS)
             throw Error(filled("cuDNN: {} (cudnnSetStream)", cudnnGetErrorString(status)));
         const fe::error_object error = p.graph->execute(handle_, pointers, workspace_);
+        if (error.is_bad() && recorded)  // which says nothing of the shape
+            throw Error(filled("cuDNN: {} (in a recording)", error.err_msg));
         if (error.is_bad()) refuse(p, d, pass, error.err_msg);  // cuDNN refuses some shapes only here
         return error.is_good();
     }
@@ -213,7 +222,7 @@ class FrontendAttention final : public CudnnAttention {
     int refused_ = 0;
     std::string first_refusal_;
     void* workspace_ = nullptr;
-    std::int64_t workspace_bytes_ = 0;
+    std::int64_t workspace_bytes_ = 0, workspaces_ = 0;
 };
 
 }  // namespace

@@ -21,6 +21,8 @@ class CudnnAttention {
                           const AttentionDims& d, bool deterministic, cudaStream_t stream) = 0;
     // Bytes that backward allocates beside its tensors, and keeps.
     virtual std::int64_t workspace_bytes(const AttentionDims& d, bool deterministic) const = 0;
+    // How many workspaces it has had: a recording holds the address of one.
+    virtual std::int64_t workspaces() const = 0;
     // The shapes refused so far, in words; empty if there are none.
     virtual std::string refusals() const = 0;
 };

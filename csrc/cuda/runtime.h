@@ -8,6 +8,8 @@
 namespace llmc {
 
 [[noreturn]] void throw_cuda_error(cudaError_t error, const char* call);
+// True while what is queued in the stream becomes a part of a graph.
+bool is_recorded(cudaStream_t stream);
 
 // Where a kernel is launched. If `overlap`, it may begin while the kernel before it still runs, and calls
 // overlap_kernels() before it reads or writes anything that another kernel writes or reads.

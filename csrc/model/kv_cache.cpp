@@ -1,6 +1,7 @@
 #include "model/kv_cache.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 namespace llmc {
@@ -18,7 +19,7 @@ KVCache::KVCache(const Model& model, std::int64_t B, std::int64_t max_len)
 // T new tokens for each of the sequences [b, b + count); logits of the last token of each, on the device. T > 1
 // only with count 1.
 void KVCache::run(std::int64_t b, std::int64_t count, const std::int32_t* tokens, std::int64_t T,
-                  const float* coins) {
+                  const float* coins, const SamplerOptions* sampler) {
     if (tokens) check_tokens(tokens, count * T, model_.vocab_size());
     for (std::int64_t i = b; i < b + count; ++i)
         LLMC_CHECK(length(i) + T <= max_len_,
@@ -41,10 +42,22 @@ void KVCache::run(std::int64_t b, std::int64_t count, const std::int32_t* tokens
     chosen_ = false;
     if (tokens) ops.from_host(tokens_, tokens);  // else they lie there
     ops.from_host(numbers_, host_numbers_.data());
-    const Tensor lnf = decoder_->decode(b, tokens_, start_);
-    const Tensor last =
-        lnf.view({count * T, lnf.cols()}).slice((T - 1) * count, count * T);  // T == 1, or one sequence
-    ops.matmul_forward(logits_, last, weight, Tensor());
+    const auto step = [&] {
+        const Tensor lnf = decoder_->decode(b, tokens_, start_);
+        const Tensor last =
+            lnf.view({count * T, lnf.cols()}).slice((T - 1) * count, count * T);  // T == 1, or one sequence
+        ops.matmul_forward(logits_, last, weight, Tensor());
+        if (sampler) ops.sample(tokens_.view({count}), logits_, coins_, model_.vocab_size(), *sampler);
+    };
+    // A token for every sequence comes again and again. The lengths are on the device, in start_.
+    const SamplerOptions o = sampler ? *sampler : SamplerOptions();
+    if (count == B_ && T == 1)
+        ops.repeat(
+            steps_[sampler ? 1 : 0], Part::generation,
+            {std::bit_cast<std::int32_t>(o.temperature), o.top_k, std::bit_cast<std::int32_t>(o.top_p)},
+            step);
+    else
+        step();
     for (std::int64_t i = b; i < b + count; ++i)
         lengths_[static_cast<std::size_t>(i)] += static_cast<std::int32_t>(T);
 }
@@ -70,13 +83,11 @@ void KVCache::decode(const std::int32_t* tokens, float* logits) {
 }
 
 void KVCache::queue_tokens(const std::int32_t* tokens, const float* coins, const SamplerOptions& options) {
-    const std::int64_t V = model_.vocab_size();
-    check_sampler(V, options);
+    check_sampler(model_.vocab_size(), options);
     LLMC_CHECK(tokens || chosen_, "no tokens to go on from: the cache was used for something else");
     LLMC_CHECK(queued_ - read_ < 2, "two steps are queued already: read_tokens() comes first");
-    run(0, B_, tokens, 1, coins);
+    run(0, B_, tokens, 1, coins, &options);
     const Tensor chosen = tokens_.view({B_});
-    backend_->sample(chosen, logits_, coins_, V, options);
     std::unique_ptr<Readback>& readback = readbacks_[queued_ % 2];
     if (!readback) readback = backend_->make_readback(static_cast<std::size_t>(chosen.bytes()));
     readback->queue(chosen);

@@ -35,8 +35,9 @@ class KVCache {
 
   private:
     void run(std::int64_t b, std::int64_t count, const std::int32_t* tokens,
-             std::int64_t T,                 // without tokens: those that tokens_ holds
-             const float* coins = nullptr);  // for coins_
+             std::int64_t T,                            // without tokens: those that tokens_ holds
+             const float* coins = nullptr,              // for coins_
+             const SamplerOptions* sampler = nullptr);  // if new tokens are to be chosen
     void copy_logits(float* out);
     std::size_t index(std::int64_t b) const {
         LLMC_CHECK(b >= 0 && b < B_, "sequence {} of {}", b, B_);
@@ -55,6 +56,7 @@ class KVCache {
     std::vector<float> host_logits_;  // padded rows
     bool chosen_ = false;             // tokens_ are those that the last queue_tokens chose
     std::unique_ptr<Readback> readbacks_[2];
+    std::unique_ptr<Recording> steps_[2];  // of a token for every sequence; [1] chooses the next ones
     std::int64_t queued_ = 0, read_ = 0;
 };
 

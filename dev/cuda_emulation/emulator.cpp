@@ -7,6 +7,9 @@
 // A stream is a queue of closures. Nothing in it runs until the host waits for the stream, for an event behind
 // it, or frees memory; and then only as much as is needed. A missing wait between streams, or a host buffer
 // reused too early, is a wrong result.
+//
+// A captured graph runs its nodes in a random order that keeps their dependencies. What may not be captured is an
+// error, as on a GPU, and invalidates the capture.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -18,6 +21,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -285,8 +289,41 @@ void async_wait(int pending) {
 
 // ---- streams and events ----
 
+struct EmulatedGraph {
+    struct Node {
+        std::function<void()> work;
+        std::set<std::size_t> after;
+    };
+    std::vector<Node> nodes;
+    void run() const {
+        std::vector<std::size_t> waits, ready;
+        for (std::size_t i = 0; i < nodes.size(); ++i) {
+            waits.push_back(nodes[i].after.size());
+            if (waits[i] == 0) ready.push_back(i);
+        }
+        while (!ready.empty()) {
+            std::swap(ready[cuda_emulation::random_below(ready.size())], ready.back());
+            const std::size_t next = ready.back();
+            ready.pop_back();
+            nodes[next].work();
+            for (std::size_t i = next + 1; i < nodes.size(); ++i)
+                if (nodes[i].after.count(next) && --waits[i] == 0) ready.push_back(i);
+        }
+    }
+};
+struct EmulatedGraphExec {
+    std::shared_ptr<const EmulatedGraph> graph;  // which the streams' queues share
+};
+// Of one stream, and of those that wait for its events meanwhile.
+struct Capture {
+    EmulatedStream* origin;
+    EmulatedGraph graph;
+    bool valid = true;
+};
 struct EmulatedStream {
     std::deque<std::function<void()>> queue;
+    std::shared_ptr<Capture> capture;
+    std::set<std::size_t> last;  // the nodes that the next one comes after
     void run_one() {
         const auto work = std::move(queue.front());
         queue.pop_front();
@@ -299,6 +336,8 @@ struct EmulatedStream {
 struct EmulatedEvent {
     EmulatedStream* stream = nullptr;
     std::uint64_t recorded = 0, reached = 0;
+    std::shared_ptr<Capture> capture;  // that it was recorded in, if it was
+    std::set<std::size_t> last;
     void wait(std::uint64_t until) {
         while (reached < until) stream->run_one();
     }
@@ -328,12 +367,35 @@ bool inside(const std::map<std::uintptr_t, std::size_t>& ranges, const void* p) 
 void drain_all() {
     for (EmulatedStream* s : streams) s->drain();
 }
+// What a stream that is captured, or its thread, may not do: it invalidates the capture.
+cudaError_t refused_by_captures() {
+    cudaError_t error = cudaSuccess;
+    for (EmulatedStream* s : streams)
+        if (s->capture) {
+            if (error == cudaSuccess)
+                error =
+                    s->capture->valid ? cudaErrorStreamCaptureUnsupported : cudaErrorStreamCaptureInvalidated;
+            s->capture->valid = false;
+        }
+    return error;
+}
+cudaError_t invalidate(Capture& capture, cudaError_t error) {
+    capture.valid = false;
+    return error;
+}
+#define REFUSED_BY_CAPTURES()                                                                                \
+    if (const cudaError_t error = refused_by_captures(); error != cudaSuccess) return error
 
 }  // namespace
 
 namespace cuda_emulation {
 
-void enqueue(cudaStream_t stream, std::function<void()> work) { stream->queue.push_back(std::move(work)); }
+void enqueue(cudaStream_t stream, std::function<void()> work) {
+    if (!stream->capture) return stream->queue.push_back(std::move(work));
+    auto& nodes = stream->capture->graph.nodes;
+    nodes.push_back({std::move(work), stream->last});
+    stream->last = {nodes.size() - 1};
+}
 
 void launch(cudaStream_t stream, dim3 grid, dim3 threads, std::size_t shared, std::function<void()> thread) {
     if (threads.x * threads.y * threads.z == 0 || threads.x * threads.y * threads.z > kMaxThreads ||
@@ -349,7 +411,14 @@ void launch(cudaStream_t stream, dim3 grid, dim3 threads, std::size_t shared, st
 // ---- the runtime API ----
 
 const char* cudaGetErrorString(cudaError_t error) {
-    return error == cudaErrorMemoryAllocation ? "out of memory" : error ? "invalid argument" : "no error";
+    switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureUnjoined: return "capturing stream has unjoined work";
+    default: return "invalid argument";
+    }
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
@@ -368,6 +437,7 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 }
 
 cudaError_t cudaMalloc(void** p, std::size_t bytes) {
+    REFUSED_BY_CAPTURES();
     if (allocated + bytes > total_memory()) return cudaErrorMemoryAllocation;
     if (posix_memalign(p, 256, bytes + kGuard) != 0) return cudaErrorMemoryAllocation;
     std::memset(*p, kPoison, bytes + kGuard);
@@ -377,6 +447,7 @@ cudaError_t cudaMalloc(void** p, std::size_t bytes) {
 }
 cudaError_t cudaFree(void* p) {
     if (!p) return cudaSuccess;
+    REFUSED_BY_CAPTURES();
     drain_all();
     const auto it = device_memory.find(reinterpret_cast<std::uintptr_t>(p));
     if (it == device_memory.end()) return cudaErrorInvalidValue;
@@ -392,11 +463,13 @@ cudaError_t cudaFree(void* p) {
     return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
+    REFUSED_BY_CAPTURES();
     *p = std::malloc(bytes);
     pinned_memory[reinterpret_cast<std::uintptr_t>(*p)] = bytes;
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* p) {
+    REFUSED_BY_CAPTURES();
     drain_all();
     pinned_memory.erase(reinterpret_cast<std::uintptr_t>(p));
     std::free(p);
@@ -404,6 +477,9 @@ cudaError_t cudaFreeHost(void* p) {
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t s) {
+    // A graph's copy would read or write the host's memory at each launch: nothing here means that.
+    if (s->capture && kind != cudaMemcpyDeviceToDevice)
+        return invalidate(*s->capture, cudaErrorStreamCaptureUnsupported);
     if (kind != cudaMemcpyHostToDevice && !inside(device_memory, from)) return cudaErrorInvalidValue;
     if (kind != cudaMemcpyDeviceToHost && !inside(device_memory, to)) return cudaErrorInvalidValue;
     if (kind == cudaMemcpyHostToDevice && !inside(pinned_memory, from)) {  // pageable: read at once
@@ -426,14 +502,27 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    REFUSED_BY_CAPTURES();
     s->drain();
     streams.erase(std::find(streams.begin(), streams.end(), s));
     delete s;
     return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t s) { return s->drain(), cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    REFUSED_BY_CAPTURES();
+    return s->drain(), cudaSuccess;
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
-    if (e->stream) enqueue(s, [e, until = e->recorded] { e->wait(until); });
+    if (!e->capture) {
+        if (s->capture) return invalidate(*s->capture, cudaErrorStreamCaptureIsolation);
+        if (e->stream) enqueue(s, [e, until = e->recorded] { e->wait(until); });
+        return cudaSuccess;
+    }
+    if (!e->capture->origin) return cudaErrorCapturedEvent;  // that capture has ended
+    if (s->capture && s->capture != e->capture)
+        return invalidate(*s->capture, cudaErrorStreamCaptureIsolation);
+    s->capture = e->capture;
+    s->last.insert(e->last.begin(), e->last.end());
     return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = new EmulatedEvent, cudaSuccess; }
@@ -443,11 +532,58 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    e->capture = s->capture;
+    e->last = s->last;
+    if (s->capture) return cudaSuccess;
     e->stream = s;
     enqueue(s, [e, now = ++e->recorded] { e->reached = now; });
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    REFUSED_BY_CAPTURES();
+    if (e->capture) return cudaErrorCapturedEvent;
     if (e->stream) e->wait(e->recorded);
     return cudaSuccess;
 }
+
+// ---- graphs ----
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    if (s->capture) return invalidate(*s->capture, cudaErrorStreamCaptureUnsupported);
+    s->capture = std::make_shared<Capture>(Capture{s, {}, true});
+    s->last.clear();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* status) {
+    *status = s->capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) {
+    *graph = nullptr;
+    const std::shared_ptr<Capture> capture = s->capture;
+    if (!capture || capture->origin != s) return cudaErrorStreamCaptureUnmatched;
+    // Every node must come before what this stream would do next.
+    const auto& nodes = capture->graph.nodes;
+    std::set<std::size_t> before = s->last;
+    for (std::size_t i = nodes.size(); i-- > 0;)
+        if (before.count(i)) before.insert(nodes[i].after.begin(), nodes[i].after.end());
+    const bool joined = before.size() == nodes.size();
+    for (EmulatedStream* other : streams)
+        if (other->capture == capture) other->capture = nullptr, other->last.clear();
+    capture->origin = nullptr;
+    if (!capture->valid) return cudaErrorStreamCaptureInvalidated;
+    if (!joined) return cudaErrorStreamCaptureUnjoined;
+    *graph = new EmulatedGraph(std::move(capture->graph));
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+    *exec = new EmulatedGraphExec{std::make_shared<const EmulatedGraph>(*graph)};
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
+    if (s->capture) return invalidate(*s->capture, cudaErrorStreamCaptureUnsupported);
+    enqueue(s, [graph = exec->graph] { graph->run(); });
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cudaSuccess; }
