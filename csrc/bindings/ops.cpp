@@ -105,9 +105,11 @@ void bind_ops(py::module_& m) {
         .def("layernorm_forward", op(&Backend::layernorm_forward), "out"_a, "mean"_a, "rstd"_a, "inp"_a,
              "weight"_a, "bias"_a,
              "Normalize the rows of inp (N,C) to out (N,C); weight and bias (C). Keeps mean and rstd (N).")
-        .def("layernorm_backward", op(&Backend::layernorm_backward), "dinp"_a, "dweight"_a, "dbias"_a,
-             "dout"_a, "inp"_a, "weight"_a, "mean"_a, "rstd"_a,
-             "Add the gradients of layernorm to dinp (N,C), dweight (C) and dbias (C).")
+        .def(
+            "layernorm_backward", op(&Backend::layernorm_backward), "dinp"_a, "dweight"_a, "dbias"_a,
+            "dinp_sum"_a, "dout"_a, "inp"_a, "weight"_a, "mean"_a, "rstd"_a,
+            "Add the gradients of layernorm to dinp (N,C), dweight (C) and dbias (C), and the column sums of "
+            "what is then in dinp to dinp_sum (C) or None.")
         .def("matmul_forward", op(&Backend::matmul_forward), "out"_a, "inp"_a, "weight"_a, "bias"_a = none,
              "Compute out (N,OC) = inp (N,C) weight (OC,C)^T + bias (OC).")
         .def("matmul_backward", op(&Backend::matmul_backward), "dinp"_a, "dweight"_a, "dbias"_a, "dout"_a,

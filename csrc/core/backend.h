@@ -122,9 +122,11 @@ class Backend {
     virtual void layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
                                    Tensor bias) = 0;
     // dinp += J^T dout;   dweight, dbias +=
-    // dinp, dout, inp (N,C)   dweight, dbias, weight (C)   mean, rstd (N)
-    virtual void layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
-                                    Tensor weight, Tensor mean, Tensor rstd) = 0;
+    // dinp_sum += column sums of dinp, as it is stored: the gradient of a bias that was added to inp, without
+    // reading dinp again.
+    // dinp, dout, inp (N,C)   dweight, dbias, weight (C)   dinp_sum (C) or absent   mean, rstd (N)
+    virtual void layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dinp_sum, Tensor dout,
+                                    Tensor inp, Tensor weight, Tensor mean, Tensor rstd) = 0;
 
     // out = inp weight^T + bias
     // out (N,OC), of inp's dtype or f32   inp (N,C)   weight (OC,C)   bias (OC) or absent

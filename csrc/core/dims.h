@@ -94,14 +94,15 @@ inline LayerNormDims layernorm_forward_dims(const char* op, const Tensor& out, c
     return d;
 }
 inline LayerNormDims layernorm_backward_dims(const Tensor& dinp, const Tensor& dweight, const Tensor& dbias,
-                                             const Tensor& dout, const Tensor& inp, const Tensor& weight,
-                                             const Tensor& mean, const Tensor& rstd) {
+                                             const Tensor& dinp_sum, const Tensor& dout, const Tensor& inp,
+                                             const Tensor& weight, const Tensor& mean, const Tensor& rstd) {
     constexpr const char* op = "layernorm_backward";
     const LayerNormDims d = layernorm_dims(op, dinp, mean, rstd, inp, weight);
     check::matrix(op, "dout", dout, inp.dtype, d.N, d.C);
     check::shape(op, "dweight", dweight, {d.C});
     check::float_dtype(op, "dweight", dweight);
     check::like(op, "dbias", dbias, dweight);
+    if (dinp_sum) check::like(op, "dinp_sum", dinp_sum, dweight);
     return d;
 }
 

@@ -1,7 +1,7 @@
 // layernorm, alone and fused with the residual addition before it. A row is read once from memory: the second
 // and third look find it in the L1 cache.
 //
-// dweight and dbias are sums over all rows. Blocks of rows have partial sums of their own, which are added in
+// dweight, dbias and dinp_sum are sums over all rows. Blocks of rows have partial sums of their own, which are added in
 // the order of the blocks: the blocks depend on the shape alone, so the result does not depend on the number
 // of threads.
 #include "core/dims.h"
@@ -41,29 +41,33 @@ void CpuBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, T
     });
 }
 
-void CpuBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
-                                    Tensor weight, Tensor mean, Tensor rstd) {
-    const auto [N, C] = layernorm_backward_dims(dinp, dweight, dbias, dout, inp, weight, mean, rstd);
-    const std::int64_t blocks = ceil_div(N, kBlockRows);
-    float* const partial = static_cast<float*>(shared_scratch(blocks * 2 * C * 4));
+void CpuBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dinp_sum, Tensor dout,
+                                    Tensor inp, Tensor weight, Tensor mean, Tensor rstd) {
+    const auto [N, C] =
+        layernorm_backward_dims(dinp, dweight, dbias, dinp_sum, dout, inp, weight, mean, rstd);
+    const std::int64_t blocks = ceil_div(N, kBlockRows), sums = (dinp_sum ? 3 : 2) * C;
+    float* const partial = static_cast<float*>(shared_scratch(blocks * sums * 4));
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         parallel_for(threads_, blocks, [&](std::int64_t block, int) {
             const std::int64_t r = block * kBlockRows, rows = N - r < kBlockRows ? N - r : kBlockRows;
-            float* const dw = partial + block * 2 * C;
-            for (std::int64_t i = 0; i < 2 * C; ++i) dw[i] = 0.0f;
+            float* const dw = partial + block * sums;
+            for (std::int64_t i = 0; i < sums; ++i) dw[i] = 0.0f;
             kernels<T>().layernorm_backward(dinp.as<T>() + r * C, dw, dw + C, dout.as<T>() + r * C,
                                             inp.as<T>() + r * C, weight.as<T>(), mean.as<float>() + r,
                                             rstd.as<float>() + r, rows, C);
+            if (dinp_sum)  // the block's rows are in the L2 cache
+                kernels<T>().column_sum(dw + 2 * C, dinp.as<T>() + r * C, rows, C, C);
         });
     });
     for (std::int64_t block = 1; block < blocks; ++block)
-        kernels<float>().accumulate(partial, partial + block * 2 * C, 2 * C);
+        kernels<float>().accumulate(partial, partial + block * sums, sums);
     visit_float(dweight.dtype, [&, N = N, C = C](auto tag) {
         using G = decltype(tag);
         if (N > 0) {
             kernels<G>().add_into(dweight.as<G>(), partial, C);
             kernels<G>().add_into(dbias.as<G>(), partial + C, C);
+            if (dinp_sum) kernels<G>().add_into(dinp_sum.as<G>(), partial + 2 * C, C);
         }
     });
 }

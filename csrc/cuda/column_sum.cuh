@@ -42,9 +42,15 @@ __global__ void column_sum_kernel(float* partial, i64 N, i64 C, Terms terms) {
     }
 }
 
-// out_k (+)= sum over pieces of partial[., k], where k is blockIdx.y: thread (x, y) sums every 8th piece.
+constexpr int kMostSums = 3;
 template <class G>
-__global__ void add_pieces_kernel(G* out0, G* out1, const float* partial, int pieces, i64 C,
+struct SumOutputs {
+    G* of[kMostSums];  // (C) each
+};
+
+// outputs.of[k] (+)= sum over pieces of partial[., k], where k is blockIdx.y: thread (x, y) sums every 8th piece.
+template <class G>
+__global__ void add_pieces_kernel(SumOutputs<G> outputs, const float* partial, int pieces, i64 C,
                                   bool accumulate) {
     LLMC_SHARED(shared, float[kRowLanes][kColumnLanes]);
     const int x = threadIdx.x, y = threadIdx.y, k = blockIdx.y, K = gridDim.y;
@@ -62,15 +68,16 @@ __global__ void add_pieces_kernel(G* out0, G* out1, const float* partial, int pi
     float total = 0.0f;
 #pragma unroll
     for (int r = 0; r < kRowLanes; ++r) total += shared[r][x];
-    G* const out = (k == 0 ? out0 : out1) + column;
+    G* const out = outputs.of[k] + column;
     *out = narrow<G>(accumulate ? widen(*out) + total : total);
 }
 // partial (pieces, K, C)
 template <int K, class G>
-void launch_add_pieces(cudaStream_t stream, G* out0, G* out1, const float* partial, i64 pieces, i64 C,
+void launch_add_pieces(cudaStream_t stream, SumOutputs<G> outputs, const float* partial, i64 pieces, i64 C,
                        bool accumulate) {
+    static_assert(K <= kMostSums);
     launch(add_pieces_kernel<G>, dim3(blocks_for(C, kColumnLanes), K), dim3(kColumnLanes, kRowLanes), 0,
-           stream, out0, out1, partial, static_cast<int>(pieces), C, accumulate);
+           stream, outputs, partial, static_cast<int>(pieces), C, accumulate);
 }
 
 inline i64 column_sum_pieces(i64 N) { return ceil_div(N, kPieceRows); }
@@ -81,8 +88,8 @@ i64 column_sum_scratch(i64 N, i64 C) {
 
 // partial: column_sum_scratch<K>(N, C) bytes. Rows and the memory behind `pointers` decide the width.
 template <class T, int K, class G, class Terms, class... Pointers>
-void launch_column_sum(cudaStream_t stream, G* out0, G* out1, float* partial, i64 N, i64 C, bool accumulate,
-                       const Terms& terms, Pointers... pointers) {
+void launch_column_sum(cudaStream_t stream, SumOutputs<G> outputs, float* partial, i64 N, i64 C,
+                       bool accumulate, const Terms& terms, Pointers... pointers) {
     const i64 pieces = column_sum_pieces(N);
     LLMC_CHECK(pieces <= 65535, "{} rows are more than a sum over rows covers", N);
     visit_width<T>(
@@ -94,7 +101,7 @@ void launch_column_sum(cudaStream_t stream, G* out0, G* out1, float* partial, i6
                    dim3(kColumnLanes, kRowLanes), 0, stream, partial, N, C, terms);
         },
         pointers...);
-    launch_add_pieces<K>(stream, out0, out1, partial, pieces, C, accumulate);
+    launch_add_pieces<K>(stream, outputs, partial, pieces, C, accumulate);
 }
 
 }  // namespace llmc

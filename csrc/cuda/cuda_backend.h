@@ -60,8 +60,8 @@ class CudaBackend final : public Backend {
     void encoder_backward(Tensor dwte, Tensor dwpe, Tensor dout, Tensor inp) override;
     void layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor inp, Tensor weight,
                            Tensor bias) override;
-    void layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, Tensor weight,
-                            Tensor mean, Tensor rstd) override;
+    void layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dinp_sum, Tensor dout,
+                            Tensor inp, Tensor weight, Tensor mean, Tensor rstd) override;
     void matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) override;
     void matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp, Tensor weight,
                          bool accumulate) override;

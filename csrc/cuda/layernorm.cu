@@ -3,9 +3,10 @@
 // reads back only what it wrote, so no barrier is needed. Rows too long for that are read from memory again.
 //
 // Backward reads everything once, too: a row waits in the registers of the 1 to 8 warps that share it, and each
-// lane adds up the parameters' gradients of its columns over all rows that its block takes. The blocks' sums
+// lane adds up the parameters' gradients of its columns over all rows that its block takes. So it does with the sums
+// of the input's gradient, if they are wanted, but in shared memory: registers have no room left. The blocks' sums
 // are added by a second kernel, in order. Rows too long for registers go the longer way: one kernel for the
-// input's gradient, and sums over rows (column_sum.cuh) for the parameters'.
+// input's gradient, and sums over rows (column_sum.cuh) for the rest.
 #include "core/dims.h"
 #include "cuda/column_sum.cuh"
 #include "cuda/cuda_backend.h"
@@ -161,13 +162,16 @@ RowShare row_share(i64 C, int W) {
 
 // With n = (x - mean) rstd and g = dout w:
 //   dinp += rstd (g - avg(g) - n avg(g n));   dweight += sum dout n;   dbias += sum dout
-// partial (blocks, 2, C): the block's dweight and dbias.
-template <class T, int W, int V>
+// partial (blocks, K, C): the block's dweight, dbias and, if K is 3, dinp_sum.
+template <class T, int W, int V, int K>
 __global__ void __launch_bounds__(kWarps* kWarp, 2)
     layernorm_backward_kernel(T* dinp, float* partial, const T* dout, const T* inp, const T* weight,
                               const float* mean, const float* rstd, i64 N, int C, int row_warps) {
     LLMC_SHARED(row_sums, float[2][2][kWarps]);  // of the rows of this turn and of the one before
     LLMC_SHARED(shared, float[kWarps][kWarp * W]);
+    // The warp's dinp_sum: 16 bytes of a lane beside those of the next, so that no two lanes meet in a bank.
+    constexpr int Q = W % 4 == 0 ? 4 : 1;
+    LLMC_SHARED(dinp_sums, float[K == 3 ? kWarps : 1][V * W / Q][kWarp][Q]);
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
     const int rows = kWarps / row_warps, row_in_block = warp / row_warps, part = warp % row_warps;
     const int column0 = (part * kWarp + lane) * W, step = row_warps * kWarp * W;
@@ -179,6 +183,9 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
         if (column0 + v * step < C) w[v] = load_packed<W>(weight + column0 + v * step);
         dweight[v] = dbias[v] = zeros<W>();
     }
+    if constexpr (K == 3)
+#pragma unroll
+        for (int i = 0; i < V * W / Q; ++i) store(dinp_sums[warp][i][lane], zeros<Q>());
     int turn = 0;
     for (i64 row0 = static_cast<i64>(blockIdx.x) * rows; row0 < N;
          row0 += static_cast<i64>(gridDim.x) * rows, turn ^= 1) {
@@ -230,17 +237,32 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
                     const float n = (xs[k] - mu) * rs;
                     g[k] = fmaf(rs, ds[k] * ws[k] - avg_g - n * avg_gn, g[k]);
                 }
-                store(to + v * step, g);
+                const Packed<W, T> stored = Packed<W, T>::of(g);
+                stored.store(to + v * step);
+                if constexpr (K == 3) {
+                    g = stored.floats();  // rounded, as the matmuls below see it
+#pragma unroll
+                    for (int i = 0; i < W / Q; ++i) {
+                        float* const at = dinp_sums[warp][v * W / Q + i][lane];
+                        Floats<Q> sum = load<Q>(at);
+#pragma unroll
+                        for (int q = 0; q < Q; ++q) sum[q] += g[i * Q + q];
+                        store(at, sum);
+                    }
+                }
             }
     }
-    float* const block_sums = partial + static_cast<i64>(blockIdx.x) * 2 * C;
+    float* const block_sums = partial + static_cast<i64>(blockIdx.x) * K * C;
 #pragma unroll
     for (int v = 0; v < V; ++v)
 #pragma unroll
-        for (int p = 0; p < 2; ++p) {
+        for (int p = 0; p < K; ++p) {
             __syncthreads();
 #pragma unroll
-            for (int k = 0; k < W; ++k) shared[warp][k * kWarp + lane] = p == 0 ? dweight[v][k] : dbias[v][k];
+            for (int k = 0; k < W; ++k)
+                shared[warp][k * kWarp + lane] = p == 0   ? dweight[v][k]
+                                                 : p == 1 ? dbias[v][k]
+                                                          : dinp_sums[warp][(v * W + k) / Q][lane][k % Q];
             __syncthreads();
             // Each of the warps with the same columns finishes some of them.
             const int column = column0 + v * step;
@@ -326,9 +348,10 @@ void CudaBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, 
     });
 }
 
-void CudaBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
-                                     Tensor weight, Tensor mean, Tensor rstd) {
-    const auto [N, C] = layernorm_backward_dims(dinp, dweight, dbias, dout, inp, weight, mean, rstd);
+void CudaBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dinp_sum, Tensor dout,
+                                     Tensor inp, Tensor weight, Tensor mean, Tensor rstd) {
+    const auto [N, C] =
+        layernorm_backward_dims(dinp, dweight, dbias, dinp_sum, dout, inp, weight, mean, rstd);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         visit_float(dweight.dtype, [&](auto grad_tag) {
@@ -338,26 +361,36 @@ void CudaBackend::layernorm_backward(Tensor dinp, Tensor dweight, Tensor dbias, 
                 [&](auto width) {
                     constexpr int W = decltype(width)::value;
                     const RowShare share = row_share(C, W);
+                    const SumOutputs<G> outputs{dweight.as<G>(), dbias.as<G>(), dinp_sum.as<G>()};
                     if (share.vectors == 0) {
                         launch(layernorm_input_gradient_kernel<T, W>, blocks_for(N, kWarps), kWarps * kWarp,
                                0, stream(), dinp.as<T>(), dout.as<T>(), inp.as<T>(), weight.as<T>(),
                                mean.as<float>(), rstd.as<float>(), N, C);
                         float* const partial = static_cast<float*>(scratch(column_sum_scratch<2>(N, C)));
-                        return launch_column_sum<T, 2>(
-                            stream(), dweight.as<G>(), dbias.as<G>(), partial, N, C, true,
-                            ParameterTerms<T>{dout.as<T>(), inp.as<T>(), mean.as<float>(), rstd.as<float>(),
-                                              C},
-                            dout.data, inp.data);
+                        launch_column_sum<T, 2>(stream(), outputs, partial, N, C, true,
+                                                ParameterTerms<T>{dout.as<T>(), inp.as<T>(), mean.as<float>(),
+                                                                  rstd.as<float>(), C},
+                                                dout.data, inp.data);
+                        if (dinp_sum) bias_gradient(dinp_sum, dinp, true);
+                        return;
                     }
                     const i64 needed = ceil_div(N * share.warps, kWarps);
                     const i64 blocks = needed < kBackwardBlocks ? needed : kBackwardBlocks;
-                    float* const partial = static_cast<float*>(scratch(blocks * 2 * C * 4));
-                    launch(share.vectors == kMostVectors ? layernorm_backward_kernel<T, W, kMostVectors>
-                                                         : layernorm_backward_kernel<T, W, kMostVectors - 1>,
-                           blocks_for(blocks, 1), kWarps * kWarp, 0, stream(), dinp.as<T>(), partial,
-                           dout.as<T>(), inp.as<T>(), weight.as<T>(), mean.as<float>(), rstd.as<float>(), N,
-                           static_cast<int>(C), share.warps);
-                    launch_add_pieces<2>(stream(), dweight.as<G>(), dbias.as<G>(), partial, blocks, C, true);
+                    const auto by_rows = [&](auto sums) {
+                        constexpr int K = decltype(sums)::value;
+                        float* const partial = static_cast<float*>(scratch(blocks * K * C * 4));
+                        launch(share.vectors == kMostVectors
+                                   ? layernorm_backward_kernel<T, W, kMostVectors, K>
+                                   : layernorm_backward_kernel<T, W, kMostVectors - 1, K>,
+                               blocks_for(blocks, 1), kWarps * kWarp, 0, stream(), dinp.as<T>(), partial,
+                               dout.as<T>(), inp.as<T>(), weight.as<T>(), mean.as<float>(), rstd.as<float>(),
+                               N, static_cast<int>(C), share.warps);
+                        launch_add_pieces<K>(stream(), outputs, partial, blocks, C, true);
+                    };
+                    if (dinp_sum)
+                        by_rows(std::integral_constant<int, 3>{});
+                    else
+                        by_rows(std::integral_constant<int, 2>{});
                 },
                 dinp.data, dout.data, inp.data, weight.data);
         });

@@ -215,8 +215,8 @@ void CudaBackend::bias_gradient(Tensor dbias, Tensor dout, bool accumulate) {
         using T = decltype(tag);
         visit_float(dbias.dtype, [&](auto grad_tag) {
             using G = decltype(grad_tag);
-            launch_column_sum<T, 1>(stream(), dbias.as<G>(), static_cast<G*>(nullptr), partial, N, OC,
-                                    accumulate, BiasTerms<T>{dout.as<T>(), OC}, dout.data);
+            launch_column_sum<T, 1>(stream(), SumOutputs<G>{dbias.as<G>()}, partial, N, OC, accumulate,
+                                    BiasTerms<T>{dout.as<T>(), OC}, dout.data);
         });
     });
 }

@@ -150,7 +150,8 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     // zeroed here.
     const bool add = begin_adding();  // until end_adding() the gradients are incomplete
     if (!add)
-        for (const Tensor& t : {g.wpe, g.ln1w, g.ln1b, g.ln2w, g.ln2b, g.lnfw, g.lnfb}) ops.zero(t);
+        for (const Tensor& t : {g.wpe, g.ln1w, g.ln1b, g.ln2w, g.ln2b, g.lnfw, g.lnfb, g.attprojb, g.fcprojb})
+            ops.zero(t);
 
     // Activations' gradients live in three buffers, which all layers share:
     //   dresidual (C)   of the residual stream. It flows down past every block unchanged, and the backward of
@@ -158,6 +159,8 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     //   dbranch (C)     of a layernorm's output, or of attention's. Overwritten by each matmul's backward.
     //   dhidden (4C)    of the MLP's hidden layer.
     // dqkv (3C) reuses dhidden (4C), free after fc's backward.
+    // A layernorm's backward also sums dresidual's columns: the bias gradient of the linear layer below, whose
+    // output was added to the stream there. So matmuls that take dresidual as dout need not.
     const Tensor dqkv = a.dhidden.prefix({B_, T_, 3 * C});
 
     // The classifier, by chunks of rows. Its input gradient dlnf goes into dbranch, which no layer needs yet.
@@ -165,8 +168,8 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
 
     // The final layernorm adds to dresidual, so that begins as zero.
     ops.zero(a.dresidual);
-    ops.layernorm_backward(a.dresidual, g.lnfw, g.lnfb, a.dbranch, slot(a.residual3, L - 1), p.lnfw,
-                           a.lnf_mean, a.lnf_rstd);
+    ops.layernorm_backward(a.dresidual, g.lnfw, g.lnfb, g.fcprojb[L - 1], a.dbranch, slot(a.residual3, L - 1),
+                           p.lnfw, a.lnf_mean, a.lnf_rstd);
     if (sink) sink->ready(std::array{g.lnfw, g.lnfb});
     for (std::int64_t l = L - 1; l >= 0; --l) {
         const Tensor x = l == 0 ? a.encoded : slot(a.residual3, l - 1);  // the block's input
@@ -176,7 +179,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
         if (options().recompute >= Recompute::gelu) ops.gelu_forward(fch_gelu, a.fch[l]);
         // dresidual is also the gradient of what the MLP added to the stream. dhidden is overwritten with the
         // gradient before GELU.
-        ops.matmul_gelu_backward(a.dhidden, g.fcprojw[l], g.fcprojb[l], a.dresidual, fch_gelu, p.fcprojw[l],
+        ops.matmul_gelu_backward(a.dhidden, g.fcprojw[l], Tensor(), a.dresidual, fch_gelu, p.fcprojw[l],
                                  a.fch[l], add);
 
         // fc. At level 2 the layernorms' outputs share slots as well; their mean and rstd were kept, and are
@@ -185,20 +188,19 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
             ops.layernorm_forward(ln2, a.ln2_mean[l], a.ln2_rstd[l], a.residual2[l], p.ln2w[l], p.ln2b[l]);
         ops.matmul_backward(a.dbranch, g.fcw[l], g.fcb[l], a.dhidden, ln2, p.fcw[l], add);  // dbranch = dln2
         // From here on dresidual is the gradient of residual2: the stream's, and what came through the MLP.
-        ops.layernorm_backward(a.dresidual, g.ln2w[l], g.ln2b[l], a.dbranch, a.residual2[l], p.ln2w[l],
-                               a.ln2_mean[l], a.ln2_rstd[l]);
+        ops.layernorm_backward(a.dresidual, g.ln2w[l], g.ln2b[l], g.attprojb[l], a.dbranch, a.residual2[l],
+                               p.ln2w[l], a.ln2_mean[l], a.ln2_rstd[l]);
 
         // attproj, attention and qkv. dbranch is datty first, then dln1; in between dqkv takes dhidden's
         // place.
-        ops.matmul_backward(a.dbranch, g.attprojw[l], g.attprojb[l], a.dresidual, a.atty[l], p.attprojw[l],
-                            add);
+        ops.matmul_backward(a.dbranch, g.attprojw[l], Tensor(), a.dresidual, a.atty[l], p.attprojw[l], add);
         ops.attention_backward(dqkv, a.dbranch, a.qkv[l], a.atty[l], a.lse[l], NH);
         if (options().recompute >= Recompute::gelu_and_layernorm)
             ops.layernorm_forward(ln1, a.ln1_mean[l], a.ln1_rstd[l], x, p.ln1w[l], p.ln1b[l]);
         ops.matmul_backward(a.dbranch, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], add);
         // And from here on dresidual is the gradient of the block's input, for the block below.
-        ops.layernorm_backward(a.dresidual, g.ln1w[l], g.ln1b[l], a.dbranch, x, p.ln1w[l], a.ln1_mean[l],
-                               a.ln1_rstd[l]);
+        ops.layernorm_backward(a.dresidual, g.ln1w[l], g.ln1b[l], l > 0 ? g.fcprojb[l - 1] : Tensor(),
+                               a.dbranch, x, p.ln1w[l], a.ln1_mean[l], a.ln1_rstd[l]);
         if (sink) sink->ready(layer_gradients(l));
     }
 

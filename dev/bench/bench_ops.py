@@ -146,9 +146,9 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
         "layernorm_backward",
         f"{N}x{C}",
         2 * L + 1,
-        14 * n,
+        15 * n,
         size * 4 * n,
-        lambda: rows(be.layernorm_backward, *"xggxxwss"),
+        lambda: rows(be.layernorm_backward, *"xgggxxwss"),
     )
     yield Op("gelu_forward", f"{N}x{4 * C}", L, 0, size * 8 * n, lambda: rows(be.gelu_forward, *"hh"))
 

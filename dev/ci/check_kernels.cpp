@@ -355,12 +355,15 @@ void layernorm(Run& r) {
         r.expect(mean, means);
         if (C > 1) r.expect(rstd, rstds);
         const Tensor dinp = r.tensor(dx0, {N, C}), dweight = r.tensor(Numbers(dw.size()), {C}, DType::f32),
-                     dbias = r.tensor(Numbers(dw.size()), {C}, DType::f32);
+                     dbias = r.tensor(Numbers(dw.size()), {C}, DType::f32),
+                     dinp_sum = r.tensor(Numbers(dw.size()), {C}, DType::f32);
         if (C == 1) continue;  // rstd is 316: nothing but cancellation
-        r.ops.layernorm_backward(dinp, dweight, dbias, r.tensor(dy, {N, C}), residual, weight, mean, rstd);
+        r.ops.layernorm_backward(dinp, dweight, dbias, dinp_sum, r.tensor(dy, {N, C}), residual, weight, mean,
+                                 rstd);
         r.expect(dinp, dx);
         r.expect(dweight, dw);
         r.expect(dbias, db);
+        r.expect(dinp_sum, column_sums(dx, C));
     }
 }
 

@@ -278,6 +278,7 @@ class Backend:
         dinp: Tensor,
         dweight: Tensor,
         dbias: Tensor,
+        dinp_sum: Tensor,
         dout: Tensor,
         inp: Tensor,
         weight: Tensor,
@@ -285,7 +286,7 @@ class Backend:
         rstd: Tensor,
     ) -> None:
         """
-        Add the gradients of layernorm to dinp (N,C), dweight (C) and dbias (C).
+        Add the gradients of layernorm to dinp (N,C), dweight (C) and dbias (C), and the column sums of what is then in dinp to dinp_sum (C) or None.
         """
     def layernorm_forward(
         self, out: Tensor, mean: Tensor, rstd: Tensor, inp: Tensor, weight: Tensor, bias: Tensor

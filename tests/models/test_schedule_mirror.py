@@ -86,26 +86,27 @@ class Mirror:
 
         dbranch, dx, dhidden = self.new(N, C), self.new(N, C), self.new(N, 4 * C)
         dbranch.from_host(dlnf)
-        ops.layernorm_backward(dx, g["lnfw", None], g["lnfb", None], dbranch, x, p["lnfw", None], mean, rstd)
 
-        def norm_backward(name, l, inp, statistics):
-            weights = g[name + "w", l], g[name + "b", l]
-            ops.layernorm_backward(dx, *weights, dbranch, inp, p[name + "w", l], *statistics)
+        def norm_backward(name, l, below, inp, statistics):
+            """below: the bias, and its layer, that was added to inp last."""
+            gradients = g[name + "w", l], g[name + "b", l], g.get(below)
+            ops.layernorm_backward(dx, *gradients, dbranch, inp, p[name + "w", l], *statistics)
 
-        def linear_backward(name, l, dinp, dout, inp):
-            ops.matmul_backward(dinp, g[name + "w", l], g[name + "b", l], dout, inp, p[name + "w", l], True)
+        def linear_backward(name, l, dinp, dout, inp, bias=True):
+            dbias = g[name + "b", l] if bias else None
+            ops.matmul_backward(dinp, g[name + "w", l], dbias, dout, inp, p[name + "w", l], True)
+
+        norm_backward("lnf", None, ("fcprojb", L - 1), x, (mean, rstd))
 
         for l, (x, ln1, qkv, atty, lse, residual2, ln2, fch, fch_gelu) in reversed(list(enumerate(kept))):
-            ops.matmul_gelu_backward(
-                dhidden, g["fcprojw", l], g["fcprojb", l], dx, fch_gelu, p["fcprojw", l], fch, True
-            )
+            ops.matmul_gelu_backward(dhidden, g["fcprojw", l], None, dx, fch_gelu, p["fcprojw", l], fch, True)
             linear_backward("fc", l, dbranch, dhidden, ln2[0])
-            norm_backward("ln2", l, residual2, ln2[1:])
+            norm_backward("ln2", l, ("attprojb", l), residual2, ln2[1:])
             datty, dqkv = self.new(B, T, C), self.new(B, T, 3 * C)
-            linear_backward("attproj", l, datty, dx, atty)
+            linear_backward("attproj", l, datty, dx, atty, bias=False)
             ops.attention_backward(dqkv, datty, qkv, atty, lse, NH)
             linear_backward("qkv", l, dbranch, dqkv, ln1[0])
-            norm_backward("ln1", l, x, ln1[1:])
+            norm_backward("ln1", l, ("fcprojb", l - 1), x, ln1[1:])
         shaped = self.new(B, T, C)
         ops.copy(shaped, dx)
         ops.encoder_backward(g["wte", None], g["wpe", None], shaped, ids)

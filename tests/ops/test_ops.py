@@ -159,16 +159,27 @@ def test_layernorm_of_a_large_mean(backend, rng):
 @pytest.mark.parametrize("N,C", ROWS[1:] + BACKWARD_ROWS)
 def test_layernorm_backward_adds(backend, rng, dtype, grad, N, C):
     x, dout, weight = (rounded(rng.standard_normal(s), dtype) for s in [(N, C), (N, C), C])
-    before = [rounded(rng.standard_normal(s), d) for s, d in [((N, C), dtype), (C, grad), (C, grad)]]
+    before = [rounded(rng.standard_normal(s), d) for s, d in [((N, C), dtype), (C, grad), (C, grad), (C, grad)]]
     _, mean, rstd = oracle.layernorm(x, weight, weight)
-    results = dict(zip(("dinp", "dweight", "dbias"), (put(backend, b, d) for b, d in zip(before, (dtype, grad, grad)))))
     t = [put(backend, a, dtype) for a in (dout, x, weight)]
-    backend.layernorm_backward(*results.values(), *t, put(backend, mean), put(backend, rstd))
+    t += [put(backend, mean), put(backend, rstd)]
+
+    def gradients():
+        return [put(backend, b, d) for b, d in zip(before, (dtype, grad, grad, grad))]
+
+    dinp, dweight, dbias, dinp_sum = gradients()
+    backend.layernorm_backward(dinp, dweight, dbias, dinp_sum, *t)
 
     def formula(a, b, c, *operands):
         return tuple(p + q for p, q in zip((a, b, c), oracle.layernorm_gradient(*operands)))
 
-    check(results, formula, *before, dout, x, weight)
+    check({"dinp": dinp, "dweight": dweight, "dbias": dbias}, formula, *before[:3], dout, x, weight)
+    # The sum is of dinp as it was stored.
+    check({"dinp_sum": dinp_sum}, lambda a, b: (a + b.sum(axis=0),), before[3], rounded(get(dinp), dtype), ulps=2)
+    without = gradients()[:3]
+    backend.layernorm_backward(*without, None, *t)
+    for x, y in zip((dinp, dweight, dbias), without):
+        np.testing.assert_array_equal(x.to_host(), y.to_host())
 
 
 @pytest.mark.parametrize("dtype,grad", MIXED)
@@ -177,7 +188,7 @@ def test_layernorm_backward_of_one_channel(backend, dtype, grad):
     dout, inp, weight = (rounded([x], dtype) for x in (0.7, 1.3, 0.9))
     t = [*(put(backend, x, dtype) for x in (dout, inp, weight)), put(backend, inp), put(backend, [1e-5**-0.5])]
     dinp, dweight, dbias = put(backend, [0.0], dtype), put(backend, [0.0], grad), put(backend, [0.0], grad)
-    backend.layernorm_backward(dinp, dweight, dbias, *t)
+    backend.layernorm_backward(dinp, dweight, dbias, None, *t)
     assert abs(get(dinp)[0]) <= 2**-23 * 0.7 * 0.9 * 1e-5**-0.5
     assert get(dweight)[0] == 0 and rounded(get(dbias), grad)[0] == rounded(dout, grad)[0]
 
@@ -580,7 +591,7 @@ OPERANDS = {
     "encoder_backward": ([((7, 8), F), ((4, 8), F), ((2, 3, 8), F), ((2, 3), I)], []),
     "layernorm_forward": ([((6, 8), F), ((6,), F), ((6,), F), ((6, 8), F), ((8,), F), ((8,), F)], []),
     "layernorm_backward": (
-        [((6, 8), F), ((8,), F), ((8,), F), ((6, 8), F), ((6, 8), F), ((8,), F), ((6,), F), ((6,), F)],
+        [((6, 8), F), ((8,), F), ((8,), F), ((8,), F), ((6, 8), F), ((6, 8), F), ((8,), F), ((6,), F), ((6,), F)],
         [],
     ),
     "matmul_forward": ([((6, 6), F), ((6, 8), F), ((6, 8), F), ((6,), F)], []),
@@ -672,6 +683,7 @@ def test_message_has_both_shapes():
 # Positions of the operands that may be None.
 OPTIONAL = {
     "encoder_forward": {4},
+    "layernorm_backward": {3},
     "matmul_forward": {3},
     "matmul_backward": {0, 1, 2},
     "matmul_gelu_forward": {4},
