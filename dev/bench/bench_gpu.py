@@ -247,8 +247,10 @@ def run_llm_c(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         shard = Path(folder, "random_000.bin")
         count = args.total_batch * 2 + 1
         write_shard(shard, np.random.default_rng(0).integers(0, config.vocab_size, count), vocab_size=config.vocab_size)
+        # It evaluates once before the steps and once after them: -v 0 would end it by a division by zero.
         flags = {"-i": shard, "-j": shard, "-e": args.model, "-b": args.batch, "-t": args.seq_len, "-d": args.total_batch,
-                 "-x": steps, "-v": 0, "-s": 0, "-h": 0, "-r": args.recompute, "-ge": 1, "-c": 0.1, "-l": 1e-4}  # fmt: skip
+                 "-x": steps, "-v": 2 * steps, "-m": 1, "-s": 0, "-h": 0, "-r": args.recompute, "-ge": 1,
+                 "-c": 0.1, "-l": 1e-4}  # fmt: skip
         command = [str(args.llm_c), *(str(x) for pair in flags.items() for x in pair)]
         out = subprocess.run(command, capture_output=True, text=True, timeout=600)
     lines = re.findall(r"^step +\d+/\d+ \| loss +([\d.]+).*?\| +([\d.]+) ms", out.stdout, re.MULTILINE)
