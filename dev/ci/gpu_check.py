@@ -70,9 +70,8 @@ class Check:
         signal.signal(signal.SIGTERM, self.stopped)
         path = [str(self.site), os.environ.get("PYTHONPATH", "")]
         self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p)}
-        self.env["LLMC_CUDA_TUNE_FILE"] = str(
-            self.out / "cublaslt_algorithms.tsv"
-        )  # beside the figures, not in the user's cache
+        # Beside the figures that come of it, and not in the user's cache.
+        self.env["LLMC_CUDA_TUNE_FILE"] = str(self.out / "cublaslt_algorithms.tsv")
         sabotage = os.environ.get("LLMC_GPU_CHECK_SABOTAGE", "")
         self.sabotage = {name: how for how, _, name in (s.partition(":") for s in sabotage.split(",") if s)}
         self.out.mkdir(parents=True, exist_ok=True)
@@ -322,16 +321,8 @@ class Check:
             raise NotRun("compute-sanitizer was not found: pip install 'nvidia-cuda-sanitizer-api==13.0.*'")
         command = [sanitizer, "--tool", tool, "--kernel-regex", "kns=llmc", "--error-exitcode", "9"]
         command += ["--target-processes", "all"]
-        pytest = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-v",
-            "-p",
-            "no:cacheprovider",
-            "--tb=short",
-            *self.chosen(tool, which),
-        ]
+        pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short"]
+        pytest += self.chosen(tool, which)
         return self.pytest(tool, [*command, *pytest], 90)
 
     # ---- the parts ----
