@@ -1,7 +1,8 @@
 """The stages of dev/gpu_check.sh, which says what they are for. dev/ci/gpu_stages.py and dev/bench/bench_gpu.py do the measuring.
 
 In --out: results.jsonl, all figures, a line each as they come; table_PART.txt, the summary, written again after each stage;
-log_PART.txt, the output of the stages. LLMC_GPU_CHECK_SABOTAGE=hang:parity,fail:ops tests that the other stages still run.
+log_PART.txt, the output of the stages; cublaslt_algorithms.tsv, what tune=on chose. LLMC_GPU_CHECK_SABOTAGE=hang:parity,fail:ops tests
+that the other stages still run.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Check:
         signal.signal(signal.SIGTERM, self.stopped)
         path = [str(self.site), os.environ.get("PYTHONPATH", "")]
         self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p)}
+        # Beside the figures that come of it, and not in the user's cache.
+        self.env["LLMC_CUDA_TUNE_FILE"] = str(self.out / "cublaslt_algorithms.tsv")
         sabotage = os.environ.get("LLMC_GPU_CHECK_SABOTAGE", "")
         self.sabotage = {name: how for how, _, name in (s.partition(":") for s in sabotage.split(",") if s)}
         self.out.mkdir(parents=True, exist_ok=True)
@@ -290,10 +293,12 @@ class Check:
             raise RuntimeError(f"{detail or error_line(done.stdout + done.stderr)} {' '.join(failed[:4])}".strip())
         return detail
 
-    def chosen(self, which: str) -> list[str]:
+    def chosen(self, tool: str, which: str) -> list[str]:
         """Return some 25 tests of the kernels in bf16: the last two cases of each, which are among the larger ones."""
         command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda", "-k", which, *FILES[:2]]
-        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60)
+        done = self.run(f"{tool}_tests", command, 60)
+        if done.returncode:
+            raise RuntimeError(error_line(done.stdout + done.stderr))
         cases: dict[tuple[str, bool], list[str]] = {}
         for case in done.stdout.splitlines():
             if "::" in case:
@@ -305,7 +310,7 @@ class Check:
         which = f"{SANITIZED} and not matmul" if tool == "racecheck" else SANITIZED
         if self.dry_run:
             raise NotRun(
-                f"needs a GPU, for {len(self.chosen(which))} tests; the emulated device checks barriers and bounds itself"
+                f"needs a GPU, for {len(self.chosen(tool, which))} tests; the emulated device checks barriers and bounds itself"
             )
         spec = importlib.util.find_spec("nvidia")
         wheels = [f"{p}/cu13/bin" for p in (spec.submodule_search_locations or [])] if spec else []
@@ -316,7 +321,8 @@ class Check:
             raise NotRun("compute-sanitizer was not found: pip install 'nvidia-cuda-sanitizer-api==13.0.*'")
         command = [sanitizer, "--tool", tool, "--kernel-regex", "kns=llmc", "--error-exitcode", "9"]
         command += ["--target-processes", "all"]
-        pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short", *self.chosen(which)]
+        pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short"]
+        pytest += self.chosen(tool, which)
         return self.pytest(tool, [*command, *pytest], 90)
 
     # ---- the parts ----

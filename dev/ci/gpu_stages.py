@@ -418,7 +418,7 @@ def generation(stage: Stage) -> None:
     if not stage.dry_run:
         torch.cuda.init()
     args, _, _ = bench_args(stage)
-    few, many, prompt = (2, 5, 4) if stage.dry_run else (4, 100, 64)
+    few, many, prompt = (2, 20, 4) if stage.dry_run else (4, 100, 64)
     model = make_model(args, {}, "cuda")
     weights = 2 * model.num_parameters
     for B in (1, 16):

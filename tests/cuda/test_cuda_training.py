@@ -1,7 +1,6 @@
 """Training on the CUDA backend beside the CPU's, from the same seed; and checkpoints that go from one to the other.
 
-On a GPU or on the emulated device (doc/cuda.md). A comparison's tolerance is what the rounding of the dtype comes to over
-the steps compared: losses of two correct programs drift apart by no more.
+On a GPU or on the emulated device (doc/cuda.md).
 """
 
 from __future__ import annotations
@@ -34,10 +33,16 @@ def batch(text, step, B=1, T=32):
     return x[:-1].reshape(B, T), x[1:].reshape(B, T)
 
 
-def losses(device, text, dtype, grad_dtype, steps, attention="simple", micro=1):
+def losses(device, text, dtype, grad_dtype, steps, attention="simple", micro=1, lr=3e-4, change=None):
+    """Train on text and return the losses. change: (name, relative), of the largest weight of a tensor before the first step."""
     model = llmc.GPT2(CONFIG, device=device, dtype=dtype, grad_dtype=grad_dtype, seed=1)
     if device == "cuda":
         model.backend.set_option("attention", attention)
+    if change:
+        name, relative = change
+        w = np.array(model.parameters[name]).astype(np.float32)
+        w[np.unravel_index(np.abs(w).argmax(), w.shape)] *= 1 + relative
+        model.parameters[name] = w
     optimizer = llmc.AdamW(model, weight_decay=0.1)
     history = []
     for step in range(steps):
@@ -46,20 +51,34 @@ def losses(device, text, dtype, grad_dtype, steps, attention="simple", micro=1):
             inputs, targets = batch(text, step * micro + i)
             model.forward(inputs)
             model.backward(targets, scale=1 / micro)
-        optimizer.step(3e-3)
+        optimizer.step(lr)
         history.append(model.mean_loss)
     return np.array(history)
 
 
+def apart(a, b):
+    return np.abs(a / b - 1).max()
+
+
+# The least by which a weight can be changed, and what the losses' own rounding comes to.
+CHANGES = {"f32": (1e-6, 1e-5, 1e-4), "bf16": (2.0**-7, -(2.0**-7))}
+ROUNDING = {"f32": 2.0**-22, "bf16": 0.0}
+
+
 @pytest.mark.parametrize(
-    "dtype,grad_dtype,attention,tolerance",
-    [("f32", "f32", "simple", 2e-4), ("bf16", "bf16", "simple", 2e-2), ("bf16", "f32", "flash", 2e-2)],
+    "dtype,grad_dtype,attentions",
+    [("f32", "f32", ["simple"]), ("bf16", "bf16", ["simple"]), ("bf16", "f32", ["simple", "flash", "auto"])],
 )
-def test_forty_steps_as_on_the_cpu(text, dtype, grad_dtype, attention, tolerance):
-    on_cpu = losses("cpu", text, dtype, grad_dtype, 40)
-    on_gpu = losses("cuda", text, dtype, grad_dtype, 40, attention)
-    assert on_cpu[-5:].mean() < on_cpu[0] - 1.0  # it learned something, so there is something to compare
-    np.testing.assert_allclose(on_gpu, on_cpu, rtol=tolerance)
+def test_ten_steps_as_on_the_cpu(text, dtype, grad_dtype, attentions):
+    """Training is chaotic, so the limit is measured: 4 times what the CPU's own losses move when one weight changes by its smallest
+    part. A learning rate that is 2 % off exceeds it."""
+    kind = text, dtype, grad_dtype, 10
+    base = losses("cpu", *kind)
+    moved = [apart(losses("cpu", *kind, change=(w, c)), base) for w in ("wte", "qkvw", "fcw") for c in CHANGES[dtype]]
+    limit = 4 * max(*moved, ROUNDING[dtype])
+    assert apart(losses("cpu", *kind, lr=1.02 * 3e-4), base) > limit
+    for attention in attentions:
+        assert apart(losses("cuda", *kind, attention), base) <= limit, attention
 
 
 def test_micro_batches_add_up(text):
