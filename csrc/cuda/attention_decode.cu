@@ -224,7 +224,8 @@ bool CudaBackend::attention_decode_in_chunks(const DecodeDims& d, Tensor out, Te
                             : lanes <= 8  ? decode_kernel<T, 8>
                             : lanes <= 16 ? decode_kernel<T, 16>
                                           : decode_kernel<T, 32>;
-        launch(kernel, blocks_for(rows * chunks, 1), kThreads, 0, overlapping_stream(), p);
+        launch(kernel, blocks_for(rows * chunks, 1), kThreads, 0, overlapping_stream({out, kcache, vcache}),
+               p);
     });
     return true;
 }

@@ -114,7 +114,25 @@ CudaBackend::~CudaBackend() {
 
 cudaStream_t CudaBackend::stream() {
     CUDA_CHECK(cudaSetDevice(device_));
+    chain_ = false;
     return stream_;
+}
+
+LaunchStream CudaBackend::overlapping_stream(std::initializer_list<Tensor> writes) {
+    constexpr std::size_t kLongest = 4096;  // of the list, if nothing else ends the chain
+    const bool chained = chain_ && chain_writes_.size() < kLongest;
+    const cudaStream_t s = stream();
+    if (!chained) chain_writes_.clear();
+    for (const Tensor& x : writes)
+        if (x) chain_writes_.emplace_back(x.as<char>(), x.as<char>() + x.bytes());
+    chain_ = true;
+    return {s, chained && overlap_};
+}
+
+bool CudaBackend::at_rest(const void* memory, std::int64_t bytes) const {
+    const char *const begin = static_cast<const char*>(memory), *const end = begin + bytes;
+    return chain_ && std::none_of(chain_writes_.begin(), chain_writes_.end(),
+                                  [&](const auto& w) { return w.first < end && begin < w.second; });
 }
 
 void CudaBackend::set_option(const std::string& name, const std::string& value) {

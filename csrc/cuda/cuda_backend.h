@@ -5,9 +5,11 @@
 #pragma once
 
 #include <atomic>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/backend.h"
@@ -93,8 +95,11 @@ class CudaBackend final : public Backend {
     int device() const { return device_; }
     // The stream of all ops; makes this backend's device the calling thread's current one.
     cudaStream_t stream();
-    // The same, for kernels that call overlap_kernels() (device.cuh): they overlap if the GPU can.
-    LaunchStream overlapping_stream() { return {stream(), overlap_}; }
+    // The same, for a kernel that may overlap with the one before (device.cuh), if that one, too, was launched here: a
+    // chain of kernels, which ends with any other use of the stream. `writes`: what this one writes.
+    LaunchStream overlapping_stream(std::initializer_list<Tensor> writes);
+    // True if no kernel of the chain writes to this memory, so that a kernel may read it before its wait.
+    bool at_rest(const void* memory, std::int64_t bytes) const;
     // Throws Error while ops are recorded, for what may not be among them.
     void refuse_in_recording(const char* what) const;
 
@@ -142,6 +147,8 @@ class CudaBackend final : public Backend {
     CudaOptions options_;
     bool fuse_gelu_by_default_ = false;
     bool overlap_ = false;  // from sm_90 on, a kernel may begin before the one before it has ended
+    bool chain_ = false;    // the last kernel was launched in overlapping_stream()
+    std::vector<std::pair<const char*, const char*>> chain_writes_;  // beginnings and ends
     Staging staging_[kStagings];
     int next_staging_ = 0;
     void* scratch_ = nullptr;

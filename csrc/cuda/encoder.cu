@@ -141,8 +141,8 @@ void CudaBackend::encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe
             [&](auto width) {
                 constexpr int W = decltype(width)::value;
                 launch(encoder_forward_kernel<T, W>, blocks_for(B * T_ * C / W, kThreads), kThreads, 0,
-                       overlapping_stream(), out.as<T>(), inp.as<std::int32_t>(), wte.as<T>(), wpe.as<T>(),
-                       start.as<std::int32_t>(), B * T_, T_, C, Vp, maxT);
+                       overlapping_stream({out}), out.as<T>(), inp.as<std::int32_t>(), wte.as<T>(),
+                       wpe.as<T>(), start.as<std::int32_t>(), B * T_, T_, C, Vp, maxT);
             },
             out.data, wte.data, wpe.data);
     });

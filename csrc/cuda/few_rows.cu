@@ -23,7 +23,7 @@ struct FewRows {
     int N, K;
     i64 OC;
     bool gelu;
-    bool early;  // the kernel just before this one does not write weight
+    bool early;  // weight may be read before the wait
 };
 
 // The sums of a warp over its part of K: of `Tiles` times 8 columns, and R rows.
@@ -83,10 +83,9 @@ struct Sums<float, R, Tiles> {
 #pragma unroll
         for (int s = 0; s < Steps; ++s) {
             const int k = k0 + s * step;
-            if (k >= K) break;
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                if (r >= N) break;
+                if (r >= N || k >= K) continue;
                 const Floats<4> x = load<4>(inp + r * K + k);
 #pragma unroll
                 for (int t = 0; t < Tiles; ++t) {
@@ -189,8 +188,9 @@ bool CudaBackend::few_rows_matmul(const Matmul& p) {
     f.out = p.d, f.pre = p.aux, f.inp = p.b, f.weight = p.a, f.bias = p.bias;
     f.N = static_cast<int>(p.n), f.K = static_cast<int>(p.k), f.OC = p.m;
     f.gelu = p.epilogue == Epilogue::gelu || p.epilogue == Epilogue::gelu_bias;
-    f.early = false;
-    const LaunchStream s = overlapping_stream();
+    const LaunchStream s =
+        overlapping_stream({Tensor(p.d, p.output, {p.n, p.m}), Tensor(p.aux, p.output, {p.n, p.m})});
+    f.early = at_rest(p.a, p.m * p.k * (p.inputs == DType::bf16 ? 2 : 4));
     visit_float(p.inputs, [&](auto in) {
         using T = decltype(in);
         constexpr bool kHalf = std::is_same_v<T, bf16>;

@@ -119,7 +119,7 @@ __global__ void layernorm_few_rows_kernel(T* residual, T* out, float* mean, floa
 }
 
 template <class T, bool fused>
-void launch_forward(LaunchStream stream, Tensor residual, Tensor out, Tensor mean, Tensor rstd, Tensor a,
+void launch_forward(CudaBackend& backend, Tensor residual, Tensor out, Tensor mean, Tensor rstd, Tensor a,
                     Tensor b, Tensor weight, Tensor bias, i64 N, i64 C) {
     const i64 row_bytes = C * static_cast<i64>(sizeof(T));
     const bool keep = row_bytes <= kSharedBytes;
@@ -133,11 +133,12 @@ void launch_forward(LaunchStream stream, Tensor residual, Tensor out, Tensor mea
             const i64 threads = ceil_div(ceil_div(C, W), kWarp) * kWarp;
             if (N <= kFewRows && threads <= 1024)
                 return launch(layernorm_few_rows_kernel<T, W, fused>, blocks_for(N, 1),
-                              static_cast<unsigned>(threads), 0, stream, residual.as<T>(), out.as<T>(),
-                              mean.as<float>(), rstd.as<float>(), a.as<T>(), b.as<T>(), weight.as<T>(),
-                              bias.as<T>(), static_cast<int>(C));
+                              static_cast<unsigned>(threads), 0,
+                              backend.overlapping_stream({residual, out, mean, rstd}), residual.as<T>(),
+                              out.as<T>(), mean.as<float>(), rstd.as<float>(), a.as<T>(), b.as<T>(),
+                              weight.as<T>(), bias.as<T>(), static_cast<int>(C));
             launch(layernorm_forward_kernel<T, W, fused>, blocks_for(N, rows), rows * kWarp, shared,
-                   stream.stream, residual.as<T>(), out.as<T>(), mean.as<float>(), rstd.as<float>(),
+                   backend.stream(), residual.as<T>(), out.as<T>(), mean.as<float>(), rstd.as<float>(),
                    a.as<T>(), b.as<T>(), weight.as<T>(), bias.as<T>(), N, C, keep);
         },
         residual.data, out.data, a.data, b.data, weight.data, bias.data);
@@ -332,8 +333,8 @@ void CudaBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor
                                     Tensor bias) {
     const auto [N, C] = layernorm_forward_dims("layernorm_forward", out, mean, rstd, inp, weight, bias);
     visit_float(inp.dtype, [&, N = N, C = C](auto tag) {
-        launch_forward<decltype(tag), false>(overlapping_stream(), Tensor(), out, mean, rstd, inp, Tensor(),
-                                             weight, bias, N, C);
+        launch_forward<decltype(tag), false>(*this, Tensor(), out, mean, rstd, inp, Tensor(), weight, bias, N,
+                                             C);
     });
 }
 
@@ -343,8 +344,7 @@ void CudaBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, 
     const auto [N, C] = layernorm_forward_dims(op, out, mean, rstd, residual, weight, bias);
     elementwise_numel(op, residual, a, b);
     visit_float(a.dtype, [&, N = N, C = C](auto tag) {
-        launch_forward<decltype(tag), true>(overlapping_stream(), residual, out, mean, rstd, a, b, weight,
-                                            bias, N, C);
+        launch_forward<decltype(tag), true>(*this, residual, out, mean, rstd, a, b, weight, bias, N, C);
     });
 }
 

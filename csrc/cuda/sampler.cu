@@ -355,13 +355,14 @@ void CudaBackend::sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_
     a.arrived = counters();
     a.V = static_cast<int>(V), a.P = static_cast<int>(P), a.Vp = d.Vp;
     a.temperature = options.temperature;
-    const LaunchStream s = overlapping_stream();
+    LaunchStream s = overlapping_stream({tokens});
     for (i64 first = 0; first < d.N; first += most_rows) {
         const i64 rows = std::min(most_rows, d.N - first);
         a.tokens = tokens.as<std::int32_t>() + first, a.coins = coins.as<float>() + first;
         a.logits = logits.as<float>() + first * d.Vp;
         const unsigned blocks = blocks_for(rows * P, 1);
         launch(best_kernel, blocks, kPartThreads, 0, s, a);
+        s.overlap = overlap_;
         if (options.temperature == 0.0f) continue;
         launch(all ? weigh_kernel<true> : weigh_kernel<false>, blocks, kPartThreads, 0, s, a);
         if (!all)
