@@ -86,8 +86,9 @@ Matmul forward_matmul(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight
 }  // namespace
 
 MatmulEngine& CudaBackend::engine() {
-    if (!engine_) engine_ = std::make_unique<MatmulEngine>(options_.tf32, options_.tune);
-    return *engine_;
+    std::unique_ptr<MatmulEngine>& engine = lane().engine;
+    if (!engine) engine = std::make_unique<MatmulEngine>(options_.tf32, options_.tune);
+    return *engine;
 }
 
 // A matmul with GELU in its epilogue, which only cuBLASLt can do. Returns false if it cannot, or is not to. Its GELU
@@ -156,6 +157,7 @@ void CudaBackend::matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Ten
 void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                        Tensor weight, Tensor pre, bool accumulate) {
     const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
+    Fork fork(*this, options_.overlap && dinp && (dweight || dbias));
     if (dinp) {
         if (pre) check::matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
         Matmul p{};
@@ -172,6 +174,7 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
             if (pre) gelu_backward(dinp, pre, dinp);
         }
     }
+    fork.other();
     bool has_dbias = false;
     if (dweight) {
         Matmul p{};
@@ -195,6 +198,7 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
         if (!has_dbias) matmul(p);
     }
     if (dbias && !has_dbias) bias_gradient(dbias, dout, accumulate);
+    fork.join();
 }
 
 void CudaBackend::bias_gradient(Tensor dbias, Tensor dout, bool accumulate) {
