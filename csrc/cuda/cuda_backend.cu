@@ -84,38 +84,73 @@ CudaBackend::CudaBackend(int device, std::string tune_file) : device_(device) {
                            device_, p.name, p.major, p.minor));
     // Below sm_90 cuBLASLt does not really fuse GELU, and is slower than matmul and GELU apart.
     fuse_gelu_by_default_ = p.major >= 9;
-    overlap_ = p.major >= 9;
+    kernels_overlap_ = p.major >= 9;
     for (const char* name :
-         {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient", "graphs"}) {
+         {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient", "graphs", "overlap"}) {
         std::string variable = "LLMC_CUDA_" + std::string(name);
         std::transform(variable.begin(), variable.end(), variable.begin(),
                        [](char c) { return static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c); });
         const char* const value = std::getenv(variable.c_str());
         if (value && *value) set_option(name, value);
     }
-    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&lanes_[0].stream, cudaStreamNonBlocking));
 }
 
 CudaBackend::~CudaBackend() {
     // Errors are ignored: nobody could handle them here.
     cudaSetDevice(device_);
-    cudaStreamSynchronize(stream_);
-    engine_.reset();
+    for (Lane& lane : lanes_) {
+        if (lane.stream) cudaStreamSynchronize(lane.stream);
+        lane.engine.reset();
+    }
     cudnn_.reset();
     for (const Staging& s : staging_) {
         if (s.read) cudaEventDestroy(s.read);
         if (s.memory) cudaFreeHost(s.memory);
     }
     if (return_) cudaFreeHost(return_);
-    if (scratch_) cudaFree(scratch_);
     if (counters_) cudaFree(counters_);
-    cudaStreamDestroy(stream_);
+    for (const Lane& lane : lanes_) {
+        if (lane.scratch) cudaFree(lane.scratch);
+        if (lane.reached) cudaEventDestroy(lane.reached);
+        if (lane.stream) cudaStreamDestroy(lane.stream);
+    }
 }
 
 cudaStream_t CudaBackend::stream() {
     CUDA_CHECK(cudaSetDevice(device_));
     chain_ = false;
-    return stream_;
+    return lane().stream;
+}
+
+CudaBackend::Fork::Fork(CudaBackend& backend, bool wanted) : backend_(backend), open_(wanted) {
+    if (!wanted) return;
+    auto& [first, second] = backend_.lanes_;
+    const cudaStream_t s = backend_.stream();  // its device
+    if (!second.stream) {
+        backend_.refuse_in_recording("a new stream");
+        for (Lane& lane : backend_.lanes_)
+            CUDA_CHECK(cudaEventCreateWithFlags(&lane.reached, cudaEventDisableTiming));
+        CUDA_CHECK(cudaStreamCreateWithFlags(&second.stream, cudaStreamNonBlocking));
+    }
+    CUDA_CHECK(cudaEventRecord(first.reached, s));
+    CUDA_CHECK(cudaStreamWaitEvent(second.stream, first.reached, 0));
+}
+
+void CudaBackend::Fork::join() {
+    if (!open_) return;
+    open_ = false;
+    backend_.lane_ = 0;
+    const auto& [first, second] = backend_.lanes_;
+    CUDA_CHECK(cudaEventRecord(second.reached, second.stream));
+    CUDA_CHECK(cudaStreamWaitEvent(first.stream, second.reached, 0));
+}
+
+CudaBackend::Fork::~Fork() {
+    try {
+        join();
+    } catch (const Error&) {  // the exception that came before says more
+    }
 }
 
 LaunchStream CudaBackend::overlapping_stream(std::initializer_list<Tensor> writes) {
@@ -126,7 +161,7 @@ LaunchStream CudaBackend::overlapping_stream(std::initializer_list<Tensor> write
     for (const Tensor& x : writes)
         if (x) chain_writes_.emplace_back(x.as<char>(), x.as<char>() + x.bytes());
     chain_ = true;
-    return {s, chained && overlap_};
+    return {s, chained && kernels_overlap_};
 }
 
 bool CudaBackend::at_rest(const void* memory, std::int64_t bytes) const {
@@ -153,19 +188,21 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
         options_.attention = attention;
     } else if (name == "tf32") {
         options_.tf32 = choose(kOffOn) == 1;
-        engine_.reset();
+        for (Lane& lane : lanes_) lane.engine.reset();
     } else if (name == "deterministic") {
         options_.deterministic = choose(kOffOn) == 1;
     } else if (name == "fused_gelu") {
         options_.fused_gelu = static_cast<CudaOptions::Switch>(choose(kSwitches));
     } else if (name == "tune") {
         options_.tune = choose(kOffOn) == 1;
-        engine_.reset();
+        for (Lane& lane : lanes_) lane.engine.reset();
     } else if (name == "tune_file") {
         options_.tune_file = value;
-        engine_.reset();
+        for (Lane& lane : lanes_) lane.engine.reset();
     } else if (name == "bias_gradient") {
         options_.bias_in_matmul = choose(kBiasGradients) == 1;
+    } else if (name == "overlap") {
+        options_.overlap = choose(kOffOn) == 1;
     } else if (name == "graphs") {
         options_.graphs = static_cast<CudaOptions::Switch>(choose(kSwitches));
     } else {
@@ -194,14 +231,15 @@ DeviceInfo CudaBackend::info() const {
     const bool tried =
         options_.attention == CudaOptions::Attention::automatic && (cudnn_ || !cudnn_absence_.empty());
     info.options = filled(
-        "attention {}{}, tf32 {}, deterministic {}, fused_gelu {}, tune {}{}, bias_gradient {}, graphs {}{}",
+        "attention {}{}, tf32 {}, deterministic {}, fused_gelu {}, tune {}{}, bias_gradient {}, graphs {}{}, "
+        "overlap {}",
         kAttentions[static_cast<int>(options_.attention)],
         tried ? cudnn_ ? " (with cuDNN)" : " (without cuDNN)" : "", kOffOn[options_.tf32],
         kOffOn[options_.deterministic], kSwitches[static_cast<int>(options_.fused_gelu)],
         kOffOn[options_.tune],
         options_.tune && !options_.tune_file.empty() ? filled(" (kept in {})", options_.tune_file) : "",
         kBiasGradients[options_.bias_in_matmul], kSwitches[static_cast<int>(options_.graphs)],
-        recorded_ > 0 ? filled(" ({} recorded)", recorded_) : "");
+        recorded_ > 0 ? filled(" ({} recorded)", recorded_) : "", kOffOn[options_.overlap]);
     const auto fallback = [&](const std::string& text) {
         if (!text.empty()) info.fallbacks += (info.fallbacks.empty() ? "" : "; ") + text;
     };
@@ -250,18 +288,21 @@ std::int64_t CudaBackend::workspace_bytes(std::int64_t B, std::int64_t T, std::i
     const std::int64_t N = B * T, scratch = std::max(N * (4 * 4 + 8 + C / 4), 4 * N * NH) + (1 << 20);
     const AttentionDims d{B, T, C, NH, C / NH};
     const bool by_cudnn = cudnn(d, Tensor(nullptr, dtype, {B, T, 3 * C})) != nullptr;
-    return kLibraries + static_cast<std::int64_t>(MatmulEngine::kWorkspaceBytes) + scratch +
+    // Weights' gradients beside the input's have a workspace of their own, and the sums of dbias.
+    const std::int64_t second = options_.overlap ? MatmulEngine::kWorkspaceBytes + N * C / 16 + (1 << 20) : 0;
+    return kLibraries + static_cast<std::int64_t>(MatmulEngine::kWorkspaceBytes) + scratch + second +
            (by_cudnn ? cudnn_->workspace_bytes(d, options_.deterministic) : 0);
 }
 
 void* CudaBackend::scratch(std::int64_t bytes) {
-    if (bytes > scratch_bytes_) {
-        release(scratch_);
-        scratch_ = nullptr, scratch_bytes_ = 0;
-        scratch_ = allocate(static_cast<std::size_t>(bytes));
-        scratch_bytes_ = bytes;
+    Lane& l = lane();
+    if (bytes > l.scratch_bytes) {
+        release(l.scratch);
+        l.scratch = nullptr, l.scratch_bytes = 0;
+        l.scratch = allocate(static_cast<std::size_t>(bytes));
+        l.scratch_bytes = bytes;
     }
-    return scratch_;
+    return l.scratch;
 }
 
 unsigned* CudaBackend::counters() {

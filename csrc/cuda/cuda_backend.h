@@ -34,6 +34,7 @@ struct CudaOptions {
     bool bias_in_matmul = false;            // dbias is computed by the matmul of dweight
     Switch fused_gelu = Switch::automatic;  // GELU in matmul epilogues; automatic: in bf16, from sm_90 on
     Switch graphs = Switch::automatic;      // repeated ops are recorded; automatic: those of generation
+    bool overlap = false;                   // weights' gradients are computed beside the input's
 };
 
 class CudaBackend final : public Backend {
@@ -111,7 +112,32 @@ class CudaBackend final : public Backend {
     // Changes with whatever makes recordings stale.
     std::int64_t epoch() const { return epoch_ + (cudnn_ ? cudnn_->workspaces() : 0); }
 
-    // Memory for one op, valid until the next call.
+    // What work is queued into, and what belongs to it.
+    struct Lane {
+        cudaStream_t stream = nullptr;
+        cudaEvent_t reached = nullptr;  // for the other lane
+        void* scratch = nullptr;
+        std::int64_t scratch_bytes = 0;
+        std::unique_ptr<MatmulEngine> engine;  // for its workspace
+    };
+    Lane& lane() { return lanes_[lane_]; }
+    // Two lanes for the parts of one op, if `wanted`: what comes after other() goes to the second lane, which begins
+    // with what was queued before the fork. After join() everything goes to the first lane again, and waits for both.
+    class Fork {
+      public:
+        Fork(CudaBackend& backend, bool wanted);
+        ~Fork();  // joins, if an exception came before join()
+        Fork(const Fork&) = delete;
+        Fork& operator=(const Fork&) = delete;
+        void other() { backend_.lane_ = open_ ? 1 : 0; }
+        void join();
+
+      private:
+        CudaBackend& backend_;
+        bool open_;
+    };
+
+    // Memory for one op, valid until the next call in this lane.
     void* scratch(std::int64_t bytes);
     // kCounters zeros, which a kernel that counts its blocks leaves as zeros.
     static constexpr std::int64_t kCounters = 4096;
@@ -143,18 +169,16 @@ class CudaBackend final : public Backend {
     std::size_t return_bytes_ = 0;
 
     int device_;
-    cudaStream_t stream_ = nullptr;
+    Lane lanes_[2];
+    int lane_ = 0;
     CudaOptions options_;
     bool fuse_gelu_by_default_ = false;
-    bool overlap_ = false;  // from sm_90 on, a kernel may begin before the one before it has ended
-    bool chain_ = false;    // the last kernel was launched in overlapping_stream()
+    bool kernels_overlap_ = false;  // from sm_90 on, a kernel may begin before the one before it has ended
+    bool chain_ = false;            // the last kernel was launched in overlapping_stream()
     std::vector<std::pair<const char*, const char*>> chain_writes_;  // beginnings and ends
     Staging staging_[kStagings];
     int next_staging_ = 0;
-    void* scratch_ = nullptr;
-    std::int64_t scratch_bytes_ = 0;
     void* counters_ = nullptr;
-    std::unique_ptr<MatmulEngine> engine_;
     std::int64_t plain_matmuls_ = 0;  // matmuls that cuBLASLt had no algorithm for
     double largest_plain_flops_ = 0.0;
     std::string largest_plain_;

@@ -86,18 +86,19 @@ Matmul forward_matmul(const MatmulDims& d, Tensor out, Tensor inp, Tensor weight
 }  // namespace
 
 MatmulEngine& CudaBackend::engine() {
-    if (engine_) return *engine_;
+    std::unique_ptr<MatmulEngine>& engine = lane().engine;
+    if (engine) return *engine;
     if (!options_.tune) {
-        engine_ = std::make_unique<MatmulEngine>(options_.tf32, nullptr);
-        return *engine_;
+        engine = std::make_unique<MatmulEngine>(options_.tf32, nullptr);
+        return *engine;
     }
     cudaDeviceProp p{};
     CUDA_CHECK(cudaGetDeviceProperties(&p, device_));
     const MatmulEngine::Tuning tuning{
         std::u8string(options_.tune_file.begin(), options_.tune_file.end()),
         filled("{}, sm_{}{}, {} multiprocessors", p.name, p.major, p.minor, p.multiProcessorCount)};
-    engine_ = std::make_unique<MatmulEngine>(options_.tf32, &tuning);
-    return *engine_;
+    engine = std::make_unique<MatmulEngine>(options_.tf32, &tuning);
+    return *engine;
 }
 
 // A matmul with GELU in its epilogue, which only cuBLASLt can do. Returns false if it cannot, or is not to. Its GELU
@@ -167,6 +168,7 @@ void CudaBackend::matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Ten
 void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                        Tensor weight, Tensor pre, bool accumulate) {
     const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
+    Fork fork(*this, options_.overlap && dinp && (dweight || dbias));
     if (dinp) {
         if (pre) check::matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
         Matmul p{};
@@ -183,6 +185,7 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
             if (pre) gelu_backward(dinp, pre, dinp);
         }
     }
+    fork.other();
     bool has_dbias = false;
     if (dweight) {
         Matmul p{};
@@ -206,6 +209,7 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
         if (!has_dbias) matmul(p);
     }
     if (dbias && !has_dbias) bias_gradient(dbias, dout, accumulate);
+    fork.join();
 }
 
 void CudaBackend::bias_gradient(Tensor dbias, Tensor dout, bool accumulate) {

@@ -362,7 +362,7 @@ void CudaBackend::sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_
         a.logits = logits.as<float>() + first * d.Vp;
         const unsigned blocks = blocks_for(rows * P, 1);
         launch(best_kernel, blocks, kPartThreads, 0, s, a);
-        s.overlap = overlap_;
+        s.overlap = kernels_overlap_;
         if (options.temperature == 0.0f) continue;
         launch(all ? weigh_kernel<true> : weigh_kernel<false>, blocks, kPartThreads, 0, s, a);
         if (!all)

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <iterator>
 #include <utility>
 
@@ -99,12 +100,18 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
     declare_activations(act_arena_, acts_, config_, options(), B, T, training);
     act_arena_.allocate(backend());
     B_ = B, T_ = T;
+    backend()->from_host(acts_.inputs, inputs);
+    backend()->repeat(recorded_forward_, Part::training, {B, T, training}, [&] { queue_forward(); });
+    forward_done_ = training;
+}
+
+// From the inputs on the device.
+void GPT2::queue_forward() {
     const std::int64_t L = config_.num_layers, NH = config_.num_heads;
     Backend& ops = *backend();
     const GPT2Tensors& p = params_;
     const GPT2Activations& a = acts_;
 
-    ops.from_host(a.inputs, inputs);
     ops.encoder_forward(a.encoded, a.inputs, p.wte, p.wpe, Tensor());
     // Only the first block's ln1 stands alone: every later layernorm comes with the addition before it.
     ops.layernorm_forward(slot(a.ln1, 0), slot(a.ln1_mean, 0), slot(a.ln1_rstd, 0), a.encoded, p.ln1w[0],
@@ -129,7 +136,6 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
             ops.fused_residual_layernorm_forward(slot(a.residual3, l), a.lnf, a.lnf_mean, a.lnf_rstd,
                                                  slot(a.residual2, l), a.branch, p.lnfw, p.lnfb);
     }
-    forward_done_ = training;
 }
 
 // ---- backward ----
@@ -140,6 +146,21 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
                "the gradient sink is of another backend than the model");
     check_tokens(targets, B_ * T_, config_.vocab_size, kAnyNegative);
     forward_done_ = false;
+    gradients();                      // are there from now on
+    const bool add = begin_adding();  // until end_adding() the gradients are incomplete
+    backend()->from_host(acts_.targets, targets);
+    if (sink)  // which sends gradients in between
+        queue_backward(scale, add, sink);
+    else
+        backend()->repeat(recorded_backward_[add], Part::training,
+                          {B_, T_, std::bit_cast<std::int32_t>(scale)},
+                          [&] { queue_backward(scale, add, nullptr); });
+    if (sink) sink->finish(mean_loss());
+    end_adding();
+}
+
+// From the targets on the device.
+void GPT2::queue_backward(float scale, bool add, GradientSink* sink) {
     const std::int64_t L = config_.num_layers, C = config_.channels, NH = config_.num_heads;
     Backend& ops = *backend();
     const GPT2Tensors& p = params_;
@@ -148,7 +169,6 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     // Parameters' gradients add up over micro-steps. After zero_grad() the first of these calls need not read
     // what is there: matmuls overwrite (`add` false), and the gradients that other ops only ever add to are
     // zeroed here.
-    const bool add = begin_adding();  // until end_adding() the gradients are incomplete
     if (!add)
         for (const Tensor& t : {g.wpe, g.ln1w, g.ln1b, g.ln2w, g.ln2b, g.lnfw, g.lnfb, g.attprojb, g.fcprojb})
             ops.zero(t);
@@ -164,7 +184,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     const Tensor dqkv = a.dhidden.prefix({B_, T_, 3 * C});
 
     // The classifier, by chunks of rows. Its input gradient dlnf goes into dbranch, which no layer needs yet.
-    classifier_backward(a.dbranch, g.wte, targets, scale, add);
+    classifier_backward(a.dbranch, g.wte, scale, add);
 
     // The final layernorm adds to dresidual, so that begins as zero.
     ops.zero(a.dresidual);
@@ -207,8 +227,6 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     // The embeddings come last. wte is the classifier's matrix too, so its gradient is complete only now.
     ops.encoder_backward(g.wte, g.wpe, a.dresidual, a.inputs);
     if (sink) sink->ready(std::array{g.wte, g.wpe});
-    if (sink) sink->finish(mean_loss());
-    end_adding();
 }
 
 }  // namespace llmc

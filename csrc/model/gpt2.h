@@ -75,6 +75,8 @@ class GPT2 final : public Model {
                                     const ModelOptions& options, std::int64_t B, std::int64_t T,
                                     bool training);
     void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, bool training) override;
+    void queue_forward();
+    void queue_backward(float scale, bool add, GradientSink* sink);
 
     GPT2Config config_;
     GPT2Tensors params_;
@@ -82,6 +84,7 @@ class GPT2 final : public Model {
     Arena act_arena_;  // after its slots: its destructor still writes to them
     std::int64_t B_ = 0, T_ = 0;
     bool forward_done_ = false;  // the activations hold a forward pass, laid out for backward
+    std::unique_ptr<Recording> recorded_forward_, recorded_backward_[2];  // [1] adds to gradients
 };
 
 }  // namespace llmc

@@ -72,15 +72,13 @@ void Model::logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, f
     }
 }
 
-void Model::classifier_backward(const Tensor& dlnf, const Tensor& dweight, const std::int32_t* targets,
-                                float scale, bool add) {
+void Model::classifier_backward(const Tensor& dlnf, const Tensor& dweight, float scale, bool add) {
     const Classifier c = classifier();
     const std::int64_t N = c.targets.numel(), C = c.lnf.cols(), rows = c.logits.rows();
     const float dloss = scale / static_cast<float>(N);
     const Tensor lnf = c.lnf.view({N, C}), all_dlnf = dlnf.view({N, C});
     const Tensor losses = c.losses.view({N}), all_targets = c.targets.view({N});
     Backend& ops = *backend();
-    ops.from_host(c.targets, targets);
     // Backward computes the logits for the first time: forward stopped before them. In each chunk
     // fused_classifier turns the logits into their gradient, in place.
     for (std::int64_t begin = 0; begin < N; begin += rows) {

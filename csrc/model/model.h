@@ -91,9 +91,8 @@ class Model {
     // Without `training` no backward() may follow, so one layer's activations suffice for all.
     virtual void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, bool training) = 0;
     // The classifier's part of backward(): the losses' mean, and the gradients of lnf and of the matrix. dlnf is
-    // overwritten, dweight too unless `add`.
-    void classifier_backward(const Tensor& dlnf, const Tensor& dweight, const std::int32_t* targets,
-                             float scale, bool add);
+    // overwritten, dweight too unless `add`. The targets are on the device already.
+    void classifier_backward(const Tensor& dlnf, const Tensor& dweight, float scale, bool add);
 
     const ParameterTable& table() const { return table_; }
     const std::vector<Tensor>& values() const { return values_; }  // in the order of the table

@@ -218,7 +218,7 @@ void check_nesting(const std::string& name) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
     const std::string name = argc > 1 ? argv[1] : "cuda";
     check_what_makes_a_recording_stale(name);
     check_scratch(name);
@@ -226,6 +226,12 @@ int main(int argc, char** argv) {
     check_release(name);
     check_mistakes(name);
     check_nesting(name);
-    std::printf(failures ? "%d failures\n" : "recordings: all as expected\n", failures);
+    if (failures)
+        std::printf("%d failures\n", failures);
+    else
+        std::printf("recordings: all as expected\n");
     return failures ? 1 : 0;
+} catch (const std::exception& e) {
+    std::fprintf(stderr, "check_recordings: %s\n", e.what());
+    return 1;
 }

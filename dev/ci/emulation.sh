@@ -6,7 +6,7 @@
 #   PYTHON=.venv/bin/python dev/ci/emulation.sh       # the interpreter needs the test extra; 4 minutes on two cores
 . "$(dirname "$0")/common.sh"
 
-build_extension -DLLMC_CUDA_EMULATION=ON -DLLMC_AMX_EMULATION=ON -DLLMC_BUILD_APPS=ON -DUSE_NCCL=OFF -DUSE_CUDA=OFF \
+build_extension -DLLMC_CUDA_EMULATION=ON -DLLMC_AMX_EMULATION=ON -DLLMC_BUILD_APPS=ON -DLLMC_BUILD_CHECKS=ON -DUSE_NCCL=OFF -DUSE_CUDA=OFF \
   "-DCMAKE_MODULE_LINKER_FLAGS=-static-libstdc++ -static-libgcc"
 if ldd "$build"/_llmc*.so | grep libstdc++; then
   echo "emulation.sh: the extension was not linked with a libstdc++ of its own"
@@ -15,7 +15,7 @@ fi
 
 "$python" -m pytest -q -p no:cacheprovider tests/project/test_extension.py
 LLMC_APPS=$build "$python" -m pytest -q -p no:cacheprovider tests/programs/test_apps.py tests/programs/test_gpt2_program.py
-"$python" -m pytest -q -p no:cacheprovider -m cuda tests
+LLMC_APPS=$build "$python" -m pytest -q -p no:cacheprovider -m cuda tests
 if "$python" -c "from llmc import _llmc; raise SystemExit('amx' not in _llmc.isa()['usable'])"; then
   "$python" -m pytest -q -p no:cacheprovider -k amx tests/golden/test_golden.py tests/ops/test_ops.py tests/training/test_optim.py tests/ops/test_isa.py tests/models/test_bindings.py
 else

@@ -1,11 +1,15 @@
-"""Recordings (CUDA graphs): the same bits as without them, whatever happens between two launches.
+"""Recordings (CUDA graphs) and the second stream: the same bits as without them, whatever happens in between.
 
-dev/ci/check_recordings.cpp has what a model does not meet: ops that cannot be recorded, and mistakes among them.
+dev/ci/check_recordings.cpp has what a model does not meet: ops that cannot be recorded, and mistakes among them. It is run where
+LLMC_APPS names the folder that has it; dev/ci/emulation.sh builds it and runs this.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +27,11 @@ def backend(cuda):
     return _llmc.Backend("cuda")
 
 
-def model(backend, seed=1):
+def model(backend, seed=1, recompute=0):
     config = _llmc.GPT2Config(
         max_seq_len=64, vocab_size=61, padded_vocab_size=64, num_layers=2, num_heads=3, channels=48
     )
-    m = _llmc.GPT2(config, backend, _llmc.ModelOptions("bf16", "f32", 0, classifier_rows=13))
+    m = _llmc.GPT2(config, backend, _llmc.ModelOptions("bf16", "f32", recompute, classifier_rows=13))
     m.init_weights(seed)
     return m
 
@@ -146,3 +150,79 @@ def test_an_error_in_between(backend):
 
     assert steps(backend) == without_graphs(steps)
     assert recorded(backend) == 1
+
+
+def test_what_a_model_does_not_meet(cuda):
+    folder = os.environ.get("LLMC_APPS")
+    if folder is None:
+        pytest.skip("LLMC_APPS does not name a folder with the C++ programs (dev/ci/emulation.sh does)")
+    done = subprocess.run([Path(folder) / "check_recordings", "cuda"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- training ----
+
+TRAINING = [
+    {"graphs": "on"},
+    {"overlap": "on"},
+    {"graphs": "on", "overlap": "on"},
+    {"overlap": "on", "bias_gradient": "product"},
+]
+
+
+def train(options, recompute=0, between=lambda m, step: None):
+    """Return the bits of all gradients and weights after each update, and the backend."""
+    backend = _llmc.Backend("cuda")
+    for name, value in options.items():
+        backend.set_option(name, value)
+    m = model(backend, recompute=recompute)
+    opt, rng, bits = _llmc.AdamW(m, weight_decay=0.1), np.random.default_rng(4), []
+    for step in range(4):
+        m.zero_grad()
+        for _ in range(3):
+            tokens = rng.integers(0, 61, (2, 34))
+            m.forward(tokens[:, :-1])
+            m.backward(tokens[:, 1:], 1 / 3)
+        bits.append([m.gradient(name).to_host().tobytes() for name in m.parameter_names()])
+        bits[-1].append(np.float32(m.loss()).tobytes())
+        opt.step(1e-2)
+        bits[-1].append(m.all_parameters().to_host().tobytes())
+        bits[-1].append(between(m, step))
+    return bits, backend
+
+
+@pytest.mark.parametrize("options", TRAINING, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
+@pytest.mark.parametrize("recompute", [0, 2])
+def test_training(cuda, options, recompute):
+    bits, backend = train(options, recompute)
+    others = {k: v for k, v in options.items() if k == "bias_gradient"}
+    wanted, plain = train(others, recompute)
+    assert bits == wanted
+    # Forward, and the first and the later backward passes of an update.
+    assert recorded(plain) == 0 and recorded(backend) == (3 if "graphs" in options else 0)
+    assert backend.info().fallbacks == plain.info().fallbacks
+
+
+def test_training_with_other_things_between(cuda):
+    """Evaluations take the same memory for other shapes; a longer one moves it; an option is set; a forward pass fails."""
+
+    def between(m, step):
+        if step == 1:
+            m.backend.set_option("fused_gelu", "on")
+        if step == 2:
+            with pytest.raises(ValueError, match="vocabulary"):
+                m.forward(np.full((2, 33), 1000))
+        x = np.full((2, 20 + 15 * step), 3, np.int32)
+        return [m.evaluate(x[:, :n], x[:, :n]) for n in (7, x.shape[1] - 19)]
+
+    bits, backend = train({"graphs": "on", "overlap": "on"}, between=between)
+    assert bits == train({}, between=between)[0]
+    assert recorded(backend) > 6
+
+
+def test_overlap_takes_memory_of_its_own(cuda):
+    backend = _llmc.Backend("cuda")
+    before = backend.workspace_bytes(8, 1024, 768, 12, "bf16")
+    backend.set_option("overlap", "on")
+    more = backend.workspace_bytes(8, 1024, 768, 12, "bf16") - before
+    assert (32 << 20) < more < (40 << 20)
