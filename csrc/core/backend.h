@@ -60,7 +60,7 @@ class Recording {
     virtual ~Recording() = default;
 };
 // What such ops belong to. Those of generation take so little time that the host can hardly queue them as fast.
-enum class Part { generation, training };
+enum class Phase { generation, training };
 
 // Only one thread at a time may call it, because ops share scratch memory. The bindings hold `mutex` for that.
 class Backend {
@@ -86,9 +86,9 @@ class Backend {
     // between. So `ops` queues the same ops with the same tensors and scalars whenever `key` is the same and its
     // memory still lives; it copies nothing from or to the host; and, because it may be called once, twice or not
     // at all, it does nothing else.
-    virtual void repeat(std::unique_ptr<Recording>& kept, Part part, std::initializer_list<std::int64_t> key,
-                        const std::function<void()>& ops) {
-        (void)kept, (void)part, (void)key;
+    virtual void repeat(std::unique_ptr<Recording>& kept, Phase phase,
+                        std::initializer_list<std::int64_t> key, const std::function<void()>& ops) {
+        (void)kept, (void)phase, (void)key;
         ops();
     }
 

@@ -56,7 +56,7 @@ class CudaBackend final : public Backend {
     std::int64_t workspace_bytes(std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,
                                  DType dtype) override;
     void set_option(const std::string& name, const std::string& value) override;
-    void repeat(std::unique_ptr<Recording>& kept, Part part, std::initializer_list<std::int64_t> key,
+    void repeat(std::unique_ptr<Recording>& kept, Phase phase, std::initializer_list<std::int64_t> key,
                 const std::function<void()>& ops) override;
 
     void encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe, Tensor start) override;

@@ -30,10 +30,10 @@ class CudaBackend::Graph final : public Recording {
     bool refused = false;  // they cannot be recorded
 };
 
-void CudaBackend::repeat(std::unique_ptr<Recording>& kept, Part part, std::initializer_list<std::int64_t> key,
-                         const std::function<void()>& ops) {
+void CudaBackend::repeat(std::unique_ptr<Recording>& kept, Phase phase,
+                         std::initializer_list<std::int64_t> key, const std::function<void()>& ops) {
     const bool wanted = options_.graphs == CudaOptions::Switch::automatic
-                            ? part == Part::generation
+                            ? phase == Phase::generation
                             : options_.graphs == CudaOptions::Switch::on;
     if (!wanted || recording()) return ops();  // what is repeated within a recording is a part of it
     Graph* const graph = static_cast<Graph*>(kept.get());

@@ -101,7 +101,7 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
     act_arena_.allocate(backend());
     B_ = B, T_ = T;
     backend()->from_host(acts_.inputs, inputs);
-    backend()->repeat(recorded_forward_, Part::training, {B, T, training}, [&] { queue_forward(); });
+    backend()->repeat(recorded_forward_, Phase::training, {B, T, training}, [&] { queue_forward(); });
     forward_done_ = training;
 }
 
@@ -152,7 +152,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     if (sink)  // which sends gradients in between
         queue_backward(scale, add, sink);
     else
-        backend()->repeat(recorded_backward_[add], Part::training,
+        backend()->repeat(recorded_backward_[add], Phase::training,
                           {B_, T_, std::bit_cast<std::int32_t>(scale)},
                           [&] { queue_backward(scale, add, nullptr); });
     if (sink) sink->finish(mean_loss());

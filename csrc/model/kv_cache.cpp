@@ -53,7 +53,7 @@ void KVCache::run(std::int64_t b, std::int64_t count, const std::int32_t* tokens
     const SamplerOptions o = sampler ? *sampler : SamplerOptions();
     if (count == B_ && T == 1)
         ops.repeat(
-            steps_[sampler ? 1 : 0], Part::generation,
+            steps_[sampler ? 1 : 0], Phase::generation,
             {std::bit_cast<std::int32_t>(o.temperature), o.top_k, std::bit_cast<std::int32_t>(o.top_p)},
             step);
     else
