@@ -42,8 +42,10 @@ struct Library {
 #undef LLMC_FUNCTION
 };
 
-// Tuning times kOffers algorithms twice, the heuristic's first ones, and the best kFinalists of them kRounds times.
-constexpr int kOffers = 32, kFinalists = 4, kRounds = 8;
+// Tuning asks for kOffers algorithms (cuBLASLt 13.1 has 3 to 8), times each, then the best kFinalists of them kRounds
+// times. A time is of runs without a pause for so long, because a card under load has another clock than a rested one.
+constexpr int kOffers = 32, kFinalists = 4, kRounds = 5;
+constexpr float kGroupMilliseconds = 2.0f;
 
 void check(cublasStatus_t status, const char* call) {
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -229,46 +231,38 @@ struct MatmulEngine::State {
     // Memory and events for timing a matmul.
     struct Clock {
         explicit Clock(std::size_t output_bytes) {
-            int device = 0, l2 = 0;
-            if (cudaGetDevice(&device) == cudaSuccess)
-                cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device);
-            flush_bytes = 2 * static_cast<std::size_t>(l2);
             usable = cudaMalloc(&output, output_bytes) == cudaSuccess &&
-                     cudaMalloc(&flush, flush_bytes) == cudaSuccess &&
                      cudaEventCreate(&begin) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess;
             if (!usable) cudaGetLastError();  // the error is dealt with: the next launch must not find it
         }
         ~Clock() {
             if (begin) cudaEventDestroy(begin);
             if (end) cudaEventDestroy(end);
-            cudaFree(flush);
             cudaFree(output);
         }
         Clock(const Clock&) = delete;
         Clock& operator=(const Clock&) = delete;
 
-        void *output = nullptr, *flush = nullptr;
-        std::size_t flush_bytes = 0;
+        void* output = nullptr;  // that nobody reads
         cudaEvent_t begin = nullptr, end = nullptr;
         bool usable = false;
     };
 
-    // Milliseconds of one run, infinite if it fails. It finds nothing of its operands in the cache, as after other ops;
-    // and while the cache is overwritten, the host has the time to queue it.
-    float time(const Plan& plan, const Matmul& p, const cublasLtMatmulAlgo_t& algorithm, const Clock& clock,
-               cudaStream_t stream) {
+    // Milliseconds of a run, of several without a pause; infinite if it fails.
+    float time(const Plan& plan, const Matmul& p, const cublasLtMatmulAlgo_t& algorithm, int runs,
+               const Clock& clock, cudaStream_t stream) {
         float milliseconds = 0.0f;
-        CUDA_CHECK(cudaMemsetAsync(clock.flush, 0, clock.flush_bytes, stream));
         CUDA_CHECK(cudaEventRecord(clock.begin, stream));
-        if (multiply(plan, p, algorithm, clock.output, stream) != CUBLAS_STATUS_SUCCESS) return INFINITY;
+        for (int run = 0; run < runs; ++run)
+            if (multiply(plan, p, algorithm, clock.output, stream) != CUBLAS_STATUS_SUCCESS) return INFINITY;
         CUDA_CHECK(cudaEventRecord(clock.end, stream));
         CUDA_CHECK(cudaEventSynchronize(clock.end));
         CUDA_CHECK(cudaEventElapsedTime(&milliseconds, clock.begin, clock.end));
-        return milliseconds;
+        return milliseconds / static_cast<float>(runs);
     }
 
-    // Times the algorithms on the matmul's own inputs, with an output that nobody reads. If there is no memory for
-    // that, the heuristic's first choice stays. (What an epilogue writes beside D, the matmul proper overwrites.)
+    // Times the algorithms on the matmul's own inputs. If there is no memory for that, the heuristic's first choice
+    // stays. (What an epilogue writes beside D, the matmul proper overwrites.)
     void choose_fastest(Plan& plan, const Matmul& p, const std::vector<cublasLtMatmulAlgo_t>& offers,
                         cudaStream_t stream) {
         const std::size_t bytes = static_cast<std::size_t>(p.ldd * p.n * size_of(p.output));
@@ -283,18 +277,19 @@ struct MatmulEngine::State {
         };
         std::vector<Candidate> candidates;
         for (const cublasLtMatmulAlgo_t& offer : offers) {
-            if (std::isinf(time(plan, p, offer, clock, stream))) continue;  // the first run loads the kernel
-            candidates.push_back(
-                {&offer,
-                 std::min(time(plan, p, offer, clock, stream), time(plan, p, offer, clock, stream)),
-                 {}});
+            if (std::isinf(time(plan, p, offer, 1, clock, stream)))
+                continue;  // the first run loads the kernel
+            candidates.push_back({&offer, time(plan, p, offer, 2, clock, stream), {}});
         }
         if (candidates.empty()) return;
         std::stable_sort(candidates.begin(), candidates.end(),
                          [](const Candidate& x, const Candidate& y) { return x.first < y.first; });
         candidates.resize(std::min<std::size_t>(candidates.size(), kFinalists));
         for (int round = 0; round < kRounds; ++round)  // in turn, so that what disturbs one disturbs all
-            for (Candidate& c : candidates) c.times.push_back(time(plan, p, *c.algorithm, clock, stream));
+            for (Candidate& c : candidates) {
+                const int runs = std::max(2, static_cast<int>(kGroupMilliseconds / c.first));
+                c.times.push_back(time(plan, p, *c.algorithm, runs, clock, stream));
+            }
         for (Candidate& c : candidates) std::sort(c.times.begin(), c.times.end());
         const Candidate& best =
             *std::min_element(candidates.begin(), candidates.end(),

@@ -14,6 +14,7 @@ namespace llmc {
 
 namespace {
 
+// cuBLASLt crashes at an algorithm that it has not made, so no line is taken on trust.
 constexpr std::size_t kWordDigits = 16, kChecksumDigits = 8;
 
 void warn(const std::string& text) { std::fprintf(stderr, "llmc: warning: %s\n", text.c_str()); }

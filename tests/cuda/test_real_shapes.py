@@ -176,8 +176,10 @@ def test_matmul_backward(cuda, rng, C, gelu):
         columns = np.arange(0, wide, max(1, wide // 16))
         inp = x.at(everything[:, None] * wide + columns)
         found = part_rows(dweight, rows, wide)[:, columns]
-        # A sum of 65,536 products in f32. Were 256 rows left out, the error would be 0.06.
-        check({"dweight": found}, lambda b, d, x: b + d.T @ x, before.rows(rows, wide)[:, columns], dout, inp, ulps=256)
+        # A sum of 65,536 products, in the f32 of tensor cores: on an H100 5e-5 off. Were 256 rows left out, it would be 0.06.
+        check(
+            {"dweight": found}, lambda b, d, x: b + d.T @ x, before.rows(rows, wide)[:, columns], dout, inp, ulps=1024
+        )
 
 
 def test_classifier(cuda, rng, emulated):
@@ -414,7 +416,7 @@ def test_large_matmul(cuda, rng, room):
     everything = np.arange(rows)
     for some in windows(VP, width=2):
         dout = d.at(everything[:, None] * VP + some)
-        check({"dweight": part_rows(dweight, some, C)}, lambda d, x: d.T @ x, dout, x.rows(everything, C), ulps=256)
+        check({"dweight": part_rows(dweight, some, C)}, lambda d, x: d.T @ x, dout, x.rows(everything, C), ulps=1024)
         check({"dbias": part(dbias, some[0], len(some))}, lambda d: d.sum(axis=0), dout, ulps=64)
 
 

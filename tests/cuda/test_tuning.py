@@ -124,14 +124,15 @@ def test_what_is_damaged_is_passed_over_with_one_warning(tuned, capfd):
 
 
 @pytest.mark.cuda
-def test_an_algorithm_that_the_library_refuses_is_chosen_anew(tuned, capfd):
+def test_an_algorithm_that_the_library_refuses_is_chosen_anew(cuda, tuned, capfd):
+    if "emulated" not in cuda.info().description:
+        pytest.skip("cuBLASLt crashes at an algorithm that it has not made, which is why lines have checksums")
     path, multiply = tuned
     expected = multiply()
-    (line,) = lines(path)
-    refused = line[:-8].replace("fedcba98", "fedcba99") if "fedcba98" in line else line[:-137] + "f" * 128 + "\t"
+    refused = lines(path)[0][:-8].replace("fedcba98", "fedcba99")
     refused += fnv(refused.encode())
     path.write_text(refused + "\n")
-    np.testing.assert_allclose(multiply(), expected, rtol=1e-4)
+    np.testing.assert_array_equal(multiply(), expected)
     error = capfd.readouterr().err
     assert error.count("warning") == 1 and f"{path}, line 1: cuBLASLt does not take this algorithm" in error
     assert lines(path)[0] == refused and len(lines(path)) == 2
