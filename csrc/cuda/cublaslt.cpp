@@ -265,6 +265,7 @@ struct MatmulEngine::State {
     // stays. (What an epilogue writes beside D, the matmul proper overwrites.)
     void choose_fastest(Plan& plan, const Matmul& p, const std::vector<cublasLtMatmulAlgo_t>& offers,
                         cudaStream_t stream) {
+        CUDA_CHECK(cudaDeviceSynchronize());  // what another stream does meanwhile would be timed too
         const std::size_t bytes = static_cast<std::size_t>(p.ldd * p.n * size_of(p.output));
         const Clock clock(bytes);
         if (!clock.usable) return;

@@ -1,7 +1,7 @@
 // An NVIDIA GPU as a Backend. Each op is defined in the file named after it.
 //
-// All work goes into one stream, in call order. The host waits only in to_host, in synchronize and for a
-// Readback, and in from_host if it is several copies ahead of the device.
+// All work goes into one stream, in call order; only the parts of one op may go into two (Fork). The host waits
+// only in to_host, in synchronize and for a Readback, and in from_host if it is several copies ahead of the device.
 #pragma once
 
 #include <atomic>

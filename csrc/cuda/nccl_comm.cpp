@@ -199,6 +199,7 @@ class NcclComm final : public Comm {
         if (stream_) cudaStreamDestroy(stream_);
     }
     void begin() {
+        backend_->refuse_in_recording("a collective");
         require_comm();
         const cudaStream_t main = backend_->stream();
         CUDA_CHECK(cudaEventRecord(begin_, main));

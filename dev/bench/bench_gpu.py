@@ -461,7 +461,8 @@ def one_changed(args: argparse.Namespace, base: str) -> list[str]:
     choose(backend, settings)
     out = [base]
     for name, value in options_of(backend).items():
-        others = [v for v in option_values(backend, name) if v != value and (name, v) != ("attention", "simple")]
+        left_out = {("attention", "simple"), ("graphs", "off")}  # the slowest; the same as auto, in training
+        others = [v for v in option_values(backend, name) if v != value and (name, v) not in left_out]
         out += [] if name == "tf32" else [f"{base} {name}={v}".strip() for v in others]  # tf32 is for f32 models
     N = args.batch * args.seq_len
     out += [f"{base} rows={rows}".strip() for rows in (1024, 4096, 16384, 65536) if rows <= N]
