@@ -33,12 +33,14 @@ struct Decode {
     DecodeDims d;
     int chunks;
     float scale;
+    bool early;  // start, kcache and vcache may be read before the wait
 };
 
 template <class T, int L>
 __global__ void __launch_bounds__(kThreads) decode_kernel(Decode<T> p) {
     constexpr int W = 16 / sizeof(T), kGroups = kWarp / L;  // groups of a warp
     constexpr int kSteps = kChunk / (kWarps * kGroups), kAhead = kSteps < 4 ? kSteps : 4;
+    constexpr int kStride = kWarps * kGroups;  // between a lane's keys
     LLMC_SHARED(sums, float[kWarps][L * W]);
     LLMC_SHARED(highest, float[kWarps]);
     LLMC_SHARED(totals, float[kWarps]);
@@ -50,49 +52,41 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Decode<T> p) {
     const i64 b = row / p.d.NH, h = row % p.d.NH, cache = static_cast<i64>(row) * maxT * HS;
     const int c = lane % L * W;  // the lane's channels
     const int key0 = chunk * kChunk + warp * kGroups + lane / L;
-    if (c < HS) {  // the position that is there before the wait may be an old one, but a prefetch is no read
-        const int position = p.start[b];
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s)
-            if (const int key = key0 + s * kWarps * kGroups; key < position && key < maxT) {
-                ptx::prefetch(p.kcache + cache + key * HS + c);
-                ptx::prefetch(p.vcache + cache + key * HS + c);
-            }
-    }
-    overlap_kernels();
-
-    const int position = p.start[b];
-    T* const out = p.out + b * p.d.C + h * HS;
-    if (position < 0 || position >= maxT) {  // the host cannot check it without waiting
-        for (int i = thread; i < HS && chunk == 0; i += kThreads)
-            out[i] = narrow<T>(std::numeric_limits<float>::quiet_NaN());
+    // What was there before the chain of kernels may be read before the wait: all keys and values but the new ones.
+    if (!p.early) overlap_kernels();
+    // A position out of range, which the host cannot see without waiting, has no keys: its result is 0 / 0.
+    const int given = p.start[b], position = given < 0 || given >= maxT ? -1 : given;
+    const int last_chunk = position < 0 ? 0 : position / kChunk;
+    if (chunk > last_chunk) {
+        if (p.early) overlap_kernels();
         return;
     }
-    const int last_chunk = position / kChunk;
-    if (chunk > last_chunk) return;
-
-    const T* const fresh = p.qkv + b * 3 * p.d.C + h * HS + c;  // q; k and v of the new position behind it
     Floats<W> q = zeros<W>(), sum = zeros<W>();
-    if (c < HS) q = load<W>(fresh);
-#pragma unroll
-    for (int i = 0; i < W; ++i) q[i] *= p.scale;
     float top = kLowest, total = 0.0f;
+    const T* const fresh = p.qkv + b * 3 * p.d.C + h * HS + c;  // q; k and v of the new position behind it
 #pragma unroll
     for (int first = 0; first < kSteps; first += kAhead) {
         Packed<W, T> k[kAhead] = {}, v[kAhead] = {};
 #pragma unroll
-        for (int a = 0; a < kAhead; ++a) {
-            const int key = key0 + (first + a) * kWarps * kGroups;
-            if (key > position || c >= HS) continue;
-            const i64 at = cache + key * HS + c;
-            const bool stored = key < position;
-            k[a].load(stored ? p.kcache + at : fresh + p.d.C);
-            v[a].load(stored ? p.vcache + at : fresh + 2 * p.d.C);
-            if (!stored) {
-                k[a].store(p.kcache + at);
-                v[a].store(p.vcache + at);
+        for (int a = 0; a < kAhead; ++a)
+            if (const int key = key0 + (first + a) * kStride; key < position && c < HS) {
+                k[a].load(p.kcache + cache + key * HS + c);
+                v[a].load(p.vcache + cache + key * HS + c);
             }
+        if (first == 0) {
+            if (p.early) overlap_kernels();
+            if (c < HS) q = load<W>(fresh);
+#pragma unroll
+            for (int i = 0; i < W; ++i) q[i] *= p.scale;
         }
+#pragma unroll
+        for (int a = 0; a < kAhead; ++a)
+            if (const int key = key0 + (first + a) * kStride; key == position && c < HS) {
+                k[a].load(fresh + p.d.C);
+                v[a].load(fresh + 2 * p.d.C);
+                k[a].store(p.kcache + cache + key * HS + c);
+                v[a].store(p.vcache + cache + key * HS + c);
+            }
         float score[kAhead], top_before = top;
 #pragma unroll
         for (int a = 0; a < kAhead; ++a) {
@@ -103,7 +97,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Decode<T> p) {
 #pragma unroll
             for (int distance = L / 2; distance > 0; distance /= 2)
                 s += __shfl_xor_sync(kAllLanes, s, distance);
-            const int key = key0 + (first + a) * kWarps * kGroups;
+            const int key = key0 + (first + a) * kStride;
             score[a] = key <= position ? s : -std::numeric_limits<float>::infinity();
             top = Max()(score[a], top);
         }
@@ -120,6 +114,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Decode<T> p) {
             for (int i = 0; i < W; ++i) sum[i] = fmaf(weight, x[i], sum[i]);
         }
     }
+    T* const out = p.out + b * p.d.C + h * HS;
     // The groups of a warp, then the warps.
     float all_top = top;
 #pragma unroll
@@ -218,7 +213,8 @@ bool CudaBackend::attention_decode_in_chunks(const DecodeDims& d, Tensor out, Te
                           arrived,
                           d,
                           static_cast<int>(chunks),
-                          kLog2e / std::sqrt(static_cast<float>(d.HS))};
+                          kLog2e / std::sqrt(static_cast<float>(d.HS)),
+                          at_rest(start) && at_rest(kcache) && at_rest(vcache)};
         const i64 lanes = d.HS / W;
         const auto kernel = lanes <= 4    ? decode_kernel<T, 4>
                             : lanes <= 8  ? decode_kernel<T, 8>

@@ -164,8 +164,8 @@ LaunchStream CudaBackend::overlapping_stream(std::initializer_list<Tensor> write
     return {s, chained && kernels_overlap_};
 }
 
-bool CudaBackend::at_rest(const void* memory, std::int64_t bytes) const {
-    const char *const begin = static_cast<const char*>(memory), *const end = begin + bytes;
+bool CudaBackend::at_rest(const Tensor& x) const {
+    const char *const begin = x.as<char>(), *const end = begin + x.bytes();
     return chain_ && std::none_of(chain_writes_.begin(), chain_writes_.end(),
                                   [&](const auto& w) { return w.first < end && begin < w.second; });
 }

@@ -99,8 +99,8 @@ class CudaBackend final : public Backend {
     // The same, for a kernel that may overlap with the one before (device.cuh), if that one, too, was launched here: a
     // chain of kernels, which ends with any other use of the stream. `writes`: what this one writes.
     LaunchStream overlapping_stream(std::initializer_list<Tensor> writes);
-    // True if no kernel of the chain writes to this memory, so that a kernel may read it before its wait.
-    bool at_rest(const void* memory, std::int64_t bytes) const;
+    // True if no kernel of the chain writes to x, so that a kernel may read it before its wait.
+    bool at_rest(const Tensor& x) const;
     // Throws Error while ops are recorded, for what may not be among them.
     void refuse_in_recording(const char* what) const;
 

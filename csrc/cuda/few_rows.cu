@@ -23,7 +23,7 @@ struct FewRows {
     int N, K;
     i64 OC;
     bool gelu;
-    bool early;  // weight may be read before the wait
+    bool early;  // weight and bias may be read before the wait
 };
 
 // The sums of a warp over its part of K: of `Tiles` times 8 columns, and R rows.
@@ -43,9 +43,11 @@ struct Sums<bf16, R, Tiles> {
 #pragma unroll
         for (int s = 0; s < Steps; ++s)
 #pragma unroll
-            for (int half = 0; half < R / 8; ++half)
-                if (const int k = k0 + s * step; k < K && g + 8 * half < N)
-                    x[s][half] = load_packed<8>(inp + (g + 8 * half) * K + k);
+            for (int half = 0; half < R / 8; ++half) {
+                const int k = k0 + s * step, row = g + 8 * half;
+                if (k < K && row < N) x[s][half].load(inp + row * K + k);
+            }
+        __syncwarp();  // all loads are under way: the compiler would put them off until they are needed, to save registers
 #pragma unroll
         for (int s = 0; s < Steps; ++s)
 #pragma unroll
@@ -145,6 +147,11 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(FewRows p) {
         overlap_kernels();
     }
     load_weights();
+    // In the end a thread has one column, of all rows or some.
+    static_assert(kThreads % kWidth == 0);
+    const int c = static_cast<int>(threadIdx.x) % kWidth;
+    const i64 column = column0 + c;
+    const float bias = p.bias && column < p.OC ? widen(static_cast<const T*>(p.bias)[column]) : 0.0f;
     if (p.early) overlap_kernels();
 
     const T* const inp = static_cast<const T*>(p.inp);
@@ -157,15 +164,12 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(FewRows p) {
     }
     sums.store([&](int row, int column, float sum) { partial[warp][row][column] = sum; });
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < p.N * kWidth; i += kThreads) {
-        const int row = i / kWidth, c = i % kWidth;
-        const i64 column = column0 + c;
-        if (column >= p.OC) continue;
+    if (column >= p.OC) return;
+    for (int row = static_cast<int>(threadIdx.x) / kWidth; row < p.N; row += kThreads / kWidth) {
         float sum = 0.0f;
 #pragma unroll
         for (int v = 0; v < kWarps; ++v) sum += partial[v][row][c];
-        if (p.bias) sum += widen(static_cast<const T*>(p.bias)[column]);
-        Out x = narrow<Out>(sum);
+        Out x = narrow<Out>(sum + bias);
         const i64 at = row * p.OC + column;
         if (p.gelu) {
             static_cast<Out*>(p.pre)[at] = x;
@@ -190,7 +194,8 @@ bool CudaBackend::few_rows_matmul(const Matmul& p) {
     f.gelu = p.epilogue == Epilogue::gelu || p.epilogue == Epilogue::gelu_bias;
     const LaunchStream s =
         overlapping_stream({Tensor(p.d, p.output, {p.n, p.m}), Tensor(p.aux, p.output, {p.n, p.m})});
-    f.early = at_rest(p.a, p.m * p.k * (p.inputs == DType::bf16 ? 2 : 4));
+    f.early = at_rest(Tensor(const_cast<void*>(p.a), p.inputs, {p.m, p.k})) &&
+              at_rest(Tensor(const_cast<void*>(p.bias), p.inputs, {p.m}));
     visit_float(p.inputs, [&](auto in) {
         using T = decltype(in);
         constexpr bool kHalf = std::is_same_v<T, bf16>;
@@ -202,16 +207,16 @@ bool CudaBackend::few_rows_matmul(const Matmul& p) {
                                    decltype(steps_at_once)::value>,
                    blocks_for(p.m, kTiles * kColumns), kThreads, 0, s, f);
         };
+        // A warp loads its weights at once. With more than 8 rows inp is as much to load as the weights, so a block
+        // takes two tiles with it.
         const auto with_rows = [&](auto out, auto rows) {
             constexpr int kShort = kHalf ? 4 : 6, kLong = 12;
-            constexpr i64 kManyColumns =
-                8192;  // enough for every multiprocessor to have several blocks of them
+            constexpr int kTiles = kHalf && decltype(rows)::value > 8 ? 2 : 1;
             if (steps > kShort)
                 launch_as(out, rows, std::integral_constant<int, 1>{}, std::integral_constant<int, kLong>{});
-            else if (p.m < kManyColumns)
-                launch_as(out, rows, std::integral_constant<int, 1>{}, std::integral_constant<int, kShort>{});
             else
-                launch_as(out, rows, std::integral_constant<int, 4>{}, std::integral_constant<int, kShort>{});
+                launch_as(out, rows, std::integral_constant<int, kTiles>{},
+                          std::integral_constant<int, kShort>{});
         };
         const auto with_out = [&](auto out) {
             if (p.n <= 8)

@@ -96,15 +96,26 @@ __global__ void layernorm_few_rows_kernel(T* residual, T* out, float* mean, floa
             v = packed.floats();  // rounded, as a later reader will see it
         }
     }
+    // As block_reduce, for few warps.
+    LLMC_SHARED(partial, float[2][kWarp]);
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    const auto block_sum = [&](float x, int which) {
+        x = warp_reduce(x, Sum());
+        if (threadIdx.x % kWarp == 0) partial[which][threadIdx.x / kWarp] = x;
+        __syncthreads();
+        float all = 0.0f;
+        for (int w = 0; w < warps; ++w) all += partial[which][w];
+        return all;
+    };
     float sum = 0.0f;
 #pragma unroll
     for (int k = 0; k < W; ++k) sum += v[k];
-    const float mu = block_reduce(sum, 0.0f, Sum()) / static_cast<float>(C);
+    const float mu = block_sum(sum, 0) / static_cast<float>(C);
     float squares = 0.0f;
     if (live)
 #pragma unroll
         for (int k = 0; k < W; ++k) squares += (v[k] - mu) * (v[k] - mu);
-    const float variance = block_reduce(squares, 0.0f, Sum()) / static_cast<float>(C);
+    const float variance = block_sum(squares, 1) / static_cast<float>(C);
     const float rs = 1.0f / sqrtf(variance + kEps);
     if (live) {
         const Floats<W> scale = w.floats(), shift = o.floats();

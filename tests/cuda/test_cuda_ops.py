@@ -445,12 +445,37 @@ def test_model_trains_as_on_the_cpu(cuda, cpu, rng, options, dtype, grad, tolera
     np.testing.assert_allclose(norms[0], norms[1], rtol=3 * tolerance)
 
 
+def test_overlapping_kernels_see_what_the_last_ones_wrote(cuda, rng):
+    """Generation's kernels begin before the one before has ended. They read weights and keys at once, but not those that a kernel
+    just before them writes."""
+    x, w, z = (put(cuda, rng.standard_normal(s), "bf16") for s in [(16, 512), (512, 512), (8, 512)])
+    qkv, caches = put(cuda, rng.standard_normal((3, 1, 1536)), "bf16"), rng.standard_normal((2, 3, 8, 300, 64))
+    starts = [put(cuda, np.array([200, 128, 40]) + i, "i32") for i in range(4)]
+    results = []
+    for wait in (True, False):
+        made, product = nans(cuda, (16, 512), "bf16"), nans(cuda, (8, 16), "bf16")
+        cache = [put(cuda, c, "bf16") for c in caches]
+        outs = [nans(cuda, (3, 1, 512), "bf16") for _ in starts]
+        cuda.matmul_forward(made, x, w)
+        if wait:
+            cuda.synchronize()
+        cuda.matmul_forward(product, z, made)
+        for start, out in zip(starts, outs):
+            cuda.attention_decode(out, *cache, qkv, start, 8)
+            if wait:
+                cuda.synchronize()
+        results.append([t.to_host() for t in (made, product, *outs, *cache)])
+    for a, b in zip(*results):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("C,NH", [(66, 3), (64, 2)])  # by simple kernels, and by those of few rows
 @pytest.mark.parametrize("dtype,tolerance", [("f32", 1e-4), ("bf16", 5e-2)])
-def test_generation_as_on_the_cpu(cuda, cpu, rng, dtype, tolerance):
+def test_generation_as_on_the_cpu(cuda, cpu, rng, dtype, tolerance, C, NH):
     prompt = rng.integers(0, 61, 5)
     logits = []
     for be in (cuda, cpu):
-        m = model(be, dtype, "f32", 66, 3)
+        m = model(be, dtype, "f32", C, NH)
         cache = _llmc.KVCache(m, 2, 20)
         rows = [cache.prefill(0, prompt), cache.prefill(1, prompt[:2])]
         for token in (3, 5):
@@ -462,10 +487,11 @@ def test_generation_as_on_the_cpu(cuda, cpu, rng, dtype, tolerance):
     np.testing.assert_allclose(logits[0][0], logits[0][-1], atol=tolerance * np.abs(logits[1]).max())
 
 
+@pytest.mark.parametrize("C,NH", [(66, 3), (64, 2)])
 @pytest.mark.parametrize("options", [(0.0,), (1.0,), (0.8, 9, 0.9)])
-def test_tokens_chosen_on_the_device(cuda, rng, options):
+def test_tokens_chosen_on_the_device(cuda, rng, options, C, NH):
     """Steps queued ahead give the tokens of decode() and the host's choice, also beside a sequence with a negative coin."""
-    m = model(cuda, "bf16", "f32", 66, 3)
+    m = model(cuda, "bf16", "f32", C, NH)
     caches = [_llmc.KVCache(m, 3, 20) for _ in range(2)]
     for cache in caches:
         for b in range(3):

@@ -111,7 +111,7 @@ def test_layernorm_backward(cuda, rng, C):
     dinp, dweight, dbias = before.tensor(cuda, N, C), put(cuda, np.zeros(C)), put(cuda, np.zeros(C))
     inp, weight, mean, rstd = x.tensor(cuda, N, C), w.tensor(cuda, C), nans(cuda, N), nans(cuda, N)
     cuda.layernorm_forward(nans(cuda, (N, C), "bf16"), mean, rstd, inp, weight, weight)
-    cuda.layernorm_backward(dinp, dweight, dbias, d.tensor(cuda, N, C), inp, weight, mean, rstd)
+    cuda.layernorm_backward(dinp, dweight, dbias, None, d.tensor(cuda, N, C), inp, weight, mean, rstd)
     for rows in windows(N):
 
         def gradient(dout, x, weight, before):
@@ -374,7 +374,7 @@ def test_large_layernorm(cuda, rng, room):
         )
     cuda.zero(out)
     dweight, dbias = put(cuda, np.zeros(C)), put(cuda, np.zeros(C))
-    cuda.layernorm_backward(out, dweight, dbias, d.tensor(cuda, rows, C), inp, weight, mean, rstd)
+    cuda.layernorm_backward(out, dweight, dbias, None, d.tensor(cuda, rows, C), inp, weight, mean, rstd)
     for some in windows(rows, C):
         operands = d.rows(some, C), x.rows(some, C), w.at(range(C))
         check({"dinp": part_rows(out, some, C)}, lambda *o: oracle.layernorm_gradient(*o)[0], *operands)
