@@ -8,7 +8,7 @@
 
 #include "core/dims.h"
 #include "cuda/flash.h"
-#include "cuda/device.cuh"
+#include "cuda/heads.cuh"
 
 namespace llmc::flash {
 
@@ -104,23 +104,6 @@ void visit_head_size(i64 HS, Body&& body) {
     case 128: return body(std::integral_constant<int, 128>{});
     }
     throw Error(filled("flash attention has no kernel for a head size of {}", HS));
-}
-
-// The head and the tile of rows that a block computes. Blocks are in the order of tiles, the last or the first one
-// first, with all heads in each.
-struct Place {
-    i64 b, h, row;  // row: b NH + h
-    int tile;
-};
-__device__ __forceinline__ Place place(const AttentionDims& d, bool last_first) {
-    const unsigned heads = static_cast<unsigned>(d.B * d.NH), NH = static_cast<unsigned>(d.NH);
-    const unsigned row = blockIdx.x % heads, order = blockIdx.x / heads;
-    const int tiles = (static_cast<int>(d.T) + kRows - 1) / kRows;
-    Place p;
-    p.row = row;
-    p.b = row / NH, p.h = row % NH;
-    p.tile = static_cast<int>(last_first ? tiles - 1 - order : order);
-    return p;
 }
 
 }  // namespace llmc::flash

@@ -56,14 +56,14 @@ __device__ __forceinline__ void store_rows(bf16* head, i64 stride, int row, int 
 template <int HS>
 __global__ void __launch_bounds__(kThreads)
     flash_backward_keys_kernel(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse,
-                               const float* delta, AttentionDims d, float scale) {
+                               const float* delta, AttentionDims d, int together, float scale) {
     LLMC_DYNAMIC_SHARED(shared);
     constexpr int kQueries = kStep<HS>, kTile = kQueries * kLd<HS>;
     bf16 *const keys = reinterpret_cast<bf16*>(shared), *const values = keys + kRows * kLd<HS>;
     bf16 *const queries = values + kRows * kLd<HS>, *const douts = queries + 2 * kTile;
     float* const stats = reinterpret_cast<float*>(douts + 2 * kTile);
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, i = lane % 4;
-    const Place at = place(d, false);
+    const Place at = place<kRows>(d, together, false);
     const int T_ = static_cast<int>(d.T), C = static_cast<int>(d.C);
     const int stride = 3 * C, key0 = at.tile * kRows;
     const bf16* const q = qkv + at.b * d.T * stride + at.h * HS;
@@ -126,13 +126,13 @@ __global__ void __launch_bounds__(kThreads)
 template <int HS>
 __global__ void __launch_bounds__(kThreads)
     flash_backward_queries_kernel(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse,
-                                  const float* delta, AttentionDims d, float scale) {
+                                  const float* delta, AttentionDims d, int together, float scale) {
     LLMC_DYNAMIC_SHARED(shared);
     constexpr int kKeys = kStep<HS>, kTile = kKeys * kLd<HS>;
     bf16 *const queries = reinterpret_cast<bf16*>(shared), *const douts = queries + kRows * kLd<HS>;
     bf16 *const keys = douts + kRows * kLd<HS>, *const values = keys + 2 * kTile;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, i = lane % 4;
-    const Place at = place(d, true);
+    const Place at = place<kRows>(d, together, true);
     const int T_ = static_cast<int>(d.T), C = static_cast<int>(d.C);
     const int stride = 3 * C, query0 = at.tile * kRows;
     const bf16* const q = qkv + at.b * d.T * stride + at.h * HS;
@@ -198,7 +198,7 @@ void flash_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor lse, const floa
         for (const auto kernel : {flash_backward_keys_kernel<HS>, flash_backward_queries_kernel<HS>})
             launch(kernel, blocks_for(d.B * d.NH * ceil_div(d.T, flash::kRows), 1), flash::kThreads,
                    kSharedBytes<HS>, stream, dqkv.as<bf16>(), dout.as<bf16>(), qkv.as<bf16>(),
-                   lse.as<float>(), delta, d, 1.0f / std::sqrt(static_cast<float>(d.HS)));
+                   lse.as<float>(), delta, d, heads_together(d), 1.0f / std::sqrt(static_cast<float>(d.HS)));
     });
 }
 

@@ -21,12 +21,13 @@ constexpr int kBlocks = HS == 64 ? 4 : 0;
 
 template <int HS>
 __global__ void __launch_bounds__(kThreads, kBlocks<HS>)
-    flash_forward_kernel(bf16* out, float* lse, const bf16* qkv, AttentionDims d, float scale_log2e) {
+    flash_forward_kernel(bf16* out, float* lse, const bf16* qkv, AttentionDims d, int together,
+                         float scale_log2e) {
     LLMC_DYNAMIC_SHARED(shared);
     constexpr int kTile = kKeys * kLd<HS>;
     bf16 *const keys = reinterpret_cast<bf16*>(shared), *const values = keys + 2 * kTile;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, i = lane % 4;
-    const Place at = place(d, true);
+    const Place at = place<kRows>(d, together, true);
     const int T_ = static_cast<int>(d.T), stride = static_cast<int>(3 * d.C), query0 = at.tile * kRows;
     const bf16* const q = qkv + at.b * d.T * stride + at.h * HS;
     const bf16 *const k = q + d.C, *const v = q + 2 * d.C;
@@ -139,7 +140,7 @@ void flash_forward(Tensor out, Tensor lse, Tensor qkv, const AttentionDims& d, c
         constexpr std::size_t shared = 4 * kKeys * flash::kLd<HS> * sizeof(bf16);
         launch(flash_forward_kernel<HS>, blocks_for(d.B * d.NH * ceil_div(d.T, flash::kRows), 1),
                flash::kThreads, shared, stream, out.as<bf16>(), lse.as<float>(), qkv.as<bf16>(), d,
-               flash::kLog2e / std::sqrt(static_cast<float>(d.HS)));
+               heads_together(d), flash::kLog2e / std::sqrt(static_cast<float>(d.HS)));
     });
 }
 
