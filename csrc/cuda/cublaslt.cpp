@@ -335,7 +335,7 @@ bool MatmulEngine::run(const Matmul& p, cudaStream_t stream) {
     State& s = *state_;
     const Key key = key_of(p);
     auto found = s.plans.find(key);
-    if (found == s.plans.end() && s.tune && is_recorded(stream))
+    if (found == s.plans.end() && s.tuned && is_recorded(stream))
         throw Error("cuda: the tuning of a matmul cannot be recorded");
     if (found == s.plans.end()) found = s.plans.emplace(key, s.make(key, p, stream)).first;
     State::Plan& plan = found->second;
