@@ -44,6 +44,7 @@ from common import append_json
 import llmc
 from llmc import _llmc
 from llmc.models.model import default_classifier_rows
+from llmc.selfcheck.devices import option_values, options_of
 from llmc.system.flops import peak_flops
 
 MODELS = {"d12": 64, "d24": 32, "d48": 16}  # descriptor -> B: 124M, 350M, 1558M
@@ -73,21 +74,6 @@ def device_of(args: argparse.Namespace) -> str:
 def parse_settings(text: str) -> dict[str, str]:
     """Return the settings in a text like 'attention=flash rows=1024', by name."""
     return dict(pair.split("=", 1) for pair in text.split())
-
-
-def options_of(backend: _llmc.Backend) -> dict[str, str]:
-    """Return the backend's options and their values, without the remarks in brackets."""
-    return dict(pair.split(" ")[:2] for pair in backend.info().options.split(", ") if " " in pair)
-
-
-def option_values(backend: _llmc.Backend, name: str) -> list[str]:
-    """Return all values that an option takes. They are read from the error message about a wrong value."""
-    try:
-        backend.set_option(name, "?")
-    except ValueError as e:
-        _, colon, values = str(e).partition("expected one of: ")
-        return values.split(", ") if colon else []
-    return []
 
 
 def tokens(config: llmc.GPT2Config, B: int, T: int) -> np.ndarray:

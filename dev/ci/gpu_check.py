@@ -238,6 +238,13 @@ class Check:
             raise RuntimeError(error_line(done.stderr))
         return done.stdout.splitlines()[-1]
 
+    def kernels(self) -> tuple[str, str]:
+        """Run what a user would run first. It needs neither PyTorch nor the tests."""
+        done = self.run("check", [sys.executable, "-m", "llmc", "check", "--device", "cuda"], 60)
+        if done.returncode:
+            raise RuntimeError(error_line(done.stderr))
+        return done.stdout.splitlines()[-1], done.stdout
+
     def worker(self, name: str, limit: float, threads: int = 0) -> tuple[str, str]:
         """Run a stage of gpu_stages.py."""
         command = [sys.executable, "dev/ci/gpu_stages.py", name, "--results", str(self.results)]
@@ -328,6 +335,7 @@ class Check:
     # ---- the parts ----
 
     def a(self) -> None:
+        self.stage("check", self.kernels)
         self.together(
             ("smoke", lambda: self.worker("smoke", 80)),
             ("tests", lambda: self.tests("tests", FILES, 80)),

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-from bench_gpu import TINY, choose, make_model, options_of, parse_settings, print_table, tokens
+from bench_gpu import TINY, choose, make_model, parse_settings, print_table, tokens
 from common import append_json
 
 import llmc
 from llmc import _llmc
+from llmc.selfcheck.devices import options_of
 
 
 class Stage:

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model (the same as llmc-train)",
     "generate": "continue a text",
     "info": "show version, compiler, instruction sets, threads, GPU",
+    "check": "check the kernels of this machine, CPU or GPU",
     "data": "download or tokenise a data set",
     "import": "convert a Hugging Face model into an llm.c checkpoint",
     "export": "convert a checkpoint into a Hugging Face folder",

@@ -50,7 +50,9 @@ def test_version_and_info(tmp_path: Path) -> None:
 
 def test_help_lists_every_command_and_setting(tmp_path: Path) -> None:
     shown = run("--help", cwd=tmp_path).stdout
-    assert all(name in shown for name in ("train", "generate", "info", "data", "eval", "plot", "watch", "sweep"))
+    assert all(
+        name in shown for name in ("train", "generate", "info", "check", "data", "eval", "plot", "watch", "sweep")
+    )
     shown = run("train", "-h", cwd=tmp_path).stdout
     assert shown == run("train", "--help", cwd=tmp_path).stdout
     for name, setting in SETTINGS.items():

@@ -91,7 +91,7 @@ def test_errors_name_the_file(encoding: str, tmp_path: Path) -> None:
     "command",
     [
         "llmc",
-        *(f"llmc {name}" for name in "train generate info data import export eval plot watch sweep".split()),
+        *(f"llmc {name}" for name in "train generate info check data import export eval plot watch sweep".split()),
         "llmc.train_gpt2",
         "llmc.test_gpt2",
     ],

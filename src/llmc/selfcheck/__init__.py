@@ -1,0 +1,1 @@
+"""What `llmc check` does: every op and a training step of this machine's kernels, beside NumPy."""
