@@ -68,7 +68,8 @@ __global__ void add_pieces_kernel(SumOutputs<G> outputs, const float* partial, i
     float total = 0.0f;
 #pragma unroll
     for (int r = 0; r < kRowLanes; ++r) total += shared[r][x];
-    G* const out = outputs.of[k] + column;
+    // An index into a kernel's argument would put it into local memory.
+    G* const out = (k == 0 ? outputs.of[0] : k == 1 ? outputs.of[1] : outputs.of[2]) + column;
     *out = narrow<G>(accumulate ? widen(*out) + total : total);
 }
 // partial (pieces, K, C)
