@@ -192,7 +192,7 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
 
 
 def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: bool) -> Iterator[Op]:
-    """Yield the matmuls of one linear layer: forward, dinp, and dweight with dbias.
+    """Yield the matmuls of one linear layer: forward, dinp, and dweight, with dbias if layernorm's backward does not sum it.
 
     Args:
         o: makes the operands.
@@ -203,7 +203,7 @@ def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: b
     """
     be, size = o.backend, 2 if o.dtype == "bf16" else 4
     shape = f"{N}x{OC}x{C}"
-    classifier = name == "classifier"
+    classifier, sums = name == "classifier", name in ("qkv", "fc")
     copies = 1 if classifier else None
     flops = 2.0 * N * C * OC
 
@@ -235,7 +235,7 @@ def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: b
 
     def dweight() -> Run:
         cycle = o.cycle(
-            lambda: (o.tensor(OC, C), None if classifier else o.tensor(OC), o.tensor(N, OC), o.tensor(N, C)), copies
+            lambda: (o.tensor(OC, C), o.tensor(OC) if sums else None, o.tensor(N, OC), o.tensor(N, C)), copies
         )
         weight = o.tensor(OC, C)
 
