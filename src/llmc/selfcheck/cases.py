@@ -44,7 +44,7 @@ class Result:
 
     before: its values beforehand; None for NaNs, so that an element that is not written is noticed. master: the position of the operand
     with the lower 16 bits of a bf16 weight; both together are the result. slack: what an option's kernels may be off by besides, in
-    units of a relative error by name: "tanh" of that of tanh, "sum" of that of a sum which is stored before it is added to.
+    units of a relative error by name: "tanh" of that of tanh, "sum" of that of a sum in bf16 which is rounded before it is added to.
     """
 
     name: str

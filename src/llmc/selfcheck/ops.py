@@ -129,14 +129,15 @@ class Cases(Draw):
             exact = formulas.matmul(x, weight, bias if with_bias else None)
             scale = products + with_bias * np.abs(bias)
             given = [*operands, self.given(bias) if with_bias else None]
+            twice = {"sum": np.abs(exact - bias) if with_bias else np.zeros(1)}
             for dtype in self.gradient_dtypes():
-                out = self.result("out", exact, scale, dtype=dtype)
+                out = replace(self.result("out", exact, scale, dtype=dtype), slack=twice)
                 yield self.case("matmul_forward", size, out, *given, real=real)
-        before_gelu = self.result("pre", exact, scale)
+        before_gelu = replace(self.result("pre", exact, scale), slack=twice)
         slope = np.abs(formulas.gelu_gradient(exact, np.ones_like(exact)))
         # GELU may see its argument before or after its rounding.
         gelu = self.result("out", formulas.gelu(exact), np.abs(exact), 4, 1.2 * slope * before_gelu.limit)
-        gelu = replace(gelu, slack={"tanh": np.abs(exact)})
+        gelu = replace(gelu, slack={"tanh": np.abs(exact), "sum": 1.2 * slope * twice["sum"]})
         yield self.case("matmul_gelu_forward", size, gelu, before_gelu, *given, real=real)
 
         exact_dinp, dweight, dbias = formulas.matmul_gradient(dout, x, weight)
@@ -154,10 +155,10 @@ class Cases(Draw):
                 results = []
                 for name, exact, scale, b in zip(("dweight", "dbias"), (dweight, dbias), scales, before):
                     if accumulate:
-                        results.append(self.result(name, exact + b, scale + np.abs(b), 8, 0, grad, b))
+                        result = self.result(name, exact + b, scale + np.abs(b), 8, 0, grad, b)
+                        results.append(replace(result, slack={"sum": np.abs(exact)}))
                     else:
                         results.append(self.result(name, exact, scale, 8, 0, grad))
-                results[1] = replace(results[1], slack={"sum": accumulate * np.abs(dbias)})
                 yield self.case("matmul_backward", size, dinp, *results, *given_back, scalars=[accumulate], real=real)
                 with_gelu: list[Operand] = [dinp_gelu, *results, *given_back, self.given(pre)]
                 yield self.case("matmul_gelu_backward", size, *with_gelu, scalars=[accumulate], real=real)
