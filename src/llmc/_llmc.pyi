@@ -242,24 +242,6 @@ class Backend:
         """
         Compute losses (N) as crossentropy_forward, and replace logits (N,Vp) as crossentropy_softmax_backward.
         """
-    def fused_layernorm_matmul_forward(
-        self,
-        out: Tensor,
-        pre: Tensor,
-        residual: Tensor,
-        ln: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
-        a: Tensor,
-        b: Tensor,
-        ln_weight: Tensor,
-        ln_bias: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-    ) -> None:
-        """
-        Compute residual (N,C) = a + b, and of its layernorm out as matmul_forward does, or out and pre as matmul_gelu_forward does. b may be None, and pre. ln, mean and rstd are room to work in.
-        """
     def fused_residual_layernorm_forward(
         self,
         residual: Tensor,
