@@ -150,12 +150,6 @@ void bind_ops(py::module_& m) {
              "Compute residual (N,C) = a + b, and the layernorm out (N,C) of it. Keeps mean and rstd (N).")
         .def("matmul_gelu_forward", op(&Backend::matmul_gelu_forward), "out"_a, "pre"_a, "inp"_a, "weight"_a,
              "bias"_a = none, "Compute pre (N,OC) as matmul_forward does, and out = gelu(pre).")
-        .def("fused_layernorm_matmul_forward", op(&Backend::fused_layernorm_matmul_forward), "out"_a, "pre"_a,
-             "residual"_a, "ln"_a, "mean"_a, "rstd"_a, "a"_a, "b"_a, "ln_weight"_a, "ln_bias"_a, "weight"_a,
-             "bias"_a = none,
-             "Compute residual (N,C) = a + b, and of its layernorm out as matmul_forward does, or out and "
-             "pre as "
-             "matmul_gelu_forward does. b may be None, and pre. ln, mean and rstd are room to work in.")
         .def("matmul_gelu_backward", op(&Backend::matmul_gelu_backward), "dinp"_a, "dweight"_a, "dbias"_a,
              "dout"_a, "inp"_a, "weight"_a, "pre"_a, "accumulate"_a = true,
              "Compute what matmul_backward does, for inp = gelu(pre): dinp is that of pre.")

@@ -39,19 +39,6 @@ void Backend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor wei
     gelu_forward(out, pre);
 }
 
-void Backend::fused_layernorm_matmul_forward(Tensor out, Tensor pre, Tensor residual, Tensor ln, Tensor mean,
-                                             Tensor rstd, Tensor a, Tensor b, Tensor ln_weight,
-                                             Tensor ln_bias, Tensor weight, Tensor bias) {
-    if (b)
-        fused_residual_layernorm_forward(residual, ln, mean, rstd, a, b, ln_weight, ln_bias);
-    else
-        layernorm_forward(ln, mean, rstd, a, ln_weight, ln_bias);
-    if (pre)
-        matmul_gelu_forward(out, pre, ln, weight, bias);
-    else
-        matmul_forward(out, ln, weight, bias);
-}
-
 void Backend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                    Tensor weight, Tensor pre, bool accumulate) {
     matmul_backward(dinp, dweight, dbias, dout, inp, weight, accumulate);

@@ -166,13 +166,6 @@ class Backend {
                                                   Tensor a, Tensor b, Tensor weight, Tensor bias);
     // pre = inp weight^T + bias;   out = gelu(pre)
     virtual void matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias);
-    // Generation. residual = a + b;   out = layernorm(residual) weight^T + bias, and GELU of that if there is `pre`, as above.
-    // b absent: layernorm(a), and residual is left alone.   residual is neither a nor b.   ln, mean, rstd: room for layernorm's results; what it
-    // holds afterwards is not defined.
-    // out, pre (N,OC)   residual, ln, a, b (N,C)   mean, rstd (N)   ln_weight, ln_bias (C)   weight, bias as in matmul_forward
-    virtual void fused_layernorm_matmul_forward(Tensor out, Tensor pre, Tensor residual, Tensor ln,
-                                                Tensor mean, Tensor rstd, Tensor a, Tensor b,
-                                                Tensor ln_weight, Tensor ln_bias, Tensor weight, Tensor bias);
     // dinp = (dout weight) * gelu'(pre), where inp = gelu(pre);   dweight, dbias as in matmul_backward.
     // pre absent: matmul_backward.
     virtual void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,

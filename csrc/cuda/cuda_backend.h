@@ -79,9 +79,6 @@ class CudaBackend final : public Backend {
     void fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd, Tensor a,
                                           Tensor b, Tensor weight, Tensor bias) override;
     void matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) override;
-    void fused_layernorm_matmul_forward(Tensor out, Tensor pre, Tensor residual, Tensor ln, Tensor mean,
-                                        Tensor rstd, Tensor a, Tensor b, Tensor ln_weight, Tensor ln_bias,
-                                        Tensor weight, Tensor bias) override;
     void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                               Tensor weight, Tensor pre, bool accumulate) override;
     void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) override;

@@ -47,19 +47,18 @@ Tensor GPT2Decoder::decode(std::int64_t b, const Tensor& tokens, const Tensor& s
     Backend& ops = *model_.backend();
     const GPT2Tensors& p = model_.params();
     ops.encoder_forward(x_, tokens, p.wte, p.wpe, start);
+    ops.layernorm_forward(ln_, mean_, rstd_, x_, p.ln1w[0], p.ln1b[0]);
     for (std::int64_t l = 0; l < L; ++l) {
-        const bool first = l == 0;  // then the residual is x_ already
-        ops.fused_layernorm_matmul_forward(qkv_, Tensor(), x_, ln_, mean_, rstd_, first ? x_ : residual_,
-                                           first ? Tensor() : branch_, p.ln1w[l], p.ln1b[l], p.qkvw[l],
-                                           p.qkvb[l]);
+        ops.matmul_forward(qkv_, ln_, p.qkvw[l], p.qkvb[l]);
         ops.attention_decode(ln_, kcache_[l].slice(b, b + count), vcache_[l].slice(b, b + count), qkv_, start,
                              NH);
         ops.matmul_forward(branch_, ln_, p.attprojw[l], p.attprojb[l]);
-        ops.fused_layernorm_matmul_forward(fch_gelu_, fch_, residual_, ln_, mean_, rstd_, x_, branch_,
-                                           p.ln2w[l], p.ln2b[l], p.fcw[l], p.fcb[l]);
+        ops.fused_residual_layernorm_forward(residual_, ln_, mean_, rstd_, x_, branch_, p.ln2w[l], p.ln2b[l]);
+        ops.matmul_gelu_forward(fch_gelu_, fch_, ln_, p.fcw[l], p.fcb[l]);
         ops.matmul_forward(branch_, fch_gelu_, p.fcprojw[l], p.fcprojb[l]);
+        const Tensor w = l + 1 < L ? p.ln1w[l + 1] : p.lnfw, bias = l + 1 < L ? p.ln1b[l + 1] : p.lnfb;
+        ops.fused_residual_layernorm_forward(x_, ln_, mean_, rstd_, residual_, branch_, w, bias);
     }
-    ops.fused_residual_layernorm_forward(x_, ln_, mean_, rstd_, residual_, branch_, p.lnfw, p.lnfb);
     return ln_;
 }
 

@@ -265,31 +265,6 @@ def test_matmul_gelu_forward(backend, rng, dtype, N, C, OC):
     np.testing.assert_array_equal(pre.to_host(), parts.to_host())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("with_b", [False, True])
-@pytest.mark.parametrize("N,C,OC", [(1, 768, 20), (3, 264, 19), (4, 8, 9), (5, 48, 16), (2, 33, 8)])
-def test_fused_layernorm_matmul_forward(backend, rng, dtype, gelu, with_b, N, C, OC):
-    shapes = [(N, C), (N, C), C, C, (OC, C), OC]
-    a, b, ln_weight, ln_bias, weight, bias = (rounded(rng.standard_normal(s), dtype) for s in shapes)
-    out, pre, residual, ln = (nans(backend, s, dtype) for s in [(N, OC), (N, OC), (N, C), (N, C)])
-    operands = [put(backend, x, dtype) for x in (a, b, ln_weight, ln_bias, weight, bias)]
-    operands[1] = operands[1] if with_b else None
-    backend.fused_layernorm_matmul_forward(
-        out, pre if gelu else None, residual, ln, nans(backend, N), nans(backend, N), *operands
-    )
-    if with_b:
-        a = rounded(a + b, dtype)
-        np.testing.assert_array_equal(rounded(get(residual), "f32"), a)
-
-    def formula(x, ln_weight, ln_bias, weight, bias):
-        p = oracle.matmul(oracle.layernorm(x, ln_weight, ln_bias)[0], weight, bias)
-        return (oracle.gelu(p), p) if gelu else p
-
-    results = {"out": out, "pre": pre} if gelu else {"out": out}
-    check(results, formula, a, ln_weight, ln_bias, weight, bias, ulps=2)
-
-
 @pytest.mark.parametrize("dtype,grad", MIXED)
 @pytest.mark.parametrize("N,C,OC", MATMULS)
 def test_matmul_gelu_backward(backend, rng, dtype, grad, N, C, OC):
@@ -625,11 +600,6 @@ OPERANDS = {
         [],
     ),
     "matmul_gelu_forward": ([((5, 6), F), ((5, 6), F), ((5, 8), F), ((6, 8), F), ((6,), F)], []),
-    "fused_layernorm_matmul_forward": (
-        [((5, 6), F), ((5, 6), F), ((5, 8), F), ((5, 8), F), ((5,), F), ((5,), F)]
-        + [((5, 8), F), ((5, 8), F), ((8,), F), ((8,), F), ((6, 8), F), ((6,), F)],
-        [],
-    ),
     "matmul_gelu_backward": (
         [((5, 8), F), ((6, 8), F), ((6,), F), ((5, 6), F), ((5, 8), F), ((6, 8), F), ((5, 8), F)],
         [True],
@@ -705,7 +675,6 @@ OPTIONAL = {
     "matmul_forward": {3},
     "matmul_backward": {0, 1, 2},
     "matmul_gelu_forward": {4},
-    "fused_layernorm_matmul_forward": {1, 7, 11},
     "matmul_gelu_backward": {0, 1, 2, 6},
     "adamw": {1},
 }
