@@ -137,10 +137,18 @@ CudaBackend::Fork::Fork(CudaBackend& backend, bool wanted) : backend_(backend), 
     CUDA_CHECK(cudaStreamWaitEvent(second.stream, first.reached, 0));
 }
 
+// Each stream() ends a chain of kernels that overlap: none goes on in the other lane.
+void CudaBackend::Fork::other() {
+    if (!open_) return;
+    backend_.lane_ = 1;
+    backend_.stream();
+}
+
 void CudaBackend::Fork::join() {
     if (!open_) return;
     open_ = false;
     backend_.lane_ = 0;
+    backend_.stream();
     const auto& [first, second] = backend_.lanes_;
     CUDA_CHECK(cudaEventRecord(second.reached, second.stream));
     CUDA_CHECK(cudaStreamWaitEvent(first.stream, second.reached, 0));

@@ -129,7 +129,7 @@ class CudaBackend final : public Backend {
         ~Fork();  // joins, if an exception came before join()
         Fork(const Fork&) = delete;
         Fork& operator=(const Fork&) = delete;
-        void other() { backend_.lane_ = open_ ? 1 : 0; }
+        void other();
         void join();
 
       private:
