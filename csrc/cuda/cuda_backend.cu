@@ -109,9 +109,9 @@ CudaBackend::~CudaBackend() {
         if (s.memory) cudaFreeHost(s.memory);
     }
     if (return_) cudaFreeHost(return_);
-    if (counters_) cudaFree(counters_);
     for (const Lane& lane : lanes_) {
         if (lane.scratch) cudaFree(lane.scratch);
+        if (lane.counters) cudaFree(lane.counters);
         if (lane.reached) cudaEventDestroy(lane.reached);
         if (lane.stream) cudaStreamDestroy(lane.stream);
     }
@@ -314,8 +314,9 @@ void* CudaBackend::scratch(std::int64_t bytes) {
 }
 
 unsigned* CudaBackend::counters() {
-    if (!counters_) counters_ = allocate(kCounters * sizeof(unsigned));  // which fills it with zeros
-    return static_cast<unsigned*>(counters_);
+    void*& memory = lane().counters;
+    if (!memory) memory = allocate(kCounters * sizeof(unsigned));  // which fills it with zeros
+    return static_cast<unsigned*>(memory);
 }
 
 void CudaBackend::zero(Tensor x) {
