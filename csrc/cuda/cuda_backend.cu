@@ -109,9 +109,9 @@ CudaBackend::~CudaBackend() {
         if (s.memory) cudaFreeHost(s.memory);
     }
     if (return_) cudaFreeHost(return_);
-    if (counters_) cudaFree(counters_);
     for (const Lane& lane : lanes_) {
         if (lane.scratch) cudaFree(lane.scratch);
+        if (lane.counters) cudaFree(lane.counters);
         if (lane.reached) cudaEventDestroy(lane.reached);
         if (lane.stream) cudaStreamDestroy(lane.stream);
     }
@@ -137,10 +137,18 @@ CudaBackend::Fork::Fork(CudaBackend& backend, bool wanted) : backend_(backend), 
     CUDA_CHECK(cudaStreamWaitEvent(second.stream, first.reached, 0));
 }
 
+// Each stream() ends a chain of kernels that overlap: none goes on in the other lane.
+void CudaBackend::Fork::other() {
+    if (!open_) return;
+    backend_.lane_ = 1;
+    backend_.stream();
+}
+
 void CudaBackend::Fork::join() {
     if (!open_) return;
     open_ = false;
     backend_.lane_ = 0;
+    backend_.stream();
     const auto& [first, second] = backend_.lanes_;
     CUDA_CHECK(cudaEventRecord(second.reached, second.stream));
     CUDA_CHECK(cudaStreamWaitEvent(first.stream, second.reached, 0));
@@ -309,8 +317,9 @@ void* CudaBackend::scratch(std::int64_t bytes) {
 }
 
 unsigned* CudaBackend::counters() {
-    if (!counters_) counters_ = allocate(kCounters * sizeof(unsigned));  // which fills it with zeros
-    return static_cast<unsigned*>(counters_);
+    void*& memory = lane().counters;
+    if (!memory) memory = allocate(kCounters * sizeof(unsigned));  // which fills it with zeros
+    return static_cast<unsigned*>(memory);
 }
 
 void CudaBackend::zero(Tensor x) {

@@ -118,6 +118,7 @@ class CudaBackend final : public Backend {
         cudaEvent_t reached = nullptr;  // for the other lane
         void* scratch = nullptr;
         std::int64_t scratch_bytes = 0;
+        void* counters = nullptr;
         std::unique_ptr<MatmulEngine> engine;  // for its workspace
     };
     Lane& lane() { return lanes_[lane_]; }
@@ -129,7 +130,7 @@ class CudaBackend final : public Backend {
         ~Fork();  // joins, if an exception came before join()
         Fork(const Fork&) = delete;
         Fork& operator=(const Fork&) = delete;
-        void other() { backend_.lane_ = open_ ? 1 : 0; }
+        void other();
         void join();
 
       private:
@@ -139,7 +140,7 @@ class CudaBackend final : public Backend {
 
     // Memory for one op, valid until the next call in this lane.
     void* scratch(std::int64_t bytes);
-    // kCounters zeros, which a kernel that counts its blocks leaves as zeros.
+    // kCounters zeros of this lane, which a kernel that counts its blocks leaves as zeros.
     static constexpr std::int64_t kCounters = 4096;
     unsigned* counters();
 
@@ -178,7 +179,6 @@ class CudaBackend final : public Backend {
     std::vector<std::pair<const char*, const char*>> chain_writes_;  // beginnings and ends
     Staging staging_[kStagings];
     int next_staging_ = 0;
-    void* counters_ = nullptr;
     std::int64_t plain_matmuls_ = 0;  // matmuls that cuBLASLt had no algorithm for
     double largest_plain_flops_ = 0.0;
     std::string largest_plain_;

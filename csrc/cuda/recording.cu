@@ -71,6 +71,7 @@ void CudaBackend::record(Graph& graph, const std::function<void()>& ops) {
     recorder_ = std::thread::id();
     cudaGraph_t captured = nullptr;
     cudaError_t error = cudaStreamEndCapture(s, &captured);
+    stream();  // what is queued next does not follow what was recorded: it must not overlap with it
     if (!released_.empty() && refusal.empty()) refusal = "memory is released among them";
     for (void* memory : std::exchange(released_, {})) cudaFree(memory);
     // If another thread released memory meanwhile, it is tried again another time.

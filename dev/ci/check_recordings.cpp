@@ -60,7 +60,7 @@ struct Device {
     }
 };
 
-constexpr Part kPart = Part::generation;
+constexpr Phase kPhase = Phase::generation;
 
 void check_what_makes_a_recording_stale(const std::string& name) {
     Device d(name);
@@ -70,7 +70,7 @@ void check_what_makes_a_recording_stale(const std::string& name) {
     int calls = 0;
     double wanted = 0;
     const auto add = [&](const Tensor& x, std::int64_t key) {
-        d.ops.repeat(kept, kPart, {key, 7}, [&] {
+        d.ops.repeat(kept, kPhase, {key, 7}, [&] {
             ++calls;
             d.ops.residual_forward(sum, sum, x);
         });
@@ -96,7 +96,7 @@ void check_what_makes_a_recording_stale(const std::string& name) {
     expect_equal(calls, 11, "calls of ops without graphs");
     d.ops.set_option("graphs", "auto");
     for (int i = 0; i < 3; ++i) add(ten, 10);
-    for (int i = 0; i < 3; ++i) d.ops.repeat(kept, Part::training, {10, 7}, [&] { ++calls; });
+    for (int i = 0; i < 3; ++i) d.ops.repeat(kept, Phase::training, {10, 7}, [&] { ++calls; });
     expect_equal(calls, 16, "calls of ops of training");
     add(ten, 10);
     kept.reset();  // while it may still run
@@ -110,7 +110,7 @@ void check_scratch(const std::string& name) {
     const Tensor x = d.tensor(DType::f32, {40000}, 1), large = d.tensor(DType::f32, {4000000}, 2),
                  sum = d.tensor(DType::f32, {1}, 0), other = d.tensor(DType::f32, {1}, 0);
     std::unique_ptr<Recording> kept;
-    const auto step = [&] { d.ops.repeat(kept, kPart, {}, [&] { d.ops.sum(sum, x, 1.0f); }); };
+    const auto step = [&] { d.ops.repeat(kept, kPhase, {}, [&] { d.ops.sum(sum, x, 1.0f); }); };
     for (int i = 0; i < 3; ++i) step();
     d.ops.sum(other, large, 1.0f);
     const Tensor taken = d.tensor(DType::f32, {100}, 5);  // perhaps where the scratch memory was
@@ -127,7 +127,7 @@ void check_refusals(const std::string& name) {
         std::unique_ptr<Recording> kept;
         int calls = 0;
         for (int i = 0; i < 5; ++i)
-            d.ops.repeat(kept, kPart, {}, [&] {
+            d.ops.repeat(kept, kPhase, {}, [&] {
                 ++calls;
                 d.ops.residual_forward(sum, sum, one);
                 refused(d, sum);
@@ -137,7 +137,7 @@ void check_refusals(const std::string& name) {
         d.expect_fallbacks("1 recordings of ops failed, the first: " + what);
         d.expect_recorded(0, ("with " + what).c_str());
         for (int i = 0; i < 3; ++i)
-            d.ops.repeat(kept, kPart, {1}, [&] { d.ops.residual_forward(sum, sum, one); });
+            d.ops.repeat(kept, kPhase, {1}, [&] { d.ops.residual_forward(sum, sum, one); });
         d.expect_recorded(1, "of other ops later");
         expect_equal(d.first(sum), 8, "the sum of other ops later");
     };
@@ -161,7 +161,7 @@ void check_release(const std::string& name) {
     void* memory = d.ops.allocate(std::size_t{64} << 20);
     const std::int64_t free = d.ops.info().free_bytes;
     for (int i = 0; i < 3; ++i)
-        d.ops.repeat(kept, kPart, {}, [&] {
+        d.ops.repeat(kept, kPhase, {}, [&] {
             d.ops.residual_forward(sum, sum, one);
             if (i == 1) d.ops.release(memory), memory = nullptr;
         });
@@ -176,7 +176,7 @@ void check_mistakes(const std::string& name) {
     std::unique_ptr<Recording> kept;
     const auto caught = [&](const auto& mistake) {
         try {
-            d.ops.repeat(kept, kPart, {}, [&] {
+            d.ops.repeat(kept, kPhase, {}, [&] {
                 d.ops.residual_forward(sum, sum, one);
                 mistake();
             });
@@ -206,12 +206,12 @@ void check_nesting(const std::string& name) {
     const Tensor sum = d.tensor(DType::f32, {8}, 0), one = d.tensor(DType::f32, {8}, 1);
     std::unique_ptr<Recording> inner, outer;
     for (int i = 0; i < 4; ++i)
-        d.ops.repeat(outer, kPart, {}, [&] {
+        d.ops.repeat(outer, kPhase, {}, [&] {
             d.ops.residual_forward(sum, sum, one);
-            d.ops.repeat(inner, kPart, {}, [&] { d.ops.residual_forward(sum, sum, one); });
+            d.ops.repeat(inner, kPhase, {}, [&] { d.ops.residual_forward(sum, sum, one); });
         });
     for (int i = 0; i < 2; ++i)
-        d.ops.repeat(inner, kPart, {}, [&] { d.ops.residual_forward(sum, sum, one); });
+        d.ops.repeat(inner, kPhase, {}, [&] { d.ops.residual_forward(sum, sum, one); });
     expect_equal(d.first(sum), 10, "the sum of nested recordings");
     d.expect_recorded(2, "one within the other, and alone");
 }
