@@ -226,7 +226,7 @@ def test_matmul_forward(backend, rng, dtype, out_dtype, with_bias, N, C, OC):
     out = nans(backend, (N, OC), out_dtype)
     operands = [x, weight, bias] if with_bias else [x, weight]
     backend.matmul_forward(out, *(put(backend, t, dtype) for t in operands))
-    check({"out": out}, oracle.matmul, *operands, ulps=1 + C // 1024)
+    check({"out": out}, oracle.matmul, *operands, ulps=2 + C // 1024)  # tensor cores add in an order of their own
 
 
 @pytest.mark.parametrize("dtype,grad", MIXED)
@@ -270,7 +270,7 @@ def test_matmul_gelu_forward(backend, rng, dtype, N, C, OC):
         p = oracle.matmul(*operands)
         return oracle.gelu(p), p
 
-    check({"out": out, "pre": pre}, formula, x, weight, bias, ulps=1 + C // 1024)
+    check({"out": out, "pre": pre}, formula, x, weight, bias, ulps=2 + C // 1024)
     parts = nans(backend, (N, OC), dtype)
     backend.matmul_forward(parts, *t)
     np.testing.assert_array_equal(pre.to_host(), parts.to_host())
