@@ -116,12 +116,15 @@ cudaStream_t CudaBackend::stream() {
 }
 
 LaunchStream CudaBackend::overlapping_stream(std::initializer_list<Tensor> writes) {
-    constexpr std::size_t kLongest = 4096;  // of the list, if nothing else ends the chain
+    constexpr std::size_t kLongest = 256;  // of the list, if nothing else ends the chain
     const bool chained = chain_ && chain_writes_.size() < kLongest;
     const cudaStream_t s = stream();
     if (!chained) chain_writes_.clear();
-    for (const Tensor& x : writes)
-        if (x) chain_writes_.emplace_back(x.as<char>(), x.as<char>() + x.bytes());
+    for (const Tensor& x : writes) {
+        const std::pair<const char*, const char*> range(x.as<char>(), x.as<char>() + x.bytes());
+        if (x && std::find(chain_writes_.begin(), chain_writes_.end(), range) == chain_writes_.end())
+            chain_writes_.push_back(range);
+    }
     chain_ = true;
     return {s, chained && overlap_};
 }

@@ -207,11 +207,9 @@ bool CudaBackend::few_rows_matmul(const Matmul& p) {
                                    decltype(steps_at_once)::value>,
                    blocks_for(p.m, kTiles * kColumns), kThreads, 0, s, f);
         };
-        // A warp loads its weights at once. With more than 8 rows inp is as much to load as the weights, so a block
-        // takes two tiles with it.
+        // A warp loads its weights at once, and those of two tiles if K is short.
         const auto with_rows = [&](auto out, auto rows) {
-            constexpr int kShort = kHalf ? 4 : 6, kLong = 12;
-            constexpr int kTiles = kHalf && decltype(rows)::value > 8 ? 2 : 1;
+            constexpr int kShort = kHalf ? 4 : 6, kLong = 12, kTiles = kHalf ? 2 : 1;
             if (steps > kShort)
                 launch_as(out, rows, std::integral_constant<int, 1>{}, std::integral_constant<int, kLong>{});
             else
