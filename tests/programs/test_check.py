@@ -337,7 +337,7 @@ def test_options_are_set_back(cuda):
 
 
 @pytest.mark.cuda
-def test_a_step_is_recorded_and_launched():
+def test_a_step_is_recorded_and_launched(cuda):
     backend = _llmc.Backend("cuda")
     if "graphs" not in devices.options_of(backend):
         pytest.skip("this backend records nothing")

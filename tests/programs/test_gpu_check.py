@@ -32,7 +32,7 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     for stage in ("build", "status"):
         monkeypatch.setattr(module.Check, stage, lambda self: "left out")
-    monkeypatch.setattr(module.Check, "chosen", lambda self, which: ["a test"])
+    monkeypatch.setattr(module.Check, "chosen", lambda self, tool, which: ["a test"])
     return module
 
 
