@@ -18,7 +18,7 @@ namespace llmc {
 struct CudaOptions {
     // What one does not support, the next in this list computes. automatic begins with cudnn, but only if T is a
     // multiple of 64, as in training.
-    enum class Attention { automatic, cudnn, flash, simple };
+    enum class Attention { automatic, cudnn, wgmma, flash, simple };
     enum class Switch { off, on, automatic };
 
     Attention attention = Attention::automatic;
@@ -97,6 +97,7 @@ class CudaBackend final : public Backend {
     void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
     MatmulEngine& engine();
     CudnnAttention* cudnn(const AttentionDims& d, const Tensor& qkv);  // null: cuDNN is not to be used
+    bool wgmma(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const;
     bool flash(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const;
 
     // Pinned buffers, used in turn, through which host data goes to the device.
@@ -116,6 +117,7 @@ class CudaBackend final : public Backend {
     cudaStream_t stream_ = nullptr;
     CudaOptions options_;
     bool fuse_gelu_by_default_ = false;
+    bool has_wgmma_ = false;
     Staging staging_[kStagings];
     int next_staging_ = 0;
     void* scratch_ = nullptr;
