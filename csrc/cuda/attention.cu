@@ -1,5 +1,5 @@
 // Causal attention by simple kernels, for any head size, f32 and bf16; and the choice between these, the
-// flash-attention kernels and cuDNN. Only lse is kept: memory grows with T, not with its square.
+// kernels on tensor cores (flash.h, wgmma.h) and cuDNN. Only lse is kept: memory grows with T, not with its square.
 //
 // Forward and generation: a warp takes 32 keys at a time for one query. Lane j owns the score of key j, then
 // the lanes share out the channels to add up the values, and the running maximum is corrected as in online
@@ -17,6 +17,7 @@
 
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
+#include "cuda/wgmma.h"
 
 namespace llmc {
 
@@ -277,6 +278,13 @@ CudnnAttention* CudaBackend::cudnn(const AttentionDims& d, const Tensor& qkv) {
     return cudnn_ && cudnn_->supports(d, qkv) ? cudnn_.get() : nullptr;
 }
 
+bool CudaBackend::wgmma(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const {
+    using Attention = CudaOptions::Attention;
+    const Attention chosen = options_.attention;
+    return has_wgmma_ && chosen != Attention::flash && chosen != Attention::simple &&
+           wgmma_supports(d, qkv, out);
+}
+
 bool CudaBackend::flash(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const {
     return options_.attention != CudaOptions::Attention::simple && flash_supports(d, qkv, out);
 }
@@ -285,6 +293,7 @@ void CudaBackend::attention_forward(Tensor out, Tensor lse, Tensor qkv, std::int
     const AttentionDims d = attention_training_dims("attention_forward", out, lse, qkv, NH);
     CudnnAttention* const by_cudnn = cudnn(d, qkv);
     if (by_cudnn && by_cudnn->forward(out, lse, qkv, d, stream())) return;
+    if (wgmma(d, qkv, out)) return wgmma_forward(out, lse, qkv, d, stream());
     if (flash(d, qkv, out)) return flash_forward(out, lse, qkv, d, stream());
     visit_float(qkv.dtype, [&](auto tag) {
         using T = decltype(tag);
@@ -314,6 +323,8 @@ void CudaBackend::attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tenso
     visit_float(qkv.dtype, [&](auto tag) {
         using T = decltype(tag);
         launch_delta<T>(delta, dout, out, d, stream());
+        if (wgmma(d, qkv, out) && wgmma(d, dqkv, dout))
+            return wgmma_backward(dqkv, dout, qkv, lse, delta, d, stream());
         if (flash(d, qkv, out) && flash(d, dqkv, dout))
             return flash_backward(dqkv, dout, qkv, lse, delta, d, stream());
         const std::size_t shared = static_cast<std::size_t>(kWarps * 4 * d.HS) * sizeof(float);

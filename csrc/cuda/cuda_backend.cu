@@ -8,6 +8,7 @@
 
 #include "core/dims.h"
 #include "cuda/device.cuh"
+#include "cuda/wgmma.h"
 
 namespace llmc {
 
@@ -24,7 +25,7 @@ struct Convert {
 };
 
 // The values of the options, in the order of their enums.
-constexpr const char* kAttentions[] = {"auto", "cudnn", "flash", "simple"};
+constexpr const char* kAttentions[] = {"auto", "cudnn", "wgmma", "flash", "simple"};
 constexpr const char* kSwitches[] = {"off", "on", "auto"};
 constexpr const char* kOffOn[] = {"off", "on"};
 constexpr const char* kBiasGradients[] = {"sum", "product"};
@@ -84,6 +85,7 @@ CudaBackend::CudaBackend(int device, std::string tune_file) : device_(device) {
                            device_, p.name, p.major, p.minor));
     // Below sm_90 cuBLASLt does not really fuse GELU, and is slower than matmul and GELU apart.
     fuse_gelu_by_default_ = p.major >= 9;
+    has_wgmma_ = wgmma_runs_on(device_);
     kernels_overlap_ = p.major >= 9;
     for (const char* name :
          {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient", "graphs", "overlap"}) {
@@ -196,6 +198,10 @@ void CudaBackend::set_option(const std::string& name, const std::string& value) 
         const auto attention = static_cast<CudaOptions::Attention>(choose(kAttentions));
         if (attention == CudaOptions::Attention::cudnn && !cudnn_)  // throws now if it cannot be used
             cudnn_ = make_cudnn_attention(device_);
+        if (attention == CudaOptions::Attention::wgmma && !has_wgmma_)
+            throw Error(filled("attention=wgmma needs a Hopper GPU (compute capability 9.0) and a build with "
+                               "code for it; cuda:{} is {}",
+                               device_, info().isa));
         options_.attention = attention;
     } else if (name == "tf32") {
         options_.tf32 = choose(kOffOn) == 1;

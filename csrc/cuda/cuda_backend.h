@@ -23,7 +23,7 @@ namespace llmc {
 struct CudaOptions {
     // What one does not support, the next in this list computes. automatic begins with cudnn, but only if T is a
     // multiple of 64, as in training.
-    enum class Attention { automatic, cudnn, flash, simple };
+    enum class Attention { automatic, cudnn, wgmma, flash, simple };
     enum class Switch { off, on, automatic };
 
     Attention attention = Attention::automatic;
@@ -152,6 +152,7 @@ class CudaBackend final : public Backend {
     void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
     MatmulEngine& engine();
     CudnnAttention* cudnn(const AttentionDims& d, const Tensor& qkv);  // null: cuDNN is not to be used
+    bool wgmma(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const;
     bool flash(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const;
     bool attention_decode_in_chunks(const DecodeDims& d, Tensor out, Tensor kcache, Tensor vcache, Tensor qkv,
                                     Tensor start);
@@ -174,6 +175,7 @@ class CudaBackend final : public Backend {
     int lane_ = 0;
     CudaOptions options_;
     bool fuse_gelu_by_default_ = false;
+    bool has_wgmma_ = false;
     bool kernels_overlap_ = false;  // from sm_90 on, a kernel may begin before the one before it has ended
     bool chain_ = false;            // the last kernel was launched in overlapping_stream()
     std::vector<std::pair<const char*, const char*>> chain_writes_;  // beginnings and ends

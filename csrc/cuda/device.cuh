@@ -16,11 +16,14 @@
 #if defined(LLMC_CUDA_EMULATION)
 #define LLMC_SHARED(name, ...) auto& name = ::cuda_emulation::shared_variable<__VA_ARGS__, decltype([] {})>()
 #define LLMC_DYNAMIC_SHARED(name) unsigned char* const name = ::cuda_emulation::dynamic_shared()
+#define LLMC_DYNAMIC_TILES(name) unsigned char* const name = ::cuda_emulation::dynamic_shared()
 #else
 // Declares a variable in shared memory: LLMC_SHARED(sums, float[32]);
 #define LLMC_SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
 // Declares the shared memory whose size is given at launch.
 #define LLMC_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+// The same for tiles that wgmma reads (ptx_sm90.cuh).
+#define LLMC_DYNAMIC_TILES(name) extern __shared__ __align__(1024) unsigned char name[]
 #endif
 
 namespace llmc {

@@ -429,7 +429,7 @@ def default_settings(args: argparse.Namespace) -> list[str]:
     if args.dry_run:
         return [""]
     usable = [""]
-    for attention in ("flash", "cudnn"):
+    for attention in ("flash", "wgmma", "cudnn"):
         try:
             backend.set_option("attention", attention)
             usable.append(f"attention={attention}")

@@ -32,12 +32,16 @@ if [ -n "$missing" ] && [ ! -d "$wheels" ]; then
 fi
 [ -d "$wheels" ] && export PYTHONPATH="$PWD/$wheels${PYTHONPATH:+:$PYTHONPATH}"
 
-rm -rf "$build/CMakeFiles/llmc_cuda.dir" # or a second run would compile nothing, and see no spills
+rm -rf "$build/CMakeFiles/llmc_cuda.dir" "$build/CMakeFiles/llmc_wgmma.dir" # or a second run would compile nothing, and see no spills
 build_extension -DLLMC_CUDA_EMULATION=OFF -DUSE_NCCL=ON "-DCMAKE_CUDA_ARCHITECTURES=$arch-real" -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
   -DCMAKE_MODULE_LINKER_FLAGS=
 grep -q "bytes spill" "$build/log" || { echo "cuda.sh: no report of the kernels' registers in $build/log"; exit 1; }
 if grep -E "[1-9][0-9]* bytes spill" "$build/log"; then
   echo "cuda.sh: kernels spill registers, see $build/log"
+  exit 1
+fi
+if grep "wgmma.mma_async instructions are serialized" "$build/log"; then
+  echo "cuda.sh: ptxas waits behind each wgmma, see $build/log"
   exit 1
 fi
 if ldd "$build"/_llmc*.so | grep -E "libcu(da|blas|dnn)|libnccl"; then

@@ -47,11 +47,12 @@ class Stage:
 def usable_attentions(backend: _llmc.Backend) -> list[str]:
     usable = ["simple", "flash"]
     before = options_of(backend)["attention"]
-    try:
-        backend.set_option("attention", "cudnn")
-        usable.append("cudnn")
-    except _llmc.Error as e:
-        print(f"without cudnn: {e}", flush=True)
+    for attention in ("wgmma", "cudnn"):
+        try:
+            backend.set_option("attention", attention)
+            usable.append(attention)
+        except _llmc.Error as e:
+            print(f"without {attention}: {e}", flush=True)
     backend.set_option("attention", before)
     return usable
 
@@ -371,7 +372,7 @@ def profile_micro_batch(stage: Stage) -> None:
     if not stage.dry_run:
         torch.cuda.init()
     usable = usable_attentions(_llmc.Backend("cuda"))
-    for attention, more in (("cudnn", "deterministic=off "), ("flash", "")):
+    for attention, more in (("cudnn", "deterministic=off "), ("wgmma", ""), ("flash", "")):
         if attention in usable:
             profile_settings(stage, f"attention={attention} {more}rows=16384")
 

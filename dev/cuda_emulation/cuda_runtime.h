@@ -125,10 +125,25 @@ T& shared_variable() {
     return *static_cast<T*>(shared_variable(id, sizeof(T)));
 }
 
-// cp.async: the bytes arrive at the wait and not before.
-void async_copy(void* shared, const void* global, int bytes);
+// cp.async of `size` bytes, of which all but the first `bytes` are zeros. They arrive at the wait, and there are NaNs until
+// then.
+void async_copy(void* shared, const void* global, int size, int bytes);
 void async_commit();
 void async_wait(int pending_groups);
+
+// wgmma. What a thread's cp.async wrote is NaNs for it until that thread's fence_async_proxy, and a barrier behind it.
+void fence_async_proxy();
+unsigned shared_address(const void* p);       // of dynamic shared memory
+std::uint16_t shared_bf16(unsigned address);  // as wgmma sees it
+// exchange() among 4 warps.
+const unsigned char* exchange_in_group(const void* value, std::size_t bytes);
+int thread_in_group();
+void fence_registers();
+// `compute` writes this thread's part of the product, now or, drawn at random, when it is waited for. Until then d is NaNs, and
+// may not be written.
+void start_matmul(float* d, int count, bool accumulate, std::function<void(float*)> compute);
+void commit_matmuls();
+void wait_matmuls(int pending_groups);
 
 inline void check_aligned(const void* p, std::size_t alignment) {
     if (reinterpret_cast<std::uintptr_t>(p) % alignment != 0) fail("a misaligned vector access");
@@ -162,6 +177,12 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 template <class T>
 T __shfl_sync(unsigned, T value, int source) {
     return cuda_emulation::from_lane(value, source);
+}
+inline int __any_sync(unsigned, bool value) {
+    const unsigned char* const slots = cuda_emulation::exchange(&value, sizeof value);
+    int any = 0;
+    for (int lane = 0; lane < 32; ++lane) any |= slots[lane * cuda_emulation::kSlot];
+    return any;
 }
 inline long long __double_as_longlong(double x) {
     long long bits;

@@ -1,5 +1,6 @@
 # csrc/cuda compiled as C++ over the emulated device. Needs g++ (or clang++) and no toolkit.
 #   cmake -S . -B build/emulation -G Ninja -DLLMC_CUDA_EMULATION=ON
+list(APPEND _cuda_kernels ${_wgmma_kernels})
 set_source_files_properties(${_cuda_kernels} PROPERTIES LANGUAGE CXX)
 add_library(llmc_cuda OBJECT ${_cuda_kernels} ${_cuda_host} csrc/cuda/no_cudnn.cpp csrc/cuda/no_nccl.cpp
   dev/cuda_emulation/cublaslt_naive.cpp dev/cuda_emulation/emulator.cpp dev/cuda_emulation/sort_naive.cpp)

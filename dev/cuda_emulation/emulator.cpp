@@ -4,6 +4,11 @@
 // block, or a collective that some lanes of the warp, never reach; a misaligned vector access; more shared
 // memory than the smallest supported GPU has; a write past the end of an allocation (seen when it is freed).
 //
+// cp.async, wgmma: NaNs are where a GPU promises nothing. Shared memory that is being copied to; an accumulator that a
+// matmul is adding to; what a matmul reads of tiles whose copies were not followed by the fence of the async proxy and a
+// barrier. A matmul reads its tiles when it starts or when it is waited for, drawn at random for each thread. A register
+// that is written too early, a missing wgmma.fence, a group that is never waited for: errors.
+//
 // A stream is a queue of closures. Nothing in it runs until the host waits for the stream, for an event behind
 // it, or frees memory; and then only as much as is needed. A missing wait between streams, or a host buffer
 // reused too early, is a wrong result.
@@ -111,10 +116,27 @@ struct Fiber {
     struct Copy {
         void* to;
         const void* from;
-        int bytes;
+        int size, bytes;
     };
     std::vector<Copy> uncommitted;
     std::deque<std::vector<Copy>> committed;
+    // Parts of shared memory that its copies wrote: before fence_async_proxy, and behind it until the next barrier.
+    std::vector<std::size_t> unfenced, fenced;
+    unsigned group_parity;
+    struct Matmul {
+        float* d;
+        bool accumulate;
+        std::vector<float> product;  // empty until it is computed
+        std::function<void(float*)> compute;
+    };
+    std::vector<Matmul> uncommitted_matmuls;
+    std::deque<std::vector<Matmul>> committed_matmuls;
+    struct Accumulator {
+        std::vector<float> value;
+        int pending = 0;  // matmuls
+    };
+    std::map<float*, Accumulator> accumulators;
+    bool registers_fenced;
 };
 
 // Where fibers wait until all of a group have come.
@@ -128,9 +150,16 @@ struct Warp {
     unsigned char slots[2][32 * kSlot];  // the next collective may begin while this one is still being read
 };
 
+struct Group {  // of 4 warps
+    Barrier barrier;
+    unsigned char slots[2][128 * kSlot];
+};
+
 struct Block {
     std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
     std::vector<Warp> warps = std::vector<Warp>(kMaxThreads / 32);
+    std::vector<Group> groups = std::vector<Group>(kMaxThreads / 128);
+    std::vector<bool> unseen;  // by wgmma, per 16 bytes of dynamic
     Barrier barrier;
     std::vector<Fiber*> ready;
     Fiber* current = nullptr;
@@ -139,7 +168,9 @@ struct Block {
     char* stacks = nullptr;
     const std::function<void()>* thread = nullptr;
     std::exception_ptr error;
-    std::vector<unsigned char> dynamic;
+    std::unique_ptr<unsigned char[], decltype(&std::free)> dynamic{nullptr,
+                                                                   std::free};  // at a multiple of 1024
+    std::size_t dynamic_bytes = 0;
     std::vector<std::vector<unsigned char>> variables;
 };
 Block block;
@@ -168,6 +199,8 @@ void fiber_main() {
         Fiber& self = *block.current;
         if (!self.uncommitted.empty() || !self.committed.empty())
             fail("a thread ended without waiting for its cp.async");
+        if (!self.uncommitted_matmuls.empty() || !self.committed_matmuls.empty())
+            fail("a thread ended without waiting for its wgmma");
     } catch (...) {
         block.error = std::current_exception();
         block.ready.clear();
@@ -195,7 +228,9 @@ void wait_for(Barrier& barrier, int expected) {
 void run_block() {
     block.barrier = {};
     for (int w = 0; w < (block.threads + 31) / 32; ++w) block.warps[w].barrier = {};
-    std::fill(block.dynamic.begin(), block.dynamic.end(), kPoison);
+    for (Group& g : block.groups) g.barrier = {};
+    std::fill_n(block.dynamic.get(), block.dynamic_bytes, kPoison);
+    block.unseen.assign((block.dynamic_bytes + 15) / 16, false);
     for (auto& v : block.variables) std::fill(v.begin(), v.end(), kPoison);
     block.ready.clear();
     block.live = block.threads;
@@ -206,6 +241,13 @@ void run_block() {
         f.warp = i / 32, f.lane = i % 32, f.parity = 0;
         f.uncommitted.clear();
         f.committed.clear();
+        f.unfenced.clear();
+        f.fenced.clear();
+        f.group_parity = 0;
+        f.uncommitted_matmuls.clear();
+        f.committed_matmuls.clear();
+        f.accumulators.clear();
+        f.registers_fenced = false;
 #if defined(__SANITIZE_ADDRESS__)
         __asan_unpoison_memory_region(block.stacks + (i + 1) * kStack - kUsedStack, kUsedStack);
 #endif
@@ -225,7 +267,10 @@ void run_grid(dim3 grid, dim3 threads, std::size_t shared, const std::function<v
     gridDim = grid;
     blockDim = threads;
     block.threads = static_cast<int>(threads.x * threads.y * threads.z);
-    block.dynamic.resize(shared);
+    void* dynamic = nullptr;
+    if (posix_memalign(&dynamic, 1024, std::max<std::size_t>(shared, 1)) != 0) throw std::bad_alloc();
+    block.dynamic.reset(static_cast<unsigned char*>(dynamic));
+    block.dynamic_bytes = shared;
     block.thread = &thread;
     const std::size_t count = std::size_t{grid.x} * grid.y * grid.z;
     std::size_t step =
@@ -243,7 +288,11 @@ void run_grid(dim3 grid, dim3 threads, std::size_t shared, const std::function<v
 
 void fail(const char* what) { throw std::runtime_error(std::string("CUDA emulation: ") + what); }
 
-void sync_block() { wait_for(block.barrier, block.threads); }
+void sync_block() {
+    for (const std::size_t part : block.current->fenced) block.unseen[part] = false;
+    block.current->fenced.clear();
+    wait_for(block.barrier, block.threads);
+}
 
 const unsigned char* exchange(const void* value, std::size_t bytes) {
     Fiber& self = *block.current;
@@ -265,12 +314,13 @@ void* shared_variable(int id, std::size_t bytes) {
     if (v.empty()) v.assign(bytes, kPoison);
     return v.data();
 }
-unsigned char* dynamic_shared() { return block.dynamic.data(); }
+unsigned char* dynamic_shared() { return block.dynamic.get(); }
 
-void async_copy(void* shared, const void* global, int bytes) {
-    check_aligned(shared, 16);
-    if (bytes > 0) check_aligned(global, 16);
-    block.current->uncommitted.push_back({shared, global, bytes});
+void async_copy(void* shared, const void* global, int size, int bytes) {
+    check_aligned(shared, static_cast<std::size_t>(size));
+    if (bytes > 0) check_aligned(global, static_cast<std::size_t>(size));
+    std::memset(shared, kPoison, static_cast<std::size_t>(size));
+    block.current->uncommitted.push_back({shared, global, size, bytes});
 }
 void async_commit() {
     block.current->committed.push_back(std::move(block.current->uncommitted));
@@ -280,9 +330,90 @@ void async_wait(int pending) {
     auto& groups = block.current->committed;
     for (; static_cast<int>(groups.size()) > pending; groups.pop_front())
         for (const Fiber::Copy& c : groups.front()) {
-            std::memset(c.to, 0, 16);
+            std::memset(c.to, 0, static_cast<std::size_t>(c.size));
             if (c.bytes > 0) std::memcpy(c.to, c.from, static_cast<std::size_t>(c.bytes));
+            const auto part =
+                static_cast<std::size_t>(static_cast<unsigned char*>(c.to) - block.dynamic.get()) / 16;
+            if (part >= block.unseen.size()) continue;  // in no dynamic memory
+            block.unseen[part] = true;
+            block.current->unfenced.push_back(part);
         }
+}
+void fence_async_proxy() {
+    Fiber& self = *block.current;
+    self.fenced.insert(self.fenced.end(), self.unfenced.begin(), self.unfenced.end());
+    self.unfenced.clear();
+}
+
+// ---- the matmuls of a warpgroup ----
+
+const unsigned char* exchange_in_group(const void* value, std::size_t bytes) {
+    Fiber& self = *block.current;
+    if (block.threads % 128 != 0)
+        fail("a warpgroup's collective in a block that is not made of whole warpgroups");
+    const int thread = self.warp * 32 + self.lane;
+    Group& group = block.groups[static_cast<std::size_t>(thread / 128)];
+    unsigned char* const slots = group.slots[self.group_parity ^= 1];
+    std::memcpy(slots + thread % 128 * kSlot, value, bytes);
+    wait_for(group.barrier, 128);
+    return slots;
+}
+int thread_in_group() { return block.current->warp % 4 * 32 + block.current->lane; }
+
+unsigned shared_address(const void* p) {
+    return static_cast<unsigned>(static_cast<const unsigned char*>(p) - block.dynamic.get());
+}
+std::uint16_t shared_bf16(unsigned address) {
+    if (address + 2 > block.dynamic_bytes) fail("wgmma reads outside of shared memory");
+    std::uint16_t bits = 0xffff;
+    if (!block.unseen[address / 16]) std::memcpy(&bits, block.dynamic.get() + address, sizeof bits);
+    return bits;
+}
+
+void fence_registers() { block.current->registers_fenced = true; }
+void start_matmul(float* d, int count, bool accumulate, std::function<void(float*)> compute) {
+    Fiber& self = *block.current;
+    if (!self.registers_fenced) fail("wgmma without wgmma.fence since the last wait");
+    const auto n = static_cast<std::size_t>(count);
+    Fiber::Accumulator& sum = self.accumulators[d];
+    if (sum.pending++ == 0) {
+        sum.value.assign(d, d + n);
+        std::memset(d, kPoison, n * sizeof *d);
+    }
+    Fiber::Matmul m{d, accumulate, {}, std::move(compute)};
+    if (random_below(2) == 0) {  // it reads shared memory now, else at the end
+        m.product.resize(n);
+        m.compute(m.product.data());
+    }
+    self.uncommitted_matmuls.push_back(std::move(m));
+}
+void commit_matmuls() {
+    Fiber& self = *block.current;
+    self.committed_matmuls.push_back(std::move(self.uncommitted_matmuls));
+    self.uncommitted_matmuls.clear();
+}
+void wait_matmuls(int pending) {
+    Fiber& self = *block.current;
+    auto& groups = self.committed_matmuls;
+    for (; static_cast<int>(groups.size()) > pending; groups.pop_front())
+        for (Fiber::Matmul& m : groups.front()) {
+            Fiber::Accumulator& sum = self.accumulators[m.d];
+            const std::size_t n = sum.value.size();
+            if (m.product.empty()) {
+                m.product.resize(n);
+                m.compute(m.product.data());
+            }
+            for (std::size_t i = 0; i < n; ++i)
+                sum.value[i] = (m.accumulate ? sum.value[i] : 0.0f) + m.product[i];
+            if (--sum.pending > 0) continue;
+            const auto* const bytes = reinterpret_cast<const unsigned char*>(m.d);
+            if (std::any_of(bytes, bytes + n * sizeof *m.d,
+                            [](unsigned char byte) { return byte != kPoison; }))
+                fail("an accumulator of wgmma was written before the wait");
+            std::copy(sum.value.begin(), sum.value.end(), m.d);
+            self.accumulators.erase(m.d);
+        }
+    self.registers_fenced = false;
 }
 
 }  // namespace cuda_emulation
@@ -424,7 +555,9 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-    *p = {"CUDA emulated on the CPU", 8, 0, 3, kSharedLimit, total_memory()};
+    const char* const capability = std::getenv("LLMC_EMULATION_CAPABILITY");  // "9.0" is Hopper
+    *p = {
+        "CUDA emulated on the CPU", capability ? capability[0] - '0' : 8, 0, 3, kSharedLimit, total_memory()};
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 1000000, cudaSuccess; }

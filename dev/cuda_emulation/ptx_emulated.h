@@ -64,8 +64,12 @@ inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b
     }
 }
 
+inline std::uint32_t shared_address(const void* p) { return cuda_emulation::shared_address(p); }
 inline void cp_async16(void* shared, const void* global, bool valid) {
-    cuda_emulation::async_copy(shared, global, valid ? 16 : 0);
+    cuda_emulation::async_copy(shared, global, 16, valid ? 16 : 0);
+}
+inline void cp_async4(void* shared, const void* global, bool valid) {
+    cuda_emulation::async_copy(shared, global, 4, valid ? 4 : 0);
 }
 inline void cp_async_commit() { cuda_emulation::async_commit(); }
 template <int pending>

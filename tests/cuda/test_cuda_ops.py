@@ -195,18 +195,42 @@ FLASH_SHAPES += [(1, 64, 3, 64), (3, 65, 1, 80), (1, 129, 2, 96), (2, 32, 1, 128
 SIMPLE_SHAPES = [(1, 1, 1, 1), (2, 7, 3, 11), (1, 70, 2, 16), (2, 33, 1, 100), (1, 70, 2, 64)]
 ATTENTIONS = [("simple", dtype, *shape) for dtype in DTYPES for shape in SIMPLE_SHAPES]
 ATTENTIONS += [(kernel, "bf16", *shape) for kernel in ("flash", "cudnn") for shape in FLASH_SHAPES]
+WGMMA_SHAPES = [
+    (B, T, NH, 64) for B, T, NH in [(1, 1, 1), (2, 70, 2), (1, 192, 1), (3, 65, 2), (1, 129, 1), (1, 450, 2)]
+]
+ATTENTIONS += [("wgmma", "bf16", *shape) for shape in WGMMA_SHAPES]
 
 
-def use_attention(options, kernel):
-    try:
-        options("attention", kernel)
-    except _llmc.Error as e:
-        pytest.skip(str(e))
+@pytest.fixture(scope="module")
+def hopper():
+    """Return the GPU as a second backend; the emulated device is a Hopper GPU in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMC_EMULATION_CAPABILITY", "9.0")
+        return _llmc.Backend("cuda")
+
+
+@pytest.fixture
+def with_attention(cuda, hopper):
+    """Return a function that gives the GPU with one kind of attention chosen, for one test."""
+    changed = []
+
+    def choose(kernel):
+        backend = hopper if kernel == "wgmma" else cuda
+        try:
+            backend.set_option("attention", kernel)
+        except _llmc.Error as e:
+            pytest.skip(str(e))
+        changed.append(backend)
+        return backend
+
+    yield choose
+    for backend in changed:
+        backend.set_option("attention", "auto")
 
 
 @pytest.mark.parametrize("kernel,dtype,B,T,NH,HS", ATTENTIONS)
-def test_attention(cuda, rng, options, kernel, dtype, B, T, NH, HS):
-    use_attention(options, kernel)
+def test_attention(with_attention, rng, kernel, dtype, B, T, NH, HS):
+    cuda = with_attention(kernel)
     qkv, dout = (rounded(rng.standard_normal((B, T, c * NH * HS)), dtype) for c in (3, 1))
     out, lse, dqkv = nans(cuda, (B, T, NH * HS), dtype), nans(cuda, (B, NH, T)), nans(cuda, qkv.shape, dtype)
     cuda.attention_forward(out, lse, put(cuda, qkv, dtype), NH)
@@ -225,9 +249,9 @@ def test_attention(cuda, rng, options, kernel, dtype, B, T, NH, HS):
         )
 
 
-@pytest.mark.parametrize("kernel", ["simple", "flash", "cudnn"])
-def test_attention_backward_runs_alike(cuda, rng, options, kernel):
-    use_attention(options, kernel)
+@pytest.mark.parametrize("kernel", ["simple", "flash", "wgmma", "cudnn"])
+def test_attention_backward_runs_alike(with_attention, rng, kernel):
+    cuda = with_attention(kernel)
     tq, to = put(cuda, rng.standard_normal((1, 130, 192)), "bf16"), put(cuda, rng.standard_normal((1, 130, 64)), "bf16")
     lse = put(cuda, np.full((1, 1, 130), 3.0), "f32")
     results = []
@@ -238,19 +262,57 @@ def test_attention_backward_runs_alike(cuda, rng, options, kernel):
     assert np.array_equal(*results)
 
 
-@pytest.mark.parametrize("dtype,T,kernel", [("bf16", 70, "flash"), ("f32", 64, "simple")])
-def test_automatic_attention(cuda, rng, options, dtype, T, kernel):
-    """auto chooses flash attention for a length that only evaluations have, and the simple kernels for f32."""
-    qkv, dout = put(cuda, rng.standard_normal((2, T, 192)), dtype), put(cuda, rng.standard_normal((2, T, 64)), dtype)
+@pytest.mark.parametrize("kernel", ["simple", "flash", "wgmma", "cudnn"])
+def test_attention_of_large_scores(with_attention, rng, kernel):
+    """Scores of some thousands, so that most weights are exactly 0 or 1."""
+    cuda = with_attention(kernel)
+    qkv = rounded(rng.standard_normal((1, 128, 3 * 128)) * np.repeat([40, 40, 1], 128), "bf16")
+    dout = rounded(rng.standard_normal((1, 128, 128)), "bf16")
+    out, lse, dqkv = nans(cuda, (1, 128, 128), "bf16"), nans(cuda, (1, 2, 128)), nans(cuda, qkv.shape, "bf16")
+    cuda.attention_forward(out, lse, put(cuda, qkv, "bf16"), 2)
+    check({"out": out}, lambda *a: oracle.attention(*a)[0], qkv, 2, ulps=ULPS["bf16"])
+    exact, exact_lse = oracle.attention(qkv, 2)
+    exact, exact_lse = rounded(exact, "bf16"), rounded(exact_lse, "f32")
+    cuda.attention_backward(dqkv, *(put(cuda, x, "bf16") for x in (dout, qkv, exact)), put(cuda, exact_lse), 2)
+    assert np.isfinite(get(dqkv)).all()
+    check(
+        {"dv": put(cuda, np.split(get(dqkv), 3, axis=2)[2], "bf16")},
+        lambda *a: oracle.attention_gradient(*a)[2],
+        dout, qkv, exact, exact_lse, 2, ulps=ULPS["bf16"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("gpu", ["cuda", "hopper"])
+@pytest.mark.parametrize("dtype,T,kernels", [("bf16", 70, ["wgmma", "flash"]), ("f32", 64, ["simple"])])
+def test_automatic_attention(request, rng, gpu, dtype, T, kernels):
+    """auto chooses the best kernels that the GPU has, for a length that only evaluations have, and the simple ones for f32."""
+    backend = request.getfixturevalue(gpu)
+
+    def choose_first():
+        for kernel in kernels:
+            try:
+                return backend.set_option("attention", kernel)
+            except _llmc.Error:
+                assert kernel == "wgmma"
+
+    qkv, dout = (put(backend, rng.standard_normal((2, T, c)), dtype) for c in (192, 64))
     results = []
-    for choice in ("auto", kernel):
-        options("attention", choice)
-        out, lse, dqkv = nans(cuda, (2, T, 64), dtype), nans(cuda, (2, 1, T), "f32"), nans(cuda, (2, T, 192), dtype)
-        cuda.attention_forward(out, lse, qkv, 1)
-        cuda.attention_backward(dqkv, dout, qkv, out, lse, 1)
+    for choose in (choose_first, lambda: backend.set_option("attention", "auto")):
+        choose()
+        out, lse = nans(backend, (2, T, 64), dtype), nans(backend, (2, 1, T), "f32")
+        dqkv = nans(backend, (2, T, 192), dtype)
+        backend.attention_forward(out, lse, qkv, 1)
+        backend.attention_backward(dqkv, dout, qkv, out, lse, 1)
         results.append([t.to_host() for t in (out, lse, dqkv)])
     for automatic, expected in zip(*results):
         np.testing.assert_array_equal(automatic, expected)
+
+
+def test_wgmma_needs_hopper(cuda):
+    if cuda.info().isa == "sm_90":
+        pytest.skip("this is a Hopper GPU")
+    with pytest.raises(_llmc.Error, match="compute capability 9.0"):
+        cuda.set_option("attention", "wgmma")
 
 
 def test_automatic_attention_says_whether_it_has_cudnn(cuda, rng, options):
@@ -420,10 +482,10 @@ def model(backend, dtype, grad, C=64, NH=1, recompute=1):
 
 
 @pytest.mark.parametrize("dtype,grad,tolerance", [("f32", "f32", 2e-5), ("bf16", "f32", 2e-2), ("bf16", "bf16", 2e-2)])
-@pytest.mark.parametrize("attention,C,NH", [("simple", 33, 3), ("flash", 64, 1)])
+@pytest.mark.parametrize("attention,C,NH", [("simple", 33, 3), ("flash", 64, 1), ("wgmma", 64, 1)])
 @pytest.mark.parametrize("recompute", [0, 1, 2])
-def test_model_trains_as_on_the_cpu(cuda, cpu, rng, options, dtype, grad, tolerance, attention, C, NH, recompute):
-    options("attention", attention)
+def test_model_trains_as_on_the_cpu(with_attention, cpu, rng, dtype, grad, tolerance, attention, C, NH, recompute):
+    cuda = with_attention(attention)
     tokens = rng.integers(0, 61, (6, 2, 21))
     losses, norms = [], []
     for be in (cuda, cpu):
