@@ -36,7 +36,8 @@ SECONDS = {"a": 180, "b": 300}  # for each part, after the build
 # Only ops, and only in bf16, because under compute-sanitizer everything is many times slower.
 OPS = "attention or layernorm or encoder or classifier or matmul or gelu or adamw or sums"
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
-FLASH, CUDNN = "attention=flash rows=16384", "attention=cudnn deterministic=off rows=16384"
+FLASH, WGMMA = "attention=flash rows=16384", "attention=wgmma rows=16384"
+CUDNN = "attention=cudnn deterministic=off rows=16384"
 FILES = ["tests/ops/test_ops.py", "tests/cuda/test_cuda_ops.py", "tests/cuda/test_cuda_training.py"]
 
 
@@ -341,8 +342,7 @@ class Check:
             ("tests", lambda: self.tests("tests", FILES, 80)),
         )
         speed = ["--models", "d12:64", "--updates", "2"]
-        settings = [FLASH, CUDNN, "", "attention=flash rows=1024", "attention=cudnn deterministic=off rows=1024",
-                    "attention=cudnn deterministic=on rows=16384"]  # fmt: skip
+        settings = [FLASH, WGMMA, CUDNN, "", "attention=cudnn rows=16384", f"{WGMMA} tune=on", f"{CUDNN} tune=on"]
         throughput = [*speed, "--parts", "llmc", "--settings", *settings]
         self.stage("throughput", lambda: self.bench("throughput", 60, *throughput))
         ops = [*speed, "--parts", "ceilings", "ops", "--settings", self.fastest()]
