@@ -27,7 +27,7 @@ __device__ __forceinline__ std::uint32_t tile_descriptor(const void* tile) {
     return (shared_address(tile) & 0x3ffff) >> 4 | 1u << 16;
 }
 // The same tile from `bytes` further on: 32 for the next 16 columns, a multiple of 1024 for rows further on.
-__device__ __forceinline__ std::uint32_t advance(std::uint32_t descriptor, int bytes) {
+__device__ __forceinline__ std::uint32_t further(std::uint32_t descriptor, int bytes) {
     return descriptor + static_cast<std::uint32_t>(bytes >> 4);
 }
 

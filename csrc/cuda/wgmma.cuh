@@ -45,12 +45,12 @@ __device__ __forceinline__ void arrive() {
 // Starts s = A B^T for two tiles.
 __device__ __forceinline__ void start_rows(Product& s, std::uint32_t a, std::uint32_t b) {
 #pragma unroll
-    for (int k = 0; k < kHS / 16; ++k) ptx::wgmma(s, ptx::advance(a, 32 * k), ptx::advance(b, 32 * k), k > 0);
+    for (int k = 0; k < kHS / 16; ++k) ptx::wgmma(s, ptx::further(a, 32 * k), ptx::further(b, 32 * k), k > 0);
 }
 // Starts o += A B, where A is a product of start_rows, and B a tile.
 __device__ __forceinline__ void start_values(Product& o, const Operand& a, std::uint32_t b) {
 #pragma unroll
-    for (int k = 0; k < kRows / 16; ++k) ptx::wgmma_transposed(o, a[k], ptx::advance(b, 16 * 128 * k));
+    for (int k = 0; k < kRows / 16; ++k) ptx::wgmma_transposed(o, a[k], ptx::further(b, 16 * 128 * k));
 }
 
 __device__ __forceinline__ void as_operand(Operand& a, const Product& s) {

@@ -82,7 +82,9 @@ def test_includes(path):
     for header, local in includes(path):
         if local and (name(path), header) not in EXCEPTIONS:
             # Emulated intrinsics of dev/cuda_emulation are found by their bare name.
-            allowed = folder_of(header) in MAY_INCLUDE[folder] or (folder == "cuda" and header == "ptx_emulated.h")
+            allowed = folder_of(header) in MAY_INCLUDE[folder] or (
+                folder == "cuda" and header in ("ptx_emulated.h", "ptx_sm90_emulated.h")
+            )
             assert allowed, f"{name(path)} includes {header}"
         if not local:
             assert folder == "cuda" or not CUDA_HEADERS.search(header), f"{name(path)} includes <{header}>"
