@@ -266,8 +266,8 @@ CudnnAttention* CudaBackend::cudnn(const AttentionDims& d, const Tensor& qkv) {
     using Attention = CudaOptions::Attention;
     const bool automatic = options_.attention == Attention::automatic;
     if ((!automatic && options_.attention != Attention::cudnn) || qkv.dtype != DType::bf16) return nullptr;
-    // cuDNN takes tenths of a second for a new shape. Training has one shape; evaluations have many.
-    if (automatic && d.T % 64 != 0) return nullptr;
+    // Training has one shape; evaluations have many, and cuDNN takes tenths of a second for a new one.
+    if (automatic && (d.T % 64 != 0 || wgmma(d, qkv, qkv))) return nullptr;
     if (!cudnn_ && cudnn_absence_.empty()) {
         try {
             cudnn_ = make_cudnn_attention(device_);

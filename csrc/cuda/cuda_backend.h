@@ -21,8 +21,8 @@ namespace llmc {
 
 // What a user may choose, by set_option or an environment variable (doc/cuda.md).
 struct CudaOptions {
-    // What one does not support, the next in this list computes. automatic begins with cudnn, but only if T is a
-    // multiple of 64, as in training.
+    // What one does not support, the next in this list computes. automatic is wgmma where it can be, else begins with
+    // cudnn, but only if T is a multiple of 64, as in training.
     enum class Attention { automatic, cudnn, wgmma, flash, simple };
     enum class Switch { off, on, automatic };
 

@@ -183,7 +183,7 @@ class TrainConfig:
     classifier_rows: int | None = _setting(None, "machine", "rows of logits that exist at a time [on cuda up to 16384, as memory allows, else 1024]", least=1)
     gelu_fusion: int = _setting(0, "machine", "llm.c's -ge; accepted, and without effect: see fused_gelu", "-ge")
     tf32: bool = _setting(True, "machine", "TF32 for f32 matmuls on GPUs that have it", "-f")
-    attention: str = _setting("auto", "machine", "attention on GPUs: auto takes the first of the others that there is and that fits the model (the CPU has one kind)", choices=("auto", "cudnn", "wgmma", "flash", "simple"))
+    attention: str = _setting("auto", "machine", "attention on GPUs: auto takes the fastest that there is and that fits the model (the CPU has one kind)", choices=("auto", "cudnn", "wgmma", "flash", "simple"))
     deterministic: bool = _setting(True, "machine", "the same bits on every run; on GPUs it costs cuDNN's attention time and memory (the CPU always is)")
     fused_gelu: str = _setting("auto", "machine", "GELU inside of matmuls on GPUs: auto in bf16 from Hopper on (no effect on the CPU)", choices=("auto", "off", "on"))
     zero_stage: int = _setting(0, "machine", "llm.c's -z; with one process there is nothing to shard", "-z", choices=(0, 1))
