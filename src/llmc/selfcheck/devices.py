@@ -38,6 +38,8 @@ OPS = {
     "fused_gelu": ("matmul_gelu",),
     "bias_gradient": ("matmul_backward", "matmul_gelu_backward"),
 }
+# Sizes that are enough for options which cost tenths of a second for each: cuDNN's plans, and timing.
+FEW = {"deterministic": ("2x64x2x64", "1x130x1x128"), "tune": ("17x264x24", "64x48x96", "130x257x129")}
 # The relative error of an f32 activation that an option brings with it: operands of 11 bits, and cuBLASLt's less exact tanh, by which
 # an H100's gradients are off by 2.6e-6 in the norm, and by some 2e-5 in the worst element.
 UNITS = {"tf32=on": 2.0**-11, "fused_gelu=on": 2.0**-18}
@@ -62,8 +64,9 @@ class Kernels:
         """Return whether the case may tell these kernels from those without the option."""
         if self.option is None:
             return True
-        ops = OPS.get(self.option[0], ("attention", "matmul"))
-        return case.op.startswith(ops) and not (case.real and self.option[0] != "attention")
+        name = self.option[0]
+        of_size = case.size in FEW.get(name, (case.size,)) and (name == "attention" or not case.real)
+        return of_size and case.op.startswith(OPS.get(name, ("attention", "matmul")))
 
     def slack(self, dtype: str) -> dict[str, float]:
         """Return what the options as they are take off from the precision of an op of this dtype: Result.slack says of what."""
