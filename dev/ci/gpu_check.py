@@ -366,7 +366,7 @@ class Check:
         sizes = ["--models", "d24:32", "d48:16", "--updates", "2", "--parts", "llmc", "--settings", self.fastest()]
         self.stage("sizes", lambda: self.bench("sizes", 60, *sizes))
         llm_c = os.environ.get("LLM_C")
-        peers = ["--models", "d12:64", "--updates", "3", "--settings", self.fastest(), "--parts", "llmc", "torch"]
+        peers = ["--models", "d12:64", "--updates", "3", "--settings", "", self.fastest(), "--parts", "llmc", "torch"]
         peers += ["llm.c", "--llm-c", llm_c] if llm_c else []
         self.stage("peers", lambda: self.bench("peers", 120, *peers))
 
