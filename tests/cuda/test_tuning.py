@@ -184,7 +184,8 @@ def test_processes_share_the_file(tmp_path):
     default = tmp_path / "cache" / "cublaslt_algorithms.tsv"
     for name, path in (("LLMC_CUDA_TUNE_FILE", tmp_path / "file"), ("LLMC_CACHE", default)):
         value = path if name == "LLMC_CUDA_TUNE_FILE" else path.parent
-        environment = {**os.environ, name: str(value)}
+        others = {k: v for k, v in os.environ.items() if k != "LLMC_CUDA_TUNE_FILE"}  # dev/gpu_check.sh sets it
+        environment = {**others, name: str(value)}
         command = [sys.executable, "-c", PROCESS]
         running = [
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

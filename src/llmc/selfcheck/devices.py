@@ -38,8 +38,10 @@ OPS = {
     "fused_gelu": ("matmul_gelu",),
     "bias_gradient": ("matmul_backward", "matmul_gelu_backward"),
 }
-# Sizes that are enough for options which cost tenths of a second for each: cuDNN's plans, and timing.
-FEW = {"deterministic": ("2x64x2x64", "1x130x1x128"), "tune": ("17x264x24", "64x48x96", "130x257x129")}
+# Sizes that are enough for options which cost tenths of a second for each: cuDNN's plans, and timing. (What is deterministic is
+# cuDNN's backward; of these sizes it alone is cuDNN's if attention is auto.)
+FEW = {"deterministic": ("1x128x1x128",), "tune": ("64x48x96", "130x257x129"),
+       "attention=cudnn": ("1x65x2x64", "2x64x2x64", "1x97x1x96", "1x128x1x128", "1x1024x1x64")}  # fmt: skip
 # The relative error of an f32 activation that an option brings with it: operands of 11 bits, and cuBLASLt's less exact tanh, by which
 # an H100's gradients are off by 2.6e-6 in the norm, and by some 2e-5 in the worst element.
 UNITS = {"tf32=on": 2.0**-11, "fused_gelu=on": 2.0**-18}
@@ -65,7 +67,8 @@ class Kernels:
         if self.option is None:
             return True
         name = self.option[0]
-        of_size = case.size in FEW.get(name, (case.size,)) and (name == "attention" or not case.real)
+        few = FEW.get(self.name, FEW.get(name, (case.size,)))
+        of_size = case.size in few and (name == "attention" or not case.real)
         return of_size and case.op.startswith(OPS.get(name, ("attention", "matmul")))
 
     def slack(self, dtype: str) -> dict[str, float]:

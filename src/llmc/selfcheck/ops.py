@@ -185,7 +185,7 @@ class Cases(Draw):
 
     # B, T, NH, HS: head sizes of all kernels and odd ones, T around the sizes of their blocks.
     ATTENTIONS = ((1, 1, 1, 1), (2, 7, 3, 11), (1, 70, 1, 33), (2, 1, 2, 64), (1, 65, 2, 64), (2, 64, 2, 64), (1, 129, 1, 80),
-                  (1, 97, 1, 96), (1, 130, 1, 128), (1, 1024, 1, 64))  # fmt: skip
+                  (1, 97, 1, 96), (1, 130, 1, 128), (1, 128, 1, 128), (1, 1024, 1, 64))  # fmt: skip
 
     def attention(self) -> Iterator[Case]:
         for B, T, NH, HS in self.ATTENTIONS:
