@@ -202,7 +202,7 @@ ATTENTIONS += [("wgmma", "bf16", *shape) for shape in WGMMA_SHAPES]
 
 
 @pytest.fixture(scope="module")
-def hopper():
+def hopper(cuda):
     """Return the GPU as a second backend; the emulated device is a Hopper GPU in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMC_EMULATION_CAPABILITY", "9.0")

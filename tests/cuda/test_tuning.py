@@ -179,7 +179,7 @@ print(_llmc.cuda_status())
 
 
 @pytest.mark.cuda
-def test_processes_share_the_file(tmp_path):
+def test_processes_share_the_file(cuda, tmp_path):
     """LLMC_CUDA_TUNE_FILE names it, else it is in the cache. Lines of processes that write at once are whole."""
     default = tmp_path / "cache" / "cublaslt_algorithms.tsv"
     for name, path in (("LLMC_CUDA_TUNE_FILE", tmp_path / "file"), ("LLMC_CACHE", default)):
