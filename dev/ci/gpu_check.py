@@ -164,6 +164,8 @@ class Check:
         )
         cmake = ["cmake", "-S", str(ROOT), "-B", str(self.build_dir), f"-DPython_EXECUTABLE={sys.executable}",
                  f"-Dpybind11_DIR={pybind11.stdout.strip()}", *(["-G", "Ninja"] if shutil.which("ninja") else [])]  # fmt: skip
+        version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+        cmake += [f"-DSKBUILD_PROJECT_VERSION_FULL={version[1]}"] if version else []
         notes: list[str] = []
         if self.dry_run:
             self.compile([*cmake, "-DLLMC_CUDA_EMULATION=ON"])
@@ -302,7 +304,7 @@ class Check:
         return detail
 
     def chosen(self, tool: str, which: str) -> list[str]:
-        """Return some 25 tests of the kernels in bf16: the last two cases of each, which are among the larger ones."""
+        """Return some 45 tests of the kernels in bf16: the last two cases of each, which are among the larger ones."""
         command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda", "-k", which, *FILES[:2]]
         done = self.run(f"{tool}_tests", command, 60)
         if done.returncode:

@@ -273,11 +273,16 @@ def test_a_broken_kernel_is_named(monkeypatch, capsys, only_layernorm):
     assert " WRONG" in shown.out.splitlines()[-1]
 
 
-def test_an_op_that_raises_is_named(monkeypatch, capsys, only_layernorm):
+@pytest.mark.parametrize("for_good", [False, True])
+def test_an_op_that_raises_is_named(monkeypatch, capsys, only_layernorm, for_good):
+    """It alone, also if the device takes no call after it, as a GPU after an illegal access."""
+    raised = []
+
     def broken(backend: Any, case: Case, kernel: str) -> Any:
         class Raises(Broken):
             def __getattr__(self, name: str) -> Any:
-                if name == "layernorm_forward":
+                if name == "layernorm_forward" or (raised and for_good):
+                    raised.append(name)
                     raise _llmc.Error("an illegal\nmemory access")
                 return getattr(self.backend, name)
 
@@ -285,9 +290,10 @@ def test_an_op_that_raises_is_named(monkeypatch, capsys, only_layernorm):
 
     monkeypatch.setattr(devices, "run_case", broken)
     assert cli.main(["check", "--device", "cpu", "--dtype", "f32"]) == 1
-    error = capsys.readouterr().err
-    assert "wrong: layernorm_forward (" in error and "an illegal memory access" in error
+    out, error = capsys.readouterr()
+    assert error.count("wrong: layernorm_forward (") == 1 and "; " not in error and "an illegal memory access" in error
     assert len(error.splitlines()) == 1
+    assert out.count("WRONG\n") == 2 and ("takes no more calls" in out) == for_good  # its line and the last one
 
 
 def test_verbose_has_a_line_for_each_result(capsys, only_layernorm):

@@ -1,4 +1,4 @@
-"""Check the kernels of this machine: every op and a training step beside NumPy in float64. It takes some ten seconds.
+"""Check the kernels of this machine: every op and a training step beside NumPy in float64. It takes less than half a minute.
 
 Run it first on hardware that nobody has tried. Each line is an op with one dtype and one set of kernels: how many results were looked at,
 and the one that is worst beside its limit. The exit code is 1 if a kernel is wrong.
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from llmc import _llmc
-from llmc.selfcheck.devices import Kernels, check, cpu_backend, with_options
+from llmc.selfcheck.devices import Kernels, check, cpu_backend, open_libraries, with_options
 from llmc.selfcheck.run import Outcome
 from llmc.training.setup import open_device
 from llmc.values import canonical_dtype, check_seed
@@ -43,22 +43,27 @@ def run(args: argparse.Namespace) -> int:
         names = _llmc.isa()["usable"] if args.isa == "all" else [args.isa]
         kernels = [Kernels(cpu_backend(name, args.threads), name) for name in names]
     else:
-        _, backend = open_device(args.device, args.threads)
+        device, backend = open_device(args.device, args.threads)
         kernels = [Kernels(backend, backend.info().isa)]
-        if backend.info().name != "cpu":
+        if device != "cpu":
+            open_libraries(backend)
             more, absent = with_options(backend)
             kernels += more
+        elif args.device == "auto" and _llmc.cuda_built():
+            absent = [f"the GPU: {_llmc.cuda_status()}"]
+    info = kernels[0].backend.info()
     _print(_HEADER)
     outcomes: list[Outcome] = []
     for group in check(kernels, dtypes, args.seed):
         _show(group, args.verbose)
         outcomes += group
-    info = kernels[0].backend.info()
-    wrong = [o for o in outcomes if not o.ok]
+    wrong, unusable = [o for o in outcomes if not o.ok], any(o.fatal for o in outcomes)
     for reason in absent:
         print(f"left out: {reason}")
-    if info.fallbacks:
-        print(f"slower means than chosen: {info.fallbacks}")
+    if unusable:
+        print("left out: what comes after, as the device takes no more calls")
+    elif fallbacks := kernels[0].backend.info().fallbacks:
+        print(f"right, but by slower means than chosen: {fallbacks}")
     sets = ", ".join(k.name for k in kernels if k.option is None)
     threads = f", {info.threads} threads" if info.name == "cpu" else ""
     print(

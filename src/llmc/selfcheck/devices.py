@@ -139,6 +139,16 @@ def with_options(backend: Any) -> tuple[list[Kernels], list[str]]:
     return kernels, absent
 
 
+def open_libraries(backend: Any) -> None:
+    """Do a matmul, which needs cuBLASLt on a GPU, so that a library which is missing is not taken for a wrong kernel.
+
+    Raises:
+        llmc.Error: if a library is missing; the message names the package that brings it.
+    """
+    rows = 17  # fewer have a kernel of their own
+    backend.matmul_forward(backend.empty([rows, 8]), backend.empty([rows, 8]), backend.empty([8, 8]), None)
+
+
 def is_emulated(backend: Any) -> bool:
     """Return whether the device is dev/cuda_emulation, which is too slow for real sizes."""
     return "emulated" in backend.info().description
@@ -166,7 +176,7 @@ def cpu_backend(isa: str | None, threads: int) -> _llmc.Backend:
 
 
 def check(kernels: Sequence[Kernels], dtypes: Sequence[str], seed: int) -> Iterator[list[Outcome]]:
-    """Check kernels of one device.
+    """Check kernels of one device. It ends early if the device takes no more calls.
 
     Args:
         kernels: what to check. What is right is computed once for all of them.
@@ -176,25 +186,39 @@ def check(kernels: Sequence[Kernels], dtypes: Sequence[str], seed: int) -> Itera
     Yields:
         The outcomes of a group of related ops; then those of training steps.
     """
-    emulated = is_emulated(kernels[0].backend)
+    for group in _groups(kernels, dtypes, seed):
+        outcomes = []
+        for outcome in group:
+            outcomes.append(outcome)
+            if outcome.fatal:
+                yield outcomes
+                return
+        yield outcomes
+
+
+def _groups(kernels: Sequence[Kernels], dtypes: Sequence[str], seed: int) -> Iterator[Iterator[Outcome]]:
+    backend = kernels[0].backend
+    emulated, on_gpu = is_emulated(backend), backend.info().name != "cpu"
     for dtype in dtypes:
         for group in Cases(dtype, seed).groups():
-            yield list(_run(kernels, dtype, (case for case in group if not (emulated and case.real))))
+            yield _run(kernels, dtype, (case for case in group if not (emulated and case.real)))
     for dtype in dtypes:
-        outcomes: list[Outcome] = []
-        for config, (B, T) in BATCHES.items():
-            if emulated and config is WIDE:
-                continue
-            exact = exact_step(config, dtype, B, T, seed)
-            for k in kernels:
-                if k.option is None or config is EVEN:
-                    with k.chosen():
-                        outcomes += check_step(k.backend, exact, k.name, UNITS.get(k.name, 0.0))
-                if k.backend.info().name == "cpu" and config is ODD:
-                    outcomes.append(check_threads(exact, k.name, partial(cpu_backend, k.name)))
-        yield outcomes
-    if kernels[0].backend.info().name != "cpu" and not emulated and "bf16" in dtypes:
-        yield list(beside_simple(kernels, *LARGE))
+        yield _steps(kernels, [c for c in BATCHES if not (emulated and c is WIDE)], dtype, seed, threads=not on_gpu)
+    if on_gpu and not emulated and "bf16" in dtypes:
+        yield beside_simple(kernels, *LARGE)
+
+
+def _steps(
+    kernels: Sequence[Kernels], configs: Sequence[GPT2Config], dtype: str, seed: int, threads: bool
+) -> Iterator[Outcome]:
+    for config in configs:
+        exact = exact_step(config, dtype, *BATCHES[config], seed)
+        for k in kernels:
+            if k.option is None or config is EVEN:
+                with k.chosen():
+                    yield from check_step(k.backend, exact, k.name, UNITS.get(k.name, 0.0))
+            if threads and config is ODD:
+                yield check_threads(exact, k.name, partial(cpu_backend, k.name))
 
 
 def _run(kernels: Sequence[Kernels], dtype: str, cases: Iterable[Case]) -> Iterator[Outcome]:
@@ -232,7 +256,7 @@ def beside_simple(kernels: Sequence[Kernels], config: GPT2Config, B: int, T: int
                 found = {name: get(tensor).astype(np.float32) for name, tensor in model.gradient_tensors().items()}
                 found["loss"] = np.array(model.mean_loss)
         except Exception as e:  # whatever it is, the other kernels are still checked
-            yield failed(op, k.name, "bf16", size, e)
+            yield failed(k.backend, op, k.name, "bf16", size, e)
             continue
         right = right or found
         for name, x in found.items():

@@ -26,6 +26,7 @@ class Outcome:
             raised an exception.
         ratio: error over limit; above 1 the kernel is wrong.
         note: the exception, in words.
+        fatal: the device takes no more calls, so nothing that comes later could tell anything.
     """
 
     op: str
@@ -37,6 +38,7 @@ class Outcome:
     limit: float
     ratio: float
     note: str = ""
+    fatal: bool = False
 
     @property
     def ok(self) -> bool:
@@ -63,8 +65,8 @@ def run_case(backend: Any, case: Case, kernel: str) -> list[Outcome]:
         tensors = _tensors(backend, case)
         getattr(backend, case.op)(*tensors, *case.scalars)
         results = [(o, _values(tensors, i, o)) for i, o in enumerate(case.operands) if isinstance(o, Result)]
-    except Exception as e:  # whatever it is, the other kernels are still checked
-        return [failed(case.op, kernel, case.dtype, case.size, e)]
+    except Exception as e:  # whatever it is, the other kernels are still checked, if the device still works
+        return [failed(backend, case.op, kernel, case.dtype, case.size, e)]
     return [judged(case.op, kernel, case.dtype, case.size, o.name, x, o.exact, o.limit) for o, x in results]
 
 
@@ -82,9 +84,15 @@ def judged(op: str, kernel: str, dtype: str, size: str, result: str, x: Any, exa
     return Outcome(op, kernel, dtype, size, result, float(error.flat[at]), float(limit.flat[at]), float(ratio.flat[at]))
 
 
-def failed(op: str, kernel: str, dtype: str, size: str, error: BaseException) -> Outcome:
-    """Return the outcome of an op that raised an exception."""
-    return Outcome(op, kernel, dtype, size, "", np.inf, 0.0, np.inf, f"{type(error).__name__}: {error}")
+def failed(backend: Any | None, op: str, kernel: str, dtype: str, size: str, error: BaseException) -> Outcome:
+    """Return the outcome of an op that raised an exception. backend: whether it still works is asked."""
+    fatal = False
+    try:
+        if backend is not None:
+            backend.synchronize()
+    except _llmc.Error:  # as after an illegal access to memory of a GPU
+        fatal = True
+    return Outcome(op, kernel, dtype, size, "", np.inf, 0.0, np.inf, f"{type(error).__name__}: {error}", fatal)
 
 
 def put(backend: Any, x: Any, dtype: str) -> _llmc.Tensor:

@@ -159,9 +159,8 @@ def check_step(backend: Any, exact: Exact, kernel: str, unit: float = 0.0) -> It
         yield beside(op, "logits", model.logits(exact.inputs), exact.logits)
         betas, decay = (RATES["beta1"], RATES["beta2"]), RATES["weight_decay"]
         optimizer = AdamW(model, betas=betas, eps=RATES["eps"], weight_decay=decay, grad_clip=1.0)
-        for _ in range(
-            3 if backend.runs_ahead else 1
-        ):  # what is recorded is recorded the second time, and launched the third
+        # What is recorded is recorded the second time, and launched the third.
+        for _ in range(3 if backend.runs_ahead else 1):
             model.zero_grad()
             model.forward(exact.inputs)
             model.backward(exact.targets)
@@ -186,7 +185,7 @@ def check_step(backend: Any, exact: Exact, kernel: str, unit: float = 0.0) -> It
         lost = lost_by_choice(model, exact.inputs) / float(np.abs(exact.logits).max())
         yield judged(op, kernel, exact.dtype, size, "tokens", [lost], [0.0], 2 * limit)
     except Exception as e:  # whatever it is, the other kernels are still checked
-        yield failed(op, kernel, exact.dtype, size, e)
+        yield failed(backend, op, kernel, exact.dtype, size, e)
 
 
 def decoded(model: GPT2, inputs: Array) -> Array:
@@ -218,7 +217,7 @@ def check_threads(exact: Exact, kernel: str, make_backend: Callable[[int], Any])
         differ = sum(int((a != b).sum()) for a, b in zip(*(r.values() for r in results)))
         return judged("threads 1 and 2", kernel, exact.dtype, size, "gradients that differ", [differ], [0], 0.0)
     except Exception as e:
-        return failed("threads 1 and 2", kernel, exact.dtype, size, e)
+        return failed(None, "threads 1 and 2", kernel, exact.dtype, size, e)
 
 
 def gradients_of(model: GPT2, exact: Exact) -> Named:
