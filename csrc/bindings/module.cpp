@@ -56,8 +56,7 @@ PYBIND11_MODULE(_llmc, m) {
     m.def("set_library_directories", &set_library_directories, "directories"_a,
           "Set the directories in which NVIDIA's libraries are looked for, besides the system's places.");
     m.def("set_tune_file", &set_tune_file, "file"_a,
-          "Set the file in which CUDA backends made from now on keep the algorithms that tuning chose, if "
-          "LLMC_CUDA_TUNE_FILE names none. '' for no file.");
+          "Set the file in which CUDA backends made from now on keep the algorithms that tuning chose.");
     m.def("cuda_status", &cuda_status,
           "Return the CUDA libraries and devices found, or why there are none, in words.");
 }

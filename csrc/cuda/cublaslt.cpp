@@ -71,11 +71,11 @@ cublasLtEpilogue_t epilogue_of(Epilogue e) {
 struct Key {
     std::int64_t m, n, k, lda, ldb, ldd;
     std::uint32_t align_a, align_b, align_d, align_aux, align_bias;
-    std::uint8_t transpose_a, transpose_b, inputs, output, accumulate, epilogue, padding[2];
+    std::uint8_t transpose_a, transpose_b, inputs, output, accumulate, epilogue, padding[6];
 
     bool operator==(const Key& other) const { return std::memcmp(this, &other, sizeof *this) == 0; }
 };
-static_assert(sizeof(Key) == 6 * 8 + 5 * 4 + 8 + 4, "padding would make equal keys differ");
+static_assert(sizeof(Key) == 6 * 8 + 5 * 4 + 6 + 6, "padding would make equal keys differ");
 struct KeyHash {
     std::size_t operator()(const Key& key) const {  // FNV-1a
         const auto* const bytes = reinterpret_cast<const unsigned char*>(&key);

@@ -68,6 +68,19 @@ class PinnedReadback final : public Readback {
 
 double megabytes(std::size_t bytes) { return static_cast<double>(bytes >> 20); }
 
+#if defined(LLMC_CUDA_EMULATION)
+bool kernels_wait() { return true; }
+#else
+__global__ void overlapping_kernel() { overlap_kernels(); }
+// Whether overlap_kernels() waits in the code that this device runs. It does from sm_90 on, but a build without code for
+// the device may have PTX of an older one, which the driver compiles.
+bool kernels_wait() {
+    cudaFuncAttributes attributes{};
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, overlapping_kernel));
+    return attributes.ptxVersion >= 90;
+}
+#endif
+
 }  // namespace
 
 void throw_cuda_error(cudaError_t error, const char* call) {
@@ -86,7 +99,7 @@ CudaBackend::CudaBackend(int device, std::string tune_file) : device_(device) {
     // Below sm_90 cuBLASLt does not really fuse GELU, and is slower than matmul and GELU apart.
     fuse_gelu_by_default_ = p.major >= 9;
     has_wgmma_ = wgmma_runs_on(device_);
-    kernels_overlap_ = p.major >= 9;
+    kernels_overlap_ = p.major >= 9 && kernels_wait();
     for (const char* name :
          {"attention", "tf32", "deterministic", "fused_gelu", "tune", "bias_gradient", "graphs", "overlap"}) {
         std::string variable = "LLMC_CUDA_" + std::string(name);

@@ -190,6 +190,7 @@ class FrontendAttention final : public CudnnAttention {
         if (bytes <= workspace_bytes_) return;
         CUDA_CHECK(cudaFree(workspace_));  // waits for the work that uses it
         workspace_ = nullptr, workspace_bytes_ = 0;
+        ++workspaces_;
         const cudaError_t error = cudaMalloc(&workspace_, static_cast<std::size_t>(bytes));
         if (error == cudaErrorMemoryAllocation) {
             cudaGetLastError();  // the error is dealt with: the next launch must not find it
@@ -197,7 +198,6 @@ class FrontendAttention final : public CudnnAttention {
         }
         CUDA_CHECK(error);
         workspace_bytes_ = bytes;
-        ++workspaces_;
     }
 
     bool run(const AttentionDims& d, Pass pass, std::unordered_map<std::int64_t, void*> pointers,

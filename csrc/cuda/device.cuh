@@ -193,8 +193,9 @@ __device__ __forceinline__ bool last_of_blocks(unsigned* arrived, unsigned block
 
 // ---- launching ----
 
-// Waits for the kernels before this one, and only then lets the next one begin. So no more than two run at once: before
-// its wait, a kernel may read what is written by any kernel but the one just before it.
+// Waits for the kernels before this one, and only then lets the next one begin. So no more than two run at once. Before
+// its wait, a kernel reads only what no kernel of the chain writes (CudaBackend::at_rest), which is more than is needed, but does
+// not depend on how far back a kernel is.
 __device__ __forceinline__ void overlap_kernels() {
     ptx::wait_for_kernels_before();
     ptx::begin_next_kernel();

@@ -134,6 +134,7 @@ void CudaBackend::encoder_forward(Tensor out, Tensor inp, Tensor wte, Tensor wpe
         check::dtype(op, "start", start, DType::i32);
         check::shape(op, "start", start, {B});
     }
+    if (out.numel() == 0) return;
     visit_float(wte.dtype, [&, B = B, T_ = T_, C = C, Vp = Vp, maxT = maxT](auto tag) {
         using T = decltype(tag);
         visit_width<T>(

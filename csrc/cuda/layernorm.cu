@@ -142,7 +142,7 @@ void launch_forward(CudaBackend& backend, Tensor residual, Tensor out, Tensor me
         [&](auto width) {
             constexpr int W = decltype(width)::value;
             const i64 threads = ceil_div(ceil_div(C, W), kWarp) * kWarp;
-            if (N <= kFewRows && threads <= 1024)
+            if (N > 0 && N <= kFewRows && threads <= 1024)
                 return launch(layernorm_few_rows_kernel<T, W, fused>, blocks_for(N, 1),
                               static_cast<unsigned>(threads), 0,
                               backend.overlapping_stream({residual, out, mean, rstd}), residual.as<T>(),

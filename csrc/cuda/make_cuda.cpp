@@ -17,10 +17,10 @@ std::mutex tune_file_mutex;
 std::string default_tune_file;
 
 std::string tune_file() {
-    const char* const chosen = std::getenv("LLMC_CUDA_TUNE_FILE");
-    if (chosen && *chosen) return chosen;
     const std::lock_guard<std::mutex> lock(tune_file_mutex);
-    return default_tune_file;
+    if (!default_tune_file.empty()) return default_tune_file;
+    const char* const chosen = std::getenv("LLMC_CUDA_TUNE_FILE");  // for programs without Python
+    return chosen ? chosen : "";
 }
 
 std::string version_text(int version) { return filled("{}.{}", version / 1000, version % 1000 / 10); }

@@ -14,7 +14,7 @@ std::string cuda_status();
 bool cuda_built();
 // Directories of NVIDIA's wheels, searched for libraries at their first use.
 void set_library_directories(std::vector<std::string> directories);
-// Where backends keep the algorithms that tuning chose, unless LLMC_CUDA_TUNE_FILE or their option tune_file says otherwise.
+// Where backends keep the algorithms that tuning chose, unless their option tune_file says otherwise.
 // In UTF-8; at first empty: nowhere.
 void set_tune_file(std::string file);
 

@@ -2,8 +2,9 @@
 //   forward   out^T (OC,N)     = weight (OC,C)    inp^T (C,N)       bias or bias + GELU in the epilogue
 //   dinp      dinp^T (C,N)     = weight^T (C,OC)  dout^T (OC,N)     GELU's gradient in the epilogue
 //   dweight   dweight^T (C,OC) = inp^T (C,N)      dout (N,OC)       accumulation by beta
-// cuBLASLt computes them (cublaslt.cpp), and few_rows.cu the forward of up to 16 rows. If it has no algorithm for a shape with an epilogue (odd ones), matmul and
-// epilogue are done one after the other; if it has none at all, the plain kernel below takes any shape.
+// cuBLASLt computes them (cublaslt.cpp), but few_rows.cu the forward of up to 16 rows. If cuBLASLt has no algorithm for a
+// shape with an epilogue (odd ones), matmul and epilogue are done one after the other; if it has none at all, the plain
+// kernel below takes any shape.
 #include <algorithm>
 #include <cstdio>
 

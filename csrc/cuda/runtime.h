@@ -12,7 +12,7 @@ namespace llmc {
 bool is_recorded(cudaStream_t stream);
 
 // Where a kernel is launched. If `overlap`, it may begin while the kernel before it still runs, and calls
-// overlap_kernels() before it reads or writes anything that another kernel writes or reads.
+// overlap_kernels() before it reads what another kernel of the chain writes, or writes anything.
 struct LaunchStream {
     cudaStream_t stream;
     bool overlap;

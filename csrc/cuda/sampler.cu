@@ -340,6 +340,7 @@ void CudaBackend::sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_
                          const SamplerOptions& options) {
     const ClassifierDims d = sample_dims(tokens, logits, coins, V);
     check_sampler(V, options);
+    if (d.N == 0) return;
     const i64 P = ceil_div(V, kPart), most_rows = std::min(d.N, kCounters);
     const i64 top_k = options.top_k > 0 && options.top_k < V ? options.top_k : V;
     const bool all = top_k == V && options.top_p == 1.0f;  // tokens can be chosen

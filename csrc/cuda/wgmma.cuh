@@ -81,12 +81,13 @@ __device__ __forceinline__ void mask(Product& x, int row, int column, float valu
 }
 
 // Stores a block's result, of which scale[0] is for row g of each warp and scale[1] for row g + 8, to rows row0.. of a
-// head: by way of a tile that nothing reads any more, so that whole rows are written.
+// head: by way of a tile that is read no more when all warps are here, so that whole rows are written.
 __device__ __forceinline__ void store_rows(bf16* head, int stride, int row0, int T_, bf16* tile,
                                            const Product& x, const float (&scale)[2]) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, i = lane % 4;
     bf16* const mine = tile + warp * 16 * kHS;
     const int first = row0 + warp * 16;
+    __syncthreads();
 #pragma unroll
     for (int n = 0; n < kHS / 8; ++n)
 #pragma unroll

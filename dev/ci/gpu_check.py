@@ -84,7 +84,7 @@ class Check:
         """Run a command. Past the limit, or at the end of the part's time, kill it and all that it started, and raise TimeoutError."""
         how = self.sabotage.get(name)
         if how == "hang":
-            command, limit = ["sh", "-c", "sleep 1000 & sleep 1000"], 3
+            command, limit = ["sh", "-c", "sleep 1000 & sleep 1000"], 1
         elif how == "fail":
             command = [sys.executable, "-c", "raise SystemExit('error: sabotage')"]
         limit = min(limit * (10 if self.dry_run and not how else 1), self.deadline - time.monotonic())

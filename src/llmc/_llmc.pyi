@@ -1028,7 +1028,7 @@ def set_library_directories(directories: collections.abc.Sequence[str]) -> None:
 
 def set_tune_file(file: str) -> None:
     """
-    Set the file in which CUDA backends made from now on keep the algorithms that tuning chose, if LLMC_CUDA_TUNE_FILE names none. '' for no file.
+    Set the file in which CUDA backends made from now on keep the algorithms that tuning chose.
     """
 
 def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:

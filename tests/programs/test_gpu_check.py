@@ -36,7 +36,7 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("part,hangs", [("a", "check"), ("a", "smoke"), ("b", "steps"), ("b", "peers")])
+@pytest.mark.parametrize("part,hangs", [("a", "check"), ("b", "peers")])
 def test_a_stage_that_hangs_or_fails_loses_itself_alone(gpu_check, monkeypatch, tmp_path, capsys, part, hangs):
     """One stage hangs, and all others fail at once: so none of them takes long, and each is seen to have been begun."""
     sabotage = ",".join(f"{'hang' if s == hangs else 'fail'}:{s}" for s in STAGES[part])
@@ -54,7 +54,7 @@ def test_a_stage_that_hangs_or_fails_loses_itself_alone(gpu_check, monkeypatch, 
             assert stages[name]["status"] == "not run" and "needs a GPU" in stages[name]["detail"]
         else:
             assert stages[name]["status"] == "FAILED"
-            assert ("stopped after 3 s" if name == hangs else "sabotage") in stages[name]["detail"]
+            assert ("stopped after 1 s" if name == hangs else "sabotage") in stages[name]["detail"]
     table = (tmp_path / "out" / f"table_{part}.txt").read_text()
     assert table.startswith("REHEARSAL") and table.strip() in capsys.readouterr().out
     assert (tmp_path / "out" / f"log_{part}.txt").read_text().count("==== ") >= len(STAGES[part]) - 2

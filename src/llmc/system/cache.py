@@ -20,5 +20,10 @@ def cache_directory() -> Path:
 
 
 def tune_file() -> Path:
-    """Return the file in which the CUDA backend keeps the algorithms that timing chose for matmuls."""
+    """Return the file in which the CUDA backend keeps the algorithms that timing chose for matmuls: LLMC_CUDA_TUNE_FILE, or one here.
+
+    The variable is read here and not in C++, which would not get it as UTF-8 on Windows.
+    """
+    if configured := os.environ.get("LLMC_CUDA_TUNE_FILE"):
+        return Path(configured)
     return cache_directory() / "cublaslt_algorithms.tsv"
