@@ -19,6 +19,22 @@ constexpr float kEps = 1e-5f;
 constexpr int kWarps = 8;               // rows of a block
 constexpr i64 kSharedBytes = 48 << 10;  // what a block gets without asking
 
+// What is normalised: W elements of a, or if fused of a + b, which is stored as the residual and rounded as a later reader
+// will see it.
+template <int W, bool fused, class T>
+__device__ __forceinline__ Packed<W, T> load_input(T* residual, const T* a, const T* b, i64 at) {
+    Packed<W, T> packed = load_packed<W>(a + at);
+    if constexpr (fused) {
+        Floats<W> v = packed.floats();
+        const Floats<W> v2 = load<W>(b + at);
+#pragma unroll
+        for (int k = 0; k < W; ++k) v[k] += v2[k];
+        packed = Packed<W, T>::of(v);
+        packed.store(residual + at);
+    }
+    return packed;
+}
+
 template <class T, int W, bool fused>
 __global__ void layernorm_forward_kernel(T* residual, T* out, float* mean, float* rstd, const T* a,
                                          const T* b, const T* weight, const T* bias, i64 N, i64 C,
@@ -32,16 +48,8 @@ __global__ void layernorm_forward_kernel(T* residual, T* out, float* mean, float
     const T* x = keep ? kept : fused ? residual + row * C : a + row * C;
     float sum = 0.0f;
     for (i64 c = lane * W; c < C; c += kWarp * W) {
-        Packed<W, T> packed = load_packed<W>(a + row * C + c);
-        Floats<W> v = packed.floats();
-        if constexpr (fused) {
-            const Floats<W> v2 = load<W>(b + row * C + c);
-#pragma unroll
-            for (int k = 0; k < W; ++k) v[k] += v2[k];
-            packed = Packed<W, T>::of(v);
-            packed.store(residual + row * C + c);
-            v = packed.floats();  // rounded, as a later reader will see it
-        }
+        const Packed<W, T> packed = load_input<W, fused>(residual, a, b, row * C + c);
+        const Floats<W> v = packed.floats();
         if (keep) packed.store(kept + c);
 #pragma unroll
         for (int k = 0; k < W; ++k) sum += v[k];
@@ -83,18 +91,9 @@ __global__ void layernorm_few_rows_kernel(T* residual, T* out, float* mean, floa
     Floats<W> v = zeros<W>();
     Packed<W, T> w{}, o{};
     if (live) {
-        Packed<W, T> packed = load_packed<W>(a + row * C + c);
         w.load(weight + c);
         o.load(bias + c);
-        v = packed.floats();
-        if constexpr (fused) {
-            const Floats<W> v2 = load<W>(b + row * C + c);
-#pragma unroll
-            for (int k = 0; k < W; ++k) v[k] += v2[k];
-            packed = Packed<W, T>::of(v);
-            packed.store(residual + row * C + c);
-            v = packed.floats();  // rounded, as a later reader will see it
-        }
+        v = load_input<W, fused>(residual, a, b, row * C + c).floats();
     }
     // As block_reduce, for few warps.
     LLMC_SHARED(partial, float[2][kWarp]);
