@@ -1,58 +1,78 @@
 #include "comm/comm.h"
 
+#include <optional>
+
 #include "bindings/bindings.h"
-#include "comm/all_reduce.h"
+#include "comm/reduction.h"
 #include "cuda/make_cuda.h"
 
 namespace llmc {
 
 namespace {
-// The tensor, which must be of the memory that the Comm reaches.
-Tensor of(const Comm& comm, const OwnedTensor& t) {
-    LLMC_CHECK(t.backend.get() == &comm.backend(), "{} belongs to another backend than the Comm", t.tensor);
-    return t.tensor;
+
+// The tensors, which must be of the memory that the Comm reaches.
+std::vector<Tensor> of(const Comm& comm, const std::vector<OwnedTensor>& xs) {
+    std::vector<Tensor> tensors;
+    for (const OwnedTensor& x : xs) {
+        LLMC_CHECK(x.backend.get() == &comm.backend(), "{} belongs to another backend than the Comm",
+                   x.tensor);
+        tensors.push_back(x.tensor);
+    }
+    return tensors;
 }
+
+// A method of Comm that takes a list of tensors.
+auto collective(Comm::Ticket (Comm::*method)(const std::vector<Tensor>&)) {
+    return [method](Comm& c, const std::vector<OwnedTensor>& xs) {
+        const Busy busy(c.backend());
+        return (c.*method)(of(c, xs));
+    };
+}
+
 }  // namespace
 
 void bind_comm(py::module_& m) {
+    m.def(
+        "piece_of",
+        [](std::int64_t numel, int rank, int size) {
+            LLMC_CHECK(numel >= 0 && size > 0 && rank >= 0 && rank < size, "piece {} of {} of {} elements",
+                       rank, size, numel);
+            const Range r = piece_of(numel, rank, size);
+            return std::pair(r.begin, r.end);
+        },
+        "numel"_a, "rank"_a, "size"_a,
+        "Return [begin, end) of the elements that a rank owns of a tensor that is spread over `size` ranks.");
     py::class_<Comm, std::shared_ptr<Comm>>(m, "Comm",
-                                            "The ranks that train one model together: csrc/comm/comm.h.")
+                                            "The ranks that train one model together: csrc/comm/comm.h.\n\n"
+                                            "All ranks issue the same collectives, with tensors of the same "
+                                            "shapes and dtypes. Each returns a ticket; "
+                                            "the tensors must not be touched before wait().")
         .def_property_readonly("rank", &Comm::rank, "This rank, from 0 on.")
         .def_property_readonly("size", &Comm::size, "The number of ranks.")
+        .def("all_reduce", collective(&Comm::all_reduce), "xs"_a,
+             "Replace each tensor by its sum over the ranks.")
         .def(
-            "all_reduce",
-            [](Comm& c, const std::vector<OwnedTensor>& xs) {
-                const Busy busy(c.backend());
-                std::vector<Tensor> tensors;
-                for (const OwnedTensor& x : xs) tensors.push_back(of(c, x));
-                c.all_reduce(tensors);
-            },
-            "xs"_a,
-            "Replace each tensor by its sum over the ranks; all ranks pass the same shapes and dtypes.")
-        .def(
-            "reduce_scatter",
-            [](Comm& c, const OwnedTensor& shard, const OwnedTensor& full) {
-                const Busy busy(c.backend());
-                c.reduce_scatter(of(c, shard), of(c, full));
-            },
-            "shard"_a, "full"_a,
-            "Store the sum over the ranks of this rank's piece of `full` in `shard`, which is one of `size` "
-            "equal pieces.")
-        .def(
-            "all_gather",
-            [](Comm& c, const OwnedTensor& full, const OwnedTensor& shard) {
-                const Busy busy(c.backend());
-                c.all_gather(of(c, full), of(c, shard));
-            },
-            "full"_a, "shard"_a, "Gather every rank's shard in `full`, in the order of ranks.")
+            "reduce_scatter", collective(&Comm::reduce_scatter), "xs"_a,
+            "Replace this rank's piece (piece_of) of each tensor by its sum over the ranks; the rest is then "
+            "undefined.")
+        .def("all_gather", collective(&Comm::all_gather), "xs"_a,
+             "Fill each tensor with the pieces of it that the ranks own.")
         .def(
             "broadcast",
-            [](Comm& c, const OwnedTensor& x, int root) {
+            [](Comm& c, const std::vector<OwnedTensor>& xs, int root) {
                 const Busy busy(c.backend());
-                c.broadcast(of(c, x), root);
+                return c.broadcast(of(c, xs), root);
             },
-            "x"_a, "root"_a = 0, "Copy the tensor of rank `root` to every rank.")
-        .def("wait", busy(&Comm::wait), "Let the backend's later work wait for the collectives begun so far.")
+            "xs"_a, "root"_a = 0, "Copy each tensor of rank `root` to every rank.")
+        .def(
+            "wait",
+            [](Comm& c, std::optional<Comm::Ticket> ticket) {
+                const Busy busy(c.backend());
+                ticket ? c.wait(*ticket) : c.wait();
+            },
+            "ticket"_a = py::none(),
+            "Let the backend's later work wait for a collective and those before it; by default for all so "
+            "far.")
         .def(
             "sum",
             [](Comm& c, std::vector<double> x) {
@@ -65,10 +85,38 @@ void bind_comm(py::module_& m) {
 
     py::class_<GradientSink, std::shared_ptr<GradientSink>>(
         m, "GradientSink", "A taker of gradients as backward() completes them: csrc/comm/gradient_sink.h.");
-    py::class_<AllReduce, GradientSink, std::shared_ptr<AllReduce>>(
-        m, "AllReduce",
-        "A sink that gives every rank of a Comm the sums over the ranks of all gradients and of the loss.")
-        .def(py::init<std::shared_ptr<Comm>>(), py::arg("comm").none(false));
+    py::class_<Reduction, GradientSink, std::shared_ptr<Reduction>>(
+        m, "Reduction",
+        "A sink that sums gradients and the loss over the ranks of a Comm: csrc/comm/reduction.h.\n\n"
+        "sharded: each rank gets the sums of its own pieces only (ZeRO-1). notes: how many numbers travel "
+        "beside "
+        "the loss.")
+        .def(py::init([](const std::shared_ptr<Comm>& comm, bool sharded, std::int64_t notes) {
+                 const Busy busy(comm->backend());
+                 return std::make_shared<Reduction>(comm, sharded, notes);
+             }),
+             py::arg("comm").none(false), "sharded"_a = false, "notes"_a = 1)
+        .def(
+            "begin",
+            [](Reduction& r, const std::vector<float>& notes) {
+                const Busy busy(r.backend());
+                r.begin(notes);
+            },
+            "notes"_a, "Call before an update's first forward(), with what this rank tells the others.")
+        .def(
+            "notes",
+            [](const Reduction& r) {
+                const Busy busy(r.backend());
+                return r.notes();
+            },
+            "Return the sums over the ranks of what they told in the last update. Waits.")
+        .def(
+            "own_seconds",
+            [](const Reduction& r) {
+                const Busy busy(r.backend());
+                return r.own_seconds();
+            },
+            "Return the time from begin() to the end of backward(), without waiting for other ranks. Waits.");
 
     m.def("thread_comms", &make_thread_comms, "backends"_a,
           "Make one Comm for each CPU backend, to be used by a thread of its own.");

@@ -40,11 +40,11 @@ void bind_ops(py::module_& m) {
         m, "AdamWStep",
         "The numbers of one AdamW step, which the host knows; correction1 and correction2 are 1 - beta^t.")
         .def(py::init([](float lr, float beta1, float beta2, float eps, float weight_decay, float correction1,
-                         float correction2, std::uint32_t seed) {
-                 return AdamWStep{lr, beta1, beta2, eps, weight_decay, correction1, correction2, seed};
+                         float correction2, std::uint32_t seed, std::int64_t first) {
+                 return AdamWStep{lr, beta1, beta2, eps, weight_decay, correction1, correction2, seed, first};
              }),
              "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "weight_decay"_a, "correction1"_a, "correction2"_a,
-             "seed"_a = 0);
+             "seed"_a = 0, "first"_a = 0);
 
     py::class_<SamplerOptions>(m, "SamplerOptions", "How a token is chosen from logits: csrc/core/sampler.h.")
         .def(py::init([](float temperature, std::int64_t top_k, float top_p) {

@@ -1,13 +1,19 @@
-// Comm: the ranks that train one model together. Every rank issues the same collectives in the same order.
+// Comm: the ranks that train one model together. Every rank issues the same collectives in the same order, with
+// tensors of the same shapes and dtypes.
 //
-// A collective starts after the work that the backend has queued so far, runs beside what is queued later,
-// and is finished, as far as the backend's later work is concerned, at the next wait(). On a GPU nothing here
-// blocks the host but sum() and barrier().
+// A collective starts after the work that the backend has queued so far, and runs beside what is queued later. It
+// returns a ticket; wait(ticket) makes the backend's later work see what it did. On a GPU only sum() and barrier()
+// block the host; on a CPU wait() does too. Its tensors must not be touched until then.
+//
+// CPUs add in the order of ranks, in f32, and round once: the same bits on every rank, in every run, by every
+// transport. GPUs leave the order to NCCL: the same bits on every rank.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "comm/partition.h"
 #include "core/backend.h"
 #include "core/tensor.h"
 
@@ -15,26 +21,36 @@ namespace llmc {
 
 class Comm {
   public:
+    using Ticket = std::int64_t;  // the number of a collective; those before it are finished whenever it is
+
     virtual ~Comm() = default;
     virtual int rank() const = 0;
     virtual int size() const = 0;
-    virtual Backend& backend() const = 0;  // whose tensors travel
+    virtual const std::shared_ptr<Backend>& backend_owner() const = 0;
+    Backend& backend() const { return *backend_owner(); }  // whose tensors travel
 
-    virtual void all_reduce(const std::vector<Tensor>& xs) = 0;  // each x = sum over ranks of x
-    virtual void reduce_scatter(Tensor shard,
-                                Tensor full) = 0;            // shard = sum over ranks of full's rank-th piece
-    virtual void all_gather(Tensor full, Tensor shard) = 0;  // full's r-th piece = rank r's shard
-    virtual void broadcast(Tensor x, int root) = 0;
-    virtual void wait() = 0;
+    // Each x = sum over ranks of x.
+    virtual Ticket all_reduce(const std::vector<Tensor>& xs) = 0;
+    // In each x, this rank's piece (piece_of) = sum over ranks of that piece. The other pieces are left undefined.
+    virtual Ticket reduce_scatter(const std::vector<Tensor>& xs) = 0;
+    // Each x = the pieces of it that the ranks own, each from its owner.
+    virtual Ticket all_gather(const std::vector<Tensor>& xs) = 0;
+    // Each x = that of rank `root`.
+    virtual Ticket broadcast(const std::vector<Tensor>& xs, int root) = 0;
+    virtual void wait(Ticket ticket) = 0;
+    void wait() { wait(last_); }  // for all so far
 
-    virtual void sum(std::vector<double>& x) = 0;  // host values, in a fixed order; waits
-    virtual void barrier() = 0;                    // waits
+    // Host values: x = sum over ranks of x, in the order of ranks; waits.
+    virtual void sum(std::vector<double>& x) = 0;
+    virtual void barrier() = 0;  // waits for every rank
+
+  protected:
+    Ticket last_ = 0;  // of the last collective that was issued
 };
 
-// One rank per backend, each to be used by a thread of its own; backends on the CPU only. Collectives run at
-// once, and sum in the order of ranks: the same bits on every rank and in every run. Where ranks disagree, all
-// of them get the same ArgumentError and may go on; a rank that is destroyed ends the others' calls with an
-// Error.
+// One rank per backend, each to be used by a thread of its own; backends on the CPU only. Collectives run at once.
+// If ranks disagree, all of them get the same ArgumentError and may go on; a rank that is destroyed ends the
+// others' calls with an Error.
 std::vector<std::shared_ptr<Comm>> make_thread_comms(const std::vector<std::shared_ptr<Backend>>& backends);
 
 }  // namespace llmc

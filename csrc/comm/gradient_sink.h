@@ -11,7 +11,7 @@ namespace llmc {
 class GradientSink {
   public:
     virtual ~GradientSink() = default;
-    virtual const Backend& backend() const = 0;  // whose gradients it takes
+    virtual Backend& backend() const = 0;  // whose gradients it takes
 
     // These gradients are complete: backward() writes them no more, and they may be sent while it computes
     // those of the layers below. Every gradient is named once, in the same order at every call of backward().

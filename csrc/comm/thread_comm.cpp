@@ -1,12 +1,13 @@
 // Comm between threads of one process. In a collective every rank publishes its tensors and waits for the
-// others. All of them check alike whether the tensors fit together. Then rank r computes the r-th stripe of
-// the result from the tensors of all ranks and stores it into all of them. Then they wait for each other once
-// more, and each rank may use its own tensors again.
+// others. All of them check alike whether the tensors fit together. Then rank r computes its piece of the result
+// from the tensors of all ranks and stores it where it is wanted. Then they wait for each other once more, and
+// each rank may use its own tensors again.
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
 
 #include "comm/comm.h"
+#include "comm/ordered_sum.h"
 
 namespace llmc {
 
@@ -15,11 +16,10 @@ namespace {
 // What a rank brings to a collective.
 struct Operands {
     Operands() = default;
-    explicit Operands(std::string op, std::vector<Tensor> out = {}, std::vector<Tensor> in = {})
-        : op(std::move(op)), out(std::move(out)), in(std::move(in)) {}
+    explicit Operands(std::string op, std::vector<Tensor> xs = {}) : op(std::move(op)), xs(std::move(xs)) {}
 
     std::string op;
-    std::vector<Tensor> out, in;
+    std::vector<Tensor> xs;
     std::vector<double> values;
     int root = 0;
     std::string error;  // what it found wrong with its own
@@ -68,46 +68,33 @@ class ThreadComm final : public Comm {
 
     int rank() const override { return rank_; }
     int size() const override { return size_; }
-    Backend& backend() const override { return *backend_; }
+    const std::shared_ptr<Backend>& backend_owner() const override { return backend_; }
 
-    void all_reduce(const std::vector<Tensor>& xs) override {
-        Operands mine("all_reduce", xs, xs);
-        for (const Tensor& x : xs) check_float(mine, x);
-        collective(std::move(mine), [&] {
-            for (std::size_t i = 0; i < xs.size(); ++i) {
-                const std::int64_t n = xs[i].numel();
-                sum(i, n * rank_ / size_, n * (rank_ + 1) / size_, true);
-            }
+    Ticket all_reduce(const std::vector<Tensor>& xs) override {
+        return collective(of_floats("all_reduce", xs), [&] {
+            for (std::size_t i = 0; i < xs.size(); ++i) sum(i, piece_of(xs[i].numel(), rank_, size_), true);
         });
     }
-    void reduce_scatter(Tensor shard, Tensor full) override {
-        Operands mine("reduce_scatter", {shard}, {full});
-        check_float(mine, full);
-        check_pieces(mine, full, shard);
-        const std::int64_t n = shard.numel();
-        collective(std::move(mine), [&] { sum(0, n * rank_, n * (rank_ + 1), false); });
-    }
-    void all_gather(Tensor full, Tensor shard) override {
-        Operands mine("all_gather", {full}, {shard});
-        check_pieces(mine, full, shard);
-        collective(std::move(mine), [&] {
-            for (const Operands& other : meeting_->published)
-                std::memcpy(other.out[0].as<char>() + rank_ * shard.bytes(), shard.data,
-                            static_cast<std::size_t>(shard.bytes()));
+    Ticket reduce_scatter(const std::vector<Tensor>& xs) override {
+        return collective(of_floats("reduce_scatter", xs), [&] {
+            for (std::size_t i = 0; i < xs.size(); ++i) sum(i, piece_of(xs[i].numel(), rank_, size_), false);
         });
     }
-    void broadcast(Tensor x, int root) override {
-        Operands mine("broadcast", {x}, {x});
+    Ticket all_gather(const std::vector<Tensor>& xs) override {
+        return collective(Operands("all_gather", xs), [&] {
+            for (std::size_t i = 0; i < xs.size(); ++i) store(i, piece_of(xs[i].numel(), rank_, size_));
+        });
+    }
+    Ticket broadcast(const std::vector<Tensor>& xs, int root) override {
+        Operands mine("broadcast", xs);
         mine.root = root;
         if (root < 0 || root >= size_) mine.error = filled("broadcast: root is {} of {} ranks", root, size_);
-        collective(std::move(mine), [&] {
-            if (rank_ != root) return;
-            for (const Operands& other : meeting_->published)
-                if (other.out[0].data != x.data)
-                    std::memcpy(other.out[0].data, x.data, static_cast<std::size_t>(x.bytes()));
+        return collective(std::move(mine), [&] {
+            for (std::size_t i = 0; rank_ == root && i < xs.size(); ++i) store(i, {0, xs[i].numel()});
         });
     }
-    void wait() override {}
+    using Comm::wait;
+    void wait(Ticket) override {}
 
     void sum(std::vector<double>& x) override {
         Operands mine("sum");
@@ -125,7 +112,7 @@ class ThreadComm final : public Comm {
 
   private:
     template <class Body>
-    void collective(Operands operands, Body&& body) {
+    Ticket collective(Operands operands, Body&& body) {
         Operands& mine = meeting_->published[static_cast<std::size_t>(rank_)];
         mine = std::move(operands);
         meeting_->wait();
@@ -135,6 +122,7 @@ class ThreadComm final : public Comm {
         mine = Operands();
         if (!own.empty()) throw ArgumentError(own);
         if (!verdict.empty()) throw ArgumentError(verdict);
+        return ++last_;
     }
 
     // Why the collective is impossible, in the same words on every rank; empty if it is possible.
@@ -144,40 +132,42 @@ class ThreadComm final : public Comm {
             const Operands& other = meeting_->published[r];
             if (!other.error.empty()) return filled("rank {}: {}", r, other.error);
             if (other.op != first.op) return filled("rank 0 is in {}, rank {} in {}", first.op, r, other.op);
-            bool alike = other.in.size() == first.in.size() && other.values.size() == first.values.size() &&
+            bool alike = other.xs.size() == first.xs.size() && other.values.size() == first.values.size() &&
                          other.root == first.root;
-            for (std::size_t i = 0; alike && i < first.in.size(); ++i)
-                alike = other.in[i].dtype == first.in[i].dtype && other.in[i].is_like(first.in[i]);
+            for (std::size_t i = 0; alike && i < first.xs.size(); ++i)
+                alike = other.xs[i].dtype == first.xs[i].dtype && other.xs[i].is_like(first.xs[i]);
             if (!alike) return filled("{}: ranks 0 and {} bring different arguments", first.op, r);
         }
         return {};
     }
 
-    // Elements [begin, end) of tensor i, over all ranks, to all ranks or to this one's shard.
-    void sum(std::size_t i, std::int64_t begin, std::int64_t end, bool to_all) {
-        const DType dtype = meeting_->published[0].in[i].dtype;
-        dtype == DType::f32 ? sum_as<float>(i, begin, end, to_all) : sum_as<bf16>(i, begin, end, to_all);
+    // The sum over the ranks of some elements of tensor i, to all ranks or to this one.
+    void sum(std::size_t i, Range range, bool to_all) {
+        meeting_->published[0].xs[i].dtype == DType::f32 ? sum_as<float>(i, range) : sum_as<bf16>(i, range);
+        if (to_all) store(i, range);
     }
     template <class T>
-    void sum_as(std::size_t i, std::int64_t begin, std::int64_t end, bool to_all) {
-        const auto& ranks = meeting_->published;
-        T* const shard = ranks[static_cast<std::size_t>(rank_)].out[i].template as<T>();
-        for (std::int64_t k = begin; k < end; ++k) {
-            float total = 0.0f;
-            for (const Operands& r : ranks) total += to_float(r.in[i].template as<T>()[k]);
-            if (to_all)
-                for (const Operands& r : ranks) r.out[i].template as<T>()[k] = from_float<T>(total);
-            else
-                shard[k - begin] = from_float<T>(total);
-        }
+    void sum_as(std::size_t i, Range range) {
+        std::vector<const T*> parts;
+        for (const Operands& r : meeting_->published) parts.push_back(r.xs[i].template as<T>() + range.begin);
+        T* const out = meeting_->published[static_cast<std::size_t>(rank_)].xs[i].template as<T>();
+        ordered_sum(out + range.begin, parts, range.size());
+    }
+    // Some elements of this rank's tensor i, to all other ranks.
+    void store(std::size_t i, Range range) {
+        const Tensor& x = meeting_->published[static_cast<std::size_t>(rank_)].xs[i];
+        const std::int64_t begin = range.begin * size_of(x.dtype), bytes = range.size() * size_of(x.dtype);
+        for (const Operands& other : meeting_->published)
+            if (other.xs[i].data != x.data)
+                std::memcpy(other.xs[i].as<char>() + begin, x.as<char>() + begin,
+                            static_cast<std::size_t>(bytes));
     }
 
-    static void check_float(Operands& mine, const Tensor& x) {
-        if (!is_float(x.dtype)) mine.error = filled("{}: {} is not of floats", mine.op, x);
-    }
-    void check_pieces(Operands& mine, const Tensor& full, const Tensor& shard) const {
-        if (full.dtype != shard.dtype || full.numel() != size_ * shard.numel())
-            mine.error = filled("{}: full is {} and shard is {} for {} ranks", mine.op, full, shard, size_);
+    static Operands of_floats(const char* op, const std::vector<Tensor>& xs) {
+        Operands mine(op, xs);
+        for (const Tensor& x : xs)
+            if (!is_float(x.dtype)) mine.error = filled("{}: {} is not of floats", op, x);
+        return mine;
     }
 
     std::shared_ptr<Meeting> meeting_;

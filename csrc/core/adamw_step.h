@@ -12,6 +12,7 @@ struct AdamWStep {
     float beta1, beta2, eps, weight_decay;
     float correction1, correction2;  // 1 - beta^t
     std::uint32_t seed;              // of stochastic rounding, used if a bf16 parameter has no master
+    std::int64_t first = 0;  // the index, for that rounding, of the first element of a part of a parameter
 };
 
 }  // namespace llmc

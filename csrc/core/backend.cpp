@@ -2,6 +2,7 @@
 #include "core/backend.h"
 
 #include <algorithm>
+#include <chrono>
 #include <vector>
 
 #include "core/dims.h"
@@ -22,6 +23,16 @@ std::unique_ptr<Readback> Backend::make_readback(std::size_t bytes) {
         void wait(void* host) override { std::copy_n(kept.data(), size, static_cast<char*>(host)); }
     };
     return std::make_unique<Waiting>(*this, bytes);
+}
+
+std::unique_ptr<Stopwatch> Backend::make_stopwatch() {
+    struct HostClock final : Stopwatch {
+        std::chrono::steady_clock::time_point begin{}, end{};
+        void start() override { begin = end = std::chrono::steady_clock::now(); }
+        void stop() override { end = std::chrono::steady_clock::now(); }
+        double seconds() override { return std::chrono::duration<double>(end - begin).count(); }
+    };
+    return std::make_unique<HostClock>();
 }
 
 void Backend::set_option(const std::string& name, const std::string&) {
@@ -48,6 +59,20 @@ void Backend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Te
 void Backend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) {
     crossentropy_forward(losses, logits, targets, V);
     crossentropy_softmax_backward(logits, targets, dloss, V);
+}
+
+void Backend::adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step) {
+    for (const AdamWOperands& o : operands) {
+        AdamWStep s = step;
+        s.weight_decay = o.weight_decay, s.seed = o.seed, s.first = o.first;
+        adamw(o.param, o.master, o.m, o.v, o.grad, factor, s);
+    }
+}
+
+void Backend::gradient_norm_squared(Tensor out, std::span<const Tensor> gradients) {
+    check::f32_values("gradient_norm_squared", "out", out, kNormDigits);
+    const Tensor unit = out.view({kNormDigits}).slice(kUnitDigit, kUnitDigit + 1);
+    for (const Tensor& gradient : gradients) global_norm_squared(unit, gradient);
 }
 
 void Backend::sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,

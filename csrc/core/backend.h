@@ -22,6 +22,7 @@
 #include <initializer_list>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 
 #include "core/adamw_step.h"
@@ -53,6 +54,15 @@ class Readback {
     virtual void wait(void* host) = 0;  // for the last queue(), whose bytes it stores
 };
 
+// The time from start() to stop() in the backend's own order of work.
+class Stopwatch {
+  public:
+    virtual ~Stopwatch() = default;
+    virtual void start() = 0;
+    virtual void stop() = 0;
+    virtual double seconds() = 0;  // waits for what stop() stands behind; 0 before it
+};
+
 // What a backend keeps of ops that are queued again and again (Backend::repeat); on a GPU, a graph. It must not outlive
 // its backend.
 class Recording {
@@ -61,6 +71,18 @@ class Recording {
 };
 // What such ops belong to. Those of generation take so little time that the host can hardly queue them as fast.
 enum class Phase { generation, training };
+
+// What AdamW updates of one tensor, or of a part of one.
+struct AdamWOperands {
+    Tensor param, master, m, v, grad;  // as of Backend::adamw
+    float weight_decay = 0.0f;
+    std::uint32_t seed = 0;  // of stochastic rounding, the same for all parts of a tensor
+    std::int64_t first = 0;  // the index of this part's first element in the tensor
+};
+
+// The form of a sum of squares that adds over ranks without an error: digits of 16 bits, the value being the sum of
+// digit[k] * 2^(16 * (k - kUnitDigit)). A backend that promises no bits across ranks uses the unit's digit alone.
+constexpr std::int64_t kNormDigits = 40, kUnitDigit = 20;
 
 // Only one thread at a time may call it, because ops share scratch memory. The bindings hold `mutex` for that.
 class Backend {
@@ -78,6 +100,7 @@ class Backend {
     virtual void to_host(void* host, Tensor inp) = 0;          // waits
     virtual void synchronize() = 0;                            // waits
     virtual std::unique_ptr<Readback> make_readback(std::size_t bytes);  // of copies up to `bytes`
+    virtual std::unique_ptr<Stopwatch> make_stopwatch();                 // by the host's clock
     // True if ops are only queued, so that the host may be ahead of the device.
     virtual bool runs_ahead() const { return false; }
 
@@ -171,7 +194,7 @@ class Backend {
     // out[0] += sum(inp^2)   out (1) f32   inp float, any shape.   In a fixed order.
     virtual void global_norm_squared(Tensor out, Tensor inp) = 0;
     // norm = sqrt(norm_squared);   factor = min(1, max_norm / norm), 1 if max_norm <= 0, NaN if norm is
-    // not finite.   norm, factor, norm_squared (1) f32
+    // not finite.   norm, factor (1) f32   norm_squared (1) f32, or (kNormDigits) of gradient_norm_squared
     virtual void clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) = 0;
 
     // g = grad * factor[0];   m = lerp(g, m, beta1);   v = lerp(g^2, v, beta2);
@@ -196,6 +219,11 @@ class Backend {
                                       Tensor weight, Tensor pre, bool accumulate);
     // Both halves of the classifier in one visit: losses, and dlogits in place of logits.
     virtual void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V);
+
+    // adamw for many tensors in as few visits as the backend can; `step` without its weight_decay, seed and first.
+    virtual void adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step);
+    // out += the sum of the squares of all gradients, in digits (kNormDigits) f32.
+    virtual void gradient_norm_squared(Tensor out, std::span<const Tensor> gradients);
 
     // Generation. Chooses one of the first V tokens for each row, as token_or_fault of core/sampler.h does, whose
     // faults mark the rows that no token can be chosen from. A row with a negative coin is skipped: token 0.

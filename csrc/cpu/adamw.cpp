@@ -24,9 +24,11 @@ void CpuBackend::adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor g
         }
         std::int16_t* const low = master ? master.as<std::int16_t>() + i : nullptr;
         if (grad.dtype == DType::f32)
-            kernels_->adamw_bf16_grad_f32(param.as<bf16>() + i, low, mi, vi, grad.as<float>() + i, i, n, s);
+            kernels_->adamw_bf16_grad_f32(param.as<bf16>() + i, low, mi, vi, grad.as<float>() + i,
+                                          step.first + i, n, s);
         else
-            kernels_->adamw_bf16(param.as<bf16>() + i, low, mi, vi, grad.as<bf16>() + i, i, n, s);
+            kernels_->adamw_bf16(param.as<bf16>() + i, low, mi, vi, grad.as<bf16>() + i, step.first + i, n,
+                                 s);
     });
 }
 

@@ -87,7 +87,7 @@ struct Update {
             } else {
                 // Up with the probability of the part that is cut off: small updates are not lost on average.
                 const std::uint32_t threshold =
-                    squirrel_noise5(static_cast<std::uint32_t>(i + k), step.seed) & 0xffffu;
+                    squirrel_noise5(static_cast<std::uint32_t>(step.first + i + k), step.seed) & 0xffffu;
                 upper[k].bits =
                     static_cast<std::uint16_t>((u + ((u & 0xffffu) > threshold ? 0x10000u : 0u)) >> 16);
             }

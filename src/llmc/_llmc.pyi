@@ -17,7 +17,6 @@ __all__: list[str] = [
     "GPT2",
     "AdamW",
     "AdamWStep",
-    "AllReduce",
     "Backend",
     "Comm",
     "DataLoader",
@@ -32,6 +31,7 @@ __all__: list[str] = [
     "Mt19937",
     "Optimizer",
     "ParameterSpec",
+    "Reduction",
     "SamplerOptions",
     "ShardInfo",
     "Tensor",
@@ -51,6 +51,7 @@ __all__: list[str] = [
     "nccl_comm",
     "nccl_id",
     "parameter_table",
+    "piece_of",
     "sample",
     "set_library_directories",
     "set_tune_file",
@@ -176,6 +177,7 @@ class AdamWStep:
         correction1: float,
         correction2: float,
         seed: int = 0,
+        first: int = 0,
     ) -> None: ...
 
 class SamplerOptions:
@@ -374,34 +376,36 @@ class Backend:
 class Comm:
     """
     The ranks that train one model together: csrc/comm/comm.h.
+
+    All ranks issue the same collectives, with tensors of the same shapes and dtypes. Each returns a ticket; the tensors must not be touched before wait().
     """
-    def all_gather(self, full: Tensor, shard: Tensor) -> None:
+    def all_gather(self, xs: collections.abc.Sequence[Tensor]) -> int:
         """
-        Gather every rank's shard in `full`, in the order of ranks.
+        Fill each tensor with the pieces of it that the ranks own.
         """
-    def all_reduce(self, xs: collections.abc.Sequence[Tensor]) -> None:
+    def all_reduce(self, xs: collections.abc.Sequence[Tensor]) -> int:
         """
-        Replace each tensor by its sum over the ranks; all ranks pass the same shapes and dtypes.
+        Replace each tensor by its sum over the ranks.
         """
     def barrier(self) -> None:
         """
         Wait until every rank has called it.
         """
-    def broadcast(self, x: Tensor, root: int = 0) -> None:
+    def broadcast(self, xs: collections.abc.Sequence[Tensor], root: int = 0) -> int:
         """
-        Copy the tensor of rank `root` to every rank.
+        Copy each tensor of rank `root` to every rank.
         """
-    def reduce_scatter(self, shard: Tensor, full: Tensor) -> None:
+    def reduce_scatter(self, xs: collections.abc.Sequence[Tensor]) -> int:
         """
-        Store the sum over the ranks of this rank's piece of `full` in `shard`, which is one of `size` equal pieces.
+        Replace this rank's piece (piece_of) of each tensor by its sum over the ranks; the rest is then undefined.
         """
     def sum(self, x: collections.abc.Sequence[float]) -> list[float]:
         """
         Return the sums over all ranks, element by element. Waits for every rank.
         """
-    def wait(self) -> None:
+    def wait(self, ticket: int | None = None) -> None:
         """
-        Let the backend's later work wait for the collectives begun so far.
+        Let the backend's later work wait for a collective and those before it; by default for all so far.
         """
     @property
     def rank(self) -> int:
@@ -419,11 +423,25 @@ class GradientSink:
     A taker of gradients as backward() completes them: csrc/comm/gradient_sink.h.
     """
 
-class AllReduce(GradientSink):
+class Reduction(GradientSink):
     """
-    A sink that gives every rank of a Comm the sums over the ranks of all gradients and of the loss.
+    A sink that sums gradients and the loss over the ranks of a Comm: csrc/comm/reduction.h.
+
+    sharded: each rank gets the sums of its own pieces only (ZeRO-1). notes: how many numbers travel beside the loss.
     """
-    def __init__(self, comm: Comm) -> None: ...
+    def __init__(self, comm: Comm, sharded: bool = False, notes: int = 1) -> None: ...
+    def begin(self, notes: collections.abc.Sequence[float]) -> None:
+        """
+        Call before an update's first forward(), with what this rank tells the others.
+        """
+    def notes(self) -> list[float]:
+        """
+        Return the sums over the ranks of what they told in the last update. Waits.
+        """
+    def own_seconds(self) -> float:
+        """
+        Return the time from begin() to the end of backward(), without waiting for other ranks. Waits.
+        """
 
 class ParameterSpec:
     """
@@ -1008,6 +1026,11 @@ def nccl_id() -> bytes:
 def parameter_table(config: GPT2Config) -> list[ParameterSpec]:
     """
     Return the parameters of a model, in the order of its file.
+    """
+
+def piece_of(numel: int, rank: int, size: int) -> tuple[int, int]:
+    """
+    Return [begin, end) of the elements that a rank owns of a tensor that is spread over `size` ranks.
     """
 
 def sample(

@@ -1,0 +1,42 @@
+// Reduction: the GradientSink of a rank. Gradients are summed over the ranks while backward() goes on: all of them on
+// every rank, or (ZeRO-1) on each rank those of its own pieces.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "comm/comm.h"
+#include "comm/gradient_sink.h"
+#include "core/arena.h"
+
+namespace llmc {
+
+class Reduction final : public GradientSink {
+  public:
+    // sharded: each rank keeps the sums of its pieces only. notes: how many numbers travel beside the loss.
+    Reduction(std::shared_ptr<Comm> comm, bool sharded, std::int64_t notes);
+
+    Backend& backend() const override { return comm_->backend(); }
+    void ready(std::span<const Tensor> gradients) override;
+    void finish(Tensor loss) override;
+
+    // Call before an update's first forward(). Notes ride along with the loss, and so cost no wait of their own: of
+    // what each rank says here, notes() is the sum over the ranks once backward() has finished.
+    void begin(const std::vector<float>& notes);
+    std::vector<float> notes() const;  // waits
+    // From begin() to the end of backward(), without what was spent on waiting for other ranks. Waits.
+    double own_seconds() const;
+
+    const std::shared_ptr<Comm>& comm() const { return comm_; }
+
+  private:
+    std::shared_ptr<Comm> comm_;
+    bool sharded_;
+    std::unique_ptr<Stopwatch> stopwatch_;
+    Tensor notes_;
+    Arena arena_;  // after its slot: its destructor still writes to it
+};
+
+}  // namespace llmc
