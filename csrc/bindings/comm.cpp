@@ -64,7 +64,7 @@ void bind_host_comm(py::module_& m) {
                       "By rank, the bytes of its part of receive.")
         .def_readonly("root", &Exchange::root, "The rank that broadcasts.")
         .def_readonly("has_heads", &Exchange::has_heads,
-                      "Whether to gather every rank's head into heads, before the rest or beside it.")
+                      "Whether to gather every rank's head into heads, and check() them, first.")
         .def_property_readonly("head", &view<&Exchange::head>, "What this rank is in.")
         .def_property_readonly("heads", &view<&Exchange::heads>, "What every rank is in, by rank.");
     py::class_<Exchanges, std::shared_ptr<Exchanges>>(

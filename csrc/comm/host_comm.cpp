@@ -61,6 +61,12 @@ void Staging::resize(std::int64_t size) {
 Exchanges::Exchanges(int rank, int size)
     : rank_(rank), size_(size), chunk_(std::max(kStagingBytes / size / kAlign, std::int64_t{1}) * kAlign) {}
 
+Exchanges::~Exchanges() {
+    if (moving_)
+        for (Staging* memory : {&exchange_.send, &exchange_.receive, &exchange_.head, &exchange_.heads})
+            memory->leak();
+}
+
 std::int64_t Exchanges::add(Op op, const std::vector<Tensor>& xs, int root, std::vector<double>* values) {
     static constexpr const char* kNames[] = {"all_reduce", "reduce_scatter", "all_gather", "broadcast",
                                              "sum",        "barrier"};

@@ -24,6 +24,7 @@ class Staging {
     std::byte* data() const { return memory_.get(); }
     std::int64_t size() const { return size_; }
     void resize(std::int64_t size);  // what it holds is lost
+    void leak() { static_cast<void>(memory_.release()); }
 
   private:
     std::unique_ptr<std::byte[]> memory_;
@@ -44,7 +45,7 @@ struct Exchange {
     std::vector<std::int64_t> send_counts, receive_counts;
     int root = 0;
     // A job's first exchange also gathers the heads, as many bytes of each rank, by which check() sees whether all
-    // ranks are in the same collective. They travel first, or at the same time.
+    // ranks are in the same collective. They travel first: buffers of other sizes may end an MPI by a signal.
     bool has_heads = false;
     Staging head, heads;
 };
@@ -52,6 +53,8 @@ struct Exchange {
 // The transport's side. It may outlive its HostComm. Methods without a word on threads are the transport's.
 class Exchanges {
   public:
+    // Memory of an exchange that began and was never done is not freed: its bytes may still arrive.
+    ~Exchanges();
     // Waits for an exchange. nullptr: it has ended.
     const Exchange* next();
     // Throws Error if the heads, which have arrived, tell that ranks disagree.

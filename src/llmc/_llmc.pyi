@@ -430,7 +430,7 @@ class Exchange:
     @property
     def has_heads(self) -> bool:
         """
-        Whether to gather every rank's head into heads, before the rest or beside it.
+        Whether to gather every rank's head into heads, and check() them, first.
         """
     @property
     def head(self) -> memoryview:

@@ -129,36 +129,37 @@ def tensors(backend: _llmc.Backend, rank: int, numels: list[int], dtypes: list[s
     return found
 
 
+def many_collectives(comm: _llmc.Comm, backend: _llmc.Backend) -> list[np.ndarray]:
+    """Return what a rank gets of tensors of no, one and many blocks and all dtypes, some so long that they need several exchanges."""
+    size = comm.size
+    long = 1_200_003 if size == 2 else 20_001
+    rank, out = comm.rank, []
+    floats = tensors(backend, rank, [0, 1, 1023, 5000, long], ["f32", "bf16"])
+    comm.wait(comm.all_reduce(floats))
+    out += [t.to_host() for t in floats]
+
+    floats = tensors(backend, rank, [5, 1024 * size, long], ["bf16", "f32"])
+    any_dtype = tensors(backend, rank, [3, 4097, long], ["bf16", "i32", "i16", "f32"])
+    first, second = comm.reduce_scatter(floats), comm.all_gather(any_dtype)  # both under way
+    sent = tensors(backend, rank, [7, long], ["i16", "f32"])
+    third = comm.broadcast(sent, size - 1)
+    assert first < second < third
+    comm.wait(first)
+    for t in floats:
+        begin, end = _llmc.piece_of(t.numel, rank, size)
+        out.append(t.to_host()[begin:end])
+    comm.wait()
+    out += [t.to_host() for t in [*any_dtype, *sent]]
+
+    comm.all_reduce([])
+    out += [np.array(comm.sum([0.1 * rank, 1e300, -0.0])), np.array(comm.sum([]))]
+    comm.barrier()
+    return out
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_same_bits_as_among_threads(size: int) -> None:
-    """Tensors of no, one and many blocks, some so long that they travel in several exchanges, of all dtypes in one list."""
-    long = 1_200_003 if size == 2 else 20_001
-
-    def body(comm: _llmc.Comm, backend: _llmc.Backend) -> list[np.ndarray]:
-        rank, out = comm.rank, []
-        floats = tensors(backend, rank, [0, 1, 1023, 5000, long], ["f32", "bf16"])
-        comm.wait(comm.all_reduce(floats))
-        out += [t.to_host() for t in floats]
-
-        floats = tensors(backend, rank, [5, 1024 * size, long], ["bf16", "f32"])
-        any_dtype = tensors(backend, rank, [3, 4097, long], ["bf16", "i32", "i16", "f32"])
-        first, second = comm.reduce_scatter(floats), comm.all_gather(any_dtype)  # both under way
-        sent = tensors(backend, rank, [7, long], ["i16", "f32"])
-        third = comm.broadcast(sent, size - 1)
-        assert first < second < third
-        comm.wait(first)
-        for t in floats:
-            begin, end = _llmc.piece_of(t.numel, rank, size)
-            out.append(t.to_host()[begin:end])
-        comm.wait()
-        out += [t.to_host() for t in [*any_dtype, *sent]]
-
-        comm.all_reduce([])
-        out += [np.array(comm.sum([0.1 * rank, 1e300, -0.0])), np.array(comm.sum([]))]
-        comm.barrier()
-        return out
-
-    expected, found = by_threads(size, body), by_wire(size, body)
+    expected, found = by_threads(size, many_collectives), by_wire(size, many_collectives)
     for rank in range(size):
         assert len(expected[rank]) == len(found[rank]) > 20
         for a, b in zip(expected[rank], found[rank]):
