@@ -101,6 +101,10 @@ class Backend {
     // True if ops are only queued, so that the host may be ahead of the device.
     virtual bool runs_ahead() const { return false; }
 
+    // True if sums over micro-batches are made as sums over ranks are: of each micro-batch's whole gradient, in order. Then
+    // N ranks with one micro-batch each compute, bit for bit, what one process does with N of them.
+    virtual bool adds_in_rank_order() const { return false; }
+
     // Queues what `ops` queues. A backend may keep what that was in `kept`, and if it is asked again with the same
     // `kept` and an equal `key`, queue it without calling `ops`, unless memory was released or an option was set in
     // between. So `ops` queues the same ops with the same tensors and scalars whenever `key` is the same and its

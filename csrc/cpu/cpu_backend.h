@@ -22,6 +22,7 @@ class CpuBackend final : public Backend {
     ~CpuBackend() override;
 
     DeviceInfo info() const override;
+    bool adds_in_rank_order() const override { return true; }
     void* allocate(std::size_t bytes) override;
     void release(void* memory) noexcept override;
     void zero(Tensor x) override;

@@ -808,6 +808,16 @@ class Optimizer:
         """
         Queue the update with the gradients measured last, and count it.
         """
+    def gather(self, name: str, kind: int, layer: int) -> Tensor:
+        """
+        Return all of one layer's state, flat, valid until the next call; every rank calls it alike.
+
+        kind: which moment, from 0 on; the number of moments means the master.
+        """
+    def layers(self, name: str) -> int:
+        """
+        Return how many layers of a parameter are stacked; 1 if it has none.
+        """
     def measure(self) -> float:
         """
         Measure the gradients and return their global norm before clipping. Waits.
@@ -816,9 +826,13 @@ class Optimizer:
         """
         Return the global norm of the gradients measured last, before clipping. Waits.
         """
+    def scatter(self, name: str, kind: int, layer: int, values: numpy.typing.NDArray[typing.Any] | None) -> None:
+        """
+        Set all of one layer's state, flat, from rank 0's values; the other ranks pass None. Every rank calls it alike.
+        """
     def state(self) -> dict[str, typing.Any]:
         """
-        Return (moments, master) by the parameter's name: flat Tensors of as many elements.
+        Return (moments, master) by the parameter's name: flat Tensors of as many elements, or among ranks of those that this rank updates.
 
         moments: a tuple, f32. master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.
         """
@@ -838,6 +852,11 @@ class Optimizer:
         """
     @rng_state.setter
     def rng_state(self, arg1: int) -> None: ...
+    @property
+    def sharded(self) -> bool:
+        """
+        Whether this rank keeps the state of its own pieces only (ZeRO-1).
+        """
     @property
     def step_count(self) -> int:
         """
@@ -866,6 +885,7 @@ class AdamW(Optimizer):
         decay_all: bool = False,
         master_weights: bool = True,
         seed: int = 13371337,
+        comm: Comm | None = None,
     ) -> None: ...
 
 class ShardInfo:
