@@ -67,7 +67,7 @@ def test_there_is_something_to_look_at():
     assert {name(p) for p in SOURCES} >= {"core/backend.h", "model/gpt2.cpp", "cpu/parallel.cpp", "cuda/no_cuda.cpp"}
     assert {p.name for p in MODULES} >= {"gpt2.py", "trainer.py", "cli.py"}
     assert {folder_of(name(p)) for p in SOURCES} == set(MAY_INCLUDE)
-    assert includes(CSRC / "core" / "dims.h") == [("cstdint", False), ("core/tensor.h", True)]
+    assert includes(CSRC / "core" / "parameter.h") == [("string", False), ("core/tensor.h", True)]
     assert functions(CSRC / "core" / "check.h") == {"fill_into", "filled"}
     assert imports(ast.parse("def f():\n    from llmc import checkpoint as c, _llmc\n    import llmc")) == {
         "llmc.checkpoint",
@@ -193,6 +193,7 @@ def test_optional_packages_are_imported_where_used(path):
 FLOORS: dict[str, set[str]] = {
     "values": set(),
     "system": {"values"},
+    "distributed": {"values", "system"},
     "formats": {"values", "system"},
     "models": {"values", "system", "formats"},
     "data": {"values", "system", "formats"},
@@ -204,12 +205,24 @@ FLOORS: dict[str, set[str]] = {
     "hub": {"values", "system", "formats", "models", "data"},
     "load": {"values", "system", "models", "data", "checkpoint", "hub"},
     "plot": {"values", "system", "formats"},
-    "training": {"values", "system", "formats", "models", "data", "optim", "checkpoint", "evals", "plot"},
+    "training": {
+        "values",
+        "system",
+        "distributed",
+        "formats",
+        "models",
+        "data",
+        "optim",
+        "checkpoint",
+        "evals",
+        "plot",
+    },
     "__init__": {"values", "system", "models", "data", "optim", "training"},
     "sweep": {"values", "system", "formats", "plot", "training"},
     "commands": {
         "values",
         "system",
+        "distributed",
         "formats",
         "models",
         "data",
