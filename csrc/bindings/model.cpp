@@ -91,7 +91,7 @@ void bind_model(py::module_& m) {
                 const auto [B, T] = batch_shape(inputs, "inputs");
                 const std::int32_t* const data = inputs.data();
                 const Busy busy(self.backend());
-                self.weights_may_have_changed();
+                self.weights_may_have_changed_in_views();
                 self.model->forward(data, B, T);
             },
             "inputs"_a, "Compute the activations of inputs (B, T) int32 that backward() needs.")
@@ -173,6 +173,7 @@ void bind_model(py::module_& m) {
         .def(
             "parameter",
             [](BoundModel& self, const std::string& name) {
+                self.wait_all_here();
                 for (const auto& [n, tensor] : self.model->parameter_tensors())
                     if (n == name) return OwnedTensor{self.model->backend(), tensor, self.model};
                 throw ArgumentError(filled("no parameter is named '{}'", name));
@@ -195,6 +196,7 @@ void bind_model(py::module_& m) {
         .def(
             "parameter_view",
             [](BoundModel& self, const std::string& name) {
+                self.wait_all_here();
                 for (const auto& [n, tensor] : self.model->parameter_tensors())
                     if (n == name) return self.view(tensor);
                 throw ArgumentError(filled("no parameter is named '{}'", name));
@@ -214,6 +216,7 @@ void bind_model(py::module_& m) {
         .def(
             "all_parameters",
             [](BoundModel& self) {
+                self.wait_all_here();
                 return OwnedTensor{self.model->backend(), self.model->all_parameters(), self.model};
             },
             "Return all parameters as one tensor (num_parameters), in the order of the model's file.")

@@ -35,8 +35,17 @@ struct BoundModel {
         const py::capsule base(new Keep{model, views}, [](void* p) { delete static_cast<Keep*>(p); });
         return host_view(t, base);
     }
-    // Called before each use of the weights.
+    // Called before each use of the weights but forward(), which waits for them unit by unit.
     void weights_may_have_changed() const {
+        model->arrivals()->wait();
+        weights_may_have_changed_in_views();
+    }
+    // For a caller that is not Busy: waits for the weights that other ranks have updated.
+    void wait_all_here() const {
+        const Busy busy(backend());
+        model->arrivals()->wait();
+    }
+    void weights_may_have_changed_in_views() const {
         if (views->alive > 0 || views->used.exchange(false)) model->weights_changed();
     }
 };

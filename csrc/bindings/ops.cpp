@@ -1,5 +1,9 @@
 // Every op of a Backend, so that each kernel can be tested against NumPy and a schedule can be written in
 // Python.
+#include <optional>
+#include <span>
+#include <vector>
+
 #include "backends.h"
 #include "bindings/bindings.h"
 
@@ -25,6 +29,38 @@ struct Passed<Tensor> {
     }
 };
 
+template <>
+struct Passed<std::span<const Tensor>> {
+    using type = std::vector<std::optional<OwnedTensor>>;
+    static std::vector<Tensor> unwrap(const Backend& backend, const type& list) {
+        std::vector<Tensor> tensors;
+        for (const auto& t : list) tensors.push_back(Passed<Tensor>::unwrap(backend, t ? &*t : nullptr));
+        return tensors;
+    }
+};
+// An AdamWOperands that keeps its tensors alive.
+struct BoundAdamWOperands {
+    std::optional<OwnedTensor> param, master, m, v, grad;
+    float weight_decay;
+    std::uint32_t seed;
+    std::int64_t first;
+};
+template <>
+struct Passed<std::span<const AdamWOperands>> {
+    using type = std::vector<BoundAdamWOperands>;
+    static std::vector<AdamWOperands> unwrap(const Backend& backend, const type& list) {
+        std::vector<AdamWOperands> operands;
+        for (const BoundAdamWOperands& o : list) {
+            const auto tensor = [&](const std::optional<OwnedTensor>& t) {
+                return Passed<Tensor>::unwrap(backend, t ? &*t : nullptr);
+            };
+            operands.push_back({tensor(o.param), tensor(o.master), tensor(o.m), tensor(o.v), tensor(o.grad),
+                                o.weight_decay, o.seed, o.first});
+        }
+        return operands;
+    }
+};
+
 template <class... Args>
 auto op(void (Backend::*method)(Args...)) {
     return [method](Backend& self, typename Passed<std::remove_cvref_t<Args>>::type... args) {
@@ -45,6 +81,27 @@ void bind_ops(py::module_& m) {
              }),
              "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "weight_decay"_a, "correction1"_a, "correction2"_a,
              "seed"_a = 0, "first"_a = 0);
+
+    py::class_<BoundAdamWOperands>(
+        m, "AdamWOperands",
+        "What adamw_many updates of one parameter, or of a part of one that begins at element `first`. The "
+        "weight_decay, seed and first of its AdamWStep do not count.")
+        .def(py::init([](std::optional<OwnedTensor> param, std::optional<OwnedTensor> master,
+                         std::optional<OwnedTensor> m_, std::optional<OwnedTensor> v,
+                         std::optional<OwnedTensor> grad, float weight_decay, std::uint32_t seed,
+                         std::int64_t first) {
+                 return BoundAdamWOperands{param, master, m_, v, grad, weight_decay, seed, first};
+             }),
+             "param"_a, "master"_a, "m"_a, "v"_a, "grad"_a, "weight_decay"_a = 0.0f, "seed"_a = 0,
+             "first"_a = 0)
+        .def_readonly("param", &BoundAdamWOperands::param)
+        .def_readonly("master", &BoundAdamWOperands::master)
+        .def_readonly("m", &BoundAdamWOperands::m)
+        .def_readonly("v", &BoundAdamWOperands::v)
+        .def_readonly("grad", &BoundAdamWOperands::grad);
+
+    m.attr("NORM_DIGITS") = kNormDigits;
+    m.attr("UNIT_DIGIT") = kUnitDigit;
 
     py::class_<SamplerOptions>(m, "SamplerOptions", "How a token is chosen from logits: csrc/core/sampler.h.")
         .def(py::init([](float temperature, std::int64_t top_k, float top_p) {
@@ -95,7 +152,7 @@ void bind_ops(py::module_& m) {
              "Drop packed copies of this memory.\n\n"
              "Call once for memory that holds weights, and again after writing them by any other way than "
              "zero, "
-             "copy, from_host or adamw.")
+             "copy, from_host, adamw or adamw_many.")
         .def("encoder_forward", op(&Backend::encoder_forward), "out"_a, "inp"_a, "wte"_a, "wpe"_a,
              "start"_a = none,
              "Embed tokens inp (B,T): out (B,T,C) = wte (Vp,C) by token + wpe (maxT,C) by position, from "
@@ -140,8 +197,10 @@ void bind_ops(py::module_& m) {
              "Add scale * the sum of inp, f32 in any shape, to out (1) f32.")
         .def("global_norm_squared", op(&Backend::global_norm_squared), "out"_a, "inp"_a,
              "Add the sum of the squares of inp, in any shape, to out (1) f32.")
-        .def("clip_factor", op(&Backend::clip_factor), "norm"_a, "factor"_a, "norm_squared"_a, "max_norm"_a,
-             "Compute norm and factor = min(1, max_norm / norm), (1) f32 each, from norm_squared (1).")
+        .def(
+            "clip_factor", op(&Backend::clip_factor), "norm"_a, "factor"_a, "norm_squared"_a, "max_norm"_a,
+            "Compute norm and factor = min(1, max_norm / norm), (1) f32 each, from norm_squared: (1), or the "
+            "digits (NORM_DIGITS) of gradient_norm_squared.")
         .def("adamw", op(&Backend::adamw), "param"_a, "master"_a, "m"_a, "v"_a, "grad"_a, "factor"_a,
              "step"_a,
              "Update param, m and v by the gradient grad * factor. master, i16 or None, holds the 16 bits "
@@ -159,6 +218,15 @@ void bind_ops(py::module_& m) {
              "dloss"_a, "V"_a,
              "Compute losses (N) as crossentropy_forward, and replace logits (N,Vp) as "
              "crossentropy_softmax_backward.")
+        .def("adamw_many", op(&Backend::adamw_many), "operands"_a, "factor"_a, "step"_a,
+             "Do for each of `operands` what adamw does, all at once.\n\n"
+             "The Tensors of AdamWOperands are those of adamw.")
+        .def(
+            "gradient_norm_squared", op(&Backend::gradient_norm_squared), "out"_a, "gradients"_a,
+            "Add the sum of the squares of all gradients to out (NORM_DIGITS) f32.\n\n"
+            "It is the sum of out[k] * 2**(16 * (k - UNIT_DIGIT)). On the CPU it does not depend on threads, "
+            "nor on how gradients are cut at multiples of 1024 elements; digits of up to 256 ranks add "
+            "without an error.")
         .def("sample", op(&Backend::sample), "tokens"_a, "logits"_a, "coins"_a, "V"_a, "options"_a,
              "Choose tokens (N) i32, or faults for token_of(), from logits (N,Vp) f32 by coins (N) f32 in "
              "[0, 1).");

@@ -1,4 +1,6 @@
 // Optimizer bound once; of each optimizer only its constructor and what its class knows.
+#include <optional>
+
 #include "bindings/model.h"
 #include "optim/adamw.h"
 
@@ -13,16 +15,27 @@ struct BoundOptimizer {
         owner.model->materialize_gradients();
         optimizer->measure();
     }
+    void apply(float lr) {
+        optimizer->apply(lr);
+        if (owner.views->alive > 0) owner.model->arrivals()->wait();  // nothing tells us when Python looks
+    }
+    std::size_t index(const std::string& name) const {
+        const auto& state = optimizer->state();
+        for (std::size_t i = 0; i < state.size(); ++i)
+            if (state[i].name == name) return i;
+        throw ArgumentError(filled("no parameter is named '{}'", name));
+    }
     Backend& backend() const { return owner.backend(); }
     BoundModel owner;
     std::unique_ptr<Optimizer> optimizer;
 };
 
 struct BoundAdamW : BoundOptimizer {
-    BoundAdamW(const BoundModel& model, const AdamWOptions& options)
-        : BoundOptimizer{
-              model, (options.validate(),  // before parameters() allocates the gradients
-                      std::make_unique<AdamW>(model.model->backend(), model.model->parameters(), options))} {}
+    BoundAdamW(const BoundModel& model, const AdamWOptions& options, std::shared_ptr<Comm> comm)
+        : BoundOptimizer{model,
+                         (options.validate(),  // before parameters() allocates the gradients
+                          std::make_unique<AdamW>(model.model->backend(), model.model->parameters(), options,
+                                                  Sharding{std::move(comm), model.model->arrivals()}))} {}
 };
 
 }  // namespace
@@ -35,7 +48,7 @@ void bind_optim(py::module_& m) {
             [](BoundOptimizer& self, float lr) {
                 const Busy busy(self.backend());
                 self.measure();
-                self.optimizer->apply(lr);
+                self.apply(lr);
             },
             "lr"_a, "Queue an update: measure() and apply(), without waiting.")
         .def(
@@ -50,7 +63,7 @@ void bind_optim(py::module_& m) {
             "apply",
             [](BoundOptimizer& self, float lr) {
                 const Busy busy(self.backend());
-                self.optimizer->apply(lr);
+                self.apply(lr);
             },
             "lr"_a, "Queue the update with the gradients measured last, and count it.")
         .def(
@@ -103,23 +116,75 @@ void bind_optim(py::module_& m) {
                 }
                 return out;
             },
-            "Return (moments, master) by the parameter's name: flat Tensors of as many elements.\n\n"
+            "Return (moments, master) by the parameter's name: flat Tensors of as many elements, or among "
+            "ranks of "
+            "those that this rank updates.\n\n"
             "moments: a tuple, f32. "
-            "master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.");
+            "master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.")
+        .def_property_readonly(
+            "sharded", [](const BoundOptimizer& self) { return self.optimizer->sharded(); },
+            "Whether this rank keeps the state of its own pieces only (ZeRO-1).")
+        .def(
+            "layers",
+            [](const BoundOptimizer& self, const std::string& name) {
+                return self.optimizer->state()[self.index(name)].layers;
+            },
+            "name"_a, "Return how many layers of a parameter are stacked; 1 if it has none.")
+        .def(
+            "gather",
+            [](const py::object& self, const std::string& name, std::size_t kind, std::int64_t layer) {
+                auto& bound = self.cast<BoundOptimizer&>();
+                const std::size_t i = bound.index(name);
+                const auto owner = std::make_shared<py::object>(self);
+                Tensor t;
+                {
+                    const Busy busy(bound.backend());
+                    t = bound.optimizer->gather(i, kind, layer);
+                }
+                return OwnedTensor{bound.optimizer->backend(), t, std::shared_ptr<void>(owner, owner.get())};
+            },
+            "name"_a, "kind"_a, "layer"_a,
+            "Return all of one layer's state, flat, valid until the next call; every rank calls it alike.\n\n"
+            "kind: which moment, from 0 on; the number of moments means the master.")
+        .def(
+            "scatter",
+            [](BoundOptimizer& self, const std::string& name, std::size_t kind, std::int64_t layer,
+               const std::optional<py::array>& values) {
+                const std::size_t i = self.index(name);
+                const Optimizer::State& s = self.optimizer->state()[i];
+                const bool master = kind == self.optimizer->moments();
+                if (values) {
+                    const py::dtype expected =
+                        master ? py::dtype::of<std::int16_t>() : py::dtype::of<float>();
+                    LLMC_CHECK(values->dtype().is(expected) && (values->flags() & py::array::c_style) &&
+                                   values->size() == s.layer_numel,
+                               "values of a layer of {}: expected {} contiguous {}", name, s.layer_numel,
+                               master ? "int16" : "float32");
+                }
+                const void* const data = values ? values->data() : nullptr;
+                const Busy busy(self.backend());
+                self.optimizer->scatter(i, kind, layer, data);
+            },
+            "name"_a, "kind"_a, "layer"_a, "values"_a,
+            "Set all of one layer's state, flat, from rank 0's values; the other ranks pass None. Every rank "
+            "calls "
+            "it alike.");
 
     py::class_<BoundAdamW, BoundOptimizer>(
         m, "AdamW", "AdamW over a model's parameters: csrc/optim/adamw.h. llmc.AdamW is made of it.")
         .def(py::init([](const BoundModel& model, float beta1, float beta2, float eps, float weight_decay,
-                         float grad_clip, bool decay_all, bool master_weights, std::uint64_t seed) {
+                         float grad_clip, bool decay_all, bool master_weights, std::uint64_t seed,
+                         std::optional<std::shared_ptr<Comm>> comm) {
                  AdamWOptions o;
                  o.beta1 = beta1, o.beta2 = beta2, o.eps = eps, o.weight_decay = weight_decay;
                  o.grad_clip = grad_clip, o.decay_all = decay_all, o.master_weights = master_weights;
                  o.seed = seed;
                  const Busy busy(model.backend());
-                 return std::make_unique<BoundAdamW>(model, o);
+                 return std::make_unique<BoundAdamW>(model, o, comm ? *comm : nullptr);
              }),
              "model"_a, "beta1"_a = 0.9f, "beta2"_a = 0.95f, "eps"_a = 1e-8f, "weight_decay"_a = 0.0f,
-             "grad_clip"_a = 1.0f, "decay_all"_a = false, "master_weights"_a = true, "seed"_a = 13371337)
+             "grad_clip"_a = 1.0f, "decay_all"_a = false, "master_weights"_a = true, "seed"_a = 13371337,
+             "comm"_a = py::none())
         .def_static(
             "bytes_per_parameter",
             [](const std::string& dtype, bool master_weights) {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/exact_sum.h"
+
 namespace llmc {
 
 struct Range {
@@ -10,8 +12,8 @@ struct Range {
     std::int64_t size() const { return end - begin; }
 };
 
-// Pieces begin at multiples of this, so that sums over blocks of so many elements do not depend on the ranks.
-constexpr std::int64_t kPieceBlock = 1024;
+// Pieces begin at multiples of this, so that the norm's blocks do not depend on the ranks.
+constexpr std::int64_t kPieceBlock = kNormBlock;
 
 // Rank `rank`'s piece of `numel` elements: as many blocks for every rank; the last one has the rest too. Any
 // number divides, and nothing is padded: a tensor of less than `size` blocks is the last rank's alone.

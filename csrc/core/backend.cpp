@@ -70,7 +70,7 @@ void Backend::adamw_many(std::span<const AdamWOperands> operands, Tensor factor,
 }
 
 void Backend::gradient_norm_squared(Tensor out, std::span<const Tensor> gradients) {
-    check::f32_values("gradient_norm_squared", "out", out, kNormDigits);
+    norm_dims(out, gradients);
     const Tensor unit = out.view({kNormDigits}).slice(kUnitDigit, kUnitDigit + 1);
     for (const Tensor& gradient : gradients) global_norm_squared(unit, gradient);
 }

@@ -26,6 +26,7 @@
 #include <string>
 
 #include "core/adamw_step.h"
+#include "core/exact_sum.h"
 #include "core/sampler.h"
 #include "core/tensor.h"
 
@@ -80,10 +81,6 @@ struct AdamWOperands {
     std::int64_t first = 0;  // the index of this part's first element in the tensor
 };
 
-// The form of a sum of squares that adds over ranks without an error: digits of 16 bits, the value being the sum of
-// digit[k] * 2^(16 * (k - kUnitDigit)). A backend that promises no bits across ranks uses the unit's digit alone.
-constexpr std::int64_t kNormDigits = 40, kUnitDigit = 20;
-
 // Only one thread at a time may call it, because ops share scratch memory. The bindings hold `mutex` for that.
 class Backend {
   public:
@@ -104,6 +101,10 @@ class Backend {
     // True if ops are only queued, so that the host may be ahead of the device.
     virtual bool runs_ahead() const { return false; }
 
+    // True if sums over micro-batches are made as sums over ranks are: of each micro-batch's whole gradient, in order. Then
+    // N ranks with one micro-batch each compute, bit for bit, what one process does with N of them.
+    virtual bool adds_in_rank_order() const { return false; }
+
     // Queues what `ops` queues. A backend may keep what that was in `kept`, and if it is asked again with the same
     // `kept` and an equal `key`, queue it without calling `ops`, unless memory was released or an option was set in
     // between. So `ops` queues the same ops with the same tensors and scalars whenever `key` is the same and its
@@ -116,7 +117,7 @@ class Backend {
     }
 
     // Call once for memory that holds weights, and again after writing them by any other way than zero, copy,
-    // from_host or adamw: packed copies of this memory are dropped. Other memory is never kept packed.
+    // from_host, adamw or adamw_many: packed copies of this memory are dropped. Other memory is never kept packed.
     virtual void weights_changed(Tensor weights) { (void)weights; }
 
     // Bytes that the ops of a training step allocate beside the tensors that they are given.
@@ -222,7 +223,11 @@ class Backend {
 
     // adamw for many tensors in as few visits as the backend can; `step` without its weight_decay, seed and first.
     virtual void adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step);
-    // out += the sum of the squares of all gradients, in digits (kNormDigits) f32.
+    // out += the sum of the squares of all gradients.   out (kNormDigits) f32, digits as of core/exact_sum.h
+    // Squares are taken in f32: those below 2^-126 may count as 0, and if kNormBlock of them add up to 2^128 or
+    // more, or if there is a NaN, then out is not finite. On the CPU, the sum over blocks of kNormBlock elements is
+    // exact: whatever the threads, and however tensors are cut at multiples of kNormBlock, out is the same to the
+    // bit, and so are its digits added over up to 256 ranks.
     virtual void gradient_norm_squared(Tensor out, std::span<const Tensor> gradients);
 
     // Generation. Chooses one of the first V tokens for each row, as token_or_fault of core/sampler.h does, whose

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/exact_sum.h"
 #include "core/tensor.h"
 
 namespace llmc {
@@ -221,16 +222,34 @@ inline void reduction_dims(const char* op, const Tensor& out, const Tensor& inp)
     check::f32_values(op, "out", out, 1);
 }
 
+inline void norm_dims(const Tensor& out, std::span<const Tensor> gradients) {
+    check::f32_values("gradient_norm_squared", "out", out, kNormDigits);
+    for (const Tensor& gradient : gradients)
+        check::float_dtype("gradient_norm_squared", "a gradient", gradient);
+}
+
+inline void clip_factor_dims(const Tensor& norm, const Tensor& factor, const Tensor& norm_squared) {
+    constexpr const char* op = "clip_factor";
+    check::f32_values(op, "norm", norm, 1);
+    check::f32_values(op, "factor", factor, 1);
+    check::dtype(op, "norm_squared", norm_squared, DType::f32);
+    const std::int64_t n = norm_squared.numel();
+    LLMC_CHECK(n == 1 || n == kNormDigits, "{}: norm_squared is {}, expected 1 element or {}", op,
+               norm_squared, kNormDigits);
+}
+
+// The operands of one parameter; factor is one value for all.
 inline std::int64_t adamw_numel(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v,
-                                const Tensor& grad, const Tensor& factor) {
+                                const Tensor& grad) {
     constexpr const char* op = "adamw";
     check::float_dtype(op, "param", param);
     check::float_dtype(op, "grad", grad);
     const std::int64_t n = param.numel();
     check::f32_values(op, "m", m, n);
     check::f32_values(op, "v", v, n);
-    check::f32_values(op, "factor", factor, 1);
     LLMC_CHECK(grad.numel() == n, "{}: grad is {}, expected {} elements", op, grad, n);
+    LLMC_CHECK(param.dtype == DType::bf16 || grad.dtype == DType::f32, "{}: param is f32, but grad is {}", op,
+               grad.dtype);
     if (master) {
         check::dtype(op, "master", master, DType::i16);
         LLMC_CHECK(param.dtype == DType::bf16 && master.numel() == n, "{}: master is {}, param is {}", op,

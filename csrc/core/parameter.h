@@ -1,6 +1,7 @@
 // Parameter: what an optimizer needs to know of one of a model's tensors.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "core/tensor.h"
@@ -11,6 +12,8 @@ struct Parameter {
     std::string name;
     Tensor value, grad;
     bool decay;  // weight decay applies: to matrices and embeddings, not to biases and layernorms
+    std::int64_t layers = 1;      // value and grad are those of so many layers, stacked
+    std::int64_t first_unit = 0;  // layer l is of unit first_unit + l (comm/arrivals.h)
 };
 
 }  // namespace llmc

@@ -9,26 +9,30 @@ namespace llmc {
 
 void CpuBackend::adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
                        const AdamWStep& step) {
-    const std::int64_t count = adamw_numel(param, master, m, v, grad, factor);
-    LLMC_CHECK(param.dtype == DType::bf16 || grad.dtype == DType::f32, "adamw: param is f32, but grad is {}",
-               grad.dtype);
+    const AdamWOperands all{param, master, m, v, grad, step.weight_decay, step.seed, step.first};
+    adamw_many({&all, 1}, factor, step);
+}
+
+void CpuBackend::adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step) {
+    check::f32_values("adamw", "factor", factor, 1);
+    for (const AdamWOperands& o : operands) adamw_numel(o.param, o.master, o.m, o.v, o.grad);
     const float f = *factor.as<float>();
     if (!std::isfinite(f)) return;
-    drop_packed_copies(param);
-    const AdamWKernelStep s{step, 1.0f / step.correction1, 1.0f / step.correction2, f};
-    for_ranges(count, kGrain, [&](std::int64_t i, std::int64_t n) {
-        float *const mi = m.as<float>() + i, *const vi = v.as<float>() + i;
-        if (param.dtype == DType::f32) {
-            kernels_->adamw_f32(param.as<float>() + i, mi, vi, grad.as<float>() + i, n, s);
+    for (const AdamWOperands& o : operands) drop_packed_copies(o.param);
+    for_ranges_of_all(operands, kGrain, [&](const AdamWOperands& o, std::int64_t i, std::int64_t n, int) {
+        AdamWKernelStep s{step, 1.0f / step.correction1, 1.0f / step.correction2, f};
+        s.weight_decay = o.weight_decay, s.seed = o.seed;
+        float *const m = o.m.as<float>() + i, *const v = o.v.as<float>() + i;
+        if (o.param.dtype == DType::f32) {
+            kernels_->adamw_f32(o.param.as<float>() + i, m, v, o.grad.as<float>() + i, n, s);
             return;
         }
-        std::int16_t* const low = master ? master.as<std::int16_t>() + i : nullptr;
-        if (grad.dtype == DType::f32)
-            kernels_->adamw_bf16_grad_f32(param.as<bf16>() + i, low, mi, vi, grad.as<float>() + i,
-                                          step.first + i, n, s);
+        std::int16_t* const low = o.master ? o.master.as<std::int16_t>() + i : nullptr;
+        if (o.grad.dtype == DType::f32)
+            kernels_->adamw_bf16_grad_f32(o.param.as<bf16>() + i, low, m, v, o.grad.as<float>() + i,
+                                          o.first + i, n, s);
         else
-            kernels_->adamw_bf16(param.as<bf16>() + i, low, mi, vi, grad.as<bf16>() + i, step.first + i, n,
-                                 s);
+            kernels_->adamw_bf16(o.param.as<bf16>() + i, low, m, v, o.grad.as<bf16>() + i, o.first + i, n, s);
     });
 }
 

@@ -1,7 +1,9 @@
 // The CPU as a Backend. Each op is defined in the file named after it.
 #pragma once
 
+#include <algorithm>
 #include <memory>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -20,6 +22,7 @@ class CpuBackend final : public Backend {
     ~CpuBackend() override;
 
     DeviceInfo info() const override;
+    bool adds_in_rank_order() const override { return true; }
     void* allocate(std::size_t bytes) override;
     void release(void* memory) noexcept override;
     void zero(Tensor x) override;
@@ -60,6 +63,8 @@ class CpuBackend final : public Backend {
     void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                               Tensor weight, Tensor pre, bool accumulate) override;
     void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) override;
+    void adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step) override;
+    void gradient_norm_squared(Tensor out, std::span<const Tensor> gradients) override;
 
   private:
     // Calls body(begin, count) on pieces of at most `grain` elements of n.
@@ -70,6 +75,22 @@ class CpuBackend final : public Backend {
             body(begin, n - begin < grain ? n - begin : grain);
         });
     }
+    // The same for each of many items, in one parallel loop: body(item, begin, count, thread).
+    template <class Item, class Body>
+    void for_ranges_of_all(std::span<const Item> items, std::int64_t grain, Body&& body) {
+        std::vector<std::int64_t> ends;  // of each item's tasks
+        for (const Item& item : items)
+            ends.push_back((ends.empty() ? 0 : ends.back()) + ceil_div(elements_of(item), grain));
+        parallel_for(threads_, ends.empty() ? 0 : ends.back(), [&](std::int64_t task, int thread) {
+            const auto end = std::upper_bound(ends.begin(), ends.end(), task);
+            const Item& item = items[static_cast<std::size_t>(end - ends.begin())];
+            const std::int64_t n = elements_of(item), tasks = ceil_div(n, grain);
+            const std::int64_t begin = (task - (*end - tasks)) * grain;
+            body(item, begin, n - begin < grain ? n - begin : grain, thread);
+        });
+    }
+    static std::int64_t elements_of(const Tensor& x) { return x.numel(); }
+    static std::int64_t elements_of(const AdamWOperands& o) { return o.param.numel(); }
     template <class T>
     const TypedKernels<T>& kernels() const {
         if constexpr (std::is_same_v<T, float>)

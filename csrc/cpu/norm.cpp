@@ -1,10 +1,11 @@
 // Sums over whole tensors. Blocks of fixed size have totals in double, added in order: the same bits for any
-// number of threads.
+// number of threads. The norm of all gradients is summed exactly: the same bits for any number of ranks, too.
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "core/dims.h"
+#include "core/exact_sum.h"
 #include "cpu/cpu_backend.h"
 
 namespace llmc {
@@ -12,6 +13,7 @@ namespace llmc {
 namespace {
 
 constexpr std::int64_t kBlock = 1 << 18;
+static_assert(kBlock % kNormBlock == 0);
 
 template <class BlockSum>
 double sum_of_blocks(int threads, std::int64_t n, BlockSum block_sum) {
@@ -27,13 +29,15 @@ double sum_of_blocks(int threads, std::int64_t n, BlockSum block_sum) {
 
 }  // namespace
 
+// The term is rounded before it is added: so the loss of several micro-batches on one rank is, to the bit, that of one
+// micro-batch on each of several ranks, whose terms are added in f32.
 void CpuBackend::sum(Tensor out, Tensor inp, float scale) {
     reduction_dims("sum", out, inp);
     check::dtype("sum", "inp", inp, DType::f32);
     const double total = sum_of_blocks(threads_, inp.numel(), [&](std::int64_t i, std::int64_t n) {
         return kernels_->sum_f32(inp.as<float>() + i, n);
     });
-    *out.as<float>() = static_cast<float>(*out.as<float>() + scale * total);
+    *out.as<float>() += static_cast<float>(scale * total);
 }
 
 void CpuBackend::global_norm_squared(Tensor out, Tensor inp) {
@@ -47,9 +51,34 @@ void CpuBackend::global_norm_squared(Tensor out, Tensor inp) {
     });
 }
 
+void CpuBackend::gradient_norm_squared(Tensor out, std::span<const Tensor> gradients) {
+    norm_dims(out, gradients);
+    struct alignas(64) ThreadSum : ExactSum {};  // a cache line is written by one thread only
+    std::vector<ThreadSum> sums(static_cast<std::size_t>(threads_));
+    for_ranges_of_all(
+        gradients, kBlock, [&](const Tensor& gradient, std::int64_t i, std::int64_t n, int thread) {
+            visit_float(gradient.dtype, [&](auto tag) {
+                using T = decltype(tag);
+                const T* const x = gradient.as<T>() + i;
+                ThreadSum& sum = sums[static_cast<std::size_t>(thread)];
+                for (std::int64_t k = 0; k < n; k += kNormBlock)
+                    sum.add(kernels<T>().sum_squares(x + k, n - k < kNormBlock ? n - k : kNormBlock));
+            });
+        });
+    ExactSum total;
+    total.add_digits(out.as<float>());
+    for (const ThreadSum& sum : sums) total.add(sum);
+    total.write(out.as<float>());
+}
+
 void CpuBackend::clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) {
-    for (const Tensor& t : {norm, factor, norm_squared}) check::f32_values("clip_factor", "an operand", t, 1);
-    const float n = std::sqrt(*norm_squared.as<float>());
+    clip_factor_dims(norm, factor, norm_squared);
+    float n = std::sqrt(*norm_squared.as<float>());
+    if (norm_squared.numel() == kNormDigits) {
+        ExactSum sum;
+        sum.add_digits(norm_squared.as<float>());
+        n = static_cast<float>(std::sqrt(sum.value()));
+    }
     *norm.as<float>() = n;
     if (!std::isfinite(n))
         *factor.as<float>() = std::numeric_limits<float>::quiet_NaN();

@@ -101,9 +101,8 @@ struct Update {
 
 void CudaBackend::adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
                         const AdamWStep& step) {
-    const i64 n = adamw_numel(param, master, m, v, grad, factor);
-    LLMC_CHECK(param.dtype == DType::bf16 || grad.dtype == DType::f32, "adamw: param is f32, but grad is {}",
-               grad.dtype);
+    const i64 n = adamw_numel(param, master, m, v, grad);
+    check::f32_values("adamw", "factor", factor, 1);
     const auto run = [&](auto p, auto g, auto rounding) {
         using P = decltype(p);
         using G = decltype(g);

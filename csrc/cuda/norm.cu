@@ -44,8 +44,14 @@ __global__ void total_kernel(float* out, const double* sums, i64 blocks, float s
     if (threadIdx.x == 0) *out = static_cast<float>(*out + scale * total);
 }
 
-__global__ void clip_factor_kernel(float* norm, float* factor, const float* norm_squared, float max_norm) {
-    const float n = sqrtf(*norm_squared);
+// norm_squared: digits (core/exact_sum.h), or a plain number, which is a unit's digit alone.
+__global__ void clip_factor_kernel(float* norm, float* factor, const float* norm_squared, int digits,
+                                   float max_norm) {
+    double squared = norm_squared[digits - 1];
+    for (int k = digits - 2; k >= 0; --k)
+        squared = fma(squared, 65536.0, static_cast<double>(norm_squared[k]));
+    if (digits > 1) squared = ldexp(squared, -16 * static_cast<int>(kUnitDigit));
+    const float n = static_cast<float>(sqrt(squared));
     *norm = n;
     if (!(n <= std::numeric_limits<float>::max()))
         *factor = std::numeric_limits<float>::quiet_NaN();
@@ -86,9 +92,9 @@ void CudaBackend::global_norm_squared(Tensor out, Tensor inp) {
 }
 
 void CudaBackend::clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) {
-    for (const Tensor& t : {norm, factor, norm_squared}) check::f32_values("clip_factor", "an operand", t, 1);
+    clip_factor_dims(norm, factor, norm_squared);
     launch(clip_factor_kernel, 1, 1, 0, stream(), norm.as<float>(), factor.as<float>(),
-           norm_squared.as<float>(), max_norm);
+           norm_squared.as<float>(), static_cast<int>(norm_squared.numel()), max_norm);
 }
 
 }  // namespace llmc

@@ -6,7 +6,6 @@
 #include "model/gpt2.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <iterator>
 #include <utility>
@@ -101,7 +100,10 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
     act_arena_.allocate(backend());
     B_ = B, T_ = T;
     backend()->from_host(acts_.inputs, inputs);
-    backend()->repeat(recorded_forward_, Phase::training, {B, T, training}, [&] { queue_forward(); });
+    if (arrivals()->any())  // which queue_forward() waits for
+        queue_forward();
+    else
+        backend()->repeat(recorded_forward_, Phase::training, {B, T, training}, [&] { queue_forward(); });
     forward_done_ = training;
 }
 
@@ -112,7 +114,9 @@ void GPT2::queue_forward() {
     const GPT2Tensors& p = params_;
     const GPT2Activations& a = acts_;
 
+    arrivals()->wait(0);
     ops.encoder_forward(a.encoded, a.inputs, p.wte, p.wpe, Tensor());
+    arrivals()->wait(1);
     // Only the first block's ln1 stands alone: every later layernorm comes with the addition before it.
     ops.layernorm_forward(slot(a.ln1, 0), slot(a.ln1_mean, 0), slot(a.ln1_rstd, 0), a.encoded, p.ln1w[0],
                           p.ln1b[0]);
@@ -128,6 +132,7 @@ void GPT2::queue_forward() {
         // The MLP. fch, before GELU, is kept for each layer; fch_gelu and the layernorms may share a slot.
         ops.matmul_gelu_forward(slot(a.fch_gelu, l), slot(a.fch, l), slot(a.ln2, l), p.fcw[l], p.fcb[l]);
         ops.matmul_forward(a.branch, slot(a.fch_gelu, l), p.fcprojw[l], p.fcprojb[l]);
+        arrivals()->wait(l + 2);
         if (l + 1 < L)
             ops.fused_residual_layernorm_forward(
                 slot(a.residual3, l), slot(a.ln1, l + 1), slot(a.ln1_mean, l + 1), slot(a.ln1_rstd, l + 1),
@@ -146,29 +151,33 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
                "the gradient sink is of another backend than the model");
     check_tokens(targets, B_ * T_, config_.vocab_size, kAnyNegative);
     forward_done_ = false;
-    gradients();                      // are there from now on
-    const bool add = begin_adding();  // until end_adding() the gradients are incomplete
+    gradients();  // are there from now on
+    const bool fresh = !begin_adding(),
+               micro = !fresh && adds_whole_micro_batches();  // incomplete until end_adding()
+    if (micro) micro_gradients();
+    const Adding adding = fresh ? Adding::none : micro ? Adding::whole : Adding::each;
     backend()->from_host(acts_.targets, targets);
     if (sink)  // which sends gradients in between
-        queue_backward(scale, add, sink);
+        queue_backward(scale, adding, sink);
     else
-        backend()->repeat(recorded_backward_[add], Phase::training,
+        backend()->repeat(recorded_backward_[adding == Adding::each], Phase::training,
                           {B_, T_, std::bit_cast<std::int32_t>(scale)},
-                          [&] { queue_backward(scale, add, nullptr); });
+                          [&] { queue_backward(scale, adding, nullptr); });
     if (sink) sink->finish(mean_loss());
     end_adding();
 }
 
 // From the targets on the device.
-void GPT2::queue_backward(float scale, bool add, GradientSink* sink) {
+void GPT2::queue_backward(float scale, Adding adding, GradientSink* sink) {
     const std::int64_t L = config_.num_layers, C = config_.channels, NH = config_.num_heads;
     Backend& ops = *backend();
     const GPT2Tensors& p = params_;
-    const GPT2Tensors g(table(), gradients());
+    const bool whole = adding == Adding::whole, add = adding == Adding::each;
+    const GPT2Tensors g(table(), whole ? micro_gradients() : gradients());
     const GPT2Activations& a = acts_;
-    // Parameters' gradients add up over micro-steps. After zero_grad() the first of these calls need not read
-    // what is there: matmuls overwrite (`add` false), and the gradients that other ops only ever add to are
-    // zeroed here.
+    // Parameters' gradients add up over micro-steps. The first after zero_grad(), and those whose gradients are added
+    // as a whole, need not read what is there: matmuls overwrite (`add` false), and the gradients that other ops only
+    // ever add to are zeroed here.
     if (!add)
         for (const Tensor& t : {g.wpe, g.ln1w, g.ln1b, g.ln2w, g.ln2b, g.lnfw, g.lnfb, g.attprojb, g.fcprojb})
             ops.zero(t);
@@ -190,7 +199,6 @@ void GPT2::queue_backward(float scale, bool add, GradientSink* sink) {
     ops.zero(a.dresidual);
     ops.layernorm_backward(a.dresidual, g.lnfw, g.lnfb, g.fcprojb[L - 1], a.dbranch, slot(a.residual3, L - 1),
                            p.lnfw, a.lnf_mean, a.lnf_rstd);
-    if (sink) sink->ready(std::array{g.lnfw, g.lnfb});
     for (std::int64_t l = L - 1; l >= 0; --l) {
         const Tensor x = l == 0 ? a.encoded : slot(a.residual3, l - 1);  // the block's input
         const Tensor ln1 = slot(a.ln1, l), ln2 = slot(a.ln2, l), fch_gelu = slot(a.fch_gelu, l);
@@ -221,12 +229,12 @@ void GPT2::queue_backward(float scale, bool add, GradientSink* sink) {
         // And from here on dresidual is the gradient of the block's input, for the block below.
         ops.layernorm_backward(a.dresidual, g.ln1w[l], g.ln1b[l], l > 0 ? g.fcprojb[l - 1] : Tensor(),
                                a.dbranch, x, p.ln1w[l], a.ln1_mean[l], a.ln1_rstd[l]);
-        if (sink) sink->ready(layer_gradients(l));
+        complete(1 + l, whole, sink);
     }
 
     // The embeddings come last. wte is the classifier's matrix too, so its gradient is complete only now.
     ops.encoder_backward(g.wte, g.wpe, a.dresidual, a.inputs);
-    if (sink) sink->ready(std::array{g.wte, g.wpe});
+    complete(0, whole, sink);
 }
 
 }  // namespace llmc

@@ -76,7 +76,9 @@ class GPT2 final : public Model {
                                     bool training);
     void forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, bool training) override;
     void queue_forward();
-    void queue_backward(float scale, bool add, GradientSink* sink);
+    // What becomes of a micro-batch's gradients: they are the first, each op adds its own, or they are added as a whole.
+    enum class Adding { none, each, whole };
+    void queue_backward(float scale, Adding adding, GradientSink* sink);
 
     GPT2Config config_;
     GPT2Tensors params_;

@@ -8,12 +8,14 @@ namespace llmc {
 
 Model::Model(ParameterTable table, std::shared_ptr<Backend> backend, const ModelOptions& options)
     : backend_(std::move(backend)), options_(options), table_(std::move(table)), values_(table_.size()),
-      gradients_(table_.size()), param_arena_("parameters", 1), grad_arena_("parameter gradients", 1),
+      gradients_(table_.size()), micro_gradients_(table_.size()), param_arena_("parameters", 1),
+      grad_arena_("parameter gradients", 1), micro_arena_("the gradients of a micro-batch", 1),
       scalar_arena_("scalars", 256) {
     options_.validate();
     for (std::size_t i = 0; i < table_.size(); ++i) {
         param_arena_.add(values_[i], table_[i].name, options_.dtype, table_[i].shape);
         grad_arena_.add(gradients_[i], table_[i].name, options_.grad_dtype, table_[i].shape);
+        micro_arena_.add(micro_gradients_[i], table_[i].name, options_.grad_dtype, table_[i].shape);
     }
     param_arena_.allocate(backend_);
     scalar_arena_.add(mean_loss_, "mean_loss", DType::f32, {1});
@@ -122,7 +124,8 @@ std::vector<Parameter> Model::parameters() {
     gradients();
     std::vector<Parameter> list;
     for (std::size_t i = 0; i < table_.size(); ++i)
-        list.push_back({table_[i].name, values_[i], gradients_[i], table_[i].decay});
+        list.push_back({table_[i].name, values_[i], gradients_[i], table_[i].decay,
+                        table_[i].per_layer ? table_[i].shape[0] : 1, first_unit(i)});
     return list;
 }
 
@@ -137,10 +140,43 @@ const std::vector<Tensor>& Model::gradients() {
     return gradients_;
 }
 
-std::vector<Tensor> Model::layer_gradients(std::int64_t l) {
+bool Model::adds_whole_micro_batches() const {
+    return backend_->adds_in_rank_order() && grad_dtype() == DType::f32;
+}
+
+const std::vector<Tensor>& Model::micro_gradients() {
+    if (!micro_arena_.allocated()) micro_arena_.allocate(backend_);
+    return micro_gradients_;
+}
+
+void Model::complete(std::int64_t unit, bool micro, GradientSink* sink) {
+    if (!micro && !sink) return;
+    const std::vector<Tensor> sums = of_unit(gradients(), unit);
+    if (micro) {
+        const std::vector<Tensor> added = of_unit(micro_gradients(), unit);
+        for (std::size_t i = 0; i < sums.size(); ++i) backend_->residual_forward(sums[i], sums[i], added[i]);
+    }
+    if (sink) sink->ready(sums);
+}
+
+// What stands before the layers in the table is of unit 0; layer l is of unit 1 + l; the rest belongs to the last layer.
+std::int64_t Model::first_unit(std::size_t i) const {
+    if (table_[i].per_layer) return 1;
+    std::int64_t unit = 0;
+    for (std::size_t k = 0; k < i; ++k)
+        if (table_[k].per_layer) unit = table_[k].shape[0];
+    return unit;
+}
+
+std::vector<Tensor> Model::of_unit(const std::vector<Tensor>& tensors, std::int64_t unit) const {
     std::vector<Tensor> list;
-    for (std::size_t i = 0; i < table_.size(); ++i)
-        if (table_[i].per_layer) list.push_back(gradients()[i][l]);
+    for (std::size_t i = 0; i < table_.size(); ++i) {
+        const std::int64_t layer = unit - first_unit(i);
+        if (table_[i].per_layer && layer >= 0 && layer < table_[i].shape[0])
+            list.push_back(tensors[i][layer]);
+        else if (!table_[i].per_layer && layer == 0)
+            list.push_back(tensors[i]);
+    }
     return list;
 }
 

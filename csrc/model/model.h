@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/arrivals.h"
 #include "comm/gradient_sink.h"
 #include "core/arena.h"
 #include "core/backend.h"
@@ -78,6 +79,9 @@ class Model {
     float loss() const;
     // By name, in file order. Gradients are allocated on first use.
     std::vector<Parameter> parameters();
+    // Weights that an optimizer among ranks has sent on their way. forward() waits for them by itself; whoever looks
+    // at parameters otherwise waits first.
+    const std::shared_ptr<Arrivals>& arrivals() const { return arrivals_; }
     std::vector<std::pair<std::string, Tensor>> parameter_tensors() const;
     // Turns the gradients that zero_grad() only marked into zeros, for a caller that looks at them.
     void materialize_gradients();
@@ -98,23 +102,32 @@ class Model {
     const std::vector<Tensor>& values() const { return values_; }  // in the order of the table
     // Allocates the gradients if they are not there yet.
     const std::vector<Tensor>& gradients();
-    // Those of layer l, of all parameters that each layer has.
-    std::vector<Tensor> layer_gradients(std::int64_t l);
     // Whether backward() adds to gradients; false once after zero_grad(), when it overwrites them.
     // Throws if an earlier backward() failed half-way: what it left in the gradients must not be added to.
     bool begin_adding();
     // backward() has come to its end.
     void end_adding() { grads_complete_ = true; }
+    // Gradients of one micro-batch by itself, for backends that add micro-batches as ranks do.
+    bool adds_whole_micro_batches() const;
+    const std::vector<Tensor>& micro_gradients();
+    // The gradients of a unit (comm/arrivals.h) are complete: those in micro_gradients() are added if `micro`, and the
+    // sink, if there is one, may have the sums.
+    void complete(std::int64_t unit, bool micro, GradientSink* sink);
     const Tensor& mean_loss() const { return mean_loss_; }
 
   private:
+    // The unit of parameter i's first layer.
+    std::int64_t first_unit(std::size_t i) const;
+    std::vector<Tensor> of_unit(const std::vector<Tensor>& tensors, std::int64_t unit) const;
+
     std::shared_ptr<Backend> backend_;
     ModelOptions options_;
     ParameterTable table_;
-    std::vector<Tensor> values_, gradients_;
+    std::vector<Tensor> values_, gradients_, micro_gradients_;
     Tensor mean_loss_;
-    Arena param_arena_, grad_arena_,
-        scalar_arena_;            // after their slots: their destructors still write to them
+    Arena param_arena_, grad_arena_, micro_arena_,
+        scalar_arena_;  // after their slots: their destructors still write to them
+    std::shared_ptr<Arrivals> arrivals_ = std::make_shared<Arrivals>();
     bool grads_fresh_ = true;     // zero_grad() was called, and no backward() since
     bool grads_complete_ = true;  // no backward() failed half-way since then
 };

@@ -20,26 +20,31 @@ static const AdamWOptions& validated(const AdamWOptions& options) {
     return options;
 }
 
-AdamW::AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options)
-    : Optimizer(std::move(backend), std::move(parameters), validated(options), kMoments), options_(options) {}
+AdamW::AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options,
+             Sharding sharding)
+    : Optimizer(std::move(backend), std::move(parameters), validated(options), kMoments, std::move(sharding)),
+      options_(options) {}
 
-void AdamW::update(float lr) {
+void AdamW::begin_update(float lr) {
     const double t = static_cast<double>(step_count() + 1);
-    AdamWStep s{};
-    s.lr = lr;
-    s.beta1 = options_.beta1;
-    s.beta2 = options_.beta2;
-    s.eps = options_.eps;
-    s.correction1 = static_cast<float>(1.0 - std::pow(static_cast<double>(options_.beta1), t));
-    s.correction2 = static_cast<float>(1.0 - std::pow(static_cast<double>(options_.beta2), t));
-    for (std::size_t i = 0; i < parameters().size(); ++i) {
-        const Parameter& p = parameters()[i];
-        const State& kept = state()[i];
-        s.weight_decay = p.decay || options_.decay_all ? options_.weight_decay : 0.0f;
-        s.seed = next_seed();
-        ops().adamw(p.value, kept.master, kept.moments[0], kept.moments[1], p.grad, clip_factor(), s);
-        ops().weights_changed(p.value);
+    step_.lr = lr;
+    step_.beta1 = options_.beta1;
+    step_.beta2 = options_.beta2;
+    step_.eps = options_.eps;
+    step_.correction1 = static_cast<float>(1.0 - std::pow(static_cast<double>(options_.beta1), t));
+    step_.correction2 = static_cast<float>(1.0 - std::pow(static_cast<double>(options_.beta2), t));
+    seeds_.resize(parameters().size());
+    for (std::uint32_t& seed : seeds_) seed = next_seed();
+}
+
+void AdamW::update_parts(std::span<const Part> parts) {
+    std::vector<AdamWOperands> operands;
+    for (const Part& part : parts) {
+        const bool decays = parameters()[part.parameter].decay || options_.decay_all;
+        operands.push_back({part.value, part.master, part.moments[0], part.moments[1], part.grad,
+                            decays ? options_.weight_decay : 0.0f, seeds_[part.parameter], part.first});
     }
+    ops().adamw_many(operands, clip_factor(), step_);
 }
 
 }  // namespace llmc

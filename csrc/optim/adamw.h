@@ -18,7 +18,8 @@ struct AdamWOptions : OptimizerOptions {
 
 class AdamW : public Optimizer {
   public:
-    AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options);
+    AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options,
+          Sharding sharding = {});
 
     // m and v, and a master if there is one.
     static std::int64_t bytes_per_parameter(DType dtype, bool master_weights) {
@@ -26,9 +27,12 @@ class AdamW : public Optimizer {
     }
 
   private:
-    void update(float lr) override;
+    void begin_update(float lr) override;
+    void update_parts(std::span<const Part> parts) override;
     static constexpr int kMoments = 2;  // m, v
     AdamWOptions options_;
+    AdamWStep step_{};                  // of the update that is under way
+    std::vector<std::uint32_t> seeds_;  // by parameter
 };
 
 }  // namespace llmc

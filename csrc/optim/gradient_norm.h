@@ -4,12 +4,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
-#include <vector>
 
 #include "core/arena.h"
 #include "core/backend.h"
-#include "core/parameter.h"
 
 namespace llmc {
 
@@ -18,7 +17,7 @@ class GradientNorm {
     // max_norm: the largest norm that is not clipped; <= 0: no clipping.
     GradientNorm(std::shared_ptr<Backend> backend, float max_norm)
         : backend_(std::move(backend)), max_norm_(max_norm), arena_("the norm of the gradients", 256) {
-        arena_.add(squared_, "norm_squared", DType::f32, {1});
+        arena_.add(squared_, "norm_squared", DType::f32, {kNormDigits});
         arena_.add(norm_, "norm", DType::f32, {1});
         arena_.add(factor_, "factor", DType::f32, {1});
         arena_.allocate(backend_);
@@ -26,9 +25,9 @@ class GradientNorm {
 
     // The first half: queues the sum of the squares of these gradients. If ranks hold a part of the gradients
     // each, squared() is to be summed over them before finish().
-    void sum_squares(const std::vector<Parameter>& parameters) {
+    void sum_squares(std::span<const Tensor> gradients) {
         backend_->zero(squared_);
-        for (const Parameter& p : parameters) backend_->global_norm_squared(squared_, p.grad);
+        backend_->gradient_norm_squared(squared_, gradients);
     }
     const Tensor& squared() const { return squared_; }
     // The second half: queues the norm and the factor.

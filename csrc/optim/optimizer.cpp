@@ -1,5 +1,6 @@
 #include "optim/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -12,22 +13,82 @@ void OptimizerOptions::validate() const {
     LLMC_CHECK(seed != 0, "seed is 0, which xorshift cannot leave");
 }
 
+// Elements [begin, end) of a tensor, flat.
+static Tensor elements(const Tensor& t, Range range) {
+    return t.view({t.numel()}).slice(range.begin, range.end);
+}
+
 Optimizer::Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
-                     const OptimizerOptions& options, int moments)
+                     const OptimizerOptions& options, int moments, Sharding sharding)
     : backend_(std::move(backend)), parameters_(std::move(parameters)), norm_(backend_, options.grad_clip),
-      rng_{options.seed}, arena_("the optimizer's moments and master weights", 256) {
-    state_.resize(parameters_.size());
+      rng_{options.seed}, moments_(moments), sharding_(std::move(sharding)), state_(parameters_.size()),
+      arena_("the optimizer's moments and master weights", 256),
+      scratch_arena_("a layer of the optimizer's state", 256) {
+    if (sharded()) {
+        LLMC_CHECK(sharding_.arrivals != nullptr, "an optimizer among ranks needs the model's Arrivals");
+        LLMC_CHECK(&sharding_.comm->backend() == backend_.get(),
+                   "the Comm is of another backend than the model");
+    }
+    const int rank = sharded() ? sharding_.comm->rank() : 0, size = sharded() ? sharding_.comm->size() : 1;
     for (std::size_t i = 0; i < state_.size(); ++i) {
-        const Tensor& p = parameters_[i].value;
+        const Parameter& p = parameters_[i];
         State& s = state_[i];
-        s.name = parameters_[i].name;
+        s.name = p.name;
+        s.layers = p.layers;
+        s.layer_numel = p.value.numel() / p.layers;
+        s.piece = piece_of(s.layer_numel, rank, size);
         s.moments.resize(static_cast<std::size_t>(moments));
-        for (Tensor& moment : s.moments) arena_.add(moment, "moment", DType::f32, {p.numel()});
-        if (has_master(p.dtype, options.master_weights))
-            arena_.add(s.master, "master", DType::i16, {p.numel()});
+        for (Tensor& moment : s.moments)
+            arena_.add(moment, "moment", DType::f32, {s.layers * s.piece.size()});
+        if (has_master(p.value.dtype, options.master_weights))
+            arena_.add(s.master, "master", DType::i16, {s.layers * s.piece.size()});
     }
     arena_.allocate(backend_);
     // A master of zero bits is the weight that the bf16 parameter stands for: nothing to initialise.
+    for (std::size_t i = 0; i < state_.size(); ++i) plan(i);
+}
+
+// Adds what is to be measured, updated and sent of a parameter.
+void Optimizer::plan(std::size_t i) {
+    const Parameter& p = parameters_[i];
+    const State& s = state_[i];
+    // Elements of the parameter and, `kept` of its state, as a part of the update.
+    const auto add_part = [&](std::vector<Part>& parts, Range range, Range kept) {
+        Part part{i, range.begin, elements(p.value, range), elements(p.grad, range), Tensor(), {}};
+        if (s.master) part.master = elements(s.master, kept);
+        for (const Tensor& moment : s.moments) part.moments.push_back(elements(moment, kept));
+        parts.push_back(std::move(part));
+    };
+    for (std::int64_t l = 0; l < s.layers; ++l) {
+        const std::int64_t begin = l * s.layer_numel;
+        const Range own{begin + s.piece.begin, begin + s.piece.end};
+        if (own.size() > 0) measured_gradients_.push_back(elements(p.grad, own));
+        if (!sharded()) continue;
+        Group& group = group_of(p.first_unit + l);
+        if (own.size() > 0) add_part(group.parts, own, {l * s.piece.size(), (l + 1) * s.piece.size()});
+        group.values.push_back(elements(p.value, {begin, begin + s.layer_numel}));
+    }
+    if (!sharded()) {
+        Group& group = group_of(0);
+        add_part(group.parts, {0, p.value.numel()}, {0, p.value.numel()});
+        group.values.push_back(p.value);
+    }
+}
+
+// Groups are in the order of their units, which is that in which forward() needs them.
+Optimizer::Group& Optimizer::group_of(std::int64_t unit) {
+    auto at = groups_.begin();
+    while (at != groups_.end() && at->unit < unit) ++at;
+    if (at == groups_.end() || at->unit != unit) at = groups_.insert(at, Group{unit, {}, {}});
+    return *at;
+}
+
+Optimizer::~Optimizer() {
+    if (!sharded()) return;
+    try {
+        sharding_.arrivals->wait();  // weights must not arrive in memory that is gone
+    } catch (...) {                  // a rank was lost: nothing arrives any more
+    }
 }
 
 std::int64_t Optimizer::bytes_per_parameter(DType dtype, bool master_weights, int moments) {
@@ -35,7 +96,8 @@ std::int64_t Optimizer::bytes_per_parameter(DType dtype, bool master_weights, in
 }
 
 void Optimizer::measure() {
-    norm_.sum_squares(parameters_);
+    norm_.sum_squares(measured_gradients_);
+    if (sharded()) sharding_.comm->wait(sharding_.comm->all_reduce({norm_.squared()}));
     norm_.finish();
     measured_ = true;
 }
@@ -43,8 +105,54 @@ void Optimizer::measure() {
 void Optimizer::apply(float lr) {
     LLMC_CHECK(measured_, "apply() without a measure() before it");
     measured_ = false;
-    update(lr);
+    begin_update(lr);
+    if (sharded()) sharding_.arrivals->wait();
+    for (const Group& group : groups_) {
+        update_parts(group.parts);
+        for (const Tensor& value : group.values) backend_->weights_changed(value);
+        if (sharded())
+            sharding_.arrivals->expect(group.unit, sharding_.comm, sharding_.comm->all_gather(group.values));
+    }
     ++step_count_;
+}
+
+Tensor Optimizer::gather(std::size_t parameter, std::size_t kind, std::int64_t layer) {
+    const State& s = state_.at(parameter);
+    const Tensor own = own_state(s, kind, layer);
+    if (!sharded()) return own;
+    const Tensor whole = scratch(own.dtype, s.layer_numel);
+    backend_->copy(elements(whole, s.piece), own);
+    sharding_.comm->wait(sharding_.comm->all_gather({whole}));
+    return whole;
+}
+
+void Optimizer::scatter(std::size_t parameter, std::size_t kind, std::int64_t layer, const void* values) {
+    const State& s = state_.at(parameter);
+    const Tensor own = own_state(s, kind, layer);
+    LLMC_CHECK(values || (sharded() && sharding_.comm->rank() != 0), "no values to scatter");
+    if (!sharded()) return backend_->from_host(own, values);
+    const Tensor whole = scratch(own.dtype, s.layer_numel);
+    if (sharding_.comm->rank() == 0) backend_->from_host(whole, values);
+    sharding_.comm->wait(sharding_.comm->broadcast({whole}, 0));
+    backend_->copy(own, elements(whole, s.piece));
+}
+
+Tensor Optimizer::own_state(const State& s, std::size_t kind, std::int64_t layer) const {
+    LLMC_CHECK(kind < moments() || (kind == moments() && s.master), "{} has no state of kind {}", s.name,
+               kind);
+    LLMC_CHECK(layer >= 0 && layer < s.layers, "layer {} of {} of {}", layer, s.layers, s.name);
+    return elements(kind < moments() ? s.moments[kind] : s.master,
+                    {layer * s.piece.size(), (layer + 1) * s.piece.size()});
+}
+
+Tensor Optimizer::scratch(DType dtype, std::int64_t numel) {
+    if (!scratch_arena_.allocated()) {
+        std::int64_t largest = 0;
+        for (const State& s : state_) largest = std::max(largest, s.layer_numel);
+        scratch_arena_.add(scratch_, "layer", DType::f32, {largest});
+        scratch_arena_.allocate(backend_);
+    }
+    return Tensor(scratch_.data, dtype, {numel});
 }
 
 void Optimizer::step(float lr) {

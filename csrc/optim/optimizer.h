@@ -1,13 +1,20 @@
 // What all optimizers share: the parameters, f32 moments of each, master weights (core/master.h) of bf16 ones,
 // clipping by the global norm, and the state that a checkpoint keeps. A class of its own has its options, the
-// number of its moments, and apply().
+// number of its moments, and update_parts().
+//
+// Alone, an optimizer updates every parameter. Among ranks (ZeRO-1; Rajbhandari et al. 2020) it updates its rank's
+// piece of each layer of each parameter and keeps state for that alone; the ranks then send each other the weights,
+// which arrive while the next forward pass begins.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "comm/arrivals.h"
+#include "comm/comm.h"
 #include "core/arena.h"
 #include "core/backend.h"
 #include "core/parameter.h"
@@ -24,9 +31,18 @@ struct OptimizerOptions {
     void validate() const;  // throws ArgumentError
 };
 
+// The ranks among which an optimizer's work is divided. Gradients have been reduce-scattered over `comm` when
+// measure() is called; `arrivals` are those of the parameters' model.
+struct Sharding {
+    std::shared_ptr<Comm> comm;  // null: this process updates everything
+    std::shared_ptr<Arrivals> arrivals;
+};
+
 class Optimizer {
   public:
-    virtual ~Optimizer() = default;
+    virtual ~Optimizer();
+    Optimizer(const Optimizer&) = delete;
+    Optimizer& operator=(const Optimizer&) = delete;
 
     // An update: measure() and apply(). Queues the work and returns: nothing waits. A gradient whose norm is
     // not finite changes no parameter and no moment.
@@ -46,25 +62,47 @@ class Optimizer {
     std::uint64_t rng_state() const { return rng_.state; }
     void set_rng_state(std::uint64_t state);
 
-    // What is kept of a parameter, for checkpoints. master is empty without master weights.
+    // What is kept of a parameter: for each of its layers, of the elements [piece.begin, piece.end). Without ranks
+    // that is all of them. master is empty without master weights.
     struct State {
         std::string name;
-        std::vector<Tensor> moments;
+        std::vector<Tensor> moments;  // (layers * piece.size())
         Tensor master;
+        std::int64_t layers;
+        Range piece;
+        std::int64_t layer_numel;
     };
     const std::vector<State>& state() const { return state_; }
+
+    // For checkpoints, which do not know of ranks: the whole of a moment, or of the master (kind = number of moments),
+    // of one layer of a parameter, flat. Every rank calls these in the same order. The tensor is valid until the next
+    // call; alone, it is the state itself.
+    Tensor gather(std::size_t parameter, std::size_t kind, std::int64_t layer);
+    // The way back. values: rank 0's, in host memory; the others' are not looked at.
+    void scatter(std::size_t parameter, std::size_t kind, std::int64_t layer, const void* values);
+    bool sharded() const { return sharding_.comm != nullptr; }
+    std::size_t moments() const { return static_cast<std::size_t>(moments_); }
     std::int64_t bytes() const { return arena_.bytes() + norm_.bytes(); }
     const std::shared_ptr<Backend>& backend() const { return backend_; }
 
   protected:
     // moments: how many are kept of each parameter.
     Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
-              const OptimizerOptions& options, int moments);
+              const OptimizerOptions& options, int moments, Sharding sharding);
     // What state() takes for each weight of a parameter of this dtype.
     static std::int64_t bytes_per_parameter(DType dtype, bool master_weights, int moments);
 
-    // Queues the update; step_count() does not count it yet.
-    virtual void update(float lr) = 0;
+    // A part of a parameter that this rank updates, and what is kept of it; all flat.
+    struct Part {
+        std::size_t parameter;  // its index
+        std::int64_t first;     // the index in the parameter of the part's first element
+        Tensor value, grad, master;
+        std::vector<Tensor> moments;
+    };
+    // Called before the parts of an update.
+    virtual void begin_update(float lr) = 0;
+    // Queues the update of some parts. step_count() does not count it yet.
+    virtual void update_parts(std::span<const Part> parts) = 0;
 
     Backend& ops() { return *backend_; }
     const std::vector<Parameter>& parameters() const { return parameters_; }
@@ -79,8 +117,24 @@ class Optimizer {
     XorShift rng_;
     std::int64_t step_count_ = 0;
     bool measured_ = false;  // since the last update
+    int moments_;
+    Sharding sharding_;
     std::vector<State> state_;
-    Arena arena_;  // after its slots: its destructor still writes to them
+    // What is updated and sent at a time: a unit of the model, or alone everything.
+    struct Group {
+        std::int64_t unit;
+        std::vector<Part> parts;
+        std::vector<Tensor> values;  // whole layers of parameters, of which the ranks hold pieces
+    };
+    void plan(std::size_t parameter);
+    Group& group_of(std::int64_t unit);
+    Tensor own_state(const State& s, std::size_t kind, std::int64_t layer) const;
+    Tensor scratch(DType dtype, std::int64_t numel);
+
+    std::vector<Group> groups_;
+    std::vector<Tensor> measured_gradients_;  // by layer, this rank's pieces
+    Arena arena_, scratch_arena_;             // after their slots: their destructors still write to them
+    Tensor scratch_;                          // a whole layer of the largest parameter
 };
 
 }  // namespace llmc

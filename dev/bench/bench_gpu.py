@@ -369,16 +369,17 @@ def run_ops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     P = config.num_parameters
     part = min(P, 1 << 27)  # AdamW is measured on so many parameters, and its time scaled to all of them
     p, g, low = random(part), random(part), be.empty([part], "i16")
-    m, v, factor, norm = be.empty([part]), be.empty([part]), be.empty([1]), be.empty([1])
+    m, v, factor, norm = be.empty([part]), be.empty([part]), be.empty([1]), be.empty([_llmc.NORM_DIGITS])
     factor.from_host(np.ones(1, np.float32))
     adamw = _llmc.AdamWStep(
         lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, correction1=0.1, correction2=0.05
     )
+    operands = [_llmc.AdamWOperands(p, low, m, v, g, 0.1)]
     micro_steps = args.total_batch // (B * T)
     once = P / part / micro_steps  # calls in a micro-batch of an op that a step needs once
     for name, run, size in (
-        ("AdamW", lambda: be.adamw(p, low, m, v, g, factor, adamw), 26.0),
-        ("gradient norm", lambda: be.global_norm_squared(norm, g), 2.0),
+        ("AdamW", lambda: be.adamw_many(operands, factor, adamw), 26.0),
+        ("gradient norm", lambda: be.gradient_norm_squared(norm, [g]), 2.0),
     ):
         yield op(name, once, run, 0.0, size * part)
 

@@ -180,15 +180,16 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
         if o.dtype == "bf16":
             master = be.empty([P], "i16")
         step = _llmc.AdamWStep(1e-6, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05)
-        return lambda: be.adamw(p, master, m, v, g, factor, step)
+        operands = [_llmc.AdamWOperands(p, master, m, v, g, 0.1)]
+        return lambda: be.adamw_many(operands, factor, step)
 
-    yield Op("adamw", f"{P / 1e6:.0f}M", 1, 0, P * (16 + 3 * size + (4 if o.dtype == "bf16" else 0)), adamw)
+    yield Op("adamw_many", f"{P / 1e6:.0f}M", 1, 0, P * (16 + 3 * size + (4 if o.dtype == "bf16" else 0)), adamw)
 
     def norm() -> Run:
-        g, out = o.tensor(P), o.tensor(1, dtype="f32")
-        return lambda: be.global_norm_squared(out, g)
+        g, out = o.tensor(P), be.empty([_llmc.NORM_DIGITS])
+        return lambda: be.gradient_norm_squared(out, [g])
 
-    yield Op("global_norm_squared", f"{P / 1e6:.0f}M", 1, 2 * P, P * size, norm)
+    yield Op("gradient_norm_squared", f"{P / 1e6:.0f}M", 1, 2 * P, P * size, norm)
 
 
 def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: bool) -> Iterator[Op]:

@@ -431,6 +431,21 @@ void norms(Run& r) {
         const Tensor total = r.tensor({2.0}, {1}, DType::f32);
         r.ops.sum(total, r.tensor(y, {n}, DType::f32), 0.5f);
         r.expect(total, {2.0 + 0.5 * sum}, std::sqrt(static_cast<double>(n)));
+
+        // Of two tensors, in digits, which must be the same if the first is cut in two.
+        const Tensor digits = r.tensor(Numbers(kNormDigits), {kNormDigits}, DType::f32),
+                     cut = r.tensor(Numbers(kNormDigits), {kNormDigits}, DType::f32);
+        const Tensor first = r.tensor(x, {n}), second = r.tensor(y, {n}, DType::f32);
+        const i64 middle = n / 2 / kNormBlock * kNormBlock;
+        double both = squares;
+        for (const double v : y) both += v * v;
+        r.ops.gradient_norm_squared(digits, std::vector{first, second});
+        r.ops.gradient_norm_squared(cut, std::vector{second, first.slice(middle, n), first.slice(0, middle)});
+        r.expect_same(cut, digits);
+        const Tensor norm = r.output({1}, DType::f32), factor = r.output({1}, DType::f32);
+        r.ops.clip_factor(norm, factor, digits, 0.125f);
+        r.expect(norm, {std::sqrt(both)});
+        r.expect(factor, {std::min(1.0, 0.125 / std::sqrt(both))});
     }
 }
 
@@ -458,7 +473,21 @@ void adamw(Run& r) {
             r.expect(m, ms, 1);
             r.expect(v, vs, 1);
             r.expect(param, want, 1);
+            // In two parts: the same.
+            const i64 middle = n / 2;
+            const Tensor halves[] = {r.tensor(p, {n}),
+                                     bf ? r.tensor(Numbers(p.size()), {n}, DType::i16) : Tensor(),
+                                     r.tensor(m0, {n}, DType::f32), r.tensor(v0, {n}, DType::f32), grad};
+            const auto part = [&](i64 begin, i64 end) {
+                const auto of = [&](int i) { return halves[i] ? halves[i].slice(begin, end) : Tensor(); };
+                return AdamWOperands{of(0), of(1), of(2), of(3), of(4), s.weight_decay, s.seed, begin};
+            };
+            r.ops.adamw_many(std::vector{part(0, middle), part(middle, n)}, factor, s);
+            r.expect_same(halves[0], param);
+            r.expect_same(halves[2], m);
+            r.expect_same(halves[3], v);
             if (!bf) continue;
+            r.expect_same(halves[1], master);
             // The master and the parameter together are the f32 weight.
             const Tensor whole = r.output({n}, DType::f32);
             for (i64 i = 0; i < n; ++i)

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SECONDS = {"a": 180, "b": 300}  # for each part, after the build
 # Only ops, and only in bf16, because under compute-sanitizer everything is many times slower.
-OPS = "attention or layernorm or encoder or classifier or matmul or gelu or adamw or sums"
+OPS = "attention or norm or encoder or classifier or matmul or gelu or adamw or sums"
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
 FLASH, WGMMA = "attention=flash rows=16384", "attention=wgmma rows=16384"
 CUDNN = "attention=cudnn deterministic=off rows=16384"

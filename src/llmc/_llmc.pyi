@@ -15,7 +15,10 @@ import numpy.typing
 
 __all__: list[str] = [
     "GPT2",
+    "NORM_DIGITS",
+    "UNIT_DIGIT",
     "AdamW",
+    "AdamWOperands",
     "AdamWStep",
     "Backend",
     "Comm",
@@ -180,6 +183,32 @@ class AdamWStep:
         first: int = 0,
     ) -> None: ...
 
+class AdamWOperands:
+    """
+    What adamw_many updates of one parameter, or of a part of one that begins at element `first`. The weight_decay, seed and first of its AdamWStep do not count.
+    """
+    def __init__(
+        self,
+        param: Tensor | None,
+        master: Tensor | None,
+        m: Tensor | None,
+        v: Tensor | None,
+        grad: Tensor | None,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> None: ...
+    @property
+    def grad(self) -> Tensor | None: ...
+    @property
+    def m(self) -> Tensor | None: ...
+    @property
+    def master(self) -> Tensor | None: ...
+    @property
+    def param(self) -> Tensor | None: ...
+    @property
+    def v(self) -> Tensor | None: ...
+
 class SamplerOptions:
     """
     How a token is chosen from logits: csrc/core/sampler.h.
@@ -199,6 +228,12 @@ class Backend:
         """
         Update param, m and v by the gradient grad * factor. master, i16 or None, holds the 16 bits below a bf16 param.
         """
+    def adamw_many(self, operands: collections.abc.Sequence[AdamWOperands], factor: Tensor, step: AdamWStep) -> None:
+        """
+        Do for each of `operands` what adamw does, all at once.
+
+        The Tensors of AdamWOperands are those of adamw.
+        """
     def attention_backward(self, dqkv: Tensor, dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, NH: int) -> None:
         """
         Compute dqkv (B,T,3C) from dout (B,T,C) and what attention_forward read and wrote.
@@ -215,7 +250,7 @@ class Backend:
         """
     def clip_factor(self, norm: Tensor, factor: Tensor, norm_squared: Tensor, max_norm: float) -> None:
         """
-        Compute norm and factor = min(1, max_norm / norm), (1) f32 each, from norm_squared (1).
+        Compute norm and factor = min(1, max_norm / norm), (1) f32 each, from norm_squared: (1), or the digits (NORM_DIGITS) of gradient_norm_squared.
         """
     def copy(self, out: Tensor, inp: Tensor) -> None:
         """
@@ -270,6 +305,12 @@ class Backend:
     def global_norm_squared(self, out: Tensor, inp: Tensor) -> None:
         """
         Add the sum of the squares of inp, in any shape, to out (1) f32.
+        """
+    def gradient_norm_squared(self, out: Tensor, gradients: collections.abc.Sequence[Tensor | None]) -> None:
+        """
+        Add the sum of the squares of all gradients to out (NORM_DIGITS) f32.
+
+        It is the sum of out[k] * 2**(16 * (k - UNIT_DIGIT)). On the CPU it does not depend on threads, nor on how gradients are cut at multiples of 1024 elements; digits of up to 256 ranks add without an error.
         """
     def info(self) -> DeviceInfo:
         """
@@ -357,7 +398,7 @@ class Backend:
         """
         Drop packed copies of this memory.
 
-        Call once for memory that holds weights, and again after writing them by any other way than zero, copy, from_host or adamw.
+        Call once for memory that holds weights, and again after writing them by any other way than zero, copy, from_host, adamw or adamw_many.
         """
     def workspace_bytes(self, B: int, T: int, C: int, NH: int, dtype: str) -> int:
         """
@@ -1064,5 +1105,7 @@ def token_of(token_or_fault: int) -> int:
     Return the token, or raise the Error that a fault stands for.
     """
 
+NORM_DIGITS: int = 40
+UNIT_DIGIT: int = 20
 __version__: str = "0.1.0"
 compiler: str = "GNU 12.2.0"

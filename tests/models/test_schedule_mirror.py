@@ -29,12 +29,23 @@ class Mirror:
                 self.p[name, l] = put(self.ops, a, self.dtype)
                 self.g[name, l] = self.ops.empty(list(a.shape), self.grad_dtype)
         self.loss = self.ops.empty([1])
+        # As ranks would: the CPU adds the whole gradients of a micro-batch to the sum of those before it.
+        self.whole = self.ops.info().name == "cpu" and self.grad_dtype == "f32"
 
     def new(self, *shape, dtype=None):
         return self.ops.empty(list(shape), dtype or self.dtype)
 
     def step(self, inputs, targets, scale):
         """Add a micro-batch's gradients and loss. The first call adds gradients to zeros, while the model may overwrite them."""
+        if not self.whole:
+            return self._step(inputs, targets, scale)
+        sums, self.g = self.g, {key: self.ops.empty(t.shape, t.dtype) for key, t in self.g.items()}
+        self._step(inputs, targets, scale)
+        for key, t in sums.items():
+            self.ops.residual_forward(t, t, self.g[key])
+        self.g = sums
+
+    def _step(self, inputs, targets, scale):
         ops, p, g, c = self.ops, self.p, self.g, self.config
         (B, T), C, L, NH, V, Vp = inputs.shape, c.channels, c.num_layers, c.num_heads, c.vocab_size, c.padded_vocab_size
         N, ids = B * T, put(ops, inputs, "i32")

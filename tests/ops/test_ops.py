@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import oracle
 import pytest
-from conftest import make_backend
+from conftest import KERNEL_SETS, make_backend
 from oracle import DTYPES, check, get, nans, put, rounded
 
 from llmc import _llmc
+from llmc.selfcheck.run import call_op, number_of
 
 # Pairs of dtypes: of activations, and of the parameters' gradients.
 MIXED = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32")]
@@ -328,6 +329,9 @@ def test_packed_weights_follow_their_memory(backend, rng):
         lambda: weight.write(64 * 95, put(backend, first[0], "bf16").to_host()),
         lambda: backend.copy(weight, put(backend, first)),
         lambda: backend.adamw(weight, None, *zeros, put(backend, second, "bf16"), put(backend, [1.0]), step),
+        lambda: backend.adamw_many(
+            [_llmc.AdamWOperands(weight, None, *zeros, put(backend, first, "bf16"))], put(backend, [1.0]), step
+        ),
         lambda: backend.zero(weight),
     ]
     for write in writers:
@@ -577,9 +581,203 @@ def test_sums_add(backend, rng, dtype, n):
     + [(np.nan, 0.0, np.nan, np.nan)],
 )
 def test_clip_factor(backend, squared, max_norm, norm, factor):
-    n, f = nans(backend, 1), put(backend, [7.0])
-    backend.clip_factor(n, f, put(backend, [squared]), max_norm)
-    np.testing.assert_array_equal([get(n)[0], get(f)[0]], [norm, factor])
+    digits = np.zeros(_llmc.NORM_DIGITS)
+    digits[_llmc.UNIT_DIGIT] = np.floor(squared)
+    digits[_llmc.UNIT_DIGIT - 1] = (squared % 1) * 2**16 if np.isfinite(squared) else 0
+    for form in ([squared], digits):
+        n, f = nans(backend, 1), put(backend, [7.0])
+        backend.clip_factor(n, f, put(backend, form), max_norm)
+        np.testing.assert_array_equal([np.isfinite(get(n)[0]), get(f)[0]], [np.isfinite(norm), factor])
+        assert not np.isfinite(norm) or get(n)[0] == norm
+
+
+# ---- the norm of all gradients ----
+
+
+def number_in(digits):
+    """Return the number that digits stand for, times 2^320, which is whole."""
+    return sum(int(d) << 16 * k for k, d in enumerate(digits))
+
+
+def norm_digits(backend, *gradients, out=None):
+    out = out or backend.empty([_llmc.NORM_DIGITS])
+    backend.gradient_norm_squared(out, list(gradients))
+    return out
+
+
+def norm_and_factor(backend, digits):
+    norm, factor = nans(backend, 1), nans(backend, 1)
+    backend.clip_factor(norm, factor, put(backend, digits), 1.0)
+    return get(norm)[0], get(factor)[0]
+
+
+def finite_or_not(x):
+    return [bool(np.isfinite(v)) for v in x]
+
+
+@pytest.mark.parametrize("dtype,other", [("f32", "f32"), ("f32", "bf16"), ("bf16", "bf16")])
+@pytest.mark.parametrize("sizes", [(), (0,), (1,), (33,), (1024, 1, 1025), (70_001, 16384, 33), (5,) * 150])
+def test_gradient_norm_squared_adds(backend, rng, dtype, other, sizes):
+    """Of tensors in any number, of both dtypes, at any address."""
+    out, squares = norm_digits(backend, put(backend, [0.5])), 0.25
+    for times in range(2):
+        gradients = []
+        for i, n in enumerate(sizes):
+            kind = other if i % 2 else dtype
+            x = rounded(rng.standard_normal((2, n)), kind)
+            gradients.append(put(backend, x, kind)[times])  # the second row, of an odd n, is not aligned
+            squares += (x[times] ** 2).sum()
+        norm_digits(backend, *gradients, out=out)
+        assert abs(number_of(get(out)) - squares) <= 2**-21 * squares
+        norm, factor = norm_and_factor(backend, get(out))
+        np.testing.assert_allclose([norm, factor], [squares**0.5, min(1, squares**-0.5)], rtol=2**-21)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+def test_norm_of_a_gradient_that_is_not_finite(backend, rng, dtype, bad):
+    """Also if the rest is added in other calls, or by other ranks."""
+    x = rng.standard_normal(5000)
+    x[3000] = bad  # the square of 1e30 is infinite in f32
+    good = put(backend, rng.standard_normal(5000), dtype)
+    out = norm_digits(backend, good, put(backend, x, dtype), good)
+    norm_digits(backend, good, out=out)
+    for digits in (get(out), get(out) + get(norm_digits(backend, good))):
+        norm, factor = norm_and_factor(backend, digits)
+        assert not np.isfinite(norm) and np.isnan(factor)
+
+
+@pytest.fixture(scope="module", params=KERNEL_SETS)
+def isa(request):
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_is_the_same_on_any_threads_ranks_and_pieces(isa, rng, dtype):
+    """Its digits are the sum of those of blocks of 1024 elements, without an error."""
+    shapes = [70_001, 1024, 3000, 5, 600_001, 1025]
+    scales = [2.0 ** rng.integers(-30, 30, n // 1000 + 1).repeat(1000)[:n] for n in shapes]
+    values = [rng.standard_normal(n) * scale for n, scale in zip(shapes, scales)]
+
+    def digits_of(pieces, threads=2):
+        backend = make_backend(isa, threads)
+        return get(norm_digits(backend, *(put(backend, x, dtype) for x in pieces)))
+
+    one = digits_of(values, 1)
+    backend = make_backend(isa)
+    exact = sum((rounded(x, dtype) ** 2).sum() for x in values)
+    assert abs(number_of(one) - exact) <= 2**-21 * exact
+    assert one.max() < 2**16 and one.min() == 0 and (one > 0).sum() > 4
+    blocks = [x[i : i + 1024] for x in values[:4] for i in range(0, len(x), 1024)]
+    assert number_in(digits_of(values[:4])) == sum(number_in(digits_of([b])) for b in blocks)
+    for ranks in (2, 3, 4):
+        pieces = [[] for _ in range(ranks)]
+        for x in values:
+            cuts = sorted(rng.integers(0, len(x) // 1024 + 1, ranks - 1) * 1024)
+            for i, piece in enumerate(np.split(x, cuts)):
+                pieces[i].append(piece)
+        total = np.zeros(_llmc.NORM_DIGITS, np.float32)
+        for mine in rng.permutation(ranks):
+            total += digits_of([pieces[mine][i] for i in rng.permutation(len(values))], ranks)
+        assert number_in(total) == number_in(one)
+        assert norm_and_factor(backend, total) == norm_and_factor(backend, one)
+        # Adding to digits that are a sum writes the one form of the sum.
+        np.testing.assert_array_equal(get(norm_digits(backend, out=put(backend, total))), one)
+
+
+def test_norm_has_the_range_of_f32(isa):
+    """Squares from 2^-126 to 2^126 beside each other, none of which is lost; and sums of digits over 256 ranks."""
+    cpu = make_backend(isa)
+    out = get(norm_digits(cpu, *(put(cpu, [2.0**e]) for e in (-63, 0, 63, 63))))
+    assert number_in(out) == (1 << 320 - 126) + (1 << 320) + (1 << 320 + 127)
+    full = np.full(_llmc.NORM_DIGITS, 2.0**16 - 1, np.float32)
+    full[_llmc.UNIT_DIGIT + 15 :] = 0  # below the square of the largest f32
+    total = np.zeros_like(full)
+    for _ in range(256):
+        total += full
+    assert number_in(total) == 256 * number_in(full)
+    out = put(cpu, total)
+    norm_digits(cpu, out=out)
+    assert number_in(get(out)) == 256 * number_in(full) and get(out).max() < 2**16
+    norm, _ = norm_and_factor(cpu, total)
+    assert norm == np.float32(2.0**124)
+    # A sum of 2^320 has no digits.
+    assert not np.isfinite(get(norm_digits(cpu, out=put(cpu, np.full(_llmc.NORM_DIGITS, 2.0**17))))).all()
+
+
+# ---- AdamW of many tensors ----
+
+
+@pytest.mark.parametrize("dtype,grad", MIXED)
+@pytest.mark.parametrize("master", [False, True])
+def test_adamw_many_is_adamw_of_each(backend, rng, dtype, grad, master):
+    """To the bit, for more tensors than a kernel takes at once, of any size and address, with decays, seeds and places of their own."""
+    if master and dtype == "f32":
+        pytest.skip("f32 weights have no master")
+    sizes = [1, 33, 40_001, 0, 1024, 7, 2056, *[3] * 60]
+    factor, operands, expected = put(backend, [0.5]), [], []
+    for i, n in enumerate(sizes):
+        values = [rng.standard_normal((2, n)) for _ in range(4)]
+        values[2] **= 2
+        kinds, row = (dtype, "f32", "f32", grad), int(i % 3 == 1)
+        bits = rng.integers(-(2**15), 2**15, (2, n))
+        decay, seed, first = 0.1 * i, 7 + i, 1000 * i
+        both = []
+        for _ in range(2):
+            param, m, v, g = (put(backend, x, kind)[row] for x, kind in zip(values, kinds))
+            both.append((param, put(backend, bits, "i16")[row] if master else None, m, v, g))
+        operands.append(_llmc.AdamWOperands(*both[0], decay, seed, first))
+        step = _llmc.AdamWStep(1e-2, 0.9, 0.95, 1e-8, decay, 0.1, 0.05, seed, first)
+        backend.adamw(*both[1], factor, step)
+        expected += [pair for pair in zip(*both) if pair[0]]
+    before = [x.to_host() for x, _ in expected]
+    step = _llmc.AdamWStep(1e-2, 0.9, 0.95, 1e-8, 7.0, 0.1, 0.05, 1234, 5678)
+    backend.adamw_many(operands, put(backend, [np.nan]), step)
+    for (x, _), old in zip(expected, before):
+        np.testing.assert_array_equal(x.to_host(), old)
+    backend.adamw_many(operands, factor, step)
+    changed = 0
+    for (x, y), old in zip(expected, before):
+        np.testing.assert_array_equal(x.to_host(), y.to_host())
+        changed += (x.to_host() != old).sum()
+    assert changed > 2 * sum(sizes)
+    backend.adamw_many([], factor, step)
+
+
+def test_adamw_many_of_several_dtypes(backend, rng):
+    """In one call, and with the first of them again after the others: each is updated in the order of the list."""
+    factor, step = put(backend, [1.0]), _llmc.AdamWStep(1e-2, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05)
+    kinds = [
+        (dtype, grad, master) for dtype, grad in MIXED for master in (False, True) if dtype == "bf16" or not master
+    ]
+    many, each = [], []
+    for dtype, grad, master in kinds:
+        values = [rng.standard_normal(100), np.zeros(100), np.zeros(100), rng.standard_normal(100)]
+        for made in (many, each):
+            param, m, v, g = (put(backend, x, kind) for x, kind in zip(values, (dtype, "f32", "f32", grad)))
+            made.append((param, backend.empty([100], "i16") if master else None, m, v, g))
+    backend.adamw_many([_llmc.AdamWOperands(*t) for t in many], factor, step)
+    for i, t in enumerate(each):
+        backend.adamw(*t, factor, step)
+        for x, y in zip(t, many[i]):
+            if x:
+                np.testing.assert_array_equal(x.to_host(), y.to_host())
+
+
+def test_parts_of_a_tensor_are_rounded_as_the_whole(backend, rng):
+    """Stochastic rounding goes by an element's place in the tensor, which `first` tells."""
+    n, cut = 5000, 1024
+    step = _llmc.AdamWStep(1e-1, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05, 11)
+    values, factor = [rng.standard_normal(n), rng.standard_normal(n)], put(backend, [1.0])
+    whole = [put(backend, values[0], "bf16"), None, backend.empty([n]), backend.empty([n]), put(backend, values[1])]
+    backend.adamw(*whole, factor, step)
+    parts = []
+    for begin, end in ((0, cut), (cut, n)):
+        param, g = put(backend, values[0][begin:end], "bf16"), put(backend, values[1][begin:end])
+        m, v = backend.empty([end - begin]), backend.empty([end - begin])
+        parts.append(_llmc.AdamWOperands(param, None, m, v, g, 0.0, 11, begin))
+    backend.adamw_many(parts, factor, step)
+    np.testing.assert_array_equal(np.concatenate([p.param.to_host() for p in parts]), whole[0].to_host())
 
 
 # ---- shapes ----
@@ -622,6 +820,11 @@ OPERANDS = {
         [((6, 8), "bf16"), ((6, 8), "i16"), ((6, 8), F), ((6, 8), F), ((6, 8), F), ((1,), F)],
         [_llmc.AdamWStep(1e-3, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05)],
     ),
+    "adamw_many": (
+        [((6, 8), "bf16"), ((6, 8), "i16"), ((6, 8), F), ((6, 8), F), ((6, 8), F), ((1,), F)],
+        [_llmc.AdamWStep(1e-3, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05), 0.0],
+    ),
+    "gradient_norm_squared": ([((_llmc.NORM_DIGITS,), F), ((6, 8), F), ((5,), "bf16")], []),
     "copy": ([((6, 8), F), ((6, 8), "bf16")], []),
 }
 # Ops that no shape and no dtype is wrong for.
@@ -642,7 +845,7 @@ def test_every_op_is_tested():
 
 
 # Operands whose last extent may be any, as (op, position): inputs of sums, and logits, whose vocabulary may be padded further.
-FREE = {("sum", 1), ("global_norm_squared", 1)}
+FREE = {("sum", 1), ("global_norm_squared", 1), ("gradient_norm_squared", 1), ("gradient_norm_squared", 2)}
 FREE |= {("crossentropy_forward", 1), ("crossentropy_softmax_backward", 0), ("fused_classifier", 1), ("sample", 1)}
 
 
@@ -658,7 +861,7 @@ def test_shapes_are_checked(op):
     """If an operand has a larger extent or another dtype, ValueError says what came and what would fit."""
     cpu = _llmc.Backend("cpu")
     operands, scalars = OPERANDS[op]
-    getattr(cpu, op)(*tensors_of(cpu, operands), *scalars)
+    call_op(cpu, op, tensors_of(cpu, operands), scalars)
     for i, (shape, dtype) in enumerate(operands):
         wrong = [] if (op, i) in FREE else [((*shape[:-1], shape[-1] + 1), dtype)]
         if not (op == "copy" and dtype in DTYPES):
@@ -667,7 +870,7 @@ def test_shapes_are_checked(op):
             t = tensors_of(cpu, [*operands[:i], bad, *operands[i + 1 :]])
             # If two shapes contradict each other, the op may call either of them wrong.
             with pytest.raises(ValueError) as caught:
-                getattr(cpu, op)(*t, *scalars)
+                call_op(cpu, op, t, scalars)
             message = str(caught.value)
             odd = {str(t[i]).removeprefix("Tensor(").removesuffix(")"), *map(str, bad[0]), str(np.prod(bad[0]))}
             assert any(x in message for x in odd), f"operand {i}: {message}"
@@ -689,6 +892,7 @@ OPTIONAL = {
     "matmul_gelu_forward": {4},
     "matmul_gelu_backward": {0, 1, 2, 6},
     "adamw": {1},
+    "adamw_many": {1},
 }
 
 
@@ -697,17 +901,18 @@ def test_missing_operands_are_refused(op):
     """None in place of a tensor that the op needs is a ValueError, also if all extents are 1, so that no shape could contradict."""
     cpu = _llmc.Backend("cpu")
     operands, scalars = OPERANDS[op]
-    ones = [((*[1] * (len(shape) - 1), 3 if shape[-1] == 24 else 1), dtype) for shape, dtype in operands]  # 3C stays 3C
+    stays = {24: 3, _llmc.NORM_DIGITS: _llmc.NORM_DIGITS}  # 3C stays 3C
+    ones = [((*[1] * (len(shape) - 1), stays.get(shape[-1], 1)), dtype) for shape, dtype in operands]
     for shapes, numbers in [(operands, scalars), (ones, [1 if isinstance(x, int) else x for x in scalars])]:
         for i in range(len(shapes)):
             t = tensors_of(cpu, shapes)
-            getattr(cpu, op)(*t, *numbers)
+            call_op(cpu, op, t, numbers)
             t[i] = None
             if i in OPTIONAL.get(op, ()):
-                getattr(cpu, op)(*t, *numbers)
+                call_op(cpu, op, t, numbers)
             else:
                 with pytest.raises(ValueError):
-                    getattr(cpu, op)(*t, *numbers)
+                    call_op(cpu, op, t, numbers)
     with pytest.raises(ValueError, match="missing"):
         cpu.zero(None)
 

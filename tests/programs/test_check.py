@@ -35,6 +35,19 @@ def results(case: Case) -> list[tuple[int, Result]]:
 RESULTS = sorted({(dtype, c.op, i, o.name) for dtype in DTYPES for c in CASES[dtype] for i, o in results(c)})
 
 
+def flat(args: Any) -> list[Any]:
+    """Return the arguments of an op with those in lists in one row, as a case has them."""
+    found: list[Any] = []
+    for x in args:
+        if isinstance(x, list):
+            found += flat(x)
+        elif isinstance(x, _llmc.AdamWOperands):
+            found += [x.param, x.master, x.m, x.v, x.grad]
+        else:
+            found.append(x)
+    return found
+
+
 class Broken:
     """A backend of which one op does harm to one of its results."""
 
@@ -48,7 +61,7 @@ class Broken:
             return call
 
         def broken(*args: Any) -> None:
-            target = args[self.at]
+            target = flat(args)[self.at]
             before = target.to_host()
             call(*args)
             after = target.to_host()

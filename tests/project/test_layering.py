@@ -67,7 +67,7 @@ def test_there_is_something_to_look_at():
     assert {name(p) for p in SOURCES} >= {"core/backend.h", "model/gpt2.cpp", "cpu/parallel.cpp", "cuda/no_cuda.cpp"}
     assert {p.name for p in MODULES} >= {"gpt2.py", "trainer.py", "cli.py"}
     assert {folder_of(name(p)) for p in SOURCES} == set(MAY_INCLUDE)
-    assert includes(CSRC / "core" / "dims.h") == [("cstdint", False), ("core/tensor.h", True)]
+    assert includes(CSRC / "core" / "parameter.h") == [("string", False), ("core/tensor.h", True)]
     assert functions(CSRC / "core" / "check.h") == {"fill_into", "filled"}
     assert imports(ast.parse("def f():\n    from llmc import checkpoint as c, _llmc\n    import llmc")) == {
         "llmc.checkpoint",

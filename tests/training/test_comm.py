@@ -133,50 +133,100 @@ def test_arguments() -> None:
         model.backward([[2, 3, 4]], 1.0, _llmc.Reduction(comm))
 
 
-@pytest.mark.parametrize("size,grad_accum", [(2, 1), (2, 2), (4, 1)])
-@pytest.mark.parametrize("recompute", [0, 2])
-def test_ranks_train_as_one_process_does(size: int, grad_accum: int, recompute: int) -> None:
-    """Each rank takes a part of the batch: gradients and losses are one process's up to rounding, and the same bits on all ranks.
+def one_run(
+    model: llmc.GPT2, data: np.ndarray, comm: _llmc.Comm | None, sharded: bool
+) -> tuple[list[tuple[float, float]], dict[str, np.ndarray], list[np.ndarray]]:
+    """Train on data (steps, micro-batches, B, T + 1), of which each rank takes every size-th micro-batch.
 
-    A gradient that was sent before it was complete, or twice, or not at all, would be wrong by much more than rounding.
+    Return (loss, norm) by step, the weights, and the whole optimizer state.
     """
-    steps, rows, T = 4, 4 // grad_accum // size if size * grad_accum <= 4 else 1, 16
-    data = (
-        np.random.default_rng(1).integers(0, TINY.vocab_size, (steps, grad_accum, size * rows, T + 1)).astype(np.int32)
-    )
+    rank, size = (comm.rank, comm.size) if comm else (0, 1)
+    randomize(model)
+    optimizer = llmc.AdamW(model, weight_decay=0.1, comm=comm if sharded else None)
+    sink = _llmc.Reduction(comm, sharded, size) if comm else None
+    log = []
+    for step in data:
+        model.zero_grad()
+        if sink:
+            sink.begin([float(r == rank) for r in range(size)])
+        own = step[rank::size]
+        for i, rows in enumerate(own):
+            model.forward(rows[:, :-1])
+            model.backward(rows[:, 1:], 1.0 / len(step), sink if i == len(own) - 1 else None)
+        norm = optimizer.measure()
+        assert sink is None or sink.notes() == [1.0] * size
+        log.append((model.mean_loss, norm))
+        optimizer.apply(1e-2)
+    kinds = 2 + (next(iter(optimizer.state().values())).master is not None)
+    state = [
+        optimizer.gather(name, kind, layer).to_host()
+        for kind in range(kinds)
+        for name in optimizer.state()
+        for layer in range(optimizer.layers(name))
+    ]
+    return log, {name: np.array(p) for name, p in model.parameters.items()}, state
 
-    models = [llmc.GPT2(TINY, seed=3, threads=1, recompute=recompute) for _ in range(1 + size)]
 
-    def train(comm: _llmc.Comm | None, rank: int) -> tuple[list[float], dict[str, np.ndarray], dict[str, np.ndarray]]:
-        ranks = comm.size if comm else 1
-        model = models[rank if comm else size]
-        randomize(model)
-        optimizer = llmc.AdamW(model, weight_decay=0.1, grad_clip=1.0)
-        losses = []
-        for step in range(steps):
-            model.zero_grad()
-            for micro in range(grad_accum):
-                part = data[step, micro, rank * rows : (rank + 1) * rows] if comm else data[step, micro]
-                model.forward(part[:, :-1])
-                last = micro == grad_accum - 1
-                sink = _llmc.Reduction(comm) if comm and last else None
-                model.backward(part[:, 1:], 1.0 / (grad_accum * ranks), sink)
-            if step == 0:
-                first = {name: np.array(g) for name, g in model.gradients.items()}
-            losses.append(model.mean_loss)
-            optimizer.step(1e-2)
-        return losses, first, {name: np.array(p) for name, p in model.parameters.items()}
+def assert_same_bits(a: Any, b: Any) -> None:
+    (log, weights, state), (log2, weights2, state2) = a, b
+    assert log == log2
+    for name in weights:
+        np.testing.assert_array_equal(weights[name], weights2[name], err_msg=name)
+    for x, y in zip(state, state2):
+        np.testing.assert_array_equal(x, y)
 
-    alone = train(None, 0)
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("size,recompute", [(1, 1), (2, 0), (3, 2), (4, 1)])
+def test_ranks_with_one_micro_batch_each_are_one_process_with_as_many(size: int, recompute: int, sharded: bool) -> None:
+    """Losses, norms, weights and optimizer state have the same bits.
+
+    A gradient that was sent before it was complete, or twice, or not at all, or an update of what is another rank's, would show.
+    """
+    data = np.random.default_rng(1).integers(0, TINY.vocab_size, (4, size, 2, 17)).astype(np.int32)
+    models = [llmc.GPT2(TINY, seed=3, threads=1 + (i == size), recompute=recompute) for i in range(size + 1)]
+    alone = one_run(models[-1], data, None, False)
     backends = [model.backend for model in models[:size]]
-    by_rank = in_ranks(size, lambda comm, _: train(comm, comm.rank), backends)
-    for losses, gradients, weights in by_rank:
-        assert losses == by_rank[0][0]
-        np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
-        for name in alone[1]:
-            scale = np.abs(alone[1][name]).max()
-            np.testing.assert_allclose(gradients[name], alone[1][name], atol=2e-6 * scale, rtol=0, err_msg=name)
-            np.testing.assert_array_equal(weights[name], by_rank[0][2][name], err_msg=name)
+    for rank in in_ranks(size, lambda comm, _: one_run(models[comm.rank], data, comm, sharded), backends):
+        assert_same_bits(rank, alone)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("dtype,micro_batches", [("f32", 4), ("bf16", 2)])
+def test_ranks_train_as_one_process_does(dtype: str, micro_batches: int, sharded: bool) -> None:
+    """With several micro-batches per rank, or in bf16, up to rounding; and the same bits on all ranks."""
+    data = np.random.default_rng(1).integers(0, TINY.vocab_size, (3, micro_batches, 2, 17)).astype(np.int32)
+    models = [llmc.GPT2(TINY, seed=3, threads=1, dtype=dtype) for _ in range(3)]
+    alone = one_run(models[-1], data, None, False)
+    backends = [model.backend for model in models[:2]]
+    first, second = in_ranks(2, lambda comm, _: one_run(models[comm.rank], data, comm, sharded), backends)
+    assert_same_bits(first, second)
+    tolerance = 1e-5 if dtype == "f32" else 2e-2
+    np.testing.assert_allclose(np.array(first[0]), np.array(alone[0]), rtol=tolerance)
+
+
+def test_state_can_be_scattered_to_other_ranks() -> None:
+    """What 3 ranks gather is what 1 rank scatters, elements of several blocks and of none alike."""
+    shape = llmc.GPT2Config(19, 61, 2, 3, 48)  # fcw: 9 blocks a layer
+    values = np.random.default_rng(2).standard_normal(4 * 48 * 48).astype(np.float32)
+
+    def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
+        optimizer = llmc.AdamW(llmc.GPT2(shape, backend=backend), comm=comm)
+        assert optimizer.sharded and optimizer.layers("fcw") == 2
+        optimizer.scatter("fcw", 1, 1, values if comm.rank == 0 else None)
+        optimizer.scatter("fcb", 0, 0, values[:192] if comm.rank == 0 else None)
+        np.testing.assert_array_equal(optimizer.gather("fcw", 1, 1).to_host(), values)
+        np.testing.assert_array_equal(optimizer.gather("fcb", 0, 0).to_host(), values[:192])
+        assert not optimizer.gather("fcw", 1, 0).to_host().any()
+        begin, end = _llmc.piece_of(values.size, comm.rank, comm.size)
+        own = optimizer.state()["fcw"].moments[1].to_host()
+        np.testing.assert_array_equal(own[end - begin :], values[begin:end])
+        with pytest.raises(ValueError, match="has no state of kind 2"):
+            optimizer.gather("fcw", 2, 0)
+        with pytest.raises(ValueError, match="layer 2 of 2 of fcw"):
+            optimizer.gather("fcw", 0, 2)
+
+    in_ranks(3, body)
 
 
 def test_a_backward_that_fails_half_way_asks_for_zero_grad() -> None:

@@ -6,10 +6,34 @@ the Comm that open_comm() makes. All ranks call the collective methods in the sa
 
 from __future__ import annotations
 
+import atexit
+import base64
+import os
+import secrets
 import socket
+import sys
+import threading
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 from llmc import _llmc
+from llmc.distributed import cpus
+from llmc.distributed.gpus import gpu_id
+from llmc.distributed.lifeline import LOST, Lifeline, Member, Server, leave, line_of
+from llmc.distributed.place import Place, Settings, find_place
+from llmc.distributed.rendezvous import (
+    SharedFile,
+    StartError,
+    addresses_of,
+    is_loopback,
+    join,
+    listen_anywhere,
+    listen_at,
+    meet_by_mpi,
+    node_id,
+    resolve,
+)
 
 
 class World:
@@ -17,25 +41,32 @@ class World:
 
     Attributes:
         rank, size: this process's number, and how many there are.
-        local_rank, local_size: the same among the processes of this host.
+        local_rank, local_size: the same among the processes of this host, by ascending rank.
         hosts: the name of each rank's host.
         meet: how the ranks found each other: "alone", "mpi", "tcp" or "fs".
+        timeout: the longest that a collective may wait, in seconds.
     """
 
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    hosts: list[str]
-    meet: str
+    def __init__(
+        self,
+        rank: int,
+        hosts: list[str],
+        nodes: list[str],
+        meet: str,
+        timeout: float,
+        lifeline: Lifeline | None = None,
+        server: Server | None = None,
+    ) -> None:
+        self.rank, self.size, self.hosts, self.meet, self.timeout = rank, len(hosts), hosts, meet, timeout
+        neighbours = [r for r in range(self.size) if nodes[r] == nodes[rank]]
+        self.local_rank, self.local_size = neighbours.index(rank), len(neighbours)
+        self._neighbours = neighbours
+        self._lifeline, self._server = lifeline, server
 
     @classmethod
     def alone(cls) -> World:
         """Return the World of a process that trains alone."""
-        world = cls()
-        world.rank, world.size, world.local_rank, world.local_size = 0, 1, 0, 1
-        world.hosts, world.meet = [socket.gethostname()], "alone"
-        return world
+        return cls(0, [socket.gethostname()], [""], "alone", 0.0)
 
     @property
     def leads(self) -> bool:
@@ -48,13 +79,21 @@ class World:
         return self.hosts[self.rank]
 
     def share(self, value: bytes | None = None) -> bytes:
-        """Return rank 0's value; the other ranks' own is not looked at."""
-        assert value is not None
-        return value
+        """Return rank 0's value on every rank. The other ranks' own is not looked at.
+
+        Raises:
+            ValueError: if rank 0 gives None.
+        """
+        if self.leads and value is None:
+            raise ValueError("rank 0 shares None, expected bytes")
+        if self.leads and value is not None and self.size == 1:
+            return value
+        text = base64.b64encode(value).decode() if self.leads and value is not None else None
+        return base64.b64decode(self._gather("share", text)[0])
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, by rank. A value is anything that JSON can say."""
-        return [value]
+        return self._gather("gather", value)
 
     def agree(self, what: str, values: dict[str, Any]) -> None:
         """End every rank unless all have rank 0's values; the line names a rank that differs, its host, the key and both values.
@@ -63,27 +102,52 @@ class World:
             what: what the values are of: "the settings", "the data".
             values: of this rank, by name, as JSON can say them.
         """
+        everyone = self._gather(f"agree on {what}", values)
+        for rank, theirs in enumerate(everyone):
+            for key in sorted({*theirs, *everyone[0]}):
+                here, there = theirs.get(key), everyone[0].get(key)
+                if here != there:
+                    why = f"{what} differ: {key} is {here!r}, rank 0 on {self.hosts[0]} has {there!r}"
+                    leave(line_of(rank, self.hosts[rank], why, self.rank), 2)
 
     def barrier(self) -> None:
-        """Wait for every rank, as long as it takes."""
+        """Wait for every rank, as long as it takes: rank 0 may sample, save or tokenise for an hour. Only a lost rank ends it."""
+        self._gather("barrier", None)
 
-    def at(self, text: str) -> None:
-        """Note where this rank is ("step 12, reduce_scatter"), for the messages of the others if it is lost. It costs nothing."""
+    def _gather(self, what: str, value: Any) -> list[Any]:
+        return [value] if self._lifeline is None else self._lifeline.gather(what, value)
 
-    def overdue(self, text: str) -> None:
-        """Tell that a collective has waited longer than the time limit allows. Ends every rank with a line that names those behind.
+    def at(self, text: str, number: int | None = None) -> None:
+        """Note where this rank is, for the messages of the others if it is lost. It sends nothing, so it costs nothing.
 
         Args:
-            text: what was waited for: "all_reduce of step 12 has waited 600 s".
+            text: as "step 12, reduce_scatter".
+            number: grows as the run goes on, the same on every rank at the same place (a step): who has the lowest is behind.
         """
+        if self._lifeline is not None:
+            self._lifeline.at = text
+            if number is not None:
+                self._lifeline.number = number
+
+    def overdue(self, text: str) -> None:
+        """Tell that a collective has waited longer than timeout allows. It ends every rank, with a line that names one behind.
+
+        Args:
+            text: what was waited for: "it has waited 600 s for all_reduce of step 12".
+        """
+        if self._lifeline is not None:
+            self._lifeline.send({"t": "overdue", "why": text})
 
     def fail(self, reason: str, code: int = 1) -> None:
-        """Tell the other ranks why this one ends; each prints it and ends. The caller then ends this process itself.
+        """Tell the other ranks why this one ends; each prints it and ends. The caller then ends this process, by os._exit.
 
         Args:
             reason: in one line, as "ZeroDivisionError: division by zero".
-            code: the exit code that the caller will have. The others have it too if it is 2 (wrong arguments), else 75.
+            code: the exit code that the caller will have. The others end with it too if it is 2, 130 or 143 (wrong arguments, or
+                stopped by a signal), else with 75.
         """
+        if self._lifeline is not None:
+            self._lifeline.fail(" ".join(reason.split())[:2000], code)
 
     def open_comm(self, backend: _llmc.Backend) -> _llmc.Comm:
         """Return the Comm by which the tensors of a backend travel: MPI for a CPU, NCCL for a GPU. All ranks call it.
@@ -91,31 +155,173 @@ class World:
         Raises:
             ValueError: if the ranks cannot exchange tensors so, and what to do.
         """
-        raise ValueError("a process that trains alone has nobody to exchange tensors with")
+        if self.size == 1:
+            raise ValueError("a process that trains alone has nobody to exchange tensors with")
+        device = backend.info().name
+        kinds = self._gather("devices", device.partition(":")[0])
+        for rank, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                why = f"its device is {kind}, that of rank 0 on {self.hosts[0]} is {kinds[0]}"
+                leave(line_of(rank, self.hosts[rank], why, self.rank), 2)
+        if not device.startswith("cuda"):
+            from llmc.distributed import mpi
+
+            return mpi.open_comm(backend, self)
+        if os.environ.get("LLMC_ALLOW_SHARED_GPU") != "1":
+            self._refuse_shared_gpus(int(device.partition(":")[2] or 0))
+        return _llmc.nccl_comm(backend, self.rank, self.size, self.share(_llmc.nccl_id() if self.leads else None))
+
+    def _refuse_shared_gpus(self, index: int) -> None:
+        seen: dict[tuple[str, str], int] = {}
+        for rank, (node, gpu) in enumerate(self._gather("GPUs", [node_id(), gpu_id(index)])):
+            first = seen.setdefault((node, gpu), rank)
+            if first != rank:
+                why = f"it has the same GPU as rank {first} ({gpu}): start one process per GPU"
+                leave(line_of(rank, self.hosts[rank], why, self.rank), 2)
 
     def cpus(self, threads: int = 0) -> int:
         """Divide the CPUs of each host among its ranks, and bind this process to its own. Call it before the Backend is opened.
+
+        CPUs that the launcher has bound ranks to stay as they are.
 
         Args:
             threads: a number that the user asked for, or 0.
 
         Returns:
-            The number of threads for the Backend: threads, or as many as this rank has CPUs (0 for a process alone: all).
+            The number of threads for the Backend: threads, or OMP_NUM_THREADS, or as many as this rank has CPUs. A process alone
+            gets back what it gave.
         """
-        return threads
+        if self.size == 1:
+            return threads
+        usable = _llmc.default_threads()  # OMP_NUM_THREADS, or what affinity and the quota of a container allow
+        everyone = self._gather("CPUs", cpus.usable_cpus())
+        mine = everyone[self.rank]
+        sharers = [r for r in self._neighbours if everyone[r] == mine]
+        index, count = sharers.index(self.rank), len(sharers)
+        if "OMP_NUM_THREADS" not in os.environ:
+            usable = max(1, (usable - index + count - 1) // count)
+        if mine is not None:
+            part = cpus.share_of(mine, index, count)
+            cpus.bind(part)
+            if "OMP_NUM_THREADS" not in os.environ:
+                usable = min(usable, len(part))
+        return threads or usable
 
     def close(self) -> None:
-        """End regularly: wait until all ranks have come here, for a while, and let go of them."""
+        """End regularly: wait until all ranks have come here, no longer than timeout, and let go of them.
+
+        A run whose rank 0 may be busy for long calls barrier() before.
+        """
+        lifeline, self._lifeline = self._lifeline, None
+        if lifeline is not None:
+            if not lifeline.close(self.timeout):
+                lifeline.fail(f"it has ended, and waited {self.timeout:g} s for the others to do so", LOST)
+                leave(f"rank {self.rank} has waited {self.timeout:g} s for the other ranks to end", LOST)
+            if self._server is not None:
+                self._server.join(3)
 
 
-def open_world(settings: Any) -> World:
+# ---- the World of this process ----
+
+_world: World | None = None
+_opening = threading.Lock()
+
+
+def open_world(settings: Settings, environ: Mapping[str, str] = os.environ) -> World:
     """Find out who this process is, meet the others, and return the World. It is opened once in a process: later calls return the same.
 
+    From then on an exception that nobody catches ends the other ranks too, and so does the end of a rank before the others'.
+
     Args:
-        settings: anything that has processes, rank, gpus_per_node, dist_init, dist_dir, dist_host, dist_port and dist_timeout
-            as TrainConfig has them.
+        settings: the run's.
+        environ: the environment's variables.
 
     Raises:
-        ValueError: if environment and settings contradict each other, or say too little.
+        ValueError, ImportError: if environment and settings contradict each other, or say too little. Ranks that do not find
+            together end with a line on stderr instead.
     """
-    return World.alone()
+    global _world
+    with _opening:
+        if _world is None:
+            place = find_place(environ, settings)
+            if place.warning:
+                print(f"warning: {place.warning}", file=sys.stderr)
+            if place.size == 1:
+                return World.alone()
+            _world = _meet(place, settings.dist_timeout, environ)
+            sys.excepthook = _ends_all(_world)
+            atexit.register(_world.close)
+        return _world
+
+
+def current_world() -> World | None:
+    """Return the World that this process has opened with others, or None."""
+    return _world
+
+
+def _ends_all(world: World) -> Any:
+    """Return an excepthook that tells the other ranks before it shows the error, and ends this process without waiting for them."""
+    shown = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        code = 130 if issubclass(kind, KeyboardInterrupt) else 1
+        world.fail("interrupted" if code == 130 else f"{kind.__name__}: {error}", code)
+        try:
+            shown(kind, error, trace)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)  # the end of the interpreter would call MPI_Finalize, which waits for the others
+
+    return hook
+
+
+def _meet(place: Place, timeout: float, environ: Mapping[str, str]) -> World:
+    """Find rank 0 in the way that place says, and wait until all ranks are there."""
+    node, rank, job = node_id(), place.rank, place.job
+    silence = float(environ.get("LLMC_HEARTBEAT_TIMEOUT") or min(60.0, timeout))
+    sockets: list[socket.socket] = []
+    addresses: list[tuple[str, int]] = []
+    token = environ.get("LLMC_TOKEN", "").encode()
+    file: SharedFile | None = None
+    if place.meet == "mpi":
+        rank, sockets, addresses, token = meet_by_mpi(place, node)
+    elif place.meet == "tcp":
+        if not token and not is_loopback(place.host):
+            raise ValueError(
+                f"rank 0 listens at {place.host}, which other hosts can reach, and LLMC_TOKEN is not set: give it the same secret on "
+                "every host (export LLMC_TOKEN=$(openssl rand -hex 16))"
+            )
+        if rank == 0:
+            sockets = listen_at(place.host, place.port)
+        addresses = [(resolve(place.host), place.port)]
+    else:
+        file = SharedFile(place.directory, job, place.size)
+        if rank == 0:
+            token = secrets.token_bytes(32)
+            sockets = listen_anywhere(place.host)
+            file.write(addresses_of(sockets), token)
+    member = Member(rank, place.size, socket.gethostname(), node, _llmc.__version__, job)
+    server: Server | None = None
+    try:
+        if rank == 0:
+            server = Server(
+                sockets,
+                token,
+                member,
+                timeout=timeout,
+                silence=silence,
+                may_return=place.meet != "mpi",
+                complete=file.remove if file is not None else lambda: None,
+            )
+            lifeline = Lifeline(server.local_end(), rank, member.host, silence=silence)
+            server.start()
+        else:
+            candidates = file.read if file is not None else lambda: (addresses, token)
+            sock, decoder = join(candidates, member, timeout, persist=file is not None)
+            lifeline = Lifeline(sock, rank, "its host", silence=silence, decoder=decoder)
+    except StartError as e:
+        leave(f"rank {rank} on {member.host} ends: {e}", e.code)
+    lifeline.start()
+    start = lifeline.started()
+    return World(rank, start["hosts"], start["nodes"], place.meet, timeout, lifeline, server)

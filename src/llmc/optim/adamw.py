@@ -24,6 +24,9 @@ class AdamW(Optimizer):
         decay_all: decay every parameter.
         master_weights: keep the 16 bits below each bf16 weight.
         seed: of stochastic rounding, 1 to 2^64 - 1.
+        comm: the ranks among which the work is divided (ZeRO-1): each keeps moments and masters of its pieces of the parameters
+            and updates these. Gradients have been reduced by a sharded llmc.Reduction; weights arrive from the other ranks until
+            the model is used next, so a Tensor of them that was taken before must not be read in between.
 
     Raises:
         ValueError: if a number is out of range.
@@ -40,6 +43,7 @@ class AdamW(Optimizer):
         decay_all: bool = False,
         master_weights: bool = True,
         seed: int = 13371337,
+        comm: _llmc.Comm | None = None,
     ) -> None:
         check_seed(seed, 64)
         native = _llmc.AdamW(
@@ -52,6 +56,7 @@ class AdamW(Optimizer):
             decay_all=decay_all,
             master_weights=master_weights,
             seed=seed,
+            comm=comm,
         )
         super().__init__(native)
 

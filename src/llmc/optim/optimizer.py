@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from llmc import _llmc
 
@@ -68,6 +70,37 @@ class Optimizer:
     def state(self) -> dict[str, ParameterState]:
         """Return what is kept of each parameter, by llm.c's names in file order: views of the device's memory."""
         return {name: ParameterState(*kept) for name, kept in self._native.state().items()}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether state() is that of this rank's pieces only (ZeRO-1)."""
+        return self._native.sharded
+
+    def layers(self, name: str) -> int:
+        """Return how many layers of a parameter are stacked; 1 if it has none."""
+        return self._native.layers(name)
+
+    def gather(self, name: str, kind: int, layer: int) -> _llmc.Tensor:
+        """Return all of one layer's state, from all ranks, each of which calls this alike.
+
+        Args:
+            name: of the parameter.
+            kind: which moment, from 0 on; the number of moments means the master.
+            layer: from 0 on.
+
+        Returns:
+            As many elements as the layer has, flat; valid until the next call.
+        """
+        return self._native.gather(name, kind, layer)
+
+    def scatter(self, name: str, kind: int, layer: int, values: NDArray[Any] | None) -> None:
+        """Set all of one layer's state from rank 0's values; the other ranks pass None. Every rank calls this alike.
+
+        Args:
+            name, kind, layer: as of gather().
+            values: as many elements as the layer has, contiguous: float32, or int16 for the master.
+        """
+        self._native.scatter(name, kind, layer, values)
 
     @property
     def bytes(self) -> int:

@@ -43,7 +43,8 @@ class Result:
     """An operand that the op writes, and what is right: |result - exact| <= limit for each element.
 
     before: its values beforehand; None for NaNs, so that an element that is not written is noticed. master: the position of the operand
-    with the lower 16 bits of a bf16 weight; both together are the result. slack: what an option's kernels may be off by besides, in
+    with the lower 16 bits of a bf16 weight; both together are the result. digits: the operand holds the digits of a number, as
+    gradient_norm_squared writes them; the number is the result. slack: what an option's kernels may be off by besides, in
     units of a relative error by name: "tanh" of that of tanh, "sum" of that of a sum in bf16 which is rounded before it is added to.
     """
 
@@ -53,6 +54,7 @@ class Result:
     dtype: str
     before: Array | None = None
     master: int | None = None
+    digits: bool = False
     slack: dict[str, Array] = field(default_factory=dict)
 
 

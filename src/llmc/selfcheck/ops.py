@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from llmc.values import VALUE_DTYPES
 
 _RATES = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 _RATES |= {"correction1": 0.19, "correction2": 0.0975}
-STEP = {name: float(np.float32(value)) for name, value in _RATES.items()}  # as the op gets them
+STEP: dict[str, Any] = {name: float(np.float32(value)) for name, value in _RATES.items()}  # as the op gets them
 
 
 class Cases(Draw):
@@ -25,7 +26,7 @@ class Cases(Draw):
     def groups(self) -> Iterator[Iterator[Case]]:
         """Yield the cases, those of related ops together."""
         for make in (self.copies, self.encoder, self.layernorm, self.matmul, self.gelu, self.residual, self.attention, self.decode,
-                     self.classifier, self.sums, self.adamw):  # fmt: skip
+                     self.classifier, self.sums, self.gradient_norm, self.adamw):  # fmt: skip
             yield make()
         if self.dtype == "f32":  # of tokens and of single numbers, which have no other dtype
             yield self.sample()
@@ -286,35 +287,65 @@ class Cases(Draw):
 
     def clip_factor(self) -> Iterator[Case]:
         for squared, largest, factor in ((4.0, 1.0, 0.5), (0.25, 1.0, 1.0), (9.0, 0.0, 1.0), (2.0, 1.0, 0.5**0.5)):
-            results = [self.result(n, np.array([e]), e, 2) for n, e in (("norm", squared**0.5), ("factor", factor))]
-            yield self.case("clip_factor", f"{squared:g}", *results, self.given(np.array([squared])), scalars=[largest])
+            digits = np.zeros(_llmc.NORM_DIGITS)
+            digits[_llmc.UNIT_DIGIT], digits[_llmc.UNIT_DIGIT - 1] = squared // 1, squared % 1 * 2.0**16
+            for size, given in ((f"{squared:g}", np.array([squared])), (f"{squared:g} in digits", digits)):
+                results = [self.result(n, np.array([e]), e, 2) for n, e in (("norm", squared**0.5), ("factor", factor))]
+                yield self.case("clip_factor", size, *results, self.given(given), scalars=[largest])
+
+    def gradient_norm(self) -> Iterator[Case]:
+        before = np.zeros(_llmc.NORM_DIGITS)
+        before[_llmc.UNIT_DIGIT - 1] = 2.0**15  # 0.5
+        for sizes in ((1,), (33, 0, 1025, 1), (20_000, 33, 70_001)):
+            for other in self.gradient_dtypes():  # gradients of both dtypes in one call
+                dtypes = [self.dtype, *[other] * (len(sizes) - 1)]
+                gradients = [self.random(n, dtype=dtype) for n, dtype in zip(sizes, dtypes, strict=True)]
+                exact = np.array([0.5 + sum((g * g).sum() for g in gradients)])
+                total = replace(self.result("out", exact, exact, 8, dtype="f32", before=before), digits=True)
+                given = [Given(g, dtype) for g, dtype in zip(gradients, dtypes, strict=True)]
+                size = f"{'+'.join(map(str, sizes))} {other}"
+                yield self.case("gradient_norm_squared", size, total, *given, real=max(sizes) > 40_000)
 
     def adamw(self) -> Iterator[Case]:
-        for n, factor in ((1, 1.0), (33, 0.5), (70_001, 0.5)):
-            for grad_dtype in self.gradient_dtypes():
-                grad = self.random(n, dtype=grad_dtype)
-                # m has the gradient's sign, so nothing cancels.
-                param = self.random(n, dtype="f32")
-                m = np.copysign(self.random(n, dtype="f32"), grad)
-                v = np.square(self.random(n, dtype="f32")).astype(np.float32).astype(np.float64)
-                given = [Given(grad, grad_dtype), Given(np.array([factor]), "f32")]
-                for master in (True, False) if self.dtype == "bf16" else (False,):
-                    at = param if master else param.astype(VALUE_DTYPES[self.dtype]).astype(np.float64)
-                    after, new_m, new_v = formulas.adamw(at, m, v, grad, factor, STEP)
-                    # Without the lower bits a bf16 weight is rounded stochastically, to either neighbour.
-                    unit = UNIT["f32"] if master or self.dtype == "f32" else 2 * self.unit
-                    scale = np.abs(at) + 4 * np.abs(after - at)
-                    limit = STORE * unit * np.maximum(np.abs(after), np.abs(at)) + 8 * F32 * scale
-                    weight, low = Result("param", after, limit, self.dtype, at), None
-                    if master:
-                        high, below = split_master(at.astype(np.float32))
-                        weight = Result("param", after, limit, self.dtype, high.view(VALUE_DTYPES["bf16"]), 1)
-                        low = Given(below, "i16")
-                    added = np.abs(factor * grad)
-                    first = self.result("m", new_m, np.abs(m) + added, 2, dtype="f32", before=m)
-                    second = self.result("v", new_v, v + added * added, 2, dtype="f32", before=v)
+        for grad_dtype in self.gradient_dtypes():
+            for master in (True, False) if self.dtype == "bf16" else (False,):
+                for n, factor in ((1, 1.0), (33, 0.5), (70_001, 0.5)):
+                    operands = self.adamw_operands(n, factor, grad_dtype, master)
                     rates = _llmc.AdamWStep(**STEP, seed=n)
-                    yield self.case("adamw", f"{n}", weight, low, first, second, *given, scalars=[rates])
+                    given = Given(np.array([factor]), "f32")
+                    yield self.case("adamw", f"{n}", *operands, given, scalars=[rates])
+                sizes, decays = (33, 1, 2051), (0.1, 0.0, 0.3)
+                operands = []
+                for i, (n, decay) in enumerate(zip(sizes, decays, strict=True)):
+                    operands += self.adamw_operands(n, 0.5, grad_dtype, master, decay, len(operands), f" {i}")
+                given = Given(np.array([0.5]), "f32")
+                scalars = [_llmc.AdamWStep(**STEP), *decays]
+                yield self.case("adamw_many", "+".join(map(str, sizes)), *operands, given, scalars=scalars)
+
+    def adamw_operands(self, n: int, factor: float, grad_dtype: str, master: bool, decay: float = STEP["weight_decay"], at: int = 0,
+                       suffix: str = "") -> list[Operand]:  # fmt: skip
+        """Return param, master, m, v and grad, whose positions are at and following."""
+        grad = self.random(n, dtype=grad_dtype)
+        # m has the gradient's sign, so nothing cancels.
+        param = self.random(n, dtype="f32")
+        m = np.copysign(self.random(n, dtype="f32"), grad)
+        v = np.square(self.random(n, dtype="f32")).astype(np.float32).astype(np.float64)
+        before = param if master else param.astype(VALUE_DTYPES[self.dtype]).astype(np.float64)
+        step = STEP | {"weight_decay": float(np.float32(decay))}
+        after, new_m, new_v = formulas.adamw(before, m, v, grad, factor, step)
+        # Without the lower bits a bf16 weight is rounded stochastically, to either neighbour.
+        unit = UNIT["f32"] if master or self.dtype == "f32" else 2 * self.unit
+        scale = np.abs(before) + 4 * np.abs(after - before)
+        limit = STORE * unit * np.maximum(np.abs(after), np.abs(before)) + 8 * F32 * scale
+        weight, low = Result(f"param{suffix}", after, limit, self.dtype, before), None
+        if master:
+            high, below = split_master(before.astype(np.float32))
+            high = high.view(VALUE_DTYPES["bf16"])
+            weight, low = replace(weight, before=high, master=at + 1), Given(below, "i16")
+        added = np.abs(factor * grad)
+        first = self.result(f"m{suffix}", new_m, np.abs(m) + added, 2, dtype="f32", before=m)
+        second = self.result(f"v{suffix}", new_v, v + added * added, 2, dtype="f32", before=v)
+        return [weight, low, first, second, Given(grad, grad_dtype)]
 
     def sample(self) -> Iterator[Case]:
         for N, V, Vp, temperature, top_k, top_p in ((9, 31, 40, 1.0, 0, 1.0), (9, 31, 40, 0.0, 0, 1.0), (9, 31, 40, 0.8, 3, 1.0),

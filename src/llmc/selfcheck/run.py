@@ -63,11 +63,37 @@ def run_case(backend: Any, case: Case, kernel: str) -> list[Outcome]:
     """
     try:
         tensors = _tensors(backend, case)
-        getattr(backend, case.op)(*tensors, *case.scalars)
+        call_op(backend, case.op, tensors, case.scalars)
         results = [(o, _values(tensors, i, o)) for i, o in enumerate(case.operands) if isinstance(o, Result)]
     except Exception as e:  # whatever it is, the other kernels are still checked, if the device still works
         return [failed(backend, case.op, kernel, case.dtype, case.size, e)]
     return [judged(case.op, kernel, case.dtype, case.size, o.name, x, o.exact, o.limit) for o, x in results]
+
+
+def call_op(backend: Any, op: str, tensors: list[_llmc.Tensor | None], scalars: list[Any]) -> None:
+    """Call an op with its tensors, in the order of its declaration, and its scalars.
+
+    Those of adamw_many are param, master, m, v and grad of one parameter after another, and factor; and the step, and each
+    parameter's weight decay.
+    """
+    call = getattr(backend, op)
+    if op == "adamw_many":
+        step, *decays = scalars
+        operands = []
+        for i, decay in enumerate(decays):
+            param, master, m, v, grad = tensors[5 * i : 5 * i + 5]
+            operands.append(_llmc.AdamWOperands(param, master, m, v, grad, decay))
+        call(operands, tensors[-1], step)
+    elif op == "gradient_norm_squared":
+        call(tensors[0], tensors[1:])
+    else:
+        call(*tensors, *scalars)
+
+
+def number_of(digits: Array) -> float:
+    """Return the number whose digits gradient_norm_squared has written."""
+    places = 16.0 * (np.arange(_llmc.NORM_DIGITS) - _llmc.UNIT_DIGIT)
+    return float((digits * 2.0**places).sum())
 
 
 def judged(op: str, kernel: str, dtype: str, size: str, result: str, x: Any, exact: Any, limit: Any) -> Outcome:
@@ -127,4 +153,6 @@ def _tensors(backend: Any, case: Case) -> list[_llmc.Tensor | None]:
 def _values(tensors: list[_llmc.Tensor | None], at: int, result: Result) -> Array:
     tensor, master = tensors[at], None if result.master is None else tensors[result.master]
     assert tensor is not None
+    if result.digits:
+        return np.array([number_of(get(tensor))])
     return get(tensor) if master is None else join_master(tensor.to_host(), master.to_host())

@@ -1,0 +1,628 @@
+"""The star of connections: a server in a thread of rank 0, and in each process, rank 0 included, a thread that holds its end.
+
+Each end sends a heartbeat every second, in which a rank says where it is. A connection that breaks, or from which nothing has come
+for too long, ends every process, with a line that names the rank: a process that has lost another can only wait for ever, since
+MPI's and NCCL's calls do not come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from llmc.distributed.frames import MAX_BYTES, Decoder, FrameError, Message, encode
+
+LOST = 75  # the exit code of a process that ends because another was lost: EX_TEMPFAIL, "try again"
+# Codes that the others take over: to begin anew does not help against wrong arguments, and who was asked to stop has not failed.
+_PASSED_ON = (2, 130, 143)
+_BEAT = 1.0  # seconds between heartbeats
+_HANDSHAKE = 10.0  # seconds that a stranger has to say who it is
+_STRANGERS = 256  # as many may be connected at a time
+_LAST_WORDS = 0.3  # seconds in which every process can print its line before a launcher sees that one has ended, and kills the rest
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a rank tells of itself when it comes.
+
+    Attributes:
+        rank, size: its number, and of how many it believes to be one.
+        host: the name of its host.
+        node: what tells hosts apart even if their names are equal.
+        version: llmc's.
+        job: what tells this start from others.
+    """
+
+    rank: int
+    size: int
+    host: str
+    node: str
+    version: str
+    job: str
+
+
+def line_of(rank: int | None, host: str, reason: str, own_rank: int) -> str:
+    """Return the line that rank own_rank prints when it ends because of another rank, or for a reason that is nobody's."""
+    who = f"rank {rank} on {host}: " if rank is not None else ""
+    return f"{who}{reason}; rank {own_rank} ends"
+
+
+def leave(line: str, code: int) -> NoReturn:
+    """Print a line on stderr and end the process at once, without any clean-up that could wait for a lost rank."""
+    start = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""  # a progress bar may stand there
+    # Not through sys.stderr: another thread may hold its lock, and wait.
+    try:
+        os.write(2, f"{start}{line}\n".encode(errors="replace"))
+    except OSError:
+        pass
+    flusher = threading.Thread(target=_flush, daemon=True)
+    flusher.start()
+    flusher.join(_LAST_WORDS)
+    time.sleep(_LAST_WORDS)
+    os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+
+
+def proof(token: bytes, side: str, nonce: str, member: Message) -> str:
+    """Return the HMAC by which one side shows that it knows the token: of its name, the other's nonce, and what the client said."""
+    said = "\n".join([side, nonce, *(f"{k}={member[k]!r}" for k in sorted(member))])
+    return hmac.new(token, said.encode(), hashlib.sha256).hexdigest()
+
+
+@dataclass
+class _Peer:
+    """A connection, as the server sees it."""
+
+    sock: socket.socket
+    since: float  # when it was accepted
+    heard: float  # when something last came
+    decoder: Decoder = field(default_factory=Decoder)
+    out: bytearray = field(default_factory=bytearray)
+    nonce: str = field(default_factory=lambda: secrets.token_hex(32))
+    member: Member | None = None  # None: a stranger
+    at: str = ""
+    number: int = 0
+    bye: bool = False
+
+
+class Server:
+    """Rank 0's server: lets the ranks in, carries their values, and ends all if one is lost.
+
+    Args:
+        listeners: sockets that listen; the server closes them when all ranks are there.
+        token: the secret that a rank must know.
+        member: rank 0, which is let in by local_end().
+        timeout: seconds in which all ranks must come.
+        silence: seconds without a sign of life after which a rank is lost.
+        may_return: whether a rank whose connection breaks before all are there may come again.
+        complete: called when all are there, or when they will not be.
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        listeners: list[socket.socket],
+        token: bytes,
+        member: Member,
+        *,
+        timeout: float,
+        silence: float,
+        may_return: bool,
+        complete: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ) -> None:
+        self._thread = threading.Thread(target=self._serve, name="llmc server", daemon=True)
+        self._listeners, self._token, self._member = listeners, token, member
+        self._timeout, self._silence, self._may_return = timeout, silence, may_return
+        self._complete, self._say = complete, say
+        self._selector = selectors.DefaultSelector()
+        self._peers: list[_Peer] = []
+        self._ranks: dict[int, _Peer] = {}
+        self._started = self._done = self._closed = False
+        self._begin = time.monotonic()
+        self._next_notice = self._begin + 5
+        self._next_beat = 0.0
+        self._gathers: dict[int, dict[int, Message]] = {}
+        self._overdue: tuple[float, int, str] | None = None  # when to judge, whose complaint, and its text
+        for listener in listeners:
+            listener.setblocking(False)
+            self._selector.register(listener, selectors.EVENT_READ)
+
+    def local_end(self) -> socket.socket:
+        """Return rank 0's own connection. Call it before start()."""
+        here, there = socket.socketpair()
+        peer = self._add(here)
+        peer.member = self._member
+        peer.decoder.limit = MAX_BYTES
+        self._ranks[0] = peer
+        return there
+
+    def start(self) -> None:
+        """Serve from now on, until all ranks have said bye or one is lost."""
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has ended, not longer than that."""
+        self._thread.join(seconds)
+
+    def _serve(self) -> None:
+        size, last = self._member.size, time.monotonic()
+        tick = min(0.25, self._silence / 8)
+        while not self._done:
+            for key, events in self._selector.select(tick):
+                if key.data is None:
+                    self._accept(key.fileobj)  # type: ignore[arg-type]
+                elif events & selectors.EVENT_WRITE:
+                    self._flush(key.data)
+                elif key.data in self._peers:  # an earlier event of this round may have dropped it
+                    self._read(key.data)
+            now = time.monotonic()
+            if (
+                now - last > self._silence / 2
+            ):  # this process was stopped or the machine slept: others may have been, too
+                for peer in self._peers:
+                    peer.heard = now
+            last = now
+            if self._done:
+                break
+            self._drop_slow_strangers(now)
+            if not self._started and len(self._ranks) == size:
+                self._start()
+            elif not self._started:
+                self._wait_for_ranks(now)
+            self._judge(now)
+            if now >= self._next_beat:
+                self._next_beat = now + min(_BEAT, self._silence / 4)
+                for peer in self._ranks.values():
+                    self._send(peer, {"t": "beat", "at": self._ranks[0].at})
+        self._close_listeners()
+        self._complete()
+        if self._closed:
+            self._let_go()
+
+    # ---- connections ----
+
+    def _add(self, sock: socket.socket) -> _Peer:
+        sock.setblocking(False)
+        now = time.monotonic()
+        peer = _Peer(sock, now, now)
+        self._peers.append(peer)
+        self._selector.register(sock, selectors.EVENT_READ, peer)
+        return peer
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:  # it is gone again, or there are no file descriptors left
+            return
+        strangers = [p for p in self._peers if p.member is None]
+        if len(strangers) >= _STRANGERS:
+            self._drop(strangers[0])
+        self._send(peer := self._add(sock), {"llmc": peer.nonce})
+
+    def _drop(self, peer: _Peer) -> None:
+        """Close a connection. It is none of a rank that is still needed."""
+        self._selector.unregister(peer.sock)
+        self._peers.remove(peer)
+        peer.sock.close()
+        if peer.member is not None and self._ranks.get(peer.member.rank) is peer:
+            del self._ranks[peer.member.rank]
+
+    def _drop_slow_strangers(self, now: float) -> None:
+        for peer in [p for p in self._peers if p.member is None and now - p.since > _HANDSHAKE]:
+            self._drop(peer)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+            listener.close()
+        self._listeners = []
+
+    def _send(self, peer: _Peer, message: Message) -> None:
+        peer.out += encode(message)
+        self._flush(peer)
+
+    def _flush(self, peer: _Peer) -> None:
+        try:
+            while peer.out:
+                sent = peer.sock.send(peer.out)
+                del peer.out[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            peer.out.clear()  # reading will tell that it is lost
+        if peer in self._peers and not self._closed:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.out else 0)
+            if self._selector.get_key(peer.sock).events != events:
+                self._selector.modify(peer.sock, events, peer)
+
+    def _read(self, peer: _Peer) -> None:
+        try:
+            data = peer.sock.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            return self._gone(peer)
+        peer.heard = time.monotonic()
+        peer.decoder.feed(data)
+        try:
+            while not self._done and peer in self._peers and (message := peer.decoder.next()) is not None:
+                if peer.member is None:
+                    self._admit(peer, message)
+                else:
+                    self._take(peer, peer.member, message)
+        except (FrameError, KeyError, TypeError, ValueError):
+            if peer.member is None:
+                return self._drop(peer)
+            self._end(peer.member.rank, "it sent what is no message of llmc", LOST)
+
+    def _gone(self, peer: _Peer) -> None:
+        if peer.member is None or (not self._started and self._may_return and peer.member.rank):
+            return self._drop(peer)
+        self._end(peer.member.rank, f"connection lost (killed, or out of memory?){_last_seen(peer.at)}", LOST)
+
+    # ---- the start ----
+
+    def _admit(self, peer: _Peer, message: Message) -> None:
+        """Let a stranger in that knows the token."""
+        said = {k: message[k] for k in ("rank", "size", "host", "node", "version", "job", "nonce")}
+        if not hmac.compare_digest(proof(self._token, "client", peer.nonce, said), str(message["mac"])):
+            return self._drop(peer)
+        nonce = said.pop("nonce")
+        member = Member(**said)
+        answer = {**said, "nonce": peer.nonce, "refused": ""}
+        if member.job != self._member.job:
+            answer["refused"] = "job"
+        self._send(peer, {"mac": proof(self._token, "server", nonce, answer), "refused": answer["refused"]})
+        if answer["refused"]:
+            return self._drop(peer)
+        peer.member, peer.decoder.limit = member, MAX_BYTES
+        me = self._member
+        there = f"rank 0 on {me.host}"
+        if member.version != me.version:
+            return self._end(member.rank, f"it has llmc {member.version}, {there} has {me.version}", 2)
+        if member.size != me.size:
+            return self._end(
+                member.rank, f"it was started as one of {member.size} ranks, {there} as one of {me.size}", 2
+            )
+        if other := self._ranks.get(member.rank):
+            host = other.member.host if other.member else ""
+            where = f"on {host} too" if host != member.host else "twice on this host"
+            return self._end(member.rank, f"it was started {where}: each process needs a number of its own", 2)
+        if not 0 <= member.rank < me.size:
+            return self._end(member.rank, f"ranks count from 0 to {me.size - 1}", 2)
+        self._ranks[member.rank] = peer
+
+    def _start(self) -> None:
+        self._started = True
+        self._close_listeners()
+        for stranger in [p for p in self._peers if p.member is None]:
+            self._drop(stranger)
+        members = [m for r in range(self._member.size) if (m := self._ranks[r].member)]
+        for peer in self._ranks.values():
+            self._send(peer, {"t": "start", "hosts": [m.host for m in members], "nodes": [m.node for m in members]})
+        self._complete()
+        self._complete = lambda: None
+
+    def _wait_for_ranks(self, now: float) -> None:
+        missing = [r for r in range(self._member.size) if r not in self._ranks]
+        here = f"({len(self._ranks)} of {self._member.size} are here)"
+        left = self._begin + self._timeout - now
+        if left <= 0:
+            self._end(None, f"{_ranks(missing)} did not come within {self._timeout:g} s {here}", LOST)
+        elif now >= self._next_notice:
+            self._next_notice = now + 10
+            self._say(f"waiting for {_ranks(missing)} {here}, {left:.0f} s left")
+
+    # ---- the run ----
+
+    def _take(self, peer: _Peer, member: Member, message: Message) -> None:
+        kind = message["t"]
+        if kind == "beat":
+            peer.at, peer.number = str(message["at"]), int(message["n"])
+        elif kind == "gather":
+            self._gather(member.rank, message)
+        elif kind == "fail":
+            self._end(member.rank, str(message["why"]), code if (code := int(message["code"])) in _PASSED_ON else LOST)
+        elif kind == "overdue":
+            if self._overdue is None:  # heartbeats that are on their way tell better who is behind
+                self._overdue = time.monotonic() + 2 * _BEAT, member.rank, str(message["why"])
+        elif kind == "bye":
+            peer.bye = True
+            if all(p.bye for p in self._ranks.values()) and self._started:
+                self._closed = True
+                self._finish({"t": "closed"})
+            self._check_ended()
+        else:
+            raise FrameError(f"unknown message {kind!r}")
+
+    def _gather(self, rank: int, message: Message) -> None:
+        n = int(message["n"])
+        values = self._gathers.setdefault(n, {})
+        values[rank] = message
+        for other, theirs in values.items():
+            if theirs["what"] != message["what"]:
+                places = f"it is at '{message['what']}', while rank {other} is at '{theirs['what']}'"
+                return self._end(rank, f"the ranks do not do the same: {places}", 1)
+        if len(values) == self._member.size:
+            del self._gathers[n]
+            everything = [values[r]["v"] for r in range(self._member.size)]
+            for peer in self._ranks.values():
+                self._send(peer, {"t": "value", "n": n, "v": everything})
+        self._check_ended()
+
+    def _check_ended(self) -> None:
+        """End everything if a rank waits for one that has said bye."""
+        for values in self._gathers.values():
+            for rank, peer in self._ranks.items():
+                if peer.bye and rank not in values and not self._done:
+                    waiting = next(iter(values))
+                    why = f"it has ended, while rank {waiting} is at '{values[waiting]['what']}'"
+                    return self._end(rank, why, LOST)
+
+    def _judge(self, now: float) -> None:
+        """End everything if a rank is silent, or if one has complained of waiting too long."""
+        for rank, peer in self._ranks.items():
+            if now - peer.heard > self._silence and not peer.bye:
+                why = f"no sign of life for {self._silence:g} s (stopped, or its host is down?){_last_seen(peer.at)}"
+                return self._end(rank, why, LOST)
+        if self._overdue is not None and now >= self._overdue[0]:
+            _, rank, why = self._overdue
+            complaint = f"rank {rank} on {self._host(rank)}: {why}"
+            behind = self._behind(rank)
+            if behind is None:
+                return self._end(None, f"{complaint}; no rank is behind it", LOST)
+            self._end(behind, f"it is behind{_last_seen(self._ranks[behind].at)} ({complaint})", LOST)
+
+    def _behind(self, rank: int) -> int | None:
+        """Return the rank that the others wait for: the one with the lowest number, or one that is elsewhere than the rank that waits."""
+        peers = self._ranks
+        slowest = min(peers, key=lambda r: peers[r].number)
+        if peers[slowest].number < peers[rank].number:
+            return slowest
+        return next((r for r in sorted(peers) if peers[r].at != peers[rank].at), None)
+
+    # ---- the end ----
+
+    def _host(self, rank: int | None) -> str:
+        peer = self._ranks.get(rank) if rank is not None else None
+        return peer.member.host if peer and peer.member else ""
+
+    def _end(self, rank: int | None, why: str, code: int) -> None:
+        """Tell every process that it is to end. Rank 0, with which this server ends, hears it last."""
+        host = self._host(rank) or next((p.member.host for p in self._peers if p.member and p.member.rank == rank), "")
+        self._finish({"t": "end", "rank": rank, "host": host, "why": why, "code": code})
+
+    def _finish(self, message: Message) -> None:
+        self._done = True
+        others = [p for p in self._peers if p.member is not None and p is not self._ranks[0]]
+        for peer in others:
+            self._send(peer, message)
+        deadline = time.monotonic() + 1
+        while any(p.out for p in others) and time.monotonic() < deadline:
+            time.sleep(0.01)
+            for peer in others:
+                self._flush(peer)
+        self._send(self._ranks[0], message)
+
+    def _let_go(self) -> None:
+        """Wait until the others have closed their ends: a connection that is closed with something unread may lose what was sent."""
+        deadline = time.monotonic() + 2
+        while self._peers and time.monotonic() < deadline:
+            for key, _ in self._selector.select(0.1):
+                try:
+                    if not key.data.sock.recv(1 << 16):
+                        self._drop(key.data)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._drop(key.data)
+        for peer in list(self._peers):
+            self._drop(peer)
+        self._selector.close()
+
+
+def _last_seen(at: str) -> str:
+    return f", last seen at {at}" if at else ""
+
+
+def _ranks(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8])) + (f", ... ({len(numbers)} in all)" if len(numbers) > 8 else "")
+    return f"rank{'s' if len(numbers) > 1 else ''} {shown}"
+
+
+class Lifeline:
+    """A rank's end of its connection to the server.
+
+    Args:
+        sock: the connection; the server has let this rank in.
+        rank: this process's.
+        leader: the name of rank 0's host, as far as it is known.
+        silence: seconds without a sign of life after which rank 0 is lost.
+        decoder: with what has already come.
+        end: called, with a line and an exit code, when this process is to end because of another.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        rank: int,
+        leader: str,
+        *,
+        silence: float,
+        decoder: Decoder | None = None,
+        end: Callable[[str, int], Any] = leave,
+    ) -> None:
+        self._thread = threading.Thread(target=self._hold, name="llmc lifeline", daemon=True)
+        self._sock, self._rank, self._leader = sock, rank, leader
+        self._decoder = decoder or Decoder()
+        self._decoder.limit = MAX_BYTES
+        self._silence, self._end = silence, end
+        self._sending = threading.Lock()
+        self._news = threading.Condition()
+        self._values: dict[int, list[Any]] = {}  # of each gather, by its number
+        self._calls = threading.Lock()
+        self._count = 0  # of collective calls so far
+        self.at, self.number = "", 0
+        self._leader_at = ""
+        self._started: Message | None = None
+        self._ended = self._failing = False
+        sock.setblocking(True)
+
+    def start(self) -> None:
+        """Read what comes and send heartbeats from now on."""
+        self._thread.start()
+
+    def _hold(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._sock, selectors.EVENT_READ)
+            interval = min(_BEAT, self._silence / 4)
+            heard = last = time.monotonic()
+            next_beat = 0.0
+            while not self._ended:
+                if not self._handle_all():
+                    return
+                now = time.monotonic()
+                if now >= next_beat:
+                    next_beat = now + interval
+                    if self._sending.acquire(
+                        blocking=False
+                    ):  # else a message is being sent, which is a sign of life too
+                        try:
+                            self._transmit({"t": "beat", "at": self.at, "n": self.number})
+                        finally:
+                            self._sending.release()
+                ready = selector.select(max(0.0, min(next_beat - now, self._silence / 8)))
+                now = time.monotonic()
+                if now - last > self._silence / 2:  # this process was stopped, or the machine slept
+                    heard = now
+                last = now
+                if ready:
+                    try:
+                        data = self._sock.recv(1 << 16)
+                    except OSError:
+                        data = b""
+                    if not data:
+                        return self._lost(f"connection lost (killed, or out of memory?){_last_seen(self._leader_at)}")
+                    heard = now
+                    self._decoder.feed(data)
+                elif now - heard > self._silence:
+                    why = f"no sign of life for {self._silence:g} s (stopped, or its host is down?)"
+                    return self._lost(why + _last_seen(self._leader_at))
+
+    def _handle_all(self) -> bool:
+        """Handle the messages that have come; return whether there is more to wait for."""
+        try:
+            while (message := self._decoder.next()) is not None:
+                kind = message["t"]
+                if kind == "end":
+                    self._finish(message)
+                    return False
+                with self._news:
+                    if kind == "beat":
+                        self._leader_at = str(message["at"])
+                    elif kind == "start":
+                        self._started, self._leader = message, message["hosts"][0]
+                    elif kind == "value":
+                        self._values[message["n"]] = message["v"]
+                    elif kind == "closed":
+                        self._ended = True
+                    self._news.notify_all()
+        except (FrameError, KeyError) as e:
+            self._lost(f"it sent what is no message of llmc ({e})")
+            return False
+        return not self._ended
+
+    def _finish(self, message: Message) -> None:
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+        if not (self._failing and message["rank"] == self._rank):
+            self._end(line_of(message["rank"], message["host"], message["why"], self._rank), message["code"])
+
+    def _lost(self, why: str) -> None:
+        with self._news:
+            already, self._ended = self._ended or self._failing, True
+            self._news.notify_all()
+        if not already:
+            self._end(line_of(0, self._leader, why, self._rank), LOST)
+
+    def _transmit(self, message: Message) -> None:
+        try:
+            self._sock.sendall(encode(message))
+        except OSError:
+            pass  # the thread that reads will see it, and say so
+
+    def send(self, message: Message) -> None:
+        """Send a message. If the connection is broken, this process is about to end."""
+        with self._sending:
+            self._transmit(message)
+
+    def wait(self, done: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait until done() is true, as far as what comes can make it so.
+
+        Args:
+            done: what is waited for.
+            seconds: the longest time; None: no limit.
+
+        Returns:
+            Whether done() is true.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with self._news:
+            while not done():
+                left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+                if left <= 0:
+                    return False
+                self._news.wait(left)  # not longer: Windows handles Ctrl-C between two waits
+        return True
+
+    def started(self) -> Message:
+        """Return the message of the start, when all ranks are there."""
+        self.wait(lambda: self._started is not None)
+        assert self._started is not None
+        return self._started
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        """Return every rank's value. what: what the ranks are doing, to be the same on all."""
+        with self._calls:
+            self._count += 1
+            n = self._count
+            self.send({"t": "gather", "n": n, "what": what, "v": value})
+            self.wait(lambda: n in self._values)
+            return self._values.pop(n)
+
+    def fail(self, reason: str, code: int) -> None:
+        """Tell the others why this process ends, and give them time to hear it."""
+        self._failing = True
+        self.send({"t": "fail", "why": reason, "code": code})
+        self.wait(lambda: self._ended, 2)
+        time.sleep(_LAST_WORDS)
+
+    def close(self, seconds: float) -> bool:
+        """Say bye, and wait until all ranks have. Return whether they have within that time."""
+        self.send({"t": "bye"})
+        closed = self.wait(lambda: self._ended, seconds)
+        if closed:
+            self._thread.join(2)
+            self._sock.close()
+        return closed
