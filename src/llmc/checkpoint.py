@@ -278,7 +278,7 @@ class _Layout:
         return _Layout(
             slices,
             moments=len(next(iter(optimizer.state().values())).moments),
-            masters=optimizer.has_master(slices[0].name),
+            masters=optimizer.has_masters,
             weight_bytes=MEMORY_DTYPES[model.dtype].itemsize,
         )
 

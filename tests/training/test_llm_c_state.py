@@ -138,7 +138,7 @@ def test_slices_that_cannot_have_been_divided(tmp_path: Path) -> None:
 
 
 def test_all_parts_are_looked_for(tmp_path: Path) -> None:
-    settings, sizes = checkpoint(tmp_path, 4)
+    _, sizes = checkpoint(tmp_path, 4)
     parts = as_llm_c(tmp_path / "run", 3, 4, sizes, zero=False)
     assert newest_good(tmp_path / "run", warn=pytest.fail) is not None
     parts[3].unlink()

@@ -81,7 +81,8 @@ def _failure_told(world: World) -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        world.fail(f"{type(e).__name__}: {e}", 2 if isinstance(e, (ValueError, FileNotFoundError)) else 1)
+        code = 130 if isinstance(e, KeyboardInterrupt) else 2 if isinstance(e, (ValueError, FileNotFoundError)) else 1
+        world.fail(f"{type(e).__name__}: {e}", code)
         raise
 
 
@@ -230,7 +231,7 @@ class Trainer:
 
     def _at(self, what: str) -> None:
         """Note where this rank is, for the others' messages if it is lost; what comes next is no update."""
-        self.world.at(f"{what} at step {self.step}")
+        self.world.at(f"{what} at step {self.step}", self.step)
         self._step_begin = None
 
     def train_step(self) -> StepInfo:
@@ -238,7 +239,7 @@ class Trainer:
         # A process alone waits for the update to end, so that its time is that of the whole. Ranks do not: what is left of an update
         # runs beside the next one's begin, so that time is measured from end to end.
         start = self._step_begin or time.perf_counter()
-        self.world.at(f"step {self.step}")
+        self.world.at(f"step {self.step}", self.step)
         model, optimizer, reduction = self.model, self.optimizer, self.run.reduction
         if self.config.overfit:
             self.train_loader.reset()
