@@ -22,16 +22,15 @@ MAY_INCLUDE = {
     "cpu": {"core", "cpu"},
     "cuda": {"core", "comm", "cuda"},
     "comm": {"core", "comm"},
-    "optim": {"core", "optim"},
-    "model": {"core", "model"},
+    "optim": {"core", "comm", "optim"},
+    "model": {"core", "comm", "model"},
     "bindings": {"", "core", "comm", "optim", "model", "bindings"},
     "apps": {"", "core", "optim", "model", "apps"},
 }
-# backends.cpp names the backends, a model knows gradient sinks, and bindings report on the machine and the build.
+# backends.cpp names the backends, and bindings report on the machine and the build.
 EXCEPTIONS = {
     ("backends.cpp", "cpu/make_cpu.h"),
     ("backends.cpp", "cuda/make_cuda.h"),
-    ("model/model.h", "comm/gradient_sink.h"),
     ("bindings/module.cpp", "cpu/isa.h"),
     ("bindings/module.cpp", "cpu/parallel.h"),
     ("bindings/module.cpp", "cpu/peak.h"),
@@ -67,7 +66,11 @@ def test_there_is_something_to_look_at():
     assert {name(p) for p in SOURCES} >= {"core/backend.h", "model/gpt2.cpp", "cpu/parallel.cpp", "cuda/no_cuda.cpp"}
     assert {p.name for p in MODULES} >= {"gpt2.py", "trainer.py", "cli.py"}
     assert {folder_of(name(p)) for p in SOURCES} == set(MAY_INCLUDE)
-    assert includes(CSRC / "core" / "parameter.h") == [("string", False), ("core/tensor.h", True)]
+    assert includes(CSRC / "core" / "parameter.h") == [
+        ("cstdint", False),
+        ("string", False),
+        ("core/tensor.h", True),
+    ]
     assert functions(CSRC / "core" / "check.h") == {"fill_into", "filled"}
     assert imports(ast.parse("def f():\n    from llmc import checkpoint as c, _llmc\n    import llmc")) == {
         "llmc.checkpoint",
