@@ -65,10 +65,17 @@ def leave(line: str, code: int) -> NoReturn:
         os.write(2, f"{start}{line}\n".encode(errors="replace"))
     except OSError:
         pass
-    flusher = threading.Thread(target=_flush, daemon=True)
+    time.sleep(_LAST_WORDS)
+    exit_now(code)
+
+
+def exit_now(code: int) -> NoReturn:
+    """End the process, without the clean-up of the interpreter and of MPI."""
+    flusher = threading.Thread(
+        target=_flush, daemon=True
+    )  # not here: another thread may hold a lock of the stream, and wait
     flusher.start()
     flusher.join(_LAST_WORDS)
-    time.sleep(_LAST_WORDS)
     os._exit(code)
 
 
@@ -112,6 +119,7 @@ class Server:
         timeout: seconds in which all ranks must come.
         silence: seconds without a sign of life after which a rank is lost.
         may_return: whether a rank whose connection breaks before all are there may come again.
+        orphaned: whether what started the ranks is gone without having ended them.
         complete: called when all are there, or when they will not be.
         say: prints a line.
     """
@@ -125,20 +133,21 @@ class Server:
         timeout: float,
         silence: float,
         may_return: bool,
+        orphaned: Callable[[], bool] = lambda: False,
         complete: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
         self._thread = threading.Thread(target=self._serve, name="llmc server", daemon=True)
         self._listeners, self._token, self._member = listeners, token, member
         self._timeout, self._silence, self._may_return = timeout, silence, may_return
-        self._complete, self._say = complete, say
+        self._orphaned, self._complete, self._say = orphaned, complete, say
         self._selector = selectors.DefaultSelector()
         self._peers: list[_Peer] = []
         self._ranks: dict[int, _Peer] = {}
         self._started = self._done = self._closed = False
         self._begin = time.monotonic()
         self._next_notice = self._begin + 5
-        self._next_beat = 0.0
+        self._next_look = 0.0
         self._gathers: dict[int, dict[int, Message]] = {}
         self._overdue: tuple[float, int, str] | None = None  # when to judge, whose complaint, and its text
         for listener in listeners:
@@ -188,10 +197,6 @@ class Server:
             elif not self._started:
                 self._wait_for_ranks(now)
             self._judge(now)
-            if now >= self._next_beat:
-                self._next_beat = now + min(_BEAT, self._silence / 4)
-                for peer in self._ranks.values():
-                    self._send(peer, {"t": "beat", "at": self._ranks[0].at})
         self._close_listeners()
         self._complete()
         if self._closed:
@@ -339,6 +344,9 @@ class Server:
         kind = message["t"]
         if kind == "beat":
             peer.at, peer.number = str(message["at"]), int(message["n"])
+            if member.rank == 0:  # its heartbeats, passed on, are the server's, which is in the same process
+                for other in self._ranks.values():
+                    self._send(other, {"t": "beat", "at": peer.at})
         elif kind == "gather":
             self._gather(member.rank, message)
         elif kind == "fail":
@@ -380,11 +388,15 @@ class Server:
                     return self._end(rank, why, LOST)
 
     def _judge(self, now: float) -> None:
-        """End everything if a rank is silent, or if one has complained of waiting too long."""
+        """End everything if a rank is silent, if one has complained of waiting too long, or if nobody wants the run any more."""
         for rank, peer in self._ranks.items():
             if now - peer.heard > self._silence and not peer.bye:
                 why = f"no sign of life for {self._silence:g} s (stopped, or its host is down?){_last_seen(peer.at)}"
                 return self._end(rank, why, LOST)
+        if now >= self._next_look:
+            self._next_look = now + _BEAT
+            if self._orphaned():
+                return self._end(None, "llmc-train, which started the ranks, has been killed", LOST)
         if self._overdue is not None and now >= self._overdue[0]:
             _, rank, why = self._overdue
             complaint = f"rank {rank} on {self._host(rank)}: {why}"
