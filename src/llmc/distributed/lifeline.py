@@ -302,9 +302,13 @@ class Server:
             return self._drop(peer)
         peer.member, peer.decoder.limit = member, MAX_BYTES
         me = self._member
+
+        def refuse(why: str) -> None:
+            self._end(member.rank, why, 2, member.host)
+
         there = f"rank 0 on {me.host}"
         if member.version != me.version:
-            return self._end(member.rank, f"it has llmc {member.version}, {there} has {me.version}", 2)
+            return refuse(f"it has llmc {member.version}, {there} has {me.version}")
         if member.size != me.size:
             return self._end(
                 member.rank, f"it was started as one of {member.size} ranks, {there} as one of {me.size}", 2
@@ -312,9 +316,9 @@ class Server:
         if other := self._ranks.get(member.rank):
             host = other.member.host if other.member else ""
             where = f"on {host} too" if host != member.host else "twice on this host"
-            return self._end(member.rank, f"it was started {where}: each process needs a number of its own", 2)
+            return refuse(f"it was started {where}: each process needs a number of its own")
         if not 0 <= member.rank < me.size:
-            return self._end(member.rank, f"ranks count from 0 to {me.size - 1}", 2)
+            return refuse(f"ranks count from 0 to {me.size - 1}")
         self._ranks[member.rank] = peer
 
     def _start(self) -> None:
@@ -419,12 +423,12 @@ class Server:
         peer = self._ranks.get(rank) if rank is not None else None
         return peer.member.host if peer and peer.member else ""
 
-    def _end(self, rank: int | None, why: str, code: int) -> None:
-        """Tell every process that it is to end. Rank 0, with which this server ends, hears it last."""
-        host = self._host(rank) or next((p.member.host for p in self._peers if p.member and p.member.rank == rank), "")
-        self._finish({"t": "end", "rank": rank, "host": host, "why": why, "code": code})
+    def _end(self, rank: int | None, why: str, code: int, host: str = "") -> None:
+        """Tell every process that it is to end, because of a rank or for a reason that is nobody's."""
+        self._finish({"t": "end", "rank": rank, "host": host or self._host(rank), "why": why, "code": code})
 
     def _finish(self, message: Message) -> None:
+        """Send the last message. Rank 0, with which this server ends, hears it last."""
         self._done = True
         others = [p for p in self._peers if p.member is not None and p is not self._ranks[0]]
         for peer in others:
