@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "bindings/bindings.h"
+#include "comm/host_comm.h"
 #include "comm/reduction.h"
 #include "cuda/make_cuda.h"
 
@@ -27,6 +28,67 @@ auto collective(Comm::Ticket (Comm::*method)(const std::vector<Tensor>&)) {
         const Busy busy(c.backend());
         return (c.*method)(of(c, xs));
     };
+}
+
+const char* name_of(Exchange::Kind kind) {
+    switch (kind) {
+    case Exchange::Kind::barrier: return "barrier";
+    case Exchange::Kind::all_to_all: return "all_to_all";
+    case Exchange::Kind::all_gather: return "all_gather";
+    case Exchange::Kind::broadcast: return "broadcast";
+    }
+    return "";
+}
+
+// Of memory that the Exchanges own.
+template <Staging Exchange::* member>
+py::memoryview view(const Exchange& e) {
+    return py::memoryview::from_memory((e.*member).data(), (e.*member).size());
+}
+
+void bind_host_comm(py::module_& m) {
+    py::class_<Exchange>(m, "Exchange",
+                         "What a transport moves for a HostComm: csrc/comm/host_comm.h.\n\n"
+                         "Parts lie in a buffer in the order of ranks, without gaps; counts are their bytes. "
+                         "The buffers are valid until done().")
+        .def_property_readonly(
+            "kind", [](const Exchange& e) { return name_of(e.kind); },
+            "'all_to_all': part r of send to rank r, into part r of receive what rank r sends. 'all_gather': "
+            "this rank's "
+            "part of receive to all ranks. 'broadcast': all of receive, from rank root. 'barrier': nothing.")
+        .def_readonly("what", &Exchange::what, "The collective, in words.")
+        .def_property_readonly("send", &view<&Exchange::send>, "What is sent.")
+        .def_property_readonly("receive", &view<&Exchange::receive>, "Where what arrives goes.")
+        .def_readonly("send_counts", &Exchange::send_counts, "By rank, the bytes of its part of send.")
+        .def_readonly("receive_counts", &Exchange::receive_counts,
+                      "By rank, the bytes of its part of receive.")
+        .def_readonly("root", &Exchange::root, "The rank that broadcasts.")
+        .def_readonly("has_heads", &Exchange::has_heads,
+                      "Whether to gather every rank's head into heads, and check() them, first.")
+        .def_property_readonly("head", &view<&Exchange::head>, "What this rank is in.")
+        .def_property_readonly("heads", &view<&Exchange::heads>, "What every rank is in, by rank.");
+    py::class_<Exchanges, std::shared_ptr<Exchanges>>(
+        m, "Exchanges", "What a HostComm has to exchange with other ranks, for the thread that moves bytes.")
+        .def("next_exchange", &Exchanges::next, py::return_value_policy::reference_internal,
+             py::call_guard<py::gil_scoped_release>(),
+             "Wait for an exchange and return it; None if there will be no more.")
+        .def("check", &Exchanges::check, "Raise Error if the heads, which have arrived, disagree.")
+        .def("done", &Exchanges::done, py::call_guard<py::gil_scoped_release>(),
+             "Tell that the exchange is complete.")
+        .def("fail", &Exchanges::fail, "message"_a,
+             "End: what waits, and every later call of the Comm, raises Error.")
+        .def_property_readonly("ended", &Exchanges::ended, "Whether no exchange is wanted any more.")
+        .def_property_readonly("awaited", &Exchanges::awaited,
+                               "Whether a thread waits for what is exchanged.")
+        .def_property_readonly("bytes_sent", &Exchanges::bytes_sent,
+                               "The bytes that this rank had for the other ranks so far.");
+    py::class_<HostComm, Comm, std::shared_ptr<HostComm>>(
+        m, "HostComm",
+        "A Comm of a CPU backend whose bytes are moved by a thread that serves `exchanges`. Until then its "
+        "collectives wait.")
+        .def(py::init<std::shared_ptr<Backend>, int, int>(), py::arg("backend").none(false), "rank"_a,
+             "size"_a)
+        .def_property_readonly("exchanges", &HostComm::exchanges, "What the transport serves.");
 }
 
 }  // namespace
@@ -82,6 +144,8 @@ void bind_comm(py::module_& m) {
             },
             "x"_a, "Return the sums over all ranks, element by element. Waits for every rank.")
         .def("barrier", busy(&Comm::barrier), "Wait until every rank has called it.");
+
+    bind_host_comm(m);
 
     py::class_<GradientSink, std::shared_ptr<GradientSink>>(
         m, "GradientSink", "A taker of gradients as backward() completes them: csrc/comm/gradient_sink.h.");

@@ -25,8 +25,11 @@ __all__: list[str] = [
     "DataLoader",
     "DeviceInfo",
     "Error",
+    "Exchange",
+    "Exchanges",
     "GPT2Config",
     "GradientSink",
+    "HostComm",
     "KVCache",
     "MemoryPlan",
     "Model",
@@ -457,6 +460,110 @@ class Comm:
     def size(self) -> int:
         """
         The number of ranks.
+        """
+
+class Exchange:
+    """
+    What a transport moves for a HostComm: csrc/comm/host_comm.h.
+
+    Parts lie in a buffer in the order of ranks, without gaps; counts are their bytes. The buffers are valid until done().
+    """
+    @property
+    def has_heads(self) -> bool:
+        """
+        Whether to gather every rank's head into heads, and check() them, first.
+        """
+    @property
+    def head(self) -> memoryview:
+        """
+        What this rank is in.
+        """
+    @property
+    def heads(self) -> memoryview:
+        """
+        What every rank is in, by rank.
+        """
+    @property
+    def kind(self) -> str:
+        """
+        'all_to_all': part r of send to rank r, into part r of receive what rank r sends. 'all_gather': this rank's part of receive to all ranks. 'broadcast': all of receive, from rank root. 'barrier': nothing.
+        """
+    @property
+    def receive(self) -> memoryview:
+        """
+        Where what arrives goes.
+        """
+    @property
+    def receive_counts(self) -> list[int]:
+        """
+        By rank, the bytes of its part of receive.
+        """
+    @property
+    def root(self) -> int:
+        """
+        The rank that broadcasts.
+        """
+    @property
+    def send(self) -> memoryview:
+        """
+        What is sent.
+        """
+    @property
+    def send_counts(self) -> list[int]:
+        """
+        By rank, the bytes of its part of send.
+        """
+    @property
+    def what(self) -> str:
+        """
+        The collective, in words.
+        """
+
+class Exchanges:
+    """
+    What a HostComm has to exchange with other ranks, for the thread that moves bytes.
+    """
+    def check(self) -> None:
+        """
+        Raise Error if the heads, which have arrived, disagree.
+        """
+    def done(self) -> None:
+        """
+        Tell that the exchange is complete.
+        """
+    def fail(self, message: str) -> None:
+        """
+        End: what waits, and every later call of the Comm, raises Error.
+        """
+    def next_exchange(self) -> Exchange:
+        """
+        Wait for an exchange and return it; None if there will be no more.
+        """
+    @property
+    def awaited(self) -> bool:
+        """
+        Whether a thread waits for what is exchanged.
+        """
+    @property
+    def bytes_sent(self) -> int:
+        """
+        The bytes that this rank had for the other ranks so far.
+        """
+    @property
+    def ended(self) -> bool:
+        """
+        Whether no exchange is wanted any more.
+        """
+
+class HostComm(Comm):
+    """
+    A Comm of a CPU backend whose bytes are moved by a thread that serves `exchanges`. Until then its collectives wait.
+    """
+    def __init__(self, backend: Backend, rank: int, size: int) -> None: ...
+    @property
+    def exchanges(self) -> Exchanges:
+        """
+        What the transport serves.
         """
 
 class GradientSink:
@@ -1068,10 +1175,16 @@ def isa() -> dict[str, typing.Any]:
     """
 
 def memory_plan(
-    config: GPT2Config, options: ModelOptions, B: int, T: int, training: bool = True, optimizer_bytes: int = 0
+    config: GPT2Config,
+    options: ModelOptions,
+    B: int,
+    T: int,
+    training: bool = True,
+    optimizer_bytes: int = 0,
+    micro_gradients: bool = False,
 ) -> MemoryPlan:
     """
-    Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients and an optimizer that keeps optimizer_bytes of each weight.
+    Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients (twice, if those of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes of each weight.
     """
 
 def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:
