@@ -294,28 +294,30 @@ class Server:
             return self._drop(peer)
         nonce = said.pop("nonce")
         member = Member(**said)
-        answer = {**said, "nonce": peer.nonce, "refused": ""}
-        if member.job != self._member.job:
-            answer["refused"] = "job"
-        self._send(peer, {"mac": proof(self._token, "server", nonce, answer), "refused": answer["refused"]})
-        if answer["refused"]:
+        refused = "job" if member.job != self._member.job else ""
+        answer = proof(self._token, "server", nonce, {**said, "nonce": peer.nonce, "refused": refused})
+        self._send(peer, {"mac": answer, "refused": refused})
+        if refused:
             return self._drop(peer)
         peer.member, peer.decoder.limit = member, MAX_BYTES
-        me = self._member
-        there = f"rank 0 on {me.host}"
-        if member.version != me.version:
-            return self._end(member.rank, f"it has llmc {member.version}, {there} has {me.version}", 2)
-        if member.size != me.size:
-            return self._end(
-                member.rank, f"it was started as one of {member.size} ranks, {there} as one of {me.size}", 2
-            )
-        if other := self._ranks.get(member.rank):
-            host = other.member.host if other.member else ""
-            where = f"on {host} too" if host != member.host else "twice on this host"
-            return self._end(member.rank, f"it was started {where}: each process needs a number of its own", 2)
-        if not 0 <= member.rank < me.size:
-            return self._end(member.rank, f"ranks count from 0 to {me.size - 1}", 2)
+        if why := self._misfit(member):
+            return self._end(member.rank, why, 2, member.host)
         self._ranks[member.rank] = peer
+
+    def _misfit(self, member: Member) -> str:
+        """Return why a process cannot be a rank of this run, though it belongs to it; empty if it can."""
+        me = self._member
+        if member.version != me.version:
+            return f"it has llmc {member.version}, rank 0 on {me.host} has {me.version}"
+        if member.size != me.size:
+            return f"it was started as one of {member.size} ranks, rank 0 on {me.host} as one of {me.size}"
+        if not 0 <= member.rank < me.size:
+            return f"ranks count from 0 to {me.size - 1}"
+        if member.rank in self._ranks:
+            host = self._host(member.rank)
+            where = f"on {host} too" if host != member.host else "twice on this host"
+            return f"it was started {where}: each process needs a number of its own"
+        return ""
 
     def _start(self) -> None:
         self._started = True
@@ -419,12 +421,12 @@ class Server:
         peer = self._ranks.get(rank) if rank is not None else None
         return peer.member.host if peer and peer.member else ""
 
-    def _end(self, rank: int | None, why: str, code: int) -> None:
-        """Tell every process that it is to end. Rank 0, with which this server ends, hears it last."""
-        host = self._host(rank) or next((p.member.host for p in self._peers if p.member and p.member.rank == rank), "")
-        self._finish({"t": "end", "rank": rank, "host": host, "why": why, "code": code})
+    def _end(self, rank: int | None, why: str, code: int, host: str = "") -> None:
+        """Tell every process that it is to end, because of a rank or for a reason that is nobody's."""
+        self._finish({"t": "end", "rank": rank, "host": host or self._host(rank), "why": why, "code": code})
 
     def _finish(self, message: Message) -> None:
+        """Send the last message. Rank 0, with which this server ends, hears it last."""
         self._done = True
         others = [p for p in self._peers if p.member is not None and p is not self._ranks[0]]
         for peer in others:
