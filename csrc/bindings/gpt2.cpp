@@ -40,11 +40,11 @@ void bind_gpt2(py::module_& m) {
     m.def("config_from_descriptor", &gpt2_config_from_descriptor, "descriptor"_a,
           "Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'.");
 
-    m.def(
-        "memory_plan", &GPT2::memory_plan, "config"_a, "options"_a, "B"_a, "T"_a, "training"_a = true,
-        "optimizer_bytes"_a = 0,
-        "Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients and an "
-        "optimizer that keeps optimizer_bytes of each weight.");
+    m.def("memory_plan", &GPT2::memory_plan, "config"_a, "options"_a, "B"_a, "T"_a, "training"_a = true,
+          "optimizer_bytes"_a = 0, "micro_gradients"_a = false,
+          "Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients "
+          "(twice, if those "
+          "of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes of each weight.");
 
     py::class_<BoundGPT2, BoundModel>(m, "GPT2",
                                       "GPT-2 and GPT-3: csrc/model/gpt2.h. llmc.GPT2 is made of it.")

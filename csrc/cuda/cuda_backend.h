@@ -7,6 +7,7 @@
 #include <atomic>
 #include <initializer_list>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -90,6 +91,8 @@ class CudaBackend final : public Backend {
     void matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                               Tensor weight, Tensor pre, bool accumulate) override;
     void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) override;
+    void adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step) override;
+    void gradient_norm_squared(Tensor out, std::span<const Tensor> gradients) override;
     void sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,
                 const SamplerOptions& options) override;
 

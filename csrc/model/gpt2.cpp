@@ -67,7 +67,8 @@ void GPT2::declare_activations(Arena& arena, GPT2Activations& a, const GPT2Confi
 }
 
 MemoryPlan GPT2::memory_plan(const GPT2Config& config, const ModelOptions& options, std::int64_t B,
-                             std::int64_t T, bool training, std::int64_t optimizer_bytes) {
+                             std::int64_t T, bool training, std::int64_t optimizer_bytes,
+                             bool micro_gradients) {
     config.validate();
     options.validate();
     LLMC_CHECK(B > 0 && T > 0 && B <= (std::int64_t{1} << 30) / T, "B {} times T {} is out of range", B, T);
@@ -76,7 +77,8 @@ MemoryPlan GPT2::memory_plan(const GPT2Config& config, const ModelOptions& optio
     Arena acts("", 256);
     declare_activations(acts, activations, config, options, B, T, training);
     const std::int64_t N = count_parameters(gpt2_parameters(config));
-    return {N * size_of(options.dtype), training ? N * size_of(options.grad_dtype) : 0,
+    const std::int64_t copies = training ? 1 + micro_gradients : 0;
+    return {N * size_of(options.dtype), copies * N * size_of(options.grad_dtype),
             training ? N * optimizer_bytes : 0, acts.bytes()};
 }
 

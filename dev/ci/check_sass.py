@@ -27,12 +27,13 @@ LOADS = (
     "classifier",
     "encoder_forward",
     "block_sum",
+    "adamw",
     "column_sum",
     "wte_chunk",
     "wpe_backward",
     "delta_kernel",
 )
-STORES = ("elementwise", "layernorm", "encoder_forward")
+STORES = ("elementwise", "adamw", "layernorm", "encoder_forward")
 
 
 @dataclass

@@ -1180,10 +1180,16 @@ def isa() -> dict[str, typing.Any]:
     """
 
 def memory_plan(
-    config: GPT2Config, options: ModelOptions, B: int, T: int, training: bool = True, optimizer_bytes: int = 0
+    config: GPT2Config,
+    options: ModelOptions,
+    B: int,
+    T: int,
+    training: bool = True,
+    optimizer_bytes: int = 0,
+    micro_gradients: bool = False,
 ) -> MemoryPlan:
     """
-    Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients and an optimizer that keeps optimizer_bytes of each weight.
+    Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients (twice, if those of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes of each weight.
     """
 
 def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:

@@ -511,6 +511,8 @@ def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute
     account = (kept * N * C + rows * Vp) * size[dtype] + statistics * N * 4 + 2 * N * 4
     assert 0 <= plan.activations - account < 256 * 30
     assert plan.total == plan.parameters + plan.gradients + plan.optimizer + plan.activations
+    twice = _llmc.memory_plan(TINY.native(), options, B, T, True, optimizer_bytes, micro_gradients=True)
+    assert twice.gradients == 2 * plan.gradients and twice.total == plan.total + plan.gradients
     evaluation = _llmc.memory_plan(TINY.native(), options, B, T, False, optimizer_bytes)
     assert evaluation.gradients == evaluation.optimizer == 0 and evaluation.activations < plan.activations
 
