@@ -1,19 +1,21 @@
-"""One rank of test_mpi.py: mpiexec -n N python mpi_rank.py, with conftest.py on the path.
+"""One rank of test_mpi.py: mpiexec -n N python mpi_rank.py, or by hand python mpi_rank.py R N PORT; with conftest.py on the path.
 
 Prints "rank R of N: all is well", or ends with an error. What was never exchanged does not keep it from ending.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
-from mpi4py import MPI
 from test_host_comm import by_threads, many_collectives
 
 from llmc import _llmc
 from llmc.distributed.mpi import open_comm
+from llmc.distributed.world import open_world
 
 
 class Watch:
@@ -24,6 +26,11 @@ class Watch:
         self.places: list[str] = []
         self.late: list[str] = []
 
+    meet = "mpi"
+
+    def gather(self, value: object) -> list[object]:
+        raise AssertionError("MPI has told who is who")
+
     def at(self, text: str) -> None:
         self.places.append(text)
 
@@ -33,13 +40,16 @@ class Watch:
 
 def check_collectives(rank: int, size: int, backend: _llmc.Backend) -> None:
     """Ranks need not have MPI's order."""
-    comm = open_comm(backend, watch := Watch(size - 1 - rank, size))
+    compare(open_comm(backend, watch := Watch(size - 1 - rank, size)), backend)
+    assert not watch.late
+
+
+def compare(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
     found = many_collectives(comm, backend)
-    expected = by_threads(size, many_collectives)[comm.rank]
+    expected = by_threads(comm.size, many_collectives)[comm.rank]
     assert len(found) == len(expected)
     for a, b in zip(expected, found):
         assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
-    assert not watch.late
 
 
 def check_disagreement(rank: int, size: int, backend: _llmc.Backend) -> None:
@@ -67,6 +77,8 @@ def check_time_limit(rank: int, size: int, backend: _llmc.Backend) -> None:
 
 
 def check_arguments(rank: int, size: int, backend: _llmc.Backend) -> None:
+    from mpi4py import MPI
+
     with pytest.raises(
         ValueError, match=f"rank {rank} of {size + 1}, but MPI knows of {size}: .* mpiexec -n {size + 1}"
     ):
@@ -86,8 +98,9 @@ def send_at_the_end(rank: int, size: int, backend: _llmc.Backend) -> None:
         comm.wait()
 
 
-def main() -> None:
-    world, backend = MPI.COMM_WORLD, _llmc.Backend("cpu", 1)
+def check_started_by_mpiexec(backend: _llmc.Backend) -> str:
+    from mpi4py.MPI import COMM_WORLD as world
+
     checks = [check_arguments, check_collectives]
     if world.size > 1:
         checks += [check_disagreement, check_time_limit]
@@ -95,7 +108,28 @@ def main() -> None:
         check(world.rank, world.size, backend)
         world.Barrier()
     send_at_the_end(world.rank, world.size, backend)
-    print(f"rank {world.rank} of {world.size}: all is well\n", end="", flush=True)
+    return f"rank {world.rank} of {world.size}"
+
+
+def check_started_by_hand(rank: int, size: int, port: int, backend: _llmc.Backend) -> str:
+    """Ranks that met by TCP exchange tensors by MPI, if it is MPICH; others say what to do."""
+    met = {"dist_init": "tcp", "dist_host": "127.0.0.1", "dist_port": port, "dist_dir": "", "dist_timeout": 60.0}
+    world = open_world(SimpleNamespace(processes=size, rank=rank, gpus_per_node=1, max_restarts=0, **met))
+    assert (world.rank, world.size) == (rank, size)
+    try:
+        comm = world.open_comm(backend)
+    except ValueError as e:
+        assert "only MPICH's processes can meet without its launcher" in str(e) and f"mpiexec -n {size}" in str(e)
+    else:
+        compare(comm, backend)
+    return f"rank {rank} of {size}"
+
+
+def main() -> None:
+    backend = _llmc.Backend("cpu", 1)
+    place = [int(number) for number in sys.argv[1:]]
+    who = check_started_by_hand(*place, backend=backend) if place else check_started_by_mpiexec(backend)
+    print(f"{who}: all is well\n", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ import time
 from typing import Any, Protocol
 
 from llmc import _llmc
+from llmc.distributed import pmi
 
 SPIN = 50e-6  # seconds of asking without a pause, if the computing thread computes
 SPIN_AWAITED = 2e-3  # the same, if it waits: not for ever, because there may be more ranks than cores
-PAUSES = 50e-6, 1e-3  # the first and the longest pause between two questions, if it computes
+PAUSES = 50e-6, 500e-6  # the first and the longest pause between two questions, if it computes
 PAUSES_AWAITED = 20e-6, 100e-6  # ... and if it waits
 LONG = 1.0  # seconds after which the world is told where this rank is
 GRACE = 10.0  # seconds for the world to end this process if an exchange takes too long, and for the last ones at its regular end
@@ -30,7 +31,11 @@ class World(Protocol):
 
     rank: int
     size: int
+    meet: str
     timeout: float
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, by rank."""
 
     def at(self, text: str) -> None:
         """Note where this rank is."""
@@ -40,7 +45,7 @@ class World(Protocol):
 
 
 def open_comm(backend: _llmc.Backend, world: World) -> _llmc.HostComm:
-    """Return the Comm of a CPU backend among the processes that MPI has started together. All ranks call it, at the same point.
+    """Return the Comm of a CPU backend among the world's ranks. All of them call it, at the same point.
 
     Args:
         backend: of the CPU.
@@ -50,6 +55,8 @@ def open_comm(backend: _llmc.Backend, world: World) -> _llmc.HostComm:
         ValueError: if there is no MPI, or it is another one than the ranks', or it cannot be used from threads; and what to do.
     """
     try:
+        if world.meet != "mpi":
+            pmi.initialize(world)
         from mpi4py import MPI
     except (ImportError, RuntimeError) as e:  # the latter if there is mpi4py but no library of MPI
         raise ValueError(
