@@ -24,7 +24,7 @@ from llmc.formats.shards import write_shard
 from llmc.system.fs import Fs
 from llmc.training import setup, sources
 from llmc.training.ranks import Notes, SlowRanks
-from llmc.training.settings import resolve
+from llmc.training.settings import load_toml, resolve
 from llmc.training.trainer import Trainer, TrainingStopped
 
 pytest_plugins = ["thread_ranks"]
@@ -180,6 +180,18 @@ def test_a_resumed_run_keeps_its_total_batch_size(ranks: int, batch_size: int | 
         assert (config.total_batch_size, config.batch_size) == (16 * 128, expected)
 
 
+def test_a_smaller_batch_size_is_said_and_not_kept(
+    tmp_path: Path, in_ranks: Ranks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ranks_settings(tmp_path, 2, max_steps=4)
+    part(Trainer(llmc.TrainConfig(**settings)), 2)
+    trainers = in_ranks(4, lambda rank: Trainer(llmc.TrainConfig(**settings, resume=True)))
+    assert [trainer.config.batch_size for trainer in trainers] == [1] * 4
+    assert capsys.readouterr().out == "batch_size is 1, not 2: 4 ranks divide the run's 64 tokens of an update\n"
+    assert load_toml(tmp_path / "run" / "config.toml")["batch_size"] == 2
+    assert "processes" not in load_toml(tmp_path / "run" / "config.toml")
+
+
 def test_ranks_that_cannot_divide_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2048, expected a multiple of .* \* 3 processes = 16 \* 128 \* 3 = 6144"):
         resolve(llmc.TrainConfig(), "cpu", ranks=3, saved={"total_batch_size": 2048})
@@ -205,7 +217,9 @@ def test_data_that_differ_are_named(tmp_path: Path, in_ranks: Ranks) -> None:
         data = {"data": (train,), "val_data": (val,)} if rank else {}
         return Trainer(llmc.TrainConfig(**{**settings, **data}))
 
-    with pytest.raises(Exception, match=r"the data differ: file 1 is 'train.bin of 9024 bytes, CRC-32 \w{8}', rank 0 has 'train.bin of"):
+    with pytest.raises(
+        Exception, match=r"the data differ: file 1 is 'train.bin of 9024 bytes, CRC-32 \w{8}', rank 0 has 'train.bin of"
+    ):
         in_ranks(2, body)
 
 
