@@ -170,6 +170,32 @@ def test_resume_with_the_same_ranks_is_bit_identical(tmp_path: Path, in_ranks: R
 
 
 @pytest.mark.parametrize(
+    ("old", "dtype", "zero_stage"),
+    [
+        ({"dtype": "f32"}, "bf16", 1),
+        ({"dtype": "f32"}, "bf16", 0),
+        ({"dtype": "bf16"}, "f32", 1),
+        ({"dtype": "bf16", "master_weights": False}, "bf16", 1),
+    ],
+)
+def test_resume_in_another_dtype(
+    tmp_path: Path, in_ranks: Ranks, old: dict[str, Any], dtype: str, zero_stage: int
+) -> None:
+    """What ranks load is what one process loads: both save the same bytes again."""
+    settings = ranks_settings(tmp_path, 2, **old)
+    part(Trainer(llmc.TrainConfig(**settings)), 2)
+    saved = []
+    for ranks in (1, 2):
+        run = tmp_path / f"by{ranks}"
+        shutil.copytree(tmp_path / "run", run)
+        changes = {"output_dir": str(run), "dtype": dtype, "master_weights": True, "zero_stage": zero_stage}
+        again = {**settings, **changes, "resume": True, "allow_changes": True}
+        in_ranks(ranks, lambda rank: part(Trainer(llmc.TrainConfig(**again)), 0))  # noqa: B023
+        saved.append(files(run, "model", "state"))
+    assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize(
     ("ranks", "batch_size", "expected"),
     [(1, 4, 4), (2, 4, 4), (4, 4, 4), (8, 4, 2), (16, 4, 1), (8, None, 2), (1, 6, 4)],
 )
