@@ -173,7 +173,8 @@ class World:
             return mpi.open_comm(backend, self)
         if os.environ.get("LLMC_ALLOW_SHARED_GPU") != "1":
             self._refuse_shared_gpus(int(device.partition(":")[2] or 0))
-        return _llmc.nccl_comm(backend, self.rank, self.size, self.share(_llmc.nccl_id() if self.leads else None))
+        id = self.share(_llmc.nccl_id() if self.leads else None)
+        return _llmc.nccl_comm(backend, self.rank, self.size, id)  # type: ignore[arg-type]  # bytes: the stub's str is C++'s
 
     def _refuse_shared_gpus(self, index: int) -> None:
         seen: dict[tuple[str, str], int] = {}
@@ -197,17 +198,20 @@ class World:
         """
         if self.size == 1:
             return threads
-        usable = _llmc.default_threads()  # OMP_NUM_THREADS, or what affinity and the quota of a container allow
+        usable, chosen = (
+            _llmc.default_threads(),
+            os.environ.get("OMP_NUM_THREADS"),
+        )  # else what affinity and a quota allow
         everyone = self._gather("CPUs", cpus.usable_cpus())
         mine = everyone[self.rank]
         sharers = [r for r in self._neighbours if everyone[r] == mine]
         index, count = sharers.index(self.rank), len(sharers)
-        if "OMP_NUM_THREADS" not in os.environ:
+        if not chosen:
             usable = max(1, (usable - index + count - 1) // count)
         if mine is not None:
             part = cpus.share_of(mine, index, count)
             cpus.bind(part)
-            if "OMP_NUM_THREADS" not in os.environ:
+            if not chosen:
                 usable = min(usable, len(part))
         return threads or usable
 
