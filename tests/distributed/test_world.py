@@ -112,40 +112,32 @@ def test_three_processes_meet(tmp_path: Path, meet: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("victim", [0, 2])
-def test_killed_rank(victim: int) -> None:
-    """The others end at once, each with one line; a barrier has no time limit, and still nobody hangs."""
-    ranks = Ranks(3, READY + "w.barrier()\nw.barrier() if w.rank != " + str(victim) + " else time.sleep(60)")
-    ranks.wait_for("ready")
+def test_killed_and_stopped_ranks():
+    """The others end with one line each; a barrier has no time limit, and still nobody hangs. Four runs at once, to wait once."""
+    code = READY + "w.barrier() if w.rank != {} else time.sleep(60)"
+    short = {"LLMC_HEARTBEAT_TIMEOUT": "2"}
+    cases = [
+        (Ranks(3, code.format(0)), 0, signal.SIGKILL),
+        (Ranks(3, code.format(2)), 2, signal.SIGKILL),
+        (Ranks(2, code.format(0), environ=short), 0, signal.SIGSTOP),
+        (Ranks(2, code.format(1), environ=short), 1, signal.SIGSTOP),
+    ]
+    for ranks, _, _ in cases:
+        ranks.wait_for("ready")
     time.sleep(2.2)  # two heartbeats: the rank's, and rank 0's to the others
-    ranks.processes[victim].kill()
+    for ranks, victim, number in cases:
+        ranks.processes[victim].send_signal(number)
     begin = time.monotonic()
-    ends = ranks.ends()
-    assert time.monotonic() - begin < 10
-    for rank, (code, _, err) in enumerate(ends):
-        if rank == victim:
-            assert code == -signal.SIGKILL
-        else:
-            line = rf"rank {victim} on {HOST}: {LOST}, last seen at step 12; rank {rank} ends\n"
-            assert code == 75 and re.fullmatch(line, err), err
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("victim", [0, 1])
-def test_stopped_rank(victim: int) -> None:
-    ranks = Ranks(
-        2,
-        READY + "w.barrier() if w.rank != " + str(victim) + " else time.sleep(60)",
-        environ={"LLMC_HEARTBEAT_TIMEOUT": "1.5"},
-    )
-    ranks.wait_for("ready")
-    time.sleep(0.8)
-    ranks.processes[victim].send_signal(signal.SIGSTOP)
-    code, err = (lambda p: (p.wait(15), p.stderr.read()))(ranks.processes[1 - victim])
-    ranks.processes[victim].kill()
-    ranks.ends()
-    why = r"no sign of life for 1\.5 s \(stopped, or its host is down\?\)(, last seen at step 12)?"
-    assert code == 75 and re.fullmatch(rf"rank {victim} on {HOST}: {why}; rank {1 - victim} ends\n", err), err
+    for ranks, victim, number in cases:
+        others = [p for p in ranks.processes if p is not ranks.processes[victim]]
+        for process in others:
+            process.wait(20)
+        ranks.processes[victim].kill()
+        why = LOST if number == signal.SIGKILL else r"no sign of life for 2 s \(stopped, or its host is down\?\)"
+        for rank, (exit_code, _, err) in enumerate(ranks.ends()):
+            line = rf"rank {victim} on {HOST}: {why}(, last seen at step 12)?; rank {rank} ends\n"
+            assert rank == victim or (exit_code == 75 and re.fullmatch(line, err)), (exit_code, err)
+    assert time.monotonic() - begin < 15
 
 
 def test_error_that_nobody_catches():
