@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mpi import mpiexec
 from runs import VOCAB, same_weights, tiny_data, tiny_run, tiny_settings, weights
 
 import llmc
@@ -203,7 +205,7 @@ def test_data_that_differ_are_named(tmp_path: Path, in_ranks: Ranks) -> None:
         data = {"data": (train,), "val_data": (val,)} if rank else {}
         return Trainer(llmc.TrainConfig(**{**settings, **data}))
 
-    with pytest.raises(Exception, match="the data differ: file 0, train.bin is"):
+    with pytest.raises(Exception, match=r"the data differ: file 1 is 'train.bin of 9024 bytes, CRC-32 \w{8}', rank 0 has 'train.bin of"):
         in_ranks(2, body)
 
 
@@ -401,3 +403,38 @@ def test_a_slow_rank_is_named_after_ten_updates_and_not_again_for_a_hundred() ->
     ]
     assert all(SlowRanks(["a", "b"]).update([1.0, 1.4]) == [] for _ in range(20))
     assert SlowRanks(["a", "b"]).update([0.0, 0.0]) == []  # the first update knows of none before it
+
+
+# ---- processes ----
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_processes_are_one_process_with_as_many_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A run, its second half resumed from one process's checkpoint, and a run that is stopped. Rank 0 alone sees the run directories."""
+    for folder in ("one", "many"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    settings = ranks_settings(tmp_path / "data", size, checkpoint_every=3, max_steps=6, layers=1, output_dir="run")
+    alone = llmc.train(**settings)
+    half = {**settings, "output_dir": "half"}
+    trainer = Trainer(llmc.TrainConfig(**half))
+    for _ in range(3):
+        trainer.train_step()
+    trainer.save()
+    shutil.copytree("half", tmp_path / "many" / "half")
+
+    stopped = {**settings, "output_dir": "stopped", "kill": True, "max_steps": 1000, "val_every": 0}
+    (tmp_path / "runs.json").write_text(json.dumps([settings, {**half, "resume": True}, stopped]))
+    done = mpiexec(size, str(Path(__file__).with_name("rank.py")), "../runs.json", cwd=tmp_path / "many")
+    assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
+    for rank in range(size):
+        whole, resumed, ended = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert whole["train_loss"] == alone.history["train_loss"] and whole["val_loss"] == alone.history["val_loss"]
+        assert resumed["train_loss"] == alone.history["train_loss"][3:] and resumed["end"] == 6
+        assert (ended["stopped_by"], ended["end"]) == (signal.SIGTERM, 2 if size == 1 else 3)
+    assert files(tmp_path / "many" / "run") == files(tmp_path / "one" / "run")
+    kinds = ("model", "state")
+    assert files(tmp_path / "many" / "half", *kinds).items() >= files(tmp_path / "one" / "run", *kinds).items()
+    assert finished_steps(tmp_path / "many" / "stopped") == [2 if size == 1 else 3]

@@ -93,7 +93,7 @@ def _memory_by_rank(run: Run) -> list[str]:
     if len(each) == 1:
         return []
     if max(each) - min(each) < _MIB:
-        return [f"memory of all {len(each)} ranks on {len(set(hosts))} hosts: {sum(each) // _MIB} MiB, each the same"]
+        return [f"memory of all {len(each)} ranks: {sum(each) // _MIB} MiB, of each the same"]
     by_rank = ", ".join(f"{rank} on {host} {size // _MIB} MiB" for rank, (host, size) in enumerate(zip(hosts, each)))
     return [f"memory of all {len(each)} ranks: {sum(each) // _MIB} MiB; of rank {by_rank}"]
 
@@ -104,7 +104,8 @@ def short_report(run: Run, total_steps: int) -> str:
     info = model.backend.info()
     device = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
     if run.world.size > 1:
-        device = f"{run.world.size} ranks on {len(set(run.world.hosts))} hosts, each: {device}"
+        hosts = len(set(run.world.hosts))
+        device = f"{run.world.size} ranks on {hosts} host{'s' if hosts > 1 else ''}, each: {device}"
     output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
     return (
         f"{model.family} of {model.num_parameters:,} parameters ({shape.num_layers} layers, {shape.num_heads} heads, {shape.channels} "

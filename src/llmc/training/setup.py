@@ -139,7 +139,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     run_dir = _open_run_directory(config, world)
     sources = _prepare(config, run_dir, world)
     fingerprint = sources.fingerprint()
-    world.agree("the data", {f"file {i}, {f.name}": [f.bytes, f.crc32] for i, f in enumerate(fingerprint)})
+    files = {f"file {i}": f"{f.name} of {f.bytes} bytes, CRC-32 {f.crc32:08x}" for i, f in enumerate(fingerprint, 1)}
+    world.agree("the data", files)
     if found is not None:
         _check_same(found, config, fingerprint)
     config = _as_before(config, saved)

@@ -136,7 +136,9 @@ class Trainer:
             self._checkpointer = Checkpointer(
                 self.run_dir, keep=self.config.keep_checkpoints, major_every=self.config.major_every, fs=fs
             )
-            write_atomically(self.run_dir / "config.toml", [self.config.to_toml().encode()])
+            # If the ranks needed a smaller batch size, another number of them may have the one that was given.
+            kept = self.config.replace(batch_size=config.batch_size or self.config.batch_size)
+            write_atomically(self.run_dir / "config.toml", [kept.to_toml().encode()])
             if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
                 self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
 
