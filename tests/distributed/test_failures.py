@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,16 +31,13 @@ from runs import tiny_settings
 
 import llmc
 from llmc.checkpoint import finished_steps, newest_good
+from llmc.distributed.launcher import find_mpiexec, options_of
 
 HERE = Path(__file__).parent
 RANKS = 3
 SILENCE = 2.0  # seconds without a sign of life, in place of a minute
-MPIEXEC = next(
-    (p for p in (Path(sys.executable).parent / "mpiexec", shutil.which("mpiexec")) if p and os.path.exists(p)), None
-)
 pytestmark = pytest.mark.skipif(
-    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None or sys.platform == "win32",
-    reason="needs MPI, and signals",
+    importlib.util.find_spec("mpi4py") is None or sys.platform == "win32", reason="needs MPI, and signals"
 )
 # A heartbeat a second says where a rank is.
 SEEN = r"(, last seen at [a-z ]*step \d)?"
@@ -129,13 +125,12 @@ def write_settings(folder: Path, **changes: Any) -> None:
 
 
 def rank_command(how: str, folder: Path, cleanup: bool) -> list[str]:
-    from llmc.distributed.launcher import options_of
-
-    asked = subprocess.run([str(MPIEXEC), "--version"], capture_output=True, text=True).stdout
+    mpiexec = find_mpiexec()
+    asked = subprocess.run([mpiexec, "--version"], capture_output=True, text=True).stdout
     options = [] if cleanup else options_of(asked)
     if "Open MPI" in asked and os.geteuid() == 0:
         options = [*options, "--allow-run-as-root", "--oversubscribe"]
-    return [str(MPIEXEC), *options, "-n", str(RANKS), sys.executable, str(HERE / "failing_rank.py"), how, str(folder)]
+    return [mpiexec, *options, "-n", str(RANKS), sys.executable, str(HERE / "failing_rank.py"), how, str(folder)]
 
 
 @contextmanager
