@@ -76,7 +76,7 @@ class Case:
         return int(self.how.split()[-1])
 
 
-BY_TCP = {"dist_init": "tcp", "dist_host": "127.0.0.1", "dist_timeout": 3.0}  # MPI's own start has no time limit
+BY_TCP = {"dist_init": "tcp", "dist_host": "127.0.0.1", "dist_timeout": 3.0}
 CASES = [
     Case("SIGKILL of rank 1", LOST, None, raced=True),
     Case("SIGKILL of rank 0", LOST, None, raced=True),
@@ -200,6 +200,17 @@ def check_checkpoints(run: Path, saved: tuple[int, ...]) -> None:
         assert found is not None and found.step == saved[-1]
 
 
+def late_to_mpi(folder: Path) -> Ended:
+    """Let a rank come too late to the start of MPI itself, where the others can tell no more than where they wait."""
+    write_settings(folder, dist_timeout=3.0)
+    with started(rank_command("late of rank 1", folder, cleanup=True), folder) as process:
+        process.wait(timeout=60)
+        seen = ended(process, folder, float((folder / "failed").read_text()))
+    assert seen.code != 0 and seen.seconds < 15, seen
+    assert "Timeout (0:00:03)!" in seen.lines and any("in meet_by_mpi" in line for line in seen.lines), seen.lines
+    return seen
+
+
 # What starts the ranks, the signal that it gets, and the exit code that follows.
 SIGNALS_TO_LAUNCHER = [
     ("llmc-train --processes 3", "Ctrl-C", 130),
@@ -251,6 +262,11 @@ def main() -> None:
             seen = inject(case, Path(folder))
         said = next((f"`{line}`" for line in seen.lines if line.endswith(" ends")), "")
         print(f"| {case.how} | {said} | {seen.code} | {case.saved} | {seen.seconds:.1f} s |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        seen = late_to_mpi(Path(folder))
+        print(
+            f"| late to the start of MPI | `{seen.lines[0]}` ... | {seen.code} | | {seen.seconds:.1f} s |", flush=True
+        )
     for launcher, name, code in SIGNALS_TO_LAUNCHER:
         with tempfile.TemporaryDirectory() as folder:
             seen = signal_launcher(launcher, name, code, Path(folder))
