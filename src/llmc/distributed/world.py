@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import faulthandler
 import os
 import secrets
 import socket
@@ -293,7 +294,10 @@ def _meet(place: Place, timeout: float, environ: Mapping[str, str]) -> World:
     token = environ.get("LLMC_TOKEN", "").encode()
     file: SharedFile | None = None
     if place.meet == "mpi":
+        # MPI's own start waits for all ranks, without a limit and with Python's lock: of the timers only one of C's ends that.
+        faulthandler.dump_traceback_later(timeout, exit=True, file=2)
         rank, sockets, addresses, token = meet_by_mpi(place, node)
+        faulthandler.cancel_dump_traceback_later()
     elif place.meet == "tcp":
         if not token and not is_loopback(place.host):
             raise ValueError(
