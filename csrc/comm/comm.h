@@ -44,6 +44,10 @@ class Comm {
     virtual void sum(std::vector<double>& x) = 0;
     virtual void barrier() = 0;  // waits for every rank
 
+    // Throws Error if a rank is known to be lost. Any thread may call it at any time, whatever the others do with this
+    // Comm and its backend; it waits for none of them.
+    virtual void check() {}
+
   protected:
     Ticket last_ = 0;  // of the last collective that was issued
 };
