@@ -1,6 +1,7 @@
 """Checkpoints that survive.
 
 A checkpoint of step s is llm.c's three files: model_<s>.bin, state_<s>_00000.bin (moments, master weights, data order) and DONE_<s>.
+Its bytes do not depend on the number of ranks that trained: rank 0 writes it, and the others send what they have of the state.
 llm.c only looks whether DONE_<s> exists; llmc writes a manifest into it: sizes and checksums of the other two, the settings and data
 of the run, and the little state that llm.c does not keep. DONE is written last and removed first, so whatever happens in between,
 every DONE_<s> that exists speaks of files that were on the disk in full. llm.c reads llmc's checkpoints, and llmc reads llm.c's.
@@ -15,21 +16,28 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
 from llmc.formats.manifest import Checksums, DataFile, LoaderPosition, Manifest, SavedState
-from llmc.formats.model_file import model_file_pieces, read_as_masters
-from llmc.formats.state_file import TrainState, WeightRow, has_writer_tag, read_state_file, state_file_pieces
+from llmc.formats.model_file import model_file_pieces, read_f32_weights
+from llmc.formats.state_file import (
+    TrainState,
+    has_writer_tag,
+    read_state_file,
+    split_master,
+    state_file_parts,
+    state_file_pieces,
+)
 from llmc.formats.stream import CheckpointDamaged, ReadableTensor, pieces
 from llmc.models.model import Model
-from llmc.optim.optimizer import Optimizer, ParameterState
+from llmc.optim.optimizer import Optimizer
 from llmc.system.fs import SYSTEM, Fs, StrPath, publish, stage, unstage, write_atomically
 from llmc.system.memory import available_host_memory
 from llmc.values import MEMORY_DTYPES
@@ -87,25 +95,38 @@ class Checkpointer:
         config: dict[str, Any],
         data: list[DataFile],
         background: bool = False,
+        begin: Callable[[], object] = lambda: None,
     ) -> None:
         """Save a checkpoint, then remove the oldest ones that are more than `keep`.
 
         Args:
             model: its weights are saved.
-            optimizer: its moments and the lower halves of its master weights are saved.
+            optimizer: its moments and the lower halves of its master weights are saved. If it is sharded, this is rank 0, and the
+                state is copied in memory always.
             state: the rest of what the run consists of.
             config: the run's settings, for the manifest.
             data: the run's token files, for the manifest.
             background: return as soon as everything is copied in memory. If memory does not suffice for a copy, return when the
                 checkpoint is on the disk.
+            begin: is called when disk and memory suffice. If the optimizer is sharded, every other rank must call send_state() then.
 
         Raises:
             OSError: if the checkpoint cannot be written; earlier ones are untouched. An error in the background is raised by the next
                 poll(), wait() or save().
         """
         self.wait()
-        tensors = _tensors(model, optimizer)
-        self._check_space(tensors)
+        layout = _Layout.of(model, optimizer)
+        self._check_space(layout)
+        copied = (background or optimizer.sharded) and self._staging.reserve(layout.copy_bytes)
+        if optimizer.sharded and not copied:
+            raise OSError(
+                errno.ENOMEM,
+                f"{layout.copy_bytes / 1e6:.1f} MB of memory are needed to gather the ranks' state, "
+                f"{available_host_memory() / 1e6:.1f} MB are free",
+                str(self.directory),
+            )
+        begin()
+        tensors = _tensors(model, optimizer, layout, self._staging.copy if copied else _as_it_is)
         record = Manifest(
             llmc=_llmc.__version__,
             step=state.step,
@@ -116,13 +137,12 @@ class Checkpointer:
             dtype=model.dtype,
             data=data,
         )
-        copy = self._staging.copy(tensors) if background else None
-        if copy is None:
+        if not (background and copied):
             return self._write(state, record, tensors)
 
         def write() -> None:
             try:
-                self._write(state, record, copy)
+                self._write(state, record, tensors)
             except Exception as e:
                 self._error = e
 
@@ -155,11 +175,9 @@ class Checkpointer:
         steps, self._completed = self._completed, []
         return steps
 
-    def _check_space(self, tensors: _Tensors[_llmc.Tensor]) -> None:
+    def _check_space(self, layout: _Layout) -> None:
         """Raise OSError before the disk is full, if it is too small."""
-        masters = 4 * sum(low.numel for low in tensors.lows)  # in the file they are whole, f32
-        needed = sum(_bytes(t) for t in (tensors.parameters, *tensors.moments)) + masters
-        free = self.fs.free_bytes(self.directory)
+        needed, free = layout.file_bytes, self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
@@ -167,7 +185,7 @@ class Checkpointer:
                 str(self.directory),
             )
 
-    def _write(self, state: TrainState, record: Manifest, tensors: _Tensors[_R]) -> None:
+    def _write(self, state: TrainState, record: Manifest, tensors: _Tensors) -> None:
         files = checkpoint_files(self.directory, state.step)
         self.fs.make_directory(self.directory)
         contents: dict[Path, Iterable[Any]] = {
@@ -197,8 +215,9 @@ class Checkpointer:
         steps = [s for s in finished_steps(self.directory) if not (self.major_every and s % self.major_every == 0)]
         for step in sorted((s for s in steps if s <= newest), reverse=True)[self.keep :]:
             files = checkpoint_files(self.directory, step)
+            parts = self.directory.glob(files.state.name.replace("_00000.", "_*."))  # several, if llm.c wrote them
             # DONE first: what is left after a crash half-way is no checkpoint, instead of a broken one.
-            for path in (files.done, files.model, files.state):
+            for path in (files.done, files.model, *sorted(parts)):
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
@@ -221,42 +240,110 @@ def _saved_state(state: TrainState) -> SavedState:
 
 # ---- what is saved: tensors of a device, or copies of them ----
 
-_R = TypeVar("_R", bound=ReadableTensor)
+
+class _Slice(NamedTuple):
+    """A parameter outside of the layers, or what one layer has of a parameter; begin: its place among all parameters."""
+
+    name: str
+    layer: int
+    begin: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What there is of a model and its optimizer, in the order of the files.
+
+    Attributes:
+        slices: of the parameters.
+        moments: how many the optimizer keeps of each weight.
+        masters: whether it keeps the 16 bits below each bf16 weight.
+        weight_bytes: of one weight.
+    """
+
+    slices: list[_Slice]
+    moments: int
+    masters: bool
+    weight_bytes: int
+
+    @staticmethod
+    def of(model: Model, optimizer: Optimizer) -> _Layout:
+        slices = []
+        begin = 0
+        for name, tensor in model.parameter_tensors().items():
+            layers = optimizer.layers(name)
+            for layer in range(layers):
+                slices.append(_Slice(name, layer, begin, tensor.numel // layers))
+                begin += slices[-1].numel
+        return _Layout(
+            slices,
+            moments=len(next(iter(optimizer.state().values())).moments),
+            masters=optimizer.has_masters,
+            weight_bytes=MEMORY_DTYPES[model.dtype].itemsize,
+        )
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of elements of each slice."""
+        return [piece.numel for piece in self.slices]
+
+    @property
+    def state(self) -> Iterator[tuple[str, int, int]]:
+        """What Optimizer.gather() and scatter() are called with, for all of the state."""
+        for kind in range(self.moments + self.masters):
+            for piece in self.slices:
+                yield piece.name, kind, piece.layer
+
+    @property
+    def file_bytes(self) -> int:
+        """What the model file and the state file take; in the latter master weights are whole, f32."""
+        return (self.weight_bytes + 4 * self.moments + 4 * self.masters) * sum(self.sizes)
+
+    @property
+    def copy_bytes(self) -> int:
+        """What a copy in memory takes."""
+        numels = self.sizes
+        state = sum(self.moments * _aligned(4 * n) + self.masters * _aligned(2 * n) for n in numels)
+        return _aligned(self.weight_bytes * sum(numels)) + state
 
 
 @dataclass
-class _Tensors(Generic[_R]):
+class _Tensors:
     """The tensors of a checkpoint.
 
     Attributes:
         config: the model's shape.
         dtype: of the parameters, 'f32' or 'bf16'.
         parameters: all of them in one tensor.
-        moments: the first moment of every parameter, then the second of every parameter, and so on.
-        lows: the 16 bits below each bf16 parameter; empty if there are no master weights.
+        moments: the first moment of every slice, then the second of every slice, and so on.
+        lows: the 16 bits below each bf16 weight, slice by slice; empty if there are no master weights.
     """
 
     config: _llmc.GPT2Config
     dtype: str
-    parameters: _R
-    moments: list[_R]
-    lows: list[_R]
+    parameters: ReadableTensor
+    moments: list[ReadableTensor]
+    lows: list[ReadableTensor]
 
 
-def _tensors(model: Model, optimizer: Optimizer) -> _Tensors[_llmc.Tensor]:
-    state = optimizer.state()
-    return _Tensors(
-        config=model.config.native(),
-        dtype=model.dtype,
-        parameters=model.all_parameters(),
-        moments=_moments(state),
-        lows=[kept.master for kept in state.values() if kept.master is not None],
-    )
+def _tensors(
+    model: Model, optimizer: Optimizer, layout: _Layout, keep: Callable[[_llmc.Tensor], ReadableTensor]
+) -> _Tensors:
+    """Take the tensors of a checkpoint, or with keep() copies of them. It gathers the state if it is sharded."""
+    parameters = keep(model.all_parameters())
+    state = [keep(optimizer.gather(*place)) for place in layout.state]
+    moments = layout.moments * len(layout.slices)
+    return _Tensors(model.config.native(), model.dtype, parameters, state[:moments], state[moments:])
 
 
-def _moments(state: Mapping[str, ParameterState]) -> list[_llmc.Tensor]:
-    """Return the first moment of every parameter, then the second of every parameter, and so on."""
-    return [moment for moments in zip(*(kept.moments for kept in state.values())) for moment in moments]
+def send_state(model: Model, optimizer: Optimizer) -> None:
+    """Take part in Checkpointer.save() of rank 0, as a rank of a sharded optimizer."""
+    for place in _Layout.of(model, optimizer).state:
+        optimizer.gather(*place)
+
+
+def _as_it_is(tensor: _llmc.Tensor) -> ReadableTensor:
+    return tensor
 
 
 class _HostCopy:
@@ -277,40 +364,30 @@ class _Staging:
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
+        self._used = 0
 
-    def copy(self, tensors: _Tensors[_llmc.Tensor]) -> _Tensors[_HostCopy] | None:
-        """Return a copy in host memory, or None if memory does not suffice for one."""
-        needed = sum(_aligned_bytes(t) for t in (tensors.parameters, *tensors.moments, *tensors.lows))
+    def reserve(self, needed: int) -> bool:
+        """Make room for new copies in place of all former ones. Return False if memory does not suffice."""
+        self._used = 0
         if self._memory.size < needed:
             if available_host_memory() < needed:
-                return None
+                return False
             self._memory = np.empty(needed, np.uint8)
-        used = 0
+        return True
 
-        def copied(tensor: _llmc.Tensor) -> _HostCopy:
-            nonlocal used
-            dtype = MEMORY_DTYPES[tensor.dtype]
-            array = self._memory[used : used + tensor.numel * dtype.itemsize].view(dtype)
-            tensor.to_host(array)
-            used += _aligned_bytes(tensor)
-            return _HostCopy(array)
-
-        return _Tensors(
-            config=tensors.config,
-            dtype=tensors.dtype,
-            parameters=copied(tensors.parameters),
-            moments=[copied(t) for t in tensors.moments],
-            lows=[copied(t) for t in tensors.lows],
-        )
+    def copy(self, tensor: _llmc.Tensor) -> _HostCopy:
+        """Copy a tensor into the memory that was reserved."""
+        dtype = MEMORY_DTYPES[tensor.dtype]
+        size = tensor.numel * dtype.itemsize
+        array = self._memory[self._used : self._used + size].view(dtype)
+        tensor.to_host(array)
+        self._used += _aligned(size)
+        return _HostCopy(array)
 
 
-def _aligned_bytes(tensor: _llmc.Tensor) -> int:
-    """Return the size of a tensor's copy, rounded up so that the next copy begins at a multiple of 64 bytes."""
-    return -(-_bytes(tensor) // 64) * 64
-
-
-def _bytes(tensor: _llmc.Tensor) -> int:
-    return tensor.numel * MEMORY_DTYPES[tensor.dtype].itemsize
+def _aligned(size: int) -> int:
+    """Return a copy's size, rounded up so that the next copy begins at a multiple of 64 bytes."""
+    return -(-size // 64) * 64
 
 
 # ---- finding and loading ----
@@ -362,28 +439,32 @@ class FoundCheckpoint:
         Raises:
             CheckpointDamaged: if a file is missing or damaged; the message names file and place.
         """
-        saved = (self.files.model, self.files.state)
+        saved = [self.files.model, self.files.state]
         if self.manifest is not None and self.manifest.files.keys() != {path.name for path in saved}:
             raise CheckpointDamaged(
                 f"{self.files.done} speaks of {sorted(self.manifest.files)}, expected {[path.name for path in saved]}"
             )
+        if self.manifest is None and not model_only and self.files.state.is_file():
+            saved[1:] = state_file_parts(self.files.state)
         for path in saved[:1] if model_only else saved:
             if self.manifest is not None:
                 self.manifest.files[path.name].verify(path)
             elif not path.is_file():
                 raise CheckpointDamaged(f"{path}: missing, though {self.files.done.name} exists")
 
-    @property
-    def rows_per_sample(self) -> int:
-        """Rows of the samples that the run shuffles; 0 if the checkpoint does not say."""
-        return 0 if self.manifest is None else self.manifest.state.loader.rows_per_sample
+    def rows_per_sample(self, batch_size: int) -> int:
+        """Return how many rows the run shuffles together. llm.c does not say: then batch_size is taken to be as it was."""
+        if self.manifest is not None:
+            return self.manifest.state.loader.rows_per_sample
+        return batch_size * len(state_file_parts(self.files.state))
 
     def load_state(
         self, model: Model, optimizer: Optimizer, loader: Mapping[str, Any], *, shuffle: bool = True
     ) -> TrainState:
         """Fill an optimizer, and a model from its master weights, from the checkpoint.
 
-        The checkpoint may have another dtype than the model: f32 weights become master weights, and these become f32 weights.
+        The checkpoint may have another dtype than the model: f32 weights become master weights, and these become f32 weights. If the
+        optimizer is sharded, this is rank 0, and every other rank must call receive_state().
 
         Args:
             model: a model into which the checkpoint's model file is loaded already.
@@ -399,11 +480,28 @@ class FoundCheckpoint:
             CheckpointDamaged: if the state file is damaged.
             llmc.Error: if it cannot be read for another reason.
         """
-        state, parameters = optimizer.state(), model.parameter_tensors()
-        weights = [WeightRow(parameters[name], kept.master) for name, kept in state.items()]
-        saved = read_state_file(self.files.state, _moments(state), weights)
+        layout, parameters = _Layout.of(model, optimizer), model.all_parameters()
+
+        def put(kind: int, index: int, values: NDArray[np.float32]) -> None:
+            piece = layout.slices[index]
+            if kind < layout.moments:
+                return optimizer.scatter(piece.name, kind, piece.layer, values)
+            if model.dtype == "f32":
+                return parameters.write(piece.begin, values)
+            high, low = split_master(values)
+            parameters.write(piece.begin, high)
+            if layout.masters:
+                optimizer.scatter(piece.name, kind, piece.layer, low)
+
+        saved = read_state_file(self.files.state, layout.sizes, layout.moments, put)
+        whole = saved.has_masters
         if not saved.has_masters and model.dtype == "bf16":
-            read_as_masters(self.files.model, weights)
+            for index, values in enumerate(read_f32_weights(self.files.model, layout.sizes)):
+                put(layout.moments, index, values)
+                whole = True
+        if layout.masters and not whole:  # the weights are those of the bf16 file
+            for piece in layout.slices:
+                optimizer.scatter(piece.name, layout.moments, piece.layer, np.zeros(piece.numel, np.int16))
         model.weights_changed()
         order = saved.order if saved.shuffle and shuffle else {name: loader[name] for name in _ORDER}
         if self.manifest is None:
@@ -421,6 +519,12 @@ class FoundCheckpoint:
             shuffle=saved.shuffle,
             extra=kept.extra,
         )
+
+
+def receive_state(model: Model, optimizer: Optimizer) -> None:
+    """Take part in FoundCheckpoint.load_state() of rank 0, as a rank of a sharded optimizer."""
+    for place in _Layout.of(model, optimizer).state:
+        optimizer.scatter(*place, None)
 
 
 def newest_good(directory: StrPath, warn: Callable[[str], None], *, model_only: bool = False) -> FoundCheckpoint | None:

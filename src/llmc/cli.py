@@ -100,6 +100,7 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
         parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
     module.add_arguments(parser)
     args = parser.parse_args(argv)
+    args.argv = list(argv)
     return report_errors(prog, lambda: module.run(args), debug=args.debug)
 
 

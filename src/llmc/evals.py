@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from llmc import _llmc
 from llmc.data.loader import DataLoader
 from llmc.formats.eval_file import Example, read_eval_file
 from llmc.models.config import ModelConfig
@@ -157,7 +158,13 @@ def check_examples(examples: Sequence[Example], config: ModelConfig) -> None:
 
 
 def multiple_choice(
-    model: Model, examples: Sequence[Example], *, batch_size: int = 4, progress: bool = False, what: str = "evaluating"
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 4,
+    progress: bool = False,
+    what: str = "evaluating",
+    comm: _llmc.Comm | None = None,
 ) -> ChoiceResult:
     """Score every ending of every example.
 
@@ -170,6 +177,8 @@ def multiple_choice(
         batch_size: rows, each a context with an ending, that the model reads at a time.
         progress: whether to show a progress bar.
         what: the bar's name.
+        comm: ranks that have the same model and examples, and share the work; all of them get the result, which does not depend on
+            their number.
 
     Raises:
         ValueError: if a token is outside of the model's vocabulary, an ending is longer than the model's context, or batch_size is
@@ -189,8 +198,9 @@ def multiple_choice(
     truncated = sum(len(examples[e].context) + lengths[e][n] - 1 > longest for e, n in rows)
     losses = [[0.0] * len(example.endings) for example in examples]
     rows.sort(key=length, reverse=True)
+    rank, ranks = (comm.rank, comm.size) if comm is not None else (0, 1)
     with tqdm(total=len(rows), unit="row", desc=what, disable=not progress) as bar:
-        for begin in range(0, len(rows), batch_size):
+        for begin in range(rank * batch_size, len(rows), ranks * batch_size):
             batch = rows[begin : begin + batch_size]
             T = length(batch[0])
             inputs = np.zeros((len(batch), T), np.int32)
@@ -204,6 +214,9 @@ def multiple_choice(
             for (e, n), loss in zip(batch, sums):
                 losses[e][n] = float(loss)
             bar.update(len(batch))
+    if comm is not None:  # each number is 0 on all ranks but one
+        total = iter(comm.sum([loss for ending in losses for loss in ending]))
+        losses = [[next(total) for _ in ending] for ending in losses]
     return ChoiceResult([example.label for example in examples], losses, lengths, truncated)
 
 

@@ -611,10 +611,6 @@ def norm_and_factor(backend, digits):
     return get(norm)[0], get(factor)[0]
 
 
-def finite_or_not(x):
-    return [bool(np.isfinite(v)) for v in x]
-
-
 @pytest.mark.parametrize("dtype,other", [("f32", "f32"), ("f32", "bf16"), ("bf16", "bf16")])
 @pytest.mark.parametrize("sizes", [(), (0,), (1,), (33,), (1024, 1, 1025), (70_001, 16384, 33), (5,) * 150])
 def test_gradient_norm_squared_adds(backend, rng, dtype, other, sizes):
@@ -745,7 +741,7 @@ def test_adamw_many_is_adamw_of_each(backend, rng, dtype, grad, master):
 
 
 def test_adamw_many_of_several_dtypes(backend, rng):
-    """In one call, and with the first of them again after the others: each is updated in the order of the list."""
+    """In one call."""
     factor, step = put(backend, [1.0]), _llmc.AdamWStep(1e-2, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05)
     kinds = [
         (dtype, grad, master) for dtype, grad in MIXED for master in (False, True) if dtype == "bf16" or not master

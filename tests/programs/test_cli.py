@@ -137,9 +137,11 @@ def test_signals(tmp_path: Path, number: int, code: int) -> None:
 
 
 def test_second_signal_stops_at_once(tmp_path: Path) -> None:
+    """The same one at once is an echo: launchers pass a Ctrl-C on that the terminal has sent to everybody."""
     code = (
-        "import os, signal, time\nfrom llmc.system.signals import StopSignals\n"
-        "with StopSignals():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('first', flush=True)\n"
+        "import os, signal, time\nfrom llmc.system.signals import ECHO, StopSignals\n"
+        "with StopSignals():\n    os.kill(os.getpid(), signal.SIGTERM)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('first', flush=True)\n    time.sleep(ECHO + 0.1)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(30)\n"
     )
     if sys.platform == "win32":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +15,8 @@ from runs import tiny_data
 from llmc.commands.train import parse
 from llmc.sweep import Sweep
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
 
 # The flags in llm.c's scripts/*.sh.
 LLM_C = {
@@ -51,23 +52,45 @@ def test_llm_c_flags_train(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_python_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHON", raising=False)
+def known_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away the variables that the scripts look at, and all GPUs but one."""
+    for name in ("PYTHON", "LAUNCH", "LLMC_TOKEN", "LLMC_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+
+def stub(folder: Path, name: str, body: str) -> None:
+    """Write a shell script that stands for a program.
+
+    It appends its arguments to the file NAME.calls, one a line and an empty line after the last, counts its calls in $count, and then
+    executes body.
+    """
+    if sys.platform == "win32":
+        pytest.skip("needs shell scripts in place of programs")
+    log = 'printf "%s\\n" "$@" "" >> "${0##*/}".calls\ncount=$(grep -c "^$" "${0##*/}".calls)\n'
+    (folder / name).write_text(f"#!/bin/sh\n{log}{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def calls_of(folder: Path, name: str) -> list[list[str]]:
+    """Return the arguments of each call of a stub."""
+    file = folder / f"{name}.calls"
+    return [call.split("\n") for call in file.read_text().split("\n\n")[:-1]] if file.exists() else []
+
+
+def run_in(folder: Path, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder whose programs come before all others."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"needs {command[0]}")
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", **variables}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def run_script(shell: str, folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run run.sh or run.ps1 with a shell script in place of llmc-train.
-
-    The script appends its arguments to the file `calls`, counts its calls in $count, and then executes body.
-    """
-    if sys.platform == "win32" or shutil.which(shell) is None:
-        pytest.skip(f"needs {shell}, and a shell script in place of llmc-train")
-    fake = folder / "llmc-train"
-    fake.write_text(f'#!/bin/sh\necho "$@" >> calls\ncount=$(wc -l < calls)\n{body}\n')
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-    command = {"bash": ["bash", str(SCRIPTS / "run.sh")], "pwsh": ["pwsh", "-File", str(SCRIPTS / "run.ps1")]}[shell]
-    return subprocess.run([*command, *argv], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    """Run run.sh or run.ps1 with a stub in place of llmc-train."""
+    stub(folder, "llmc-train", body)
+    script = ["bash", str(SCRIPTS / "run.sh")] if shell == "bash" else ["pwsh", "-File", str(SCRIPTS / "run.ps1")]
+    return run_in(folder, [*script, *argv])
 
 
 SAVES_TWICE = '[ "$count" -ge 3 ] && exit 0\nmkdir -p {folder}\ntouch {folder}/DONE_0000000$count\nexit 1'
@@ -82,8 +105,9 @@ def test_run_script_restarts_until_done(tmp_path: Path, shell: str, flags: str, 
     """A run that fails twice, each time after a new checkpoint, is started three times."""
     done = run_script(shell, tmp_path, SAVES_TWICE.format(folder=folder), "gpt2_124M", *flags.split())
     assert done.returncode == 0, done.stderr
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 3 and all(call.endswith(f"gpt2_124M.toml {flags}") for call in calls)
+    calls = calls_of(tmp_path, "llmc-train")
+    assert len(calls) == 3
+    assert all(Path(call[1]) == SCRIPTS / "gpt2_124M.toml" and call[2:] == flags.split() for call in calls)
 
 
 @pytest.mark.parametrize("shell", ["bash", "pwsh"])
@@ -97,7 +121,7 @@ def test_run_script_takes_python_from_the_variable(tmp_path: Path, shell: str, m
     assert done.returncode == 0, done.stderr
     call = (tmp_path / "python_calls").read_text()
     assert call.startswith("-m llmc train --config ") and call.endswith("gpt2_124M.toml -x 2\n")
-    assert not (tmp_path / "calls").exists()
+    assert not calls_of(tmp_path, "llmc-train")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a PATH of symbolic links")
@@ -106,7 +130,7 @@ def test_run_script_without_llmc_train_on_the_path(tmp_path: Path, shell: str, m
     """The script takes the first Python on the PATH."""
     if shutil.which(shell) is None:
         pytest.skip(f"needs {shell}")
-    for name in ("bash", "pwsh", "dirname", "ls", "sed", "tr", "grep", "sort", "tail", "sleep"):
+    for name in ("bash", "pwsh", "dirname", "find", "sed", "tr", "grep", "sort", "tail", "sleep"):
         if program := shutil.which(name):
             (tmp_path / name).symlink_to(program)
     python = tmp_path / ("python3" if shell == "bash" else "python")
@@ -125,15 +149,149 @@ def test_run_script_does_not_repeat_what_fails(tmp_path: Path, shell: str) -> No
     body = "mkdir -p log_gpt2_124M\ntouch log_gpt2_124M/DONE_00000005\nexit 1"
     done = run_script(shell, tmp_path, body, "gpt2_124M")
     assert done.returncode == 1 and "no new checkpoint in log_gpt2_124M: not started again" in done.stderr
-    assert len((tmp_path / "calls").read_text().splitlines()) == 2
-    (tmp_path / "calls").unlink()
     for code in (2, 130, 143):
         assert run_script(shell, tmp_path, f"exit {code}", "gpt2_124M").returncode == code
-    assert len((tmp_path / "calls").read_text().splitlines()) == 3
+    assert len(calls_of(tmp_path, "llmc-train")) == 2 + 3
     for argv in ([], ["sweep_lr"], ["gpt2_999M"]):
         wrong = run_script(shell, tmp_path, "exit 0", *argv)
         assert wrong.returncode == 2 and "gpt2_124M" in wrong.stderr and "sweep_lr" not in wrong.stderr
-    assert len((tmp_path / "calls").read_text().splitlines()) == 3
+    assert len(calls_of(tmp_path, "llmc-train")) == 2 + 3
+
+
+@pytest.mark.parametrize("name", LLM_C)
+@pytest.mark.parametrize(
+    ("gpus", "flags", "processes"), [(8, "", 8), (1, "", 1), (8, "--processes 4", 4), (0, "-pn 2", 2)]
+)
+def test_one_node(
+    tmp_path: Path, name: str, gpus: int, flags: str, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script of a run starts as many processes as there are GPUs, or as it is told, with llm.c's settings."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    lines = [f"echo 'GPU {i}: NVIDIA H100 (UUID: GPU-{i})'" for i in range(gpus)]
+    stub(tmp_path, "nvidia-smi", "\n".join(lines) or "exit 9")
+    stub(tmp_path, "llmc-train", "exit 0")
+    done = run_in(tmp_path, [str(SCRIPTS / f"run_{name}.sh"), *flags.split(), "-x", "7"])
+    assert done.returncode == 0, done.stderr
+    (call,) = calls_of(tmp_path, "llmc-train")
+    assert parse(call) == parse(f"{LLM_C[name]} -pn {processes} -x 7".split())
+
+
+def test_visible_gpus_are_counted(tmp_path: Path) -> None:
+    stub(tmp_path, "llmc-train", "exit 0")
+    assert run_in(tmp_path, [str(SCRIPTS / "run_gpt2_124M.sh")], CUDA_VISIBLE_DEVICES="2,3,5").returncode == 0
+    (call,) = calls_of(tmp_path, "llmc-train")
+    assert parse(call).processes == 3
+
+
+# What llm.c's scripts for several nodes change in the run of 124M. They ask for 16 processes on 2 nodes.
+MULTI_NODE = f"{LLM_C['gpt2_124M']} -o log_gpt2_124M_multi -d 2097152"
+
+
+@pytest.mark.parametrize(
+    ("flags", "meaning"),
+    [
+        ("-pi mpi", {"dist_init": "mpi"}),
+        (
+            "-pn 16 -pr 3 -pg 8 -ps 10.0.1.220 -pi tcp",
+            {"processes": 16, "rank": 3, "dist_init": "tcp", "dist_host": "10.0.1.220"},
+        ),
+        (
+            "-pn 16 -pr 3 -pg 8 -pf /shared/run -pi fs",
+            {"processes": 16, "rank": 3, "dist_init": "fs", "dist_dir": "/shared/run"},
+        ),
+    ],
+)
+def test_llm_c_flags_of_several_nodes(flags: str, meaning: dict[str, object]) -> None:
+    assert parse(f"{MULTI_NODE} {flags}".split()) == parse(MULTI_NODE.split()).replace(**meaning)
+
+
+def test_mpi_on_several_nodes(tmp_path: Path) -> None:
+    """It goes by run.sh, so it is begun anew after a loss."""
+    stub(tmp_path, "llmc-train", "exit 1")
+    stub(tmp_path, "mpirun", SAVES_TWICE.format(folder="log_gpt2_124M_multi"))
+    script = str(SCRIPTS / "multi_node" / "run_gpt2_124M_mpi.sh")
+    done = run_in(tmp_path, [script, "node1:8,node2:8,node3", "-x", "7"])
+    assert done.returncode == 0, done.stderr
+    calls = calls_of(tmp_path, "mpirun")
+    assert len(calls) == 3 and calls[0] == calls[1] == calls[2]
+    launcher, program = calls[0][:4], calls[0][4:]
+    assert launcher == ["-np", "17", "--host", "node1:8,node2:8,node3"]
+    assert program[0] == str(tmp_path / "llmc-train")
+    assert parse(program[1:]) == parse(f"{MULTI_NODE} -x 7".split())
+    assert "which machines? node1:8,node2:8" in run_in(tmp_path, [script]).stderr
+
+
+def slurm_job(folder: Path, how: str, body: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a job's script as Slurm does, with a stub in place of srun."""
+    stub(folder, "srun", body)
+    stub(folder, "scontrol", "")
+    stub(folder, "scancel", "")
+    copy = folder / "slurm_script"
+    copy.write_bytes((SCRIPTS / "multi_node" / f"run_gpt2_124M_{how}.sbatch").read_bytes())
+    if not (folder / "scripts").exists():
+        (folder / "scripts").symlink_to(SCRIPTS)
+    known = {"SLURM_JOB_ID": "40123", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "12"}
+    return run_in(folder, ["bash", str(copy), "-x", "7"], **known, **variables)
+
+
+@pytest.mark.parametrize(
+    ("how", "meaning", "variable", "pattern"),
+    [
+        ("tcp", {"dist_init": "tcp"}, "LLMC_TOKEN", "[0-9a-f]{32}"),
+        ("fs", {"dist_init": "fs", "dist_dir": "log_gpt2_124M_multi"}, "LLMC_JOB_ID", r"40123\.3"),
+    ],
+)
+def test_slurm_jobs(tmp_path: Path, how: str, meaning: dict[str, object], variable: str, pattern: str) -> None:
+    done = slurm_job(tmp_path, how, f"printenv {variable} > variable", SLURM_RESTART_COUNT="3")
+    assert done.returncode == 0, done.stderr
+    (call,) = calls_of(tmp_path, "srun")
+    at = call.index("llmc-train")
+    assert call[:at] == ["--kill-on-bad-exit=0", "--mpi=none", "--cpus-per-task=12"]
+    assert parse(call[at + 1 :]) == parse(f"{MULTI_NODE} -x 7".split()).replace(**meaning)
+    assert re.fullmatch(pattern, (tmp_path / "variable").read_text().strip())
+    if how == "fs":
+        assert (tmp_path / "log_gpt2_124M_multi").is_dir()
+
+
+NEAR_THE_END = "kill -USR1 $PPID; while ! [ -f scancel.calls ]; do sleep 0.01; done; exit 143"
+
+
+@pytest.mark.parametrize(
+    ("body", "restarts", "code", "again"),
+    [
+        ("exit 0", "0", 0, False),
+        ("exit 1", "0", 1, False),
+        ("exit 2", "0", 2, False),
+        ("exit 75", "0", 75, True),
+        ("exit 137", "19", 137, True),
+        ("exit 75", "20", 75, False),
+        ("exit 143", "0", 143, False),  # scancel
+        (NEAR_THE_END, "0", 143, True),
+        (NEAR_THE_END.replace("143", "0"), "0", 0, False),  # done meanwhile
+    ],
+)
+def test_when_a_slurm_job_is_queued_again(tmp_path: Path, body: str, restarts: str, code: int, again: bool) -> None:
+    done = slurm_job(tmp_path, "tcp", body, SLURM_RESTART_COUNT=restarts)
+    assert done.returncode == code, done.stderr
+    assert calls_of(tmp_path, "scontrol") == ([["requeue", "40123"]] if again else [])
+    assert calls_of(tmp_path, "scancel") == ([["--signal=TERM", "40123"]] if "USR1" in body else [])
+
+
+def test_what_slurm_is_asked_for() -> None:
+    asked = [
+        re.findall("^#SBATCH (.*)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        for file in sorted((SCRIPTS / "multi_node").glob("*.sbatch"))
+    ]
+    assert len(asked) == 2 and asked[0] == asked[1]
+    assert {"--nodes=2", "--ntasks-per-node=8", "--requeue", "--signal=B:USR1@180"} <= set(asked[0])
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_shellcheck() -> None:
+    files = [str(path.relative_to(ROOT)) for kind in ("*.sh", "*.sbatch") for path in sorted(SCRIPTS.rglob(kind))]
+    assert len(files) >= 10
+    done = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_sweep_file() -> None:

@@ -33,7 +33,7 @@ def test_damaged_files(name: str) -> None:
     outcomes, wrong = fuzz.fuzz(name, count=300, seed=1)
     assert not wrong
     assert sum(outcomes.values()) == 300
-    assert outcomes["Error"] + outcomes["CheckpointDamaged"] > 20  # readers do see the damage
+    assert outcomes["Error"] + outcomes["CheckpointDamaged"] > 15  # readers do see the damage
 
 
 @pytest.fixture

@@ -382,6 +382,7 @@ class FakeGpu:
 def test_a_gpu_recomputes_only_what_it_must() -> None:
     config = llmc.GPT2Config()  # 124M
     batch: dict[str, Any] = {"dtype": "bf16", "grad_dtype": "f32", "B": 32, "T": 1024, "optimizer_bytes": 10}
+    batch["total_batch_size"] = 32 * 1024
 
     def need(recompute: int, rows: int) -> int:
         plan = _llmc.memory_plan(

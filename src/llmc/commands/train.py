@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmc.distributed.launcher import run_processes
+from llmc.distributed.place import must_launch
+from llmc.distributed.world import open_world
 from llmc.training.settings import SETTINGS, Setting, TrainConfig, load_toml
 
 
@@ -92,7 +95,7 @@ def settings_from(args: argparse.Namespace) -> TrainConfig:
         args: what a parser with this module's arguments returned.
 
     Returns:
-        The settings. A run of the small model that names no output_dir gets a new one under runs/.
+        The settings as given.
 
     Raises:
         FileNotFoundError: if a file of settings is not there.
@@ -112,9 +115,11 @@ def settings_from(args: argparse.Namespace) -> TrainConfig:
     config = TrainConfig(**values)
     if config.resume and config.output_dir is None:
         raise ValueError("--resume needs the run directory: --resume RUN, or --output-dir RUN --resume")
-    if config.output_dir is None and config.model is None:
-        config = config.replace(output_dir=_new_run_directory())
     return config
+
+
+def _needs_run_directory(config: TrainConfig) -> bool:
+    return config.output_dir is None and config.model is None
 
 
 def _new_run_directory() -> str:
@@ -126,31 +131,41 @@ def _new_run_directory() -> str:
     return path.as_posix()
 
 
-# Environment variables in which mpirun, mpiexec, torchrun and srun tell each process how many they started.
-_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-
-
-def _refuse_launcher() -> None:
-    for name in _LAUNCHERS:
-        size = os.environ.get(name, "1")
-        if size.isdecimal() and int(size) > 1:
-            raise ValueError(
-                f"a launcher started {size} processes ({name}={size}), and each would train the whole model: llmc-train trains in one "
-                "process; start it without mpirun, torchrun or srun"
-            )
-
-
 def run(args: argparse.Namespace) -> int:
-    """Train; return the exit code: 0, or 128 + n if signal n stopped the run."""
+    """Train, or start the processes that do; return the exit code: 0, or 128 + n if signal n stopped the run."""
+    config = settings_from(args)
+    if must_launch(os.environ, config):
+        return _launch(args.argv, config)
     from llmc.training.trainer import Trainer
 
-    _refuse_launcher()
-    result = Trainer(settings_from(args)).fit()
+    world = open_world(config)
+    if _needs_run_directory(config):
+        config = config.replace(output_dir=world.share(_new_run_directory().encode()).decode())
+    result = Trainer(config).fit()
+    world.barrier()
+    world.close()
     return 128 + result.stopped_by if result.stopped_by else 0
 
 
+def _launch(argv: Sequence[str], config: TrainConfig) -> int:
+    """Start the run's processes, and begin anew if they end badly."""
+    from llmc.checkpoint import finished_steps
+
+    if _needs_run_directory(config):
+        config = config.replace(output_dir=_new_run_directory())
+    every = [*argv, "--max-restarts", "0"]
+    if config.output_dir is not None:
+        every += ["--output-dir", config.output_dir]  # the same for all, and after a restart
+
+    def again() -> list[str]:
+        saved = config.output_dir is not None and finished_steps(config.output_dir)
+        return [*every, "--resume"] if saved and not config.resume else every
+
+    return run_processes(every, config.processes, config.max_restarts, again=again, timeout=config.dist_timeout)
+
+
 def parse(argv: Sequence[str]) -> TrainConfig:
-    """Return the settings that a command line means.
+    """Return the settings that a command line means. A run of the small model that names no output_dir gets a new one under runs/.
 
     Args:
         argv: the arguments of `llmc train`.
@@ -161,4 +176,5 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_arguments(parser)
-    return settings_from(parser.parse_args(list(argv)))
+    config = settings_from(parser.parse_args(list(argv)))
+    return config.replace(output_dir=_new_run_directory()) if _needs_run_directory(config) else config

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 _HEADER = struct.Struct(">I")
-MAX_BYTES = 64 << 20
+MAX_BYTES = 1 << 29
 MAX_BYTES_OF_A_STRANGER = 4096
 
 Message = dict[str, Any]

@@ -65,10 +65,17 @@ def leave(line: str, code: int) -> NoReturn:
         os.write(2, f"{start}{line}\n".encode(errors="replace"))
     except OSError:
         pass
-    flusher = threading.Thread(target=_flush, daemon=True)
+    time.sleep(_LAST_WORDS)
+    exit_now(code)
+
+
+def exit_now(code: int) -> NoReturn:
+    """End the process, without the clean-up of the interpreter and of MPI."""
+    flusher = threading.Thread(
+        target=_flush, daemon=True
+    )  # not here: another thread may hold a lock of the stream, and wait
     flusher.start()
     flusher.join(_LAST_WORDS)
-    time.sleep(_LAST_WORDS)
     os._exit(code)
 
 
@@ -112,6 +119,7 @@ class Server:
         timeout: seconds in which all ranks must come.
         silence: seconds without a sign of life after which a rank is lost.
         may_return: whether a rank whose connection breaks before all are there may come again.
+        orphaned: whether what started the ranks is gone without having ended them.
         complete: called when all are there, or when they will not be.
         say: prints a line.
     """
@@ -125,20 +133,21 @@ class Server:
         timeout: float,
         silence: float,
         may_return: bool,
+        orphaned: Callable[[], bool] = lambda: False,
         complete: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
         self._thread = threading.Thread(target=self._serve, name="llmc server", daemon=True)
         self._listeners, self._token, self._member = listeners, token, member
         self._timeout, self._silence, self._may_return = timeout, silence, may_return
-        self._complete, self._say = complete, say
+        self._orphaned, self._complete, self._say = orphaned, complete, say
         self._selector = selectors.DefaultSelector()
         self._peers: list[_Peer] = []
         self._ranks: dict[int, _Peer] = {}
         self._started = self._done = self._closed = False
         self._begin = time.monotonic()
         self._next_notice = self._begin + 5
-        self._next_beat = 0.0
+        self._next_look = 0.0
         self._gathers: dict[int, dict[int, Message]] = {}
         self._overdue: tuple[float, int, str] | None = None  # when to judge, whose complaint, and its text
         for listener in listeners:
@@ -188,10 +197,6 @@ class Server:
             elif not self._started:
                 self._wait_for_ranks(now)
             self._judge(now)
-            if now >= self._next_beat:
-                self._next_beat = now + min(_BEAT, self._silence / 4)
-                for peer in self._ranks.values():
-                    self._send(peer, {"t": "beat", "at": self._ranks[0].at})
         self._close_listeners()
         self._complete()
         if self._closed:
@@ -289,28 +294,30 @@ class Server:
             return self._drop(peer)
         nonce = said.pop("nonce")
         member = Member(**said)
-        answer = {**said, "nonce": peer.nonce, "refused": ""}
-        if member.job != self._member.job:
-            answer["refused"] = "job"
-        self._send(peer, {"mac": proof(self._token, "server", nonce, answer), "refused": answer["refused"]})
-        if answer["refused"]:
+        refused = "job" if member.job != self._member.job else ""
+        answer = proof(self._token, "server", nonce, {**said, "nonce": peer.nonce, "refused": refused})
+        self._send(peer, {"mac": answer, "refused": refused})
+        if refused:
             return self._drop(peer)
         peer.member, peer.decoder.limit = member, MAX_BYTES
-        me = self._member
-        there = f"rank 0 on {me.host}"
-        if member.version != me.version:
-            return self._end(member.rank, f"it has llmc {member.version}, {there} has {me.version}", 2)
-        if member.size != me.size:
-            return self._end(
-                member.rank, f"it was started as one of {member.size} ranks, {there} as one of {me.size}", 2
-            )
-        if other := self._ranks.get(member.rank):
-            host = other.member.host if other.member else ""
-            where = f"on {host} too" if host != member.host else "twice on this host"
-            return self._end(member.rank, f"it was started {where}: each process needs a number of its own", 2)
-        if not 0 <= member.rank < me.size:
-            return self._end(member.rank, f"ranks count from 0 to {me.size - 1}", 2)
+        if why := self._misfit(member):
+            return self._end(member.rank, why, 2, member.host)
         self._ranks[member.rank] = peer
+
+    def _misfit(self, member: Member) -> str:
+        """Return why a process cannot be a rank of this run, though it belongs to it; empty if it can."""
+        me = self._member
+        if member.version != me.version:
+            return f"it has llmc {member.version}, rank 0 on {me.host} has {me.version}"
+        if member.size != me.size:
+            return f"it was started as one of {member.size} ranks, rank 0 on {me.host} as one of {me.size}"
+        if not 0 <= member.rank < me.size:
+            return f"ranks count from 0 to {me.size - 1}"
+        if member.rank in self._ranks:
+            host = self._host(member.rank)
+            where = f"on {host} too" if host != member.host else "twice on this host"
+            return f"it was started {where}: each process needs a number of its own"
+        return ""
 
     def _start(self) -> None:
         self._started = True
@@ -339,6 +346,9 @@ class Server:
         kind = message["t"]
         if kind == "beat":
             peer.at, peer.number = str(message["at"]), int(message["n"])
+            if member.rank == 0:  # its heartbeats, passed on, are the server's, which is in the same process
+                for other in self._ranks.values():
+                    self._send(other, {"t": "beat", "at": peer.at})
         elif kind == "gather":
             self._gather(member.rank, message)
         elif kind == "fail":
@@ -380,11 +390,15 @@ class Server:
                     return self._end(rank, why, LOST)
 
     def _judge(self, now: float) -> None:
-        """End everything if a rank is silent, or if one has complained of waiting too long."""
+        """End everything if a rank is silent, if one has complained of waiting too long, or if nobody wants the run any more."""
         for rank, peer in self._ranks.items():
             if now - peer.heard > self._silence and not peer.bye:
                 why = f"no sign of life for {self._silence:g} s (stopped, or its host is down?){_last_seen(peer.at)}"
                 return self._end(rank, why, LOST)
+        if now >= self._next_look:
+            self._next_look = now + _BEAT
+            if self._orphaned():
+                return self._end(None, "llmc-train, which started the ranks, has been killed", LOST)
         if self._overdue is not None and now >= self._overdue[0]:
             _, rank, why = self._overdue
             complaint = f"rank {rank} on {self._host(rank)}: {why}"
@@ -407,12 +421,12 @@ class Server:
         peer = self._ranks.get(rank) if rank is not None else None
         return peer.member.host if peer and peer.member else ""
 
-    def _end(self, rank: int | None, why: str, code: int) -> None:
-        """Tell every process that it is to end. Rank 0, with which this server ends, hears it last."""
-        host = self._host(rank) or next((p.member.host for p in self._peers if p.member and p.member.rank == rank), "")
-        self._finish({"t": "end", "rank": rank, "host": host, "why": why, "code": code})
+    def _end(self, rank: int | None, why: str, code: int, host: str = "") -> None:
+        """Tell every process that it is to end, because of a rank or for a reason that is nobody's."""
+        self._finish({"t": "end", "rank": rank, "host": host or self._host(rank), "why": why, "code": code})
 
     def _finish(self, message: Message) -> None:
+        """Send the last message. Rank 0, with which this server ends, hears it last."""
         self._done = True
         others = [p for p in self._peers if p.member is not None and p is not self._ranks[0]]
         for peer in others:

@@ -260,5 +260,5 @@ def _port(environ: Mapping[str, str], settings: Settings) -> int:
 
 def first_host(nodes: str) -> str:
     """Return the first name of Slurm's list of hosts: gpu07 of "gpu[07-09,12],login"."""
-    found = re.match(r"([^\[,]*)(?:\[([^\],-]*)[^\]]*\])?([^\[,]*)", nodes)
-    return "".join(part or "" for part in found.groups()) if found else ""
+    first = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0]) if first else ""

@@ -331,8 +331,14 @@ def meet_by_mpi(place: Place, node: str) -> tuple[int, list[socket.socket], list
 
     Raises:
         ValueError: if MPI sees another number of processes than the launcher, or rank 0 cannot listen.
+        ImportError: if mpi4py finds no MPI.
     """
-    from mpi4py import MPI  # not elsewhere: importing it starts MPI
+    try:
+        from mpi4py import MPI  # here and in mpi.py alone: importing it starts MPI
+    except RuntimeError as e:
+        raise ImportError(
+            f"mpi4py finds no MPI: put that of {place.launcher} on its path, or pip install mpich ({e})"
+        ) from e
 
     world = MPI.COMM_WORLD
     if world.size != place.size:

@@ -20,7 +20,8 @@ from typing import Any
 from llmc import _llmc
 from llmc.distributed import cpus
 from llmc.distributed.gpus import gpu_id
-from llmc.distributed.lifeline import LOST, Lifeline, Member, Server, leave, line_of
+from llmc.distributed.launcher import launcher_is_gone
+from llmc.distributed.lifeline import LOST, Lifeline, Member, Server, exit_now, leave, line_of
 from llmc.distributed.place import Place, Settings, find_place
 from llmc.distributed.rendezvous import (
     SharedFile,
@@ -62,6 +63,7 @@ class World:
         self.local_rank, self.local_size = neighbours.index(rank), len(neighbours)
         self._neighbours = neighbours
         self._lifeline, self._server = lifeline, server
+        self._failed: int | None = None  # the exit code, if this rank has told that it fails
 
     @classmethod
     def alone(cls) -> World:
@@ -139,7 +141,7 @@ class World:
             self._lifeline.send({"t": "overdue", "why": text})
 
     def fail(self, reason: str, code: int = 1) -> None:
-        """Tell the other ranks why this one ends; each prints it and ends. The caller then ends this process, by os._exit.
+        """Tell the other ranks why this one ends; each prints it and ends. The caller is to end this process then.
 
         Args:
             reason: in one line, as "ZeroDivisionError: division by zero".
@@ -147,7 +149,9 @@ class World:
                 stopped by a signal), else with 75.
         """
         if self._lifeline is not None:
-            self._lifeline.fail(" ".join(reason.split())[:2000], code)
+            if self._failed is None:
+                self._lifeline.fail(" ".join(reason.split())[:2000], code)
+            self._failed = code
 
     def open_comm(self, backend: _llmc.Backend) -> _llmc.Comm:
         """Return the Comm by which the tensors of a backend travel: MPI for a CPU, NCCL for a GPU. All ranks call it.
@@ -210,13 +214,18 @@ class World:
     def close(self) -> None:
         """End regularly: wait until all ranks have come here, no longer than timeout, and let go of them.
 
-        A run whose rank 0 may be busy for long calls barrier() before.
+        A run whose rank 0 may be busy for long calls barrier() before. After fail() it ends the process instead: the interpreter's
+        own end would call MPI_Finalize, which waits for ranks that have gone.
         """
+        if self._failed is not None:
+            exit_now(self._failed)
         lifeline, self._lifeline = self._lifeline, None
         if lifeline is not None:
             if not lifeline.close(self.timeout):
-                lifeline.fail(f"it has ended, and waited {self.timeout:g} s for the others to do so", LOST)
-                leave(f"rank {self.rank} has waited {self.timeout:g} s for the other ranks to end", LOST)
+                why = f"it has waited {self.timeout:g} s for the other ranks to end"
+                print(f"rank {self.rank} on {self.host}: {why}", file=sys.stderr)
+                lifeline.fail(why, LOST)
+                exit_now(LOST)
             if self._server is not None:
                 self._server.join(3)
 
@@ -224,6 +233,7 @@ class World:
 # ---- the World of this process ----
 
 _world: World | None = None
+_warned: set[str] = set()
 _opening = threading.Lock()
 
 
@@ -244,7 +254,8 @@ def open_world(settings: Settings, environ: Mapping[str, str] = os.environ) -> W
     with _opening:
         if _world is None:
             place = find_place(environ, settings)
-            if place.warning:
+            if place.warning and place.warning not in _warned:
+                _warned.add(place.warning)
                 print(f"warning: {place.warning}", file=sys.stderr)
             if place.size == 1:
                 return World.alone()
@@ -252,11 +263,6 @@ def open_world(settings: Settings, environ: Mapping[str, str] = os.environ) -> W
             sys.excepthook = _ends_all(_world)
             atexit.register(_world.close)
         return _world
-
-
-def current_world() -> World | None:
-    """Return the World that this process has opened with others, or None."""
-    return _world
 
 
 def _ends_all(world: World) -> Any:
@@ -268,10 +274,8 @@ def _ends_all(world: World) -> Any:
         world.fail("interrupted" if code == 130 else f"{kind.__name__}: {error}", code)
         try:
             shown(kind, error, trace)
-            sys.stdout.flush()
-            sys.stderr.flush()
         finally:
-            os._exit(code)  # the end of the interpreter would call MPI_Finalize, which waits for the others
+            exit_now(code)
 
     return hook
 
@@ -312,6 +316,7 @@ def _meet(place: Place, timeout: float, environ: Mapping[str, str]) -> World:
                 timeout=timeout,
                 silence=silence,
                 may_return=place.meet != "mpi",
+                orphaned=launcher_is_gone,
                 complete=file.remove if file is not None else lambda: None,
             )
             lifeline = Lifeline(server.local_end(), rank, member.host, silence=silence)

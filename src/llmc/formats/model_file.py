@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
-from llmc.formats.state_file import WeightRow, fill_weights
 from llmc.formats.stream import Reader
 from llmc.system.fs import SYSTEM, Fs, StrPath, write_atomically
 
@@ -47,8 +46,8 @@ def write_model_file(
     write_atomically(path, model_file_pieces(config, dtype, parameters), fs=fs)
 
 
-def read_as_masters(path: Path, rows: Iterable[WeightRow]) -> None:
-    """Fill parameters, and the 16 bits below them, from a model file of f32; leave them as they are if it is bf16.
+def read_f32_weights(path: Path, sizes: Iterable[int]) -> Iterator[NDArray[np.float32]]:
+    """Yield the weights of a model file of f32, in arrays of the given sizes; yield nothing if it is bf16.
 
     Raises:
         CheckpointDamaged: if the file is too short.
@@ -60,4 +59,5 @@ def read_as_masters(path: Path, rows: Iterable[WeightRow]) -> None:
     with open(path, "rb") as file:
         reader = Reader(file, path)
         reader.take(_HEADER_BYTES)
-        fill_weights(reader, rows)
+        for size in sizes:
+            yield reader.floats(size)

@@ -2,20 +2,26 @@
 
 Header (1024 bytes), m of all parameters, v of all parameters, f32 master weights if there are any, and if the data are shuffled the
 order of shards, the order of samples in the present shard, and the generator that draws the next ones.
+
+llmc writes one file, whatever the number of processes. llm.c writes one for each process; with ZeRO each has a part of every slice: a
+slice is a parameter outside of the layers, or what one layer has of a parameter.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc import _llmc
 from llmc.formats.stream import CheckpointDamaged, ReadableTensor, Reader, chunks, pieces
 
 _MAGIC, _VERSION = 20240527, 1
@@ -26,6 +32,7 @@ _GENERATOR = struct.Struct(
     "<8x i I 2496s 2I"
 )  # llm.c's struct of a Mersenne Twister, whose 8 bytes of seed are not used
 _GENERATOR_CONSTANTS = (0, 0x9908B0DF)
+_MOST_PROCESSES = 100_000  # a file's name has five digits for its process
 
 
 class _Header(NamedTuple):
@@ -65,6 +72,27 @@ class TrainState:
     shuffle: bool
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def to_bytes(self) -> bytes:
+        """Return all of it as bytes, for another process."""
+        values = asdict(self)
+        loader = values["loader"]
+        left, next_, words = loader.pop("rng")
+        shards, samples = (np.asarray(loader.pop(name), "<i4") for name in ("shard_indices", "sample_indices"))
+        values["rng"] = (left, next_)
+        text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+        packed = io.BytesIO()
+        np.savez(packed, text=text, shards=shards, samples=samples, words=np.asarray(words, "<u4"))
+        return packed.getvalue()
+
+    @staticmethod
+    def from_bytes(packed: bytes) -> TrainState:
+        """Return what to_bytes() has packed."""
+        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+            values = json.loads(arrays["text"].tobytes())
+            order = {"shard_indices": arrays["shards"].tolist(), "sample_indices": arrays["samples"]}
+            values["loader"] |= {**order, "rng": (*values.pop("rng"), arrays["words"])}
+        return TrainState(**values)
+
 
 @dataclass(frozen=True)
 class StateFile:
@@ -89,13 +117,6 @@ class StateFile:
 # ---- master weights ----
 
 
-class WeightRow(NamedTuple):
-    """A parameter, and the 16 bits below its bf16 weights if the optimizer keeps them."""
-
-    parameter: _llmc.Tensor
-    low: _llmc.Tensor | None
-
-
 def join_master(high: NDArray[np.uint16], low: NDArray[np.int16]) -> NDArray[np.float32]:
     """Return the f32 weights of bf16 weights and the 16 bits below them (csrc/core/master.h)."""
     return ((high.astype(np.uint32) << 16) + low.astype(np.int32).view(np.uint32)).view(np.float32)
@@ -110,26 +131,12 @@ def split_master(weights: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDAr
 
 
 def _joined(parameters: ReadableTensor, lows: Sequence[ReadableTensor]) -> Iterator[NDArray[np.float32]]:
-    """Yield the f32 weights of all parameters, which lie in one tensor, and the 16 bits below, which lie in one for each."""
+    """Yield the f32 weights of all parameters, which lie in one tensor; the 16 bits below lie in one for each slice."""
     offset = 0
     for low in lows:
         for begin, count in chunks(low.numel):
             yield join_master(parameters.read(offset + begin, count), low.read(begin, count))
         offset += low.numel
-
-
-def fill_weights(reader: Reader, rows: Iterable[WeightRow]) -> None:
-    """Read f32 weights into parameters of either dtype."""
-    for parameter, low in rows:
-        for begin, count in chunks(parameter.numel):
-            weights = reader.floats(count)
-            if parameter.dtype == "f32":
-                parameter.write(begin, weights)
-                continue
-            high, rest = split_master(weights)
-            parameter.write(begin, high)
-            if low is not None:
-                low.write(begin, rest)
 
 
 # ---- writing ----
@@ -145,9 +152,9 @@ def state_file_pieces(
 
     Args:
         state: what the run consists of beside its tensors.
-        moments: the first moment of every parameter, then the second, and so on, f32.
+        moments: the first moment of every slice, then the second, and so on, f32.
         parameters: all weights in one tensor.
-        lows: the 16 bits below the bf16 weights, one tensor for each parameter; empty if there are no master weights.
+        lows: the 16 bits below the bf16 weights, one tensor for each slice; empty if there are no master weights.
     """
     loader = state.loader
     yield _HEADER.pack(
@@ -196,39 +203,52 @@ def has_writer_tag(path: Path) -> bool:
     return _Header(*_HEADER.unpack(raw)).tag == _WRITER_TAG
 
 
-def read_state_file(path: Path, moments: Iterable[_llmc.Tensor], weights: Iterable[WeightRow]) -> StateFile:
-    """Read a state file into the tensors of an optimizer and, if it has master weights, of a model.
+def state_file_parts(path: Path) -> list[Path]:
+    """Return the files that were written with a state file: itself, and if processes of llm.c wrote it those of the others.
 
     Args:
-        path: the file.
-        moments: the first moment of every parameter, then the second, and so on.
-        weights: the parameters, of either dtype.
+        path: the file of process 0, state_<step>_00000.bin.
 
     Raises:
-        CheckpointDamaged: if the file is damaged.
-        llmc.Error: if several processes wrote it, each a part.
+        CheckpointDamaged: if its header is damaged.
         OSError: if it cannot be opened.
     """
     with open(path, "rb") as file:
-        reader = Reader(file, path)
-        header = _Header(*_HEADER.unpack(reader.take(_HEADER.size)))
-        if header.magic != _MAGIC or header.version != _VERSION:
-            raise CheckpointDamaged(
-                f"{path}: magic {header.magic} version {header.version}, expected {_MAGIC} version {_VERSION}"
-            )
-        if header.processes != 1:
-            raise _llmc.Error(
-                f"{path}: written by {header.processes} processes of llm.c, each with a part; only 1 can be read"
-            )
-        if max(header.shard, header.sample) >= 2**31:  # both count in int32 elsewhere in the file
-            raise CheckpointDamaged(f"{path}: stands at sample {header.sample} of shard {header.shard}")
-        for moment in moments:
-            for begin, count in chunks(moment.numel):
-                moment.write(begin, reader.floats(count))
-        if header.has_masters:
-            fill_weights(reader, weights)
-        order = _read_order(reader) if header.shuffle else {}
-        reader.end()
+        processes = _read_header(Reader(file, path), path).processes
+    return [path.with_name(re.sub(r"_0+\.bin$", f"_{rank:05d}.bin", path.name)) for rank in range(processes)]
+
+
+def read_state_file(
+    path: Path, sizes: Sequence[int], moments: int, put: Callable[[int, int, NDArray[np.float32]], object]
+) -> StateFile:
+    """Read a state file, and the parts beside it if processes of llm.c wrote it.
+
+    Args:
+        path: the file of process 0, state_<step>_00000.bin.
+        sizes: the number of elements of each slice, in the order of the file.
+        moments: how many there are of each weight.
+        put: takes (kind, slice, values): each slice's first moments (kind 0), then each one's second, and so on; then, as the kind
+            after the last of the moments, the master weights, if the file has them.
+
+    Raises:
+        CheckpointDamaged: if a file is damaged, or a part is missing.
+        OSError: if it cannot be opened.
+    """
+    with ExitStack() as files:
+        readers = [Reader(files.enter_context(open(path, "rb")), path)]
+        header = _read_header(readers[0], path)
+        kinds = moments + bool(header.has_masters)
+        # Without ZeRO every process of llm.c writes all of the state. Nothing else says so but the size.
+        if header.processes > 1 and path.stat().st_size < _HEADER.size + 4 * kinds * sum(sizes):
+            readers += _open_parts(path, header, sizes, files)
+        for kind in range(kinds):
+            for i, size in enumerate(sizes):
+                parts = [reader.floats(size // len(readers)) for reader in readers]
+                put(kind, i, parts[0] if len(parts) == 1 else np.concatenate(parts))
+        # Each process of llm.c shuffles for itself; the order of process 0 is that of all in what follows.
+        order, *_ = [_read_order(reader) if header.shuffle else {} for reader in readers]
+        for reader in readers:
+            reader.end()
     return StateFile(
         has_masters=bool(header.has_masters),
         shuffle=bool(header.shuffle),
@@ -237,6 +257,40 @@ def read_state_file(path: Path, moments: Iterable[_llmc.Tensor], weights: Iterab
         sample=header.sample,
         order=order,
     )
+
+
+def _read_header(reader: Reader, path: Path, rank: int = 0) -> _Header:
+    header = _Header(*_HEADER.unpack(reader.take(_HEADER.size)))
+    if header.magic != _MAGIC or header.version != _VERSION:
+        raise CheckpointDamaged(
+            f"{path}: magic {header.magic} version {header.version}, expected {_MAGIC} version {_VERSION}"
+        )
+    if header.rank != rank or not rank < header.processes < _MOST_PROCESSES:
+        raise CheckpointDamaged(f"{path}: written by process {header.rank} of {header.processes}, expected {rank}")
+    if max(header.shard, header.sample) >= 2**31:  # both count in int32 elsewhere in the file
+        raise CheckpointDamaged(f"{path}: stands at sample {header.sample} of shard {header.shard}")
+    return header
+
+
+def _open_parts(path: Path, header: _Header, sizes: Sequence[int], files: ExitStack) -> list[Reader]:
+    """Return readers of the parts of processes 1, 2, ..., which stand behind their headers."""
+    if odd := next((size for size in sizes if size % header.processes), 0):
+        raise CheckpointDamaged(f"{path}: a part of {header.processes}, but {odd} weights have no such parts")
+    readers = []
+    for rank, part in enumerate(state_file_parts(path)[1:], 1):
+        if not part.is_file():
+            raise CheckpointDamaged(f"{part}: missing, though {path.name} is a part of {header.processes}")
+        readers.append(Reader(files.enter_context(open(part, "rb")), part))
+        other = _read_header(readers[-1], part, rank)
+        alike = (
+            "processes",
+            "has_masters",
+            "shuffle",
+            "step",
+        )  # where it stands in the data each process counts by itself
+        if any(getattr(other, name) != getattr(header, name) for name in alike):
+            raise CheckpointDamaged(f"{part}: does not belong to {path.name}")
+    return readers
 
 
 def _read_order(reader: Reader) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class AdamW(Optimizer):
             seed=seed,
             comm=comm,
         )
-        super().__init__(native)
+        super().__init__(native, has_masters=master_weights and model.dtype == "bf16")
 
     @staticmethod
     def bytes_per_parameter(dtype: str, master_weights: bool) -> int:

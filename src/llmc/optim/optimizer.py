@@ -25,10 +25,13 @@ class Optimizer:
     """An optimizer of a model's parameters, with clipping by the global gradient norm. Its subclasses construct it.
 
     A gradient whose norm is infinite or not a number changes nothing: neither weights nor moments.
+
+    Attributes:
+        has_masters: whether it keeps master weights, on this rank or another.
     """
 
-    def __init__(self, native: _llmc.Optimizer) -> None:
-        self._native = native
+    def __init__(self, native: _llmc.Optimizer, has_masters: bool) -> None:
+        self._native, self.has_masters = native, has_masters
 
     def step(self, lr: float) -> None:
         """Make one update, measure() and apply(). Queues the work and returns: nothing waits."""

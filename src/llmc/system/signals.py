@@ -1,6 +1,7 @@
 """Signals that ask a program to stop: Ctrl-C (SIGINT), SIGTERM, Windows' SIGBREAK and, for a sweep, SIGHUP.
 
-A training run (StopSignals) stops after its step or evaluation batch at the first signal, and at once at the second. A sweep
+A training run (StopSignals) stops after its step or evaluation batch at the first signal, and at once at the second. The same signal
+again within a second is not a second one: launchers pass a Ctrl-C on that the terminal has sent to everybody already. A sweep
 (caught_signals) only takes note of them, and decides itself what to do.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -17,6 +19,7 @@ from typing import Any
 _Handler = Callable[[int, FrameType | None], None]
 
 _STOP = ("SIGINT", "SIGTERM", "SIGBREAK")
+ECHO = 1.0  # seconds in which the same signal again is no second one
 
 
 def _install(names: tuple[str, ...], handler: _Handler) -> dict[int, Any]:
@@ -70,6 +73,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._received_at = 0.0
         self._interruptible = False
         self._replaced: dict[int, Any] = {}
 
@@ -99,9 +103,12 @@ class StopSignals:
         self._replaced = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.received:
+            if number == self.received and now - self._received_at < ECHO:
+                return
             os._exit(128 + number)
-        self.received = number
+        self.received, self._received_at = number, now
         if self._interruptible:
             self._interruptible = False
             raise StopRequested

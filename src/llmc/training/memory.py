@@ -19,6 +19,8 @@ def check_memory(
     recompute: int | None,
     classifier_rows: int | None,
     optimizer_bytes: int,
+    total_batch_size: int,
+    sharing: int = 1,
 ) -> tuple[_llmc.MemoryPlan, int, int]:
     """Check that a training run fits in memory, and choose recompute and classifier_rows if they are None.
 
@@ -32,6 +34,8 @@ def check_memory(
         recompute: how much backward computes again instead of keeping it: 0, 1, 2, or None to choose.
         classifier_rows: how many of the B*T rows of logits exist at a time, or None to choose.
         optimizer_bytes: what the optimizer keeps of each parameter.
+        total_batch_size: for the advice that an error gives.
+        sharing: how many ranks share the memory, of which each takes as much; a GPU is one rank's own.
 
     Returns:
         The plan (bytes by purpose), recompute and classifier_rows.
@@ -55,7 +59,7 @@ def check_memory(
     def fits(B: int, recompute: int, rows: int = chunks[-1]) -> bool:
         return plan(B, recompute, rows).total + workspace(B) <= free
 
-    free = available_memory(backend)
+    free = _available_to_one(backend, sharing)
     if backend.info().isa == "amx" and dtype == "bf16":
         # AMX's kernels keep two packed copies of the weights, one for forward and one for backward.
         free -= 2 * plan(B, levels[0]).parameters
@@ -68,7 +72,9 @@ def check_memory(
     largest = next((b for b in range(B - 1, 0, -1) if fits(b, recompute)), 0)
     advice = []
     if largest:
-        advice.append(f"--batch-size {largest} fits (give --total-batch-size {B * T} to keep the update the same)")
+        advice.append(
+            f"--batch-size {largest} fits (give --total-batch-size {total_batch_size} to keep the update the same)"
+        )
     elif fits(1, 2):
         advice.append("--batch-size 1 --recompute 2 fits")
     if recompute < 2 and fits(B, 2):
@@ -84,15 +90,20 @@ def check_memory(
     )
 
 
-def largest_batch(backend: _llmc.Backend, plan: _llmc.MemoryPlan, B: int) -> int:
+def _available_to_one(backend: _llmc.Backend, sharing: int) -> int:
+    return available_memory(backend) // (sharing if backend.info().name == "cpu" else 1)
+
+
+def largest_batch(backend: _llmc.Backend, plan: _llmc.MemoryPlan, B: int, sharing: int = 1) -> int:
     """Estimate the largest batch size that would fit, while a model is allocated already.
 
     Args:
         backend: the device.
         plan: the memory of that model.
         B: its batch size.
+        sharing: how many ranks share the memory.
 
     Returns:
         B, and as many more rows as the free memory holds activations for.
     """
-    return B + int(available_memory(backend) / (plan.activations / B))
+    return B + int(_available_to_one(backend, sharing) / (plan.activations / B))

@@ -63,19 +63,21 @@ def startup_report(run: Run, total_steps: int) -> str:
         ],
         [("train_num_batches", total_steps), ("val_num_batches", run.num_val_batches)],
         [("run hellaswag", "yes" if run.hellaswag_examples else "no")],
-        [("num_processes", c.processes), ("zero_stage", c.zero_stage)],
+        [("num_processes", run.world.size), ("zero_stage", c.zero_stage)],
     ]
     lines = [_RULE]
     for group in groups:
         lines += [*(_row(name, value) for name, value in group), _RULE]
-    largest = largest_batch(model.backend, plan, c.batch_size)
+    optimizer = run.optimizer.bytes
+    largest = largest_batch(model.backend, plan, c.batch_size, run.world.local_size)
     lines += [
         f"num_parameters: {model.num_parameters} => bytes: {plan.parameters}",
         f"memory: parameters {plan.parameters // _MIB} MiB, gradients {plan.gradients // _MIB} MiB, optimizer "
-        f"{plan.optimizer // _MIB} MiB, activations {plan.activations // _MIB} MiB",
+        f"{optimizer // _MIB} MiB, activations {plan.activations // _MIB} MiB",
+        *_memory_by_rank(run),
         f"memory per sequence: {plan.activations // c.batch_size // _MIB} MiB",
         f" -> estimated maximum batch size: {largest}",
-        f"batch_size B={c.batch_size} * seq_len T={c.seq_len} * num_processes={c.processes} and total_batch_size={c.total_batch_size}",
+        f"batch_size B={c.batch_size} * seq_len T={c.seq_len} * num_processes={run.world.size} and total_batch_size={c.total_batch_size}",
         f"=> setting grad_accum_steps={run.grad_accum}",
     ]
     if c.seq_len < shape.max_seq_len:
@@ -85,11 +87,25 @@ def startup_report(run: Run, total_steps: int) -> str:
     return "\n".join(lines)
 
 
+def _memory_by_rank(run: Run) -> list[str]:
+    """Return a line with the memory of each rank, if there are several."""
+    hosts, each = run.world.hosts, run.memory_by_rank
+    if len(each) == 1:
+        return []
+    if max(each) - min(each) < _MIB:
+        return [f"memory of all {len(each)} ranks: {sum(each) // _MIB} MiB, of each the same"]
+    by_rank = ", ".join(f"{rank} on {host} {size // _MIB} MiB" for rank, (host, size) in enumerate(zip(hosts, each)))
+    return [f"memory of all {len(each)} ranks: {sum(each) // _MIB} MiB; of rank {by_rank}"]
+
+
 def short_report(run: Run, total_steps: int) -> str:
     """Return the most important facts in three lines, for a terminal with a progress bar."""
     c, model, shape = run.config, run.model, run.model.config
     info = model.backend.info()
     device = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
+    if run.world.size > 1:
+        hosts = len(set(run.world.hosts))
+        device = f"{run.world.size} ranks on {hosts} host{'s' if hosts > 1 else ''}, each: {device}"
     output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
     return (
         f"{model.family} of {model.num_parameters:,} parameters ({shape.num_layers} layers, {shape.num_heads} heads, {shape.channels} "

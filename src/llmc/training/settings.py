@@ -36,6 +36,7 @@ class Setting:
         least, most: bounds that are allowed values; above, below: bounds that are not. None: no bound.
         also: a value outside of the bounds that has a meaning of its own, named in text.
         on_resume: "same" if a run must be resumed with the value that it began with, else "may change".
+        by_rank: whether each rank may have its own value. Of the others all must have the same.
     """
 
     group: str
@@ -50,6 +51,7 @@ class Setting:
     below: float | None = None
     also: float | None = None
     on_resume: str = "may change"
+    by_rank: bool = False
     kind: type = str
     many: bool = False
     default: Any = None
@@ -120,8 +122,8 @@ class TrainConfig:
     """Settings of a training run; see `llmc-train --help` for the same list by flags."""
 
     # fmt: off
-    data: tuple[str, ...] = _setting((), "data", "text files, folders, or globs of .bin token files; none: the language reference that every Python carries", "-i")
-    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text, or no validation for .bin", "-j")
+    data: tuple[str, ...] = _setting((), "data", "text files, folders, or globs of .bin token files; none: the language reference that every Python carries", "-i", by_rank=True)
+    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text, or no validation for .bin", "-j", by_rank=True)
     tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files", on_resume="same")
     shuffle: bool = _setting(True, "data", "draw samples in random order", on_resume="same")
     data_seed: int = _setting(42, "data", "seed of that order", least=0, most=2**32 - 1, on_resume="same")
@@ -136,7 +138,7 @@ class TrainConfig:
 
     batch_size: int | None = _setting(None, "batch", "rows per micro-batch, B", "-b", small=16, llm_c=4, least=1)
     seq_len: int | None = _setting(None, "batch", "tokens per row, T", "-t", small=128, llm_c=1024, least=1, on_resume="same")
-    total_batch_size: int = _setting(-1, "batch", "tokens per update; a multiple of B*T*processes; -1: that product", "-d", on_resume="same")
+    total_batch_size: int = _setting(-1, "batch", "tokens per update; a multiple of B*T*processes; -1: that product, or what a resumed run had", "-d", on_resume="same")
     max_steps: int | None = _setting(None, "batch", "updates; -1: one epoch", "-x", small=400, llm_c=-1, least=-1, on_resume="same")
     overfit: bool = _setting(False, "batch", "train on the first batch of the validation data, over and over", "-a", on_resume="same")
 
@@ -153,7 +155,7 @@ class TrainConfig:
     skip_grad_z: float = _setting(0.0, "optimizer", "the same by gradient norm", "-sg", least=0, on_resume="same")
     max_bad_steps: int = _setting(10, "optimizer", "stop after this many updates in a row with a NaN or infinite loss or gradient; 0: never", least=0)
 
-    output_dir: str | None = _setting(None, "output", "run directory; default: runs/<time> if no model is named, else none: nothing is kept", "-o")
+    output_dir: str | None = _setting(None, "output", "run directory; default: runs/<time> if no model is named, else none: nothing is kept", "-o", by_rank=True)
     checkpoint_every: int = _setting(0, "output", "checkpoint every n steps, and at the end; 0: at the end only; -1: never", "-n", least=-1)
     keep_checkpoints: int = _setting(0, "output", "keep this many of them; 0: all", "-nk", least=0)
     major_every: int = _setting(0, "output", "never delete those of steps divisible by this; 0: none is kept for ever", "-nm", least=0)
@@ -166,7 +168,7 @@ class TrainConfig:
     val_every: int | None = _setting(None, "evaluation", "validate every n steps, and at the end; 0: never", "-v", small=50, llm_c=20)
     val_steps: int = _setting(20, "evaluation", "validation batches; -1: all", "-m", least=1, also=-1)
     hellaswag: bool = _setting(False, "evaluation", "evaluate HellaSwag with validation (-h 1)", "-h")
-    hellaswag_data: str = _setting("dev/data/hellaswag/hellaswag_val.bin", "evaluation", "llm.c's HellaSwag file")
+    hellaswag_data: str = _setting("dev/data/hellaswag/hellaswag_val.bin", "evaluation", "llm.c's HellaSwag file", by_rank=True)
     sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never", "-s", small=200, llm_c=20)
     sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included", "-g", small=256, llm_c=64)
     prompt: str = _setting("", "evaluation", "text that samples begin with; default: end-of-text")
@@ -174,10 +176,10 @@ class TrainConfig:
     top_k: int = _setting(0, "evaluation", "sample among this many most likely tokens; 0: all", least=0)
     top_p: float = _setting(1.0, "evaluation", "sample among the most likely tokens of this total probability", above=0, most=1)
 
-    device: str = _setting("auto", "machine", "cpu, cuda, cuda:N, or auto: cuda if there is one")
+    device: str = _setting("auto", "machine", "cpu, cuda, cuda:N, or auto: cuda if there is one", by_rank=True)
     dtype: str | None = _setting(None, "machine", "f32 or bf16 [bf16 on cuda, else f32; a checkpoint's own]", "-p")
     grad_dtype: str | None = _setting(None, "machine", "dtype of gradients: f32 with bf16 adds micro-batches up exactly [f32 on cuda, else dtype]")
-    threads: int = _setting(0, "machine", "CPU threads; 0: as many as the process may use", least=0)
+    threads: int = _setting(0, "machine", "CPU threads; 0: as many as the process may use", least=0, by_rank=True)
     recompute: int | None = _setting(None, "machine", "recompute in backward: 0 nothing, 1 GELU, 2 GELU and layernorm [on cuda the least that fits, else 1]", "-r", choices=(0, 1, 2))
     master_weights: bool = _setting(True, "machine", "keep f32 weights beside bf16 ones", "-w")
     classifier_rows: int | None = _setting(None, "machine", "rows of logits that exist at a time [on cuda up to 16384, as memory allows, else 1024]", least=1)
@@ -186,17 +188,20 @@ class TrainConfig:
     attention: str = _setting("auto", "machine", "attention on GPUs: auto takes the fastest that there is and that fits the model (the CPU has one kind)", choices=("auto", "cudnn", "wgmma", "flash", "simple"))
     deterministic: bool = _setting(True, "machine", "the same bits on every run; on GPUs it costs cuDNN's attention time and memory (the CPU always is)")
     fused_gelu: str = _setting("auto", "machine", "GELU inside of matmuls on GPUs: auto in bf16 from Hopper on (no effect on the CPU)", choices=("auto", "off", "on"))
-    zero_stage: int = _setting(0, "machine", "llm.c's -z; with one process there is nothing to shard", "-z", choices=(0, 1))
+    zero_stage: int | None = _setting(None, "machine", "1: each rank keeps a part of the optimizer's state (ZeRO-1); 0: all of it [1 if there are several ranks]", "-z", choices=(0, 1))
 
-    processes: int = _setting(1, "processes", "number of processes", "-pn")
-    rank: int = _setting(0, "processes", "this process's number", "-pr")
-    gpus_per_node: int = _setting(8, "processes", "GPUs per machine", "-pg")
-    dist_init: str = _setting("mpi", "processes", "how processes find each other", "-pi", choices=("mpi", "tcp", "fs"))
-    dist_dir: str = _setting("", "processes", "fs: the shared directory", "-pf")
-    dist_host: str = _setting("", "processes", "tcp: the server's address", "-ps")
+    processes: int = _setting(1, "processes", "number of processes; `llmc-train --processes N` starts them on this machine; mpirun, srun and torchrun tell it themselves", "-pn", least=1)
+    rank: int = _setting(0, "processes", "this process's number, if it was started by hand (--dist-init tcp or fs)", "-pr", least=0, by_rank=True)
+    gpus_per_node: int = _setting(8, "processes", "llm.c's -pg; accepted, and without effect: each process takes the GPU of its number on its host", "-pg", least=1, by_rank=True)
+    dist_init: str | None = _setting(None, "processes", "how processes find each other [as what started them offers: mpi under mpirun, tcp under torchrun]", "-pi", choices=("mpi", "tcp", "fs"))
+    dist_dir: str = _setting("", "processes", "fs: a folder that all hosts share", "-pf", by_rank=True)
+    dist_host: str = _setting("", "processes", "tcp: name or address of the host of rank 0 [MASTER_ADDR]; mpi, fs: where rank 0 listens [all its addresses]", "-ps", by_rank=True)
+    dist_port: int | None = _setting(None, "processes", "tcp: the port on which rank 0 listens [LLMC_PORT, MASTER_PORT + 1, or 12345]", least=1, most=65535, by_rank=True)
+    dist_timeout: float = _setting(600.0, "processes", "seconds that processes wait for each other, at the start and in each exchange", above=0, below=math.inf)
+    max_restarts: int = _setting(0, "processes", "begin anew from the newest checkpoint, up to n times, if the processes that llmc-train started end badly", least=0)
 
     gpu_info_every: int = _setting(-1, "logs", "print the GPU's clocks, power and temperature every n steps; -1: never", "-lg")
-    progress: str = _setting("auto", "logs", "a bar, llm.c's lines, or nothing; auto: a bar in a terminal", choices=("auto", "bar", "lines", "none"))
+    progress: str = _setting("auto", "logs", "a bar, llm.c's lines, or nothing; auto: a bar in a terminal", choices=("auto", "bar", "lines", "none"), by_rank=True)
     tensorboard: bool = _setting(False, "logs", "write TensorBoard events into the run directory")
     wandb: str = _setting("", "logs", "Weights & Biases project to log to")
     plot: bool = _setting(True, "logs", "write loss.png into the run directory at the end")
@@ -269,29 +274,50 @@ class RunConfig(TrainConfig):
     sample_every: int
     sample_tokens: int
     temperature: float
+    zero_stage: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings but those that say how many processes compute the run and how they meet: a run may go on with others."""
+        return {k: v for k, v in super().to_dict().items() if k != "zero_stage" and SETTINGS[k].group != "processes"}
+
+    def shared(self) -> dict[str, Any]:
+        """Return the settings that all ranks must share."""
+        return {k: v for k, v in TrainConfig.to_dict(self).items() if not SETTINGS[k].by_rank}
 
 
-def resolve(config: TrainConfig, device: str) -> RunConfig:
+def resolve(
+    config: TrainConfig, device: str, *, rank: int = 0, ranks: int = 1, saved: Mapping[str, Any] | None = None
+) -> RunConfig:
     """Choose the defaults that depend on other settings.
 
     Args:
         config: settings as they were given.
         device: in place of "auto".
+        rank, ranks: which of so many processes this is.
+        saved: settings of the checkpoint from which the run is resumed. It keeps its total_batch_size if none is given; if the ranks
+            cannot share that evenly, batch_size becomes the next smaller one with which they can.
 
     Raises:
         ValueError: if settings contradict each other.
     """
-    values = {**_chosen(config), "device": device}
+    values = {**_chosen(config), "device": device, "processes": ranks, "rank": rank}
+    if config.processes not in (1, ranks):
+        raise ValueError(f"processes is {config.processes}, but {ranks} met")
+    if config.zero_stage is None:
+        values["zero_stage"] = int(ranks > 1)
     B, T = values["batch_size"], values["seq_len"]
+    before = (saved or {}).get("total_batch_size", -1)
     if config.total_batch_size == -1:
-        values["total_batch_size"] = B * T
+        values["total_batch_size"] = B * T * ranks if before == -1 else before
     total = values["total_batch_size"]
-    if total <= 0 or total % (B * T):
+    if total == before and total % (T * ranks) == 0:
+        rows = total // (T * ranks)
+        B = values["batch_size"] = max(b for b in range(1, min(B, rows) + 1) if rows % b == 0)
+    if total <= 0 or total % (B * T * ranks):
+        among, times = (f" * {ranks} processes", f" * {ranks}") if ranks > 1 else ("", "")
         raise ValueError(
-            f"total_batch_size is {total}, expected a multiple of batch_size * seq_len = {B} * {T} = {B * T}"
+            f"total_batch_size is {total}, expected a multiple of batch_size * seq_len{among} = {B} * {T}{times} = {B * T * ranks}"
         )
-    if config.processes != 1 or config.rank != 0:
-        raise ValueError(f"processes is {config.processes} and rank is {config.rank}: this build trains in one process")
     return RunConfig(**values)
 
 

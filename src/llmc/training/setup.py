@@ -1,18 +1,25 @@
-"""Build a training run from its settings. What is wrong with a run is said here, before its first step."""
+"""Build a training run from its settings. What is wrong with a run is said here, before its first step.
+
+All ranks walk through setup() together. Rank 0 alone opens the run directory, tokenises, reads the checkpoint and draws the weights, and
+tells the others what they need of it; what they must have in common is compared.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
-from llmc.checkpoint import FoundCheckpoint, finished_steps, newest_good
+from llmc.checkpoint import FoundCheckpoint, finished_steps, newest_good, receive_state
 from llmc.data.loader import DataLoader
+from llmc.distributed.world import World
 from llmc.evals import check_examples
 from llmc.formats.eval_file import Example, read_eval_file
 from llmc.formats.manifest import DataFile, Manifest
+from llmc.formats.state_file import TrainState
 from llmc.formats.stream import CheckpointDamaged
 from llmc.models.config import GPT2Config, ModelConfig
 from llmc.models.gpt2 import GPT2
@@ -23,9 +30,10 @@ from llmc.optim.schedule import lr_schedule
 from llmc.system.flops import peak_flops
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
+from llmc.training.ranks import Notes
 from llmc.training.run_dir import open_run_directory
 from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, defaults, resolve
-from llmc.training.sources import Sources, prepare
+from llmc.training.sources import Sources, prepare, prepare_beside
 
 # Without a model the run is a small one, sized for two CPU cores and two minutes.
 SMALL_MODEL = {"num_layers": 4, "num_heads": 4, "channels": 256, "max_seq_len": 256}
@@ -36,27 +44,37 @@ class Run:
     """What a training run is made of.
 
     Attributes:
+        world: the ranks that train; of one process alone too.
+        comm: by which their tensors travel; None for a process alone.
+        reduction: sums gradients over the ranks; None for a process alone.
+        notes: what the ranks tell each other by it.
         config: the settings; recompute and classifier_rows are those that were chosen.
-        run_dir: None if nothing is kept.
+        run_dir: None if nothing is kept. Rank 0 alone reads and writes it.
         fingerprint: sizes and checksums of the data; a checkpoint remembers them.
-        found: the checkpoint that the run continues, whose weights the model has already; None for a new run.
+        state: of the checkpoint that the run continues, which model and optimizer have already; None for a new run.
         weight_origin: in words.
         memory: the plan that was checked against what is free.
-        peak_flops: FLOP/s that the device can reach; None if that is not known.
+        memory_by_rank: what it comes to, of each rank.
+        peak_flops: FLOP/s that the devices of all ranks can reach; None if that is not known.
         val_loader: None without validation data.
         lr: the learning rate of a step.
         hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
         gpu_info: None if its line is not asked for.
     """
 
+    world: World
+    comm: _llmc.Comm | None
+    reduction: _llmc.Reduction | None
+    notes: Notes
     config: RunConfig
     run_dir: Path | None
     sources: Sources
     fingerprint: list[DataFile]
-    found: FoundCheckpoint | None
+    state: TrainState | None
     model: Model
     weight_origin: str
     memory: _llmc.MemoryPlan
+    memory_by_rank: list[int]
     peak_flops: float | None
     optimizer: Optimizer
     train_loader: DataLoader
@@ -68,8 +86,8 @@ class Run:
 
     @property
     def grad_accum(self) -> int:
-        """Micro-batches of an update."""
-        return self.config.total_batch_size // (self.config.batch_size * self.config.seq_len)
+        """Micro-batches of an update on each rank."""
+        return self.config.total_batch_size // (self.config.batch_size * self.config.seq_len * self.world.size)
 
     @property
     def num_val_batches(self) -> int:
@@ -91,69 +109,113 @@ class Run:
         return self.config.shuffle and not self.config.overfit
 
 
-def setup(given: TrainConfig, say: Callable[[str], None]) -> Run:
+def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     """Find the data and the checkpoint, check that memory suffices, and build model, optimizer and loaders.
 
     Args:
         given: the settings as the user gave them.
+        world: the ranks, all of which call this.
         say: is told, for example, that a damaged checkpoint is passed over.
 
     Raises:
         ValueError, FileNotFoundError, MemoryError, llmc.Error: if a setting is wrong, data are missing or damaged, or memory does
             not suffice.
     """
-    device, backend = open_device(given.device, given.threads)
-    config = resolve(given, device)
+    device, backend = open_device(given.device, world.cpus(given.threads), world)
+    world.agree("the devices", {"kind of device": device.partition(":")[0]})
+    found = _find_checkpoint(given, say) if world.leads else None
+    # The settings of the checkpoint, which may be empty, or None if there is no checkpoint.
+    saved = _shared(world, None if found is None else {} if found.manifest is None else found.manifest.config)
+    config = resolve(given, device, rank=world.rank, ranks=world.size, saved=saved)
+    if given.batch_size not in (None, config.batch_size):
+        say(
+            f"batch_size is {config.batch_size}, not {given.batch_size}: {world.size} ranks divide the run's "
+            f"{config.total_batch_size} tokens of an update"
+        )
+    world.agree("the settings", config.shared())
     _set_options(backend, config)
-    run_dir = open_run_directory(config)
-    sources = prepare(config, run_dir)
+    comm = world.open_comm(backend) if world.size > 1 else None
+    config = config.replace(output_dir=_shared(world, config.output_dir))
+    run_dir = _open_run_directory(config, world)
+    sources = _prepare(config, run_dir, world)
     fingerprint = sources.fingerprint()
-    found = _find_checkpoint(config, run_dir, fingerprint, say)
-    config = _as_before(config, found)
-    model, weight_origin, memory = _build_model(config, backend, sources, found)
+    files = {f"file {i}": f"{f.name} of {f.bytes} bytes, CRC-32 {f.crc32:08x}" for i, f in enumerate(fingerprint, 1)}
+    world.agree("the data", files)
+    if found is not None:
+        _check_same(found, config, fingerprint)
+    config = _as_before(config, saved)
+    model, weight_origin, memory = _build_model(config, backend, sources, found, world)
     config = config.replace(recompute=model.recompute, classifier_rows=model.classifier_rows)
-    optimizer = build_optimizer(config, model)
-    train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, found)
+    optimizer = build_optimizer(config, model, comm)
+    rows_per_sample = _shared(world, config.batch_size if found is None else found.rows_per_sample(config.batch_size))
+    train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, rows_per_sample, world)
     total_steps = _total_steps(config, train_loader)
     lr = lr_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac)
-    return Run(
+    notes = Notes(world.rank, world.size)
+    run = Run(
+        world=world,
+        comm=comm,
+        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.sharded, notes.count),
+        notes=notes,
         config=config,
         run_dir=run_dir,
         sources=sources,
         fingerprint=fingerprint,
-        found=found,
+        state=None,
         model=model,
         weight_origin=weight_origin,
         memory=memory,
-        peak_flops=peak_flops(backend, model.dtype),
+        memory_by_rank=world.gather(memory.parameters + memory.gradients + memory.activations + optimizer.bytes),
+        peak_flops=_sum_or_none(world.gather(peak_flops(backend, model.dtype))),
         optimizer=optimizer,
         train_loader=train_loader,
         val_loader=val_loader,
         total_steps=total_steps,
         lr=lr,
         hellaswag_examples=_read_hellaswag(config, model.config),
-        gpu_info=_open_gpu_info(config),
+        gpu_info=_open_gpu_info(config, backend) if world.leads else None,
     )
+    world.agree("HellaSwag's file", {"its number of examples": len(run.hellaswag_examples)})
+    if saved is not None:
+        run.state = _load_state(found, run)
+    if comm is not None:
+        _copy_from_rank_0(run, comm)
+    return run
 
 
-def open_device(device: str, threads: int) -> tuple[str, _llmc.Backend]:
+def _shared(world: World, value: Any) -> Any:
+    """Return rank 0's value, which JSON can say. However long rank 0 works on it, the others wait."""
+    world.barrier()
+    return json.loads(world.share(json.dumps(value).encode() if world.leads else None))
+
+
+def _sum_or_none(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def open_device(device: str, threads: int, world: World | None = None) -> tuple[str, _llmc.Backend]:
     """Open the device of a run.
 
     Args:
         device: "cpu", "cuda", "cuda:N", or "auto" for "cuda" if there is one.
         threads: CPU threads; 0 for as many as the process may use.
+        world: the ranks, of which each takes a GPU of its own for "cuda".
 
     Returns:
-        The device that was chosen, and its only Backend.
+        The device that was chosen, "cuda" if each rank has its own, and this rank's only Backend.
     """
+    own = device
+    if device in ("auto", "cuda") and world is not None and world.local_size > 1:
+        own = f"cuda:{world.local_rank}"
     if device == "auto":
         if _llmc.cuda_built():
             try:
-                return "cuda", _llmc.Backend("cuda", threads)
+                return "cuda", _llmc.Backend("cuda" if own == "auto" else own, threads)
             except _llmc.Error:
                 pass
-        device = "cpu"
-    return device, _llmc.Backend(device, threads)
+        device = own = "cpu"
+    return device, _llmc.Backend(own, threads)
 
 
 def _set_options(backend: _llmc.Backend, config: RunConfig) -> None:
@@ -165,23 +227,40 @@ def _set_options(backend: _llmc.Backend, config: RunConfig) -> None:
     backend.set_option("fused_gelu", config.fused_gelu)
 
 
-def _find_checkpoint(
-    config: RunConfig, run_dir: Path | None, fingerprint: list[DataFile], say: Callable[[str], None]
-) -> FoundCheckpoint | None:
-    """Find the checkpoint to continue from, if the run directory has one, and check that settings and data are its own."""
-    if run_dir is None or not finished_steps(run_dir):
+def _find_checkpoint(given: TrainConfig, say: Callable[[str], None]) -> FoundCheckpoint | None:
+    """Find the checkpoint to continue from, if the run is to be resumed and its directory has one."""
+    if not (given.resume and given.output_dir and finished_steps(given.output_dir)):
         return None
-    found = newest_good(run_dir, warn=say)
+    found = newest_good(given.output_dir, warn=say)
     if found is None:
-        raise CheckpointDamaged(f"{run_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
+        raise CheckpointDamaged(f"{given.output_dir}: no checkpoint is whole; remove its DONE_* files to begin anew")
+    return found
+
+
+def _open_run_directory(config: RunConfig, world: World) -> Path | None:
+    if world.leads:
+        return open_run_directory(config)
+    return Path(config.output_dir) if config.output_dir else None
+
+
+def _prepare(config: RunConfig, run_dir: Path | None, world: World) -> Sources:
+    """Find the data, rank 0 first: the others use its tokens if they see them."""
+    if world.leads:
+        sources = prepare(config, run_dir)
+        _shared(world, sources.tokenized)
+        return sources
+    return prepare_beside(config, _shared(world, None))
+
+
+def _check_same(found: FoundCheckpoint, config: RunConfig, fingerprint: list[DataFile]) -> None:
+    """Check that settings and data are those of the checkpoint."""
     differences = [] if found.manifest is None else _differences(found.manifest, config, fingerprint)
     if differences and not config.allow_changes:
         raise ValueError(
-            f"{run_dir}: the checkpoint of step {found.step} was made with other settings: "
+            f"{config.output_dir}: the checkpoint of step {found.step} was made with other settings: "
             + "; ".join(differences)
             + ". Give the same, or --allow-changes"
         )
-    return found
 
 
 def _differences(saved: Manifest, config: RunConfig, fingerprint: list[DataFile]) -> list[str]:
@@ -190,15 +269,12 @@ def _differences(saved: Manifest, config: RunConfig, fingerprint: list[DataFile]
     return saved.differences(SAME_ON_RESUME, config.to_dict(), fingerprint, defaults=before)
 
 
-def _as_before(config: RunConfig, found: FoundCheckpoint | None) -> RunConfig:
+def _as_before(config: RunConfig, saved: dict[str, Any] | None) -> RunConfig:
     """Keep what was chosen by the memory of a GPU when the run began: another choice would change the bits."""
-    if found is None or found.manifest is None or config.device == "cpu":
-        return config
-    before = found.manifest.config
-    if before.get("device") != config.device:
+    if saved is None or config.device == "cpu" or saved.get("device") != config.device:
         return config
     names = [n for n in ("recompute", "classifier_rows") if getattr(config, n) is None]
-    return config.replace(**{n: before.get(n) for n in names})
+    return config.replace(**{n: saved.get(n) for n in names})
 
 
 def _build_model(
@@ -206,8 +282,52 @@ def _build_model(
     backend: _llmc.Backend,
     sources: Sources,
     found: FoundCheckpoint | None,
+    world: World,
 ) -> tuple[Model, str, _llmc.MemoryPlan]:
-    """Return the model with its first weights, in words where these come from, and its memory plan."""
+    """Return the model, on rank 0 with its first weights, in words where these come from, and its memory plan."""
+    path, first = _first_weights(config, sources, found) if world.leads else (None, None)
+    first = _shared(world, first)
+    shape = GPT2Config(**first["shape"])
+    _check_fits(config, sources, shape)
+    dtype = config.dtype or first["dtype"]
+    grad_dtype = config.grad_dtype or default_grad_dtype(config.device, dtype)
+
+    def check(recompute: int | None, classifier_rows: int | None) -> tuple[_llmc.MemoryPlan, int, int]:
+        return check_memory(
+            backend,
+            shape,
+            dtype=dtype,
+            grad_dtype=grad_dtype,
+            B=config.batch_size,
+            T=config.seq_len,
+            recompute=recompute,
+            classifier_rows=classifier_rows,
+            optimizer_bytes=_optimizer_bytes(config, dtype),
+            total_batch_size=config.total_batch_size,
+            sharing=world.local_size,
+        )
+
+    memory, *chosen = check(config.recompute, config.classifier_rows)
+    levels, rows = zip(*world.gather(chosen))
+    memory, recompute, classifier_rows = check(max(levels), min(rows))  # what fits on all ranks
+    options: dict[str, Any] = {
+        "backend": backend,
+        "dtype": dtype,
+        "grad_dtype": grad_dtype,
+        "recompute": recompute,
+        "classifier_rows": classifier_rows,
+    }
+    if path is not None:
+        model = GPT2.from_checkpoint(path, **options)
+    else:
+        model = GPT2(shape, seed=config.seed if world.leads else None, **options)
+    return model, first["origin"], memory
+
+
+def _first_weights(
+    config: RunConfig, sources: Sources, found: FoundCheckpoint | None
+) -> tuple[Path | None, dict[str, Any]]:
+    """Return the file of the first weights, or None for random ones, and of what shape and dtype they are."""
     path: Path | None = None
     if found is not None:
         path, origin = found.files.model, "intermediate checkpoint"
@@ -220,36 +340,14 @@ def _build_model(
         origin = config.model or "small model"
     if path is not None:
         native, file_dtype, _ = _llmc.inspect_checkpoint(path)
-        shape, default_dtype = GPT2Config.from_native(native), str(file_dtype)
+        shape, dtype = GPT2Config.from_native(native), str(file_dtype)
     else:
-        shape, default_dtype = _model_shape(config, sources), "f32" if config.device == "cpu" else "bf16"
-    _check_fits(config, sources, shape)
-    dtype = config.dtype or default_dtype
-    grad_dtype = config.grad_dtype or default_grad_dtype(config.device, dtype)
-    memory, recompute, classifier_rows = check_memory(
-        backend,
-        shape,
-        dtype=dtype,
-        grad_dtype=grad_dtype,
-        B=config.batch_size,
-        T=config.seq_len,
-        recompute=config.recompute,
-        classifier_rows=config.classifier_rows,
-        optimizer_bytes=_optimizer_bytes(config, dtype),
-    )
-    options: dict[str, Any] = {
-        "backend": backend,
-        "dtype": dtype,
-        "grad_dtype": grad_dtype,
-        "recompute": recompute,
-        "classifier_rows": classifier_rows,
-    }
-    model = GPT2.from_checkpoint(path, **options) if path else GPT2(shape, seed=config.seed, **options)
-    return model, origin, memory
+        shape, dtype = _model_shape(config, sources), "f32" if config.device == "cpu" else "bf16"
+    return path, {"shape": asdict(shape), "dtype": dtype, "origin": origin}
 
 
-def build_optimizer(config: RunConfig, model: Model) -> Optimizer:
-    """Return the optimizer that the settings ask for, over the parameters of a model."""
+def build_optimizer(config: RunConfig, model: Model, comm: _llmc.Comm | None = None) -> Optimizer:
+    """Return the optimizer that the settings ask for, over the parameters of a model; comm: the ranks, if there are several."""
     return AdamW(
         model,
         betas=(config.beta1, config.beta2),
@@ -257,12 +355,14 @@ def build_optimizer(config: RunConfig, model: Model) -> Optimizer:
         weight_decay=config.weight_decay,
         grad_clip=config.grad_clip,
         master_weights=config.master_weights,
+        comm=comm if config.zero_stage == 1 else None,
     )
 
 
 def _optimizer_bytes(config: RunConfig, dtype: str) -> int:
-    """Return what that optimizer will keep of each parameter, before there is a model."""
-    return AdamW.bytes_per_parameter(dtype, config.master_weights)
+    """Return what that optimizer will keep of each parameter on one rank, before there is a model."""
+    whole = AdamW.bytes_per_parameter(dtype, config.master_weights)
+    return -(-whole // config.processes) if config.zero_stage == 1 else whole
 
 
 def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:
@@ -290,8 +390,9 @@ def _check_fits(config: RunConfig, sources: Sources, shape: ModelConfig) -> None
 
 
 def _build_loaders(
-    config: RunConfig, sources: Sources, vocab_size: int, found: FoundCheckpoint | None
+    config: RunConfig, sources: Sources, vocab_size: int, rows_per_sample: int, world: World
 ) -> tuple[DataLoader, DataLoader | None]:
+    """Return the loaders of training and validation. What the ranks read in turn is what one process would read."""
     if config.overfit and not sources.val:
         raise ValueError("overfit trains on the validation data, and there are none")
     B, T = config.batch_size, config.seq_len
@@ -302,9 +403,36 @@ def _build_loaders(
         shuffle=config.shuffle and not config.overfit,
         seed=config.data_seed,
         vocab_size=vocab_size,
-        rows_per_sample=found.rows_per_sample if found is not None else 0,
+        rows_per_sample=rows_per_sample,
+        rank=world.rank,
+        ranks=world.size,
     )
-    return train, DataLoader(sources.val, B, T, vocab_size=vocab_size) if sources.val else None
+    if not sources.val:
+        return train, None
+    val = DataLoader(sources.val, B, T, vocab_size=vocab_size, rows_per_sample=B, rank=world.rank, ranks=world.size)
+    return train, val
+
+
+def _load_state(found: FoundCheckpoint | None, run: Run) -> TrainState:
+    """Load the checkpoint's state into model and optimizer, of which each rank takes what it keeps; return the rest of it."""
+    state = None
+    if found is not None:
+        state = found.load_state(run.model, run.optimizer, run.train_loader.state(), shuffle=run.shuffle)
+    elif run.optimizer.sharded:
+        receive_state(run.model, run.optimizer)
+    run.world.barrier()
+    return TrainState.from_bytes(run.world.share(state.to_bytes() if state is not None else None))
+
+
+def _copy_from_rank_0(run: Run, comm: _llmc.Comm) -> None:
+    """Give all ranks the weights of rank 0, and the optimizer's state if each is to have all of it."""
+    tensors = [run.model.all_parameters()]
+    if run.state is not None and not run.optimizer.sharded:
+        rows = run.optimizer.state().values()
+        tensors += [t for row in rows for t in (*row.moments, row.master) if t is not None]
+    comm.broadcast(tensors, 0)
+    comm.wait()
+    run.model.weights_changed()
 
 
 def _total_steps(config: RunConfig, loader: DataLoader) -> int:
@@ -327,9 +455,9 @@ def _read_hellaswag(config: RunConfig, shape: ModelConfig) -> list[Example]:
     return examples
 
 
-def _open_gpu_info(config: RunConfig) -> GpuInfo | None:
+def _open_gpu_info(config: RunConfig, backend: _llmc.Backend) -> GpuInfo | None:
     if config.gpu_info_every <= 0:
         return None
-    if not config.device.startswith("cuda"):
+    if config.device == "cpu":
         raise ValueError(f"gpu_info_every is {config.gpu_info_every}, but the device is {config.device}")
-    return GpuInfo(int(config.device.partition(":")[2] or 0))
+    return GpuInfo(int(backend.info().name.partition(":")[2] or 0))

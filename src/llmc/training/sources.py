@@ -7,6 +7,7 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmc.checkpoint import finished_steps
 from llmc.data.documents import TEXT_SUFFIXES, language_reference, read_documents
@@ -31,6 +32,8 @@ class Sources:
         vocab_size: number of token ids of the model.
         description: the data's name in a report.
         temporary: the folder that holds the files, removed together with this object; None if the files are to stay.
+        tokenized: the run directory or temporary folder that has the tokens of a text, and what is remembered of that text; None
+            if the data are token files.
     """
 
     train: list[Path]
@@ -39,6 +42,7 @@ class Sources:
     vocab_size: int
     description: str
     temporary: tempfile.TemporaryDirectory[str] | None = None
+    tokenized: tuple[str, dict[str, Any]] | None = None
 
     def fingerprint(self) -> list[DataFile]:
         """Compute what a checkpoint remembers of its data, so that a resumed run can tell whether they are the same.
@@ -81,6 +85,25 @@ def prepare(config: TrainConfig, directory: Path | None) -> Sources:
     return _from_text(config, texts, val_texts, directory)
 
 
+def prepare_beside(config: TrainConfig, tokenized: tuple[str, dict[str, Any]] | None) -> Sources:
+    """Find the data of a run whose rank 0 has prepared them already, as another rank.
+
+    Args:
+        config: as of prepare().
+        tokenized: that of rank 0's Sources. If its folder is seen from here, its tokens are used; else the text is tokenised into a
+            temporary folder.
+
+    Raises:
+        FileNotFoundError, ValueError: as of prepare().
+    """
+    if tokenized is not None:
+        folder, source = Path(tokenized[0]), tokenized[1]
+        if (tokenizer := _tokenized(folder, source)) is not None:
+            train, val = _token_files(folder)
+            return Sources([train], [val], tokenizer, config.vocab_size or tokenizer.vocab_size, "rank 0's tokens")
+    return prepare(config, None)
+
+
 def _from_shards(config: TrainConfig, train: list[Path], val: list[Path]) -> Sources:
     tokenizer = None
     if config.tokenizer is not None:
@@ -112,23 +135,14 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
     if directory is None:
         temporary = tempfile.TemporaryDirectory(prefix="llmc-", ignore_cleanup_errors=True)
     folder = Path(temporary.name) if temporary is not None else Path(directory or "")
-    data, remembered = folder / "data", folder / "data" / "source.json"
     source = {
         "tokenizer": spec,
         "documents": [len(documents), len(val_documents)],
         "crc32": zlib.crc32("\0".join([*documents, *val_documents]).encode("utf-8", "surrogatepass")),
     }
-    train, val = data / "train.bin", data / "val.bin"
-    saved = folder / ("tokenizer.json" if spec.endswith(".json") else "tokenizer.bin")
-    try:
-        unchanged = json.loads(remembered.read_text(encoding="utf-8")) == source and all(
-            p.is_file() for p in (train, val, saved)
-        )
-    except (OSError, ValueError):
-        unchanged = False
-    if unchanged:
-        tokenizer = Tokenizer.load(saved)
-    else:
+    train, val = _token_files(folder)
+    saved = _tokenizer_file(folder, source)
+    if (tokenizer := _tokenized(folder, source)) is None:
         if finished_steps(folder):  # the tokenizer that the run's weights belong to must not be lost
             if not config.allow_changes:
                 raise ValueError(
@@ -140,10 +154,32 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
             tokenizer = Tokenizer.from_spec(spec, text="\n\n".join(documents))
         tokens = tokenize(documents, tokenizer)
         if val_documents:
-            write_pair(tokens, tokenize(val_documents, tokenizer), data, tokenizer.vocab_size)
+            write_pair(tokens, tokenize(val_documents, tokenizer), train.parent, tokenizer.vocab_size)
         else:
-            write_splits(tokens, data, tokenizer.vocab_size)
+            write_splits(tokens, train.parent, tokenizer.vocab_size)
         tokenizer.save(saved)
-        write_atomically(remembered, [json.dumps(source).encode()])
+        write_atomically(_remembered(folder), [json.dumps(source).encode()])
     vocab_size = config.vocab_size or tokenizer.vocab_size
-    return Sources([train], [val], tokenizer, vocab_size, description, temporary)
+    return Sources([train], [val], tokenizer, vocab_size, description, temporary, (str(folder.absolute()), source))
+
+
+def _token_files(folder: Path) -> tuple[Path, Path]:
+    return folder / "data" / "train.bin", folder / "data" / "val.bin"
+
+
+def _tokenizer_file(folder: Path, source: dict[str, Any]) -> Path:
+    return folder / ("tokenizer.json" if source["tokenizer"].endswith(".json") else "tokenizer.bin")
+
+
+def _remembered(folder: Path) -> Path:
+    return folder / "data" / "source.json"
+
+
+def _tokenized(folder: Path, source: dict[str, Any]) -> Tokenizer | None:
+    """Return the tokenizer in a folder if it and the tokens there are those of a text, else None."""
+    files = (*_token_files(folder), _tokenizer_file(folder, source))
+    try:
+        unchanged = json.loads(_remembered(folder).read_text(encoding="utf-8")) == source
+    except (OSError, ValueError):
+        return None
+    return Tokenizer.load(files[-1]) if unchanged and all(p.is_file() for p in files) else None

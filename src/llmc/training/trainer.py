@@ -2,20 +2,25 @@
 
 setup() builds what a run is made of; here is one update (train_step), what happens between updates (_between_steps), and the loop
 over both (fit).
+
+All ranks walk through the loop together. What they decide by is the same on all of them: loss and norm, settings, and who was asked to
+stop. What rank 0 alone knows, as whether a checkpoint can be written, it tells the others.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
-from llmc.checkpoint import Checkpointer, FoundCheckpoint, finished_steps
+from llmc.checkpoint import Checkpointer, finished_steps, send_state
 from llmc.data.tokenizer import Tokenizer
+from llmc.distributed.world import World, open_world
 from llmc.evals import multiple_choice
 from llmc.formats.state_file import TrainState
 from llmc.models.model import Model
@@ -24,6 +29,7 @@ from llmc.system.signals import StopRequested, StopSignals
 from llmc.training.history import History, Throughput
 from llmc.training.logs import LineConsole, Log, StepInfo, open_logs
 from llmc.training.outliers import OutlierDetector
+from llmc.training.ranks import SlowRanks
 from llmc.training.report import short_report, startup_report
 from llmc.training.run_dir import locked
 from llmc.training.settings import TrainConfig, check_names
@@ -31,7 +37,11 @@ from llmc.training.setup import setup
 
 
 class Callback:
-    """What a caller may hook into a run. Override the methods that you want."""
+    """What a caller may hook into a run. Override the methods that you want.
+
+    Every rank calls its callbacks (trainer.world says which it is), but on_save(), which is rank 0's. What a rank does in one the others
+    wait for, for as long as dist_timeout allows.
+    """
 
     def on_step(self, trainer: Trainer, info: StepInfo) -> None:
         """Do something after each update."""
@@ -65,8 +75,22 @@ class TrainingStopped(_llmc.Error):
     """A run that cannot go on: too many updates in a row were not finite, or a checkpoint that it needs cannot be written."""
 
 
+@contextmanager
+def _failure_told(world: World) -> Iterator[None]:
+    """Tell the other ranks of an error that leaves the block: they would wait for this one."""
+    try:
+        yield
+    except BaseException as e:
+        code = 130 if isinstance(e, KeyboardInterrupt) else 2 if isinstance(e, (ValueError, FileNotFoundError)) else 1
+        world.fail(f"{type(e).__name__}: {e}", code)
+        raise
+
+
 class Trainer:
     """A training run: model, data, optimizer and schedule, and the loop over them.
+
+    Under a launcher of several processes (mpirun, srun, torchrun) it is one rank's part of a run, and every rank makes one. All of them
+    then call fit(), train_step(), validate(), evaluate_hellaswag() and save() together; rank 0 alone logs and saves.
 
     Args:
         config: settings; defaults that are open are chosen.
@@ -79,8 +103,13 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, *, callbacks: Sequence[Callback] = (), fs: Fs = SYSTEM) -> None:
-        self.log: Log = LineConsole()
-        self.run = run = setup(config, say=self.log.text)
+        self.world = open_world(config)
+        with _failure_told(self.world):
+            self._set_up(config, callbacks, fs)
+
+    def _set_up(self, config: TrainConfig, callbacks: Sequence[Callback], fs: Fs) -> None:
+        self.log = self._console()
+        self.run = run = setup(config, self.world, say=self.log.text)
         self.config, self.run_dir, self.sources = run.config, run.run_dir, run.sources
         self.model, self.optimizer, self.lr = run.model, run.optimizer, run.lr
         self.train_loader, self.val_loader = run.train_loader, run.val_loader
@@ -96,15 +125,20 @@ class Trainer:
         self.loss_outliers, self.grad_outliers = OutlierDetector(), OutlierDetector()
         self._history, self._throughput = History(), Throughput()
         self._signals = StopSignals()
-        self._saved_step = -1  # of the newest checkpoint on the disk, as far as this run knows
-        if run.found is not None:
-            self._restore(run.found)
+        self._agreed_stop = 0  # a signal that one of several ranks received
+        self._slow_ranks, self._own_seconds = SlowRanks(self.world.hosts), 0.0
+        self._step_begin: float | None = None  # of the update that comes next, if it followed the last one at once
+        self._saved_step = -1  # of the newest checkpoint on the disk, as far as rank 0 knows
+        if run.state is not None:
+            self._restore(run.state)
         self._checkpointer: Checkpointer | None = None
-        if self.run_dir is not None:
+        if self.run_dir is not None and self.world.leads:
             self._checkpointer = Checkpointer(
                 self.run_dir, keep=self.config.keep_checkpoints, major_every=self.config.major_every, fs=fs
             )
-            write_atomically(self.run_dir / "config.toml", [self.config.to_toml().encode()])
+            # If the ranks needed a smaller batch size, another number of them may have the one that was given.
+            kept = self.config.replace(batch_size=config.batch_size or self.config.batch_size)
+            write_atomically(self.run_dir / "config.toml", [kept.to_toml().encode()])
             if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
                 self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
 
@@ -123,23 +157,39 @@ class Trainer:
         Raises:
             TrainingStopped: if the run cannot go on. What was saved stays.
         """
-        with locked(self.run_dir, self.log.text):
-            self.log = open_logs(self.config, self.run_dir, self.step, self.total_steps)
+        with _failure_told(self.world), locked(self.run_dir if self.world.leads else None, self.log.text):
+            if self.world.leads:
+                self.log = open_logs(self.config, self.run_dir, self.step, self.total_steps)
+            self._agreed_stop = 0
             try:
                 with StopSignals() as self._signals:
                     self._loop()
-                stopped_by, self._signals = self._signals.received, StopSignals()
+                    stopped_by = self._stopped_by
+                self._signals = StopSignals()
                 self._finish(stopped_by)
             finally:
                 if self._checkpointer is not None:
                     self._checkpointer.join()  # whatever ends the run, a save that has begun is finished
                 self.log.close()
-                self.log = LineConsole()
+                self.log = self._console()
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by)
+
+    def _console(self) -> Log:
+        return LineConsole() if self.world.leads else Log()
+
+    @property
+    def _stopped_by(self) -> int:
+        """The signal that ends the run, or 0. Several ranks stop when all of them know of it."""
+        return self._signals.received if self.world.size == 1 else self._agreed_stop
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        """Let a signal break off a block, if nobody would wait for the rest of it."""
+        return self._signals.interruptible() if self.world.size == 1 else nullcontext()
 
     def _loop(self) -> None:
         self._begin()
-        while not self._signals.received:
+        self._step_begin = None
+        while not self._stopped_by:
             last = self.step >= self.total_steps
             try:
                 self._between_steps(last)
@@ -148,7 +198,7 @@ class Trainer:
             if last:
                 break
             self._after_step(self.train_step())
-        if self._signals.received:
+        if self._stopped_by:
             self._save(background=False, final=True)
 
     def _between_steps(self, last: bool) -> None:
@@ -171,39 +221,68 @@ class Trainer:
         if self.run.hellaswag_examples and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
         if config.sample_every > 0 and ((step > 0 and due(config.sample_every)) or last):
-            with self._signals.interruptible():
+            self._sample_on_rank_0()
+
+    def _sample_on_rank_0(self) -> None:
+        self._at("sampling")
+        if self.world.leads:
+            with self._interruptible():
                 text = self.sample()
             self.log.text(f"generating:\n---\n{text}\n---")
+        self.world.barrier()
+
+    def _at(self, what: str) -> None:
+        """Note where this rank is, for the others' messages if it is lost; what comes next is no update."""
+        self.world.at(f"{what} at step {self.step}", self.step)
+        self._step_begin = None
 
     def train_step(self) -> StepInfo:
         """Make one update: grad_accum micro-batches, then the optimizer, unless loss or gradients forbid it."""
-        start = time.perf_counter()
-        model, optimizer = self.model, self.optimizer
+        # A process alone waits for the update to end, so that its time is that of the whole. Ranks do not: what is left of an update
+        # runs beside the next one's begin, so that time is measured from end to end.
+        start = self._step_begin or time.perf_counter()
+        self.world.at(f"step {self.step}", self.step)
+        model, optimizer, reduction = self.model, self.optimizer, self.run.reduction
         if self.config.overfit:
             self.train_loader.reset()
         model.zero_grad()
-        for _ in range(self.grad_accum):
+        if reduction is not None:
+            reduction.begin(self.run.notes.written(self._signals.received, self._own_seconds))
+        for micro in range(self.grad_accum):
             inputs, targets = self.train_loader.next_batch()
             model.forward(inputs)
-            model.backward(targets, 1.0 / self.grad_accum)
+            last = micro == self.grad_accum - 1
+            model.backward(targets, 1.0 / (self.grad_accum * self.world.size), reduction if last else None)
         norm, loss = optimizer.measure(), model.mean_loss  # here the host waits for the device
+        if reduction is not None:
+            self._read_notes(reduction)
         loss_z, grad_z = self.loss_outliers.update(loss), self.grad_outliers.update(norm)
         skipped = self._reason_to_skip(loss, norm, loss_z, grad_z)
         lr = self.lr(self.step)
         if not skipped:
             optimizer.apply(lr)
-        model.backend.synchronize()  # only so that the time measured is that of the whole update
-        seconds = time.perf_counter() - start
+        if reduction is None:
+            model.backend.synchronize()
+        end = time.perf_counter()
+        self._step_begin = None if reduction is None else end
 
         self._count_bad(bool(skipped), loss, norm)
-        info = self._info(loss, norm, lr, loss_z, grad_z, skipped, seconds)
+        info = self._info(loss, norm, lr, loss_z, grad_z, skipped, end - start)
         self._history.add(step=self.step, train_loss=loss, norm=norm, lr=lr, tokens_per_second=info.tokens_per_second)
         self.step += 1
         return info
 
+    def _read_notes(self, reduction: _llmc.Reduction) -> None:
+        """Take in what the ranks told each other in this update."""
+        self._own_seconds = reduction.own_seconds()
+        stop, seconds = self.run.notes.read(reduction.notes())
+        self._agreed_stop = self._agreed_stop or stop
+        for line in self._slow_ranks.update(seconds):
+            self.log.text(line)
+
     def _begin(self) -> None:
         config = self.config
-        if self.run.found is not None:
+        if self.run.state is not None:
             self.log.text(f"continuing {self.run_dir} from step {self.step}")
         self.log.start(startup_report(self.run, self.total_steps), short_report(self.run, self.total_steps))
         if config.hellaswag and not self.run.hellaswag_examples:
@@ -286,11 +365,17 @@ class Trainer:
         """
         if self.val_loader is None:
             raise ValueError("there are no validation data")
-        config = self.config
+        self._at("validation")
+        config, world = self.config, self.world
         self.val_loader.reset()
         count = self.run.num_val_batches
-        with self._signals.interruptible():
-            loss = math.fsum(self.model.evaluate(*self.val_loader.next_batch()) for _ in range(count)) / count
+        losses = [0.0] * count  # of batches; each rank knows its own
+        with self._interruptible():
+            for batch in range(world.rank, count, world.size):
+                losses[batch] = self.model.evaluate(*self.val_loader.next_batch())
+        if self.run.comm is not None:
+            losses = self.run.comm.sum(losses)
+        loss = math.fsum(losses) / count
         self.log.validation(self.step, loss)
         self._history.add(val_step=self.step, val_loss=loss)
         for callback in self.callbacks:
@@ -298,14 +383,19 @@ class Trainer:
         if loss < self.best_val_loss:
             self.best_val_loss = loss
             if config.save_best and self.run_dir is not None and self.step > 0:
-                path = self.run_dir / "best.bin"
-                self._finish_saving(lambda: self.model.save(path, fs=self.fs))
+                if world.leads:
+                    path = self.run_dir / "best.bin"
+                    self._finish_saving(lambda: self.model.save(path, fs=self.fs))
+                world.barrier()
         return loss
 
     def evaluate_hellaswag(self) -> float:
         """Compute acc_norm, from 0 to 1, on llm.c's HellaSwag file."""
-        with self._signals.interruptible():
-            result = multiple_choice(self.model, self.run.hellaswag_examples, batch_size=self.config.batch_size)
+        self._at("HellaSwag")
+        with self._interruptible():
+            result = multiple_choice(
+                self.model, self.run.hellaswag_examples, batch_size=self.config.batch_size, comm=self.run.comm
+            )
         self.log.hellaswag(self.step, result.correct_norm, result.total)
         return result.correct_norm / result.total
 
@@ -345,20 +435,50 @@ class Trainer:
             ValueError: if the run has no directory.
             OSError: if the checkpoint cannot be written. Earlier ones are untouched.
         """
-        if self._checkpointer is None:
+        if self.run_dir is None:
             raise ValueError("the run has no run directory to save into")
-        self._write_checkpoint(background=False)
-        self._tell_saved()
+        if self._checkpointer is not None:
+            self._write_checkpoint(background=False)
+            self._tell_saved()
+        else:
+            self._help_to_save()
+        self.world.barrier()
 
     def _save(self, background: bool, final: bool = False) -> None:
-        if self._checkpointer is None:
+        """Save, unless this step is saved already. Ranks that have no part in it wait if it is not in the background."""
+        if self.run_dir is None:
             return
-        self._finish_saving(self._checkpointer.wait)  # an earlier save that failed is dealt with by itself
-        if self.step != self._saved_step:
-            self._finish_saving(lambda: self._write_checkpoint(background), final)
+        self._at("saving")
+        if self._checkpointer is None:
+            self._help_to_save()
+        else:
+            self._finish_saving(self._checkpointer.wait)  # an earlier save that failed is dealt with by itself
+            if self.step != self._saved_step:
+                self._finish_saving(lambda: self._write_checkpoint(background), final)
+            else:
+                self._tell_of_save(False)
+        if not background:
+            self.world.barrier()
+
+    def _tell_of_save(self, begins: bool) -> None:
+        """Let the other ranks know whether rank 0 now gathers the state, for which _help_to_save() waits."""
+        self.world.barrier()
+        self.world.share(b"begins" if begins else b"")
+
+    def _help_to_save(self) -> None:
+        self.world.barrier()  # rank 0 may wait for an earlier save
+        if self.world.share() and self.optimizer.sharded:
+            send_state(self.model, self.optimizer)
 
     def _write_checkpoint(self, background: bool) -> None:
         assert self._checkpointer is not None
+        begun = False
+
+        def begin() -> None:
+            nonlocal begun
+            begun = True
+            self._tell_of_save(True)
+
         state = TrainState(
             step=self.step,
             optimizer_step=self.optimizer.step_count,
@@ -373,14 +493,20 @@ class Trainer:
                 "best_val_loss": str(self.best_val_loss),
             },
         )
-        self._checkpointer.save(
-            self.model,
-            self.optimizer,
-            state,
-            config=self.config.to_dict(),
-            data=self.run.fingerprint,
-            background=background,
-        )
+        try:
+            self._checkpointer.save(
+                self.model,
+                self.optimizer,
+                state,
+                config=self.config.to_dict(),
+                data=self.run.fingerprint,
+                background=background,
+                begin=begin,
+            )
+        except OSError:
+            if not begun:
+                self._tell_of_save(False)
+            raise
 
     def _finish_saving(self, save: Callable[[], Any], final: bool = False) -> None:
         """Call a function that saves. If it fails, warn and go on, or stop, as on_save_error says; after a final save, stop."""
@@ -394,14 +520,14 @@ class Trainer:
         self._tell_saved()
 
     def _tell_saved(self) -> None:
+        """Tell the callbacks of checkpoints that are on the disk."""
         assert self._checkpointer is not None and self.run_dir is not None
         for step in self._checkpointer.completed():
             self._saved_step = step
             for callback in self.callbacks:
                 callback.on_save(self, step, self.run_dir)
 
-    def _restore(self, found: FoundCheckpoint) -> None:
-        state = found.load_state(self.model, self.optimizer, self.train_loader.state(), shuffle=self.run.shuffle)
+    def _restore(self, state: TrainState) -> None:
         self.step = self._saved_step = state.step
         self.optimizer.step_count = state.optimizer_step
         self.optimizer.rng_state = state.optimizer_rng
@@ -419,7 +545,7 @@ class Trainer:
         self.best_val_loss = float(extra.get("best_val_loss", math.inf))
 
     def _write_plot(self) -> None:
-        if self.config.plot and self.run_dir is not None and self.history["step"]:
+        if self.config.plot and self.run_dir is not None and self.world.leads and self.history["step"]:
             from llmc.plot import plot_runs
 
             try:
