@@ -157,7 +157,16 @@ void bind_comm(py::module_& m) {
             "x"_a, "Return the sums over all ranks, element by element. Waits for every rank.")
         .def("barrier", busy(&Comm::barrier), "Wait until every rank has called it.")
         .def("check", &Comm::check,
-             "Raise Error if a rank is known to be lost. Never waits; for any thread, whatever others do.");
+             "Raise Error if a rank is known to be lost. Never waits; for any thread, whatever others do.")
+        .def(
+            "pending",
+            [](Comm& c) {
+                const Comm::Pending pending = c.pending();
+                return std::pair(pending.seconds, pending.op);
+            },
+            "Return for how long a collective has been going on without the host, and which; 0.0 if there is "
+            "none. Never "
+            "waits; for any thread, whatever others do.");
 
     bind_host_comm(m);
 

@@ -78,9 +78,9 @@ class NcclComm final : public Comm {
             int lowest = 0, highest = 0;  // the fewer blocks of collectives go before those of backward
             CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
             CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest));
-            CUDA_CHECK(cudaEventCreateWithFlags(&begin_, cudaEventDisableTiming));
-            for (cudaEvent_t& event : done_)
-                CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+            for (Slot& slot : slots_)
+                for (cudaEvent_t* event : {&slot.begun, &slot.done})
+                    CUDA_CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
             ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
             config.blocking = 0;  // no call waits for another rank, nor aborting for any
             checked(lib_.CommInitRankConfig(&comm_, size_, unique, rank_, &config), "CommInitRankConfig");
@@ -141,7 +141,7 @@ class NcclComm final : public Comm {
         LLMC_CHECK(ticket >= 0 && ticket <= last_, "ticket {} of {} collectives", ticket, last_);
         backend_->refuse_in_recording("a wait for a collective");
         if (ticket <= waited_) return;
-        CUDA_CHECK(cudaStreamWaitEvent(backend_->stream(), done(ticket), 0));
+        CUDA_CHECK(cudaStreamWaitEvent(backend_->stream(), slot(ticket).done, 0));
         waited_ = ticket;
     }
 
@@ -177,6 +177,21 @@ class NcclComm final : public Comm {
         const std::unique_lock lock(mutex_, std::try_to_lock);
         if (lock) ask();
     }
+    Pending pending() override {
+        const std::unique_lock lock(mutex_, std::try_to_lock);
+        if (!lock || !failure_.empty()) return {};
+        cudaSetDevice(backend_->device());  // or this thread would make a context on another one
+        const auto has_passed = [](cudaEvent_t event) {
+            const bool passed = cudaEventQuery(event) == cudaSuccess;
+            if (!passed) cudaGetLastError();
+            return passed;
+        };
+        while (finished_ < issued_ && has_passed(slot(finished_ + 1).done)) ++finished_;
+        const Ticket next = finished_ + 1;
+        if (finished_ == issued_ || !has_passed(slot(next).begun)) return {};
+        if (next != seen_) seen_ = next, seen_at_ = Clock::now();
+        return {Seconds(Clock::now() - seen_at_).count(), slot(next).op};
+    }
 
   private:
     static constexpr Seconds kPatience{60.0};
@@ -196,17 +211,25 @@ class NcclComm final : public Comm {
         for (const Tensor& x : xs) LLMC_CHECK(is_float(x.dtype), "{}: {} is not of floats", op, x);
     }
 
-    // Tickets take turns at the events. If one's event has been recorded again, it stands for more than that ticket.
-    cudaEvent_t done(Ticket ticket) const { return done_[static_cast<std::size_t>(ticket) % kEvents]; }
+    // Tickets take turns at these. If one's events have been recorded again, they stand for more than that ticket.
+    static constexpr std::size_t kSlots = 256;
+    struct Slot {
+        cudaEvent_t begun = nullptr, done = nullptr;
+        const char* op = "";
+    };
+    Slot& slot(Ticket ticket) { return slots_[static_cast<std::size_t>(ticket) % kSlots]; }
 
     template <class Body>
     Ticket collective(const char* op, Body&& body) {
         backend_->refuse_in_recording("a collective");
-        CUDA_CHECK(cudaEventRecord(begin_, backend_->stream()));
-        CUDA_CHECK(cudaStreamWaitEvent(stream_, begin_, 0));
+        Slot& own = slot(last_ + 1);
+        CUDA_CHECK(cudaEventRecord(own.begun, backend_->stream()));
+        CUDA_CHECK(cudaStreamWaitEvent(stream_, own.begun, 0));
         launch(op, body);
-        CUDA_CHECK(cudaEventRecord(done(last_ + 1), stream_));
-        return ++last_;
+        CUDA_CHECK(cudaEventRecord(own.done, stream_));
+        const std::lock_guard lock(mutex_);
+        own.op = op;
+        return issued_ = ++last_;
     }
     // One launch for all that `body` calls.
     template <class Body>
@@ -268,8 +291,10 @@ class NcclComm final : public Comm {
     }
     bool stream_is_idle() {
         const cudaError_t state = cudaStreamQuery(stream_);
-        if (state != cudaErrorNotReady) CUDA_CHECK(state);
-        return state == cudaSuccess;
+        if (state == cudaErrorNotReady)
+            return cudaGetLastError(), false;  // no error for the next launch to find
+        CUDA_CHECK(state);
+        return true;
     }
     // The host waits, and hears of a rank that NCCL has lost instead of waiting for it.
     template <class Done>
@@ -313,9 +338,9 @@ class NcclComm final : public Comm {
         if (comm_) finish();
         if (scalars_) backend_->release(scalars_);
         if (host_scalars_) cudaFreeHost(host_scalars_);
-        if (begin_) cudaEventDestroy(begin_);
-        for (cudaEvent_t event : done_)
-            if (event) cudaEventDestroy(event);
+        for (const Slot& slot : slots_)
+            for (cudaEvent_t event : {slot.begun, slot.done})
+                if (event) cudaEventDestroy(event);
         if (stream_) cudaStreamDestroy(stream_);
     }
     void reserve_scalars(std::size_t bytes) {
@@ -340,10 +365,11 @@ class NcclComm final : public Comm {
     std::string failure_;
     ncclComm_t comm_ = nullptr;
     cudaStream_t stream_ = nullptr;
-    cudaEvent_t begin_ = nullptr;
-    static constexpr std::size_t kEvents = 256;
-    cudaEvent_t done_[kEvents] = {};
+    Slot slots_[kSlots];
     Ticket waited_ = 0;  // the newest ticket that the backend's stream has waited for
+    // For pending(): the newest ticket, the newest that is known to have ended, and since when which one is known to go on.
+    Ticket issued_ = 0, finished_ = 0, seen_ = 0;
+    Clock::time_point seen_at_;
     void *scalars_ = nullptr, *host_scalars_ = nullptr;
     std::size_t scalar_bytes_ = 0;
 };

@@ -456,12 +456,16 @@ struct Capture {
     EmulatedGraph graph;
     bool valid = true;
 };
-// While work waits for another process.
+// Held by every function of the API, as long as it runs.
+static std::recursive_mutex device;
+// While work waits for another process, other threads may ask for things.
 static void pause(int& times) {
+    device.unlock();
     if (++times < 200)
         std::this_thread::yield();
     else
         std::this_thread::sleep_for(std::chrono::microseconds(50));
+    device.lock();
 }
 struct EmulatedStream final : cuda_emulation::Queue {
     std::deque<std::function<bool()>> queue;
@@ -510,9 +514,6 @@ namespace {
 
 using namespace cuda_emulation;
 std::vector<EmulatedStream*> streams;
-
-// Held by every function of the API, as long as it runs.
-std::recursive_mutex device;
 std::atomic<std::chrono::steady_clock::time_point> last_call;
 struct Call {
     std::lock_guard<std::recursive_mutex> lock{device};
@@ -566,7 +567,7 @@ bool inside(const std::map<std::uintptr_t, std::size_t>& ranges, const void* p) 
     return it != ranges.begin() && (--it, address < it->first + it->second);
 }
 void drain_all() {
-    for (EmulatedStream* s : streams) s->drain();
+    for (std::size_t i = 0; i < streams.size(); ++i) streams[i]->drain();
 }
 // What a stream that is captured, or its thread, may not do: it invalidates the capture.
 cudaError_t refused_by_captures() {
@@ -789,6 +790,11 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     if (e->capture) return cudaErrorCapturedEvent;
     e->record->wait(e->record->recorded);
     return cudaSuccess;
+}
+// Of what the device has done so far; nobody waits.
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+    const Call call;
+    return e->record->reached < e->record->recorded ? cudaErrorNotReady : cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
     const Call call;

@@ -1,5 +1,6 @@
 // A stand-in for NCCL's library, for tests on the emulated device: ranks are processes of one machine, and their data go through
-// shared memory. An id names a segment of it, which every rank maps and the last to come unlinks.
+// a file that every rank maps, and the last to come unlinks. The id is its name, in the folder LLMC_EMULATION_SHARED; by default
+// that of shared memory.
 //
 // A group of collectives is done in rounds, each of what fits into a slot: every rank puts its operands into its slot, waits for
 // the others' and computes what it is to receive, adding in the order of ranks in f32. Ranks that bring different collectives are
@@ -30,7 +31,7 @@ namespace {
 constexpr int kMaxRanks = 16;
 constexpr std::size_t kSlotBytes = std::size_t{1} << 20;
 
-// The beginning of the segment; the ranks' slots follow. Fresh memory holds zeros.
+// The beginning of the file; the ranks' slots follow. A new file holds zeros.
 struct Board {
     std::atomic<int> size;  // what the first rank said
     std::atomic<int> here;
@@ -97,12 +98,12 @@ struct ncclComm {
     ~ncclComm() {
         if (board) {
             board->ranks[rank].left = true;
-            if (board->here < size) shm_unlink(name.c_str());
-            munmap(board, segment_bytes(size));
+            if (board->here < size) unlink(name.c_str());
+            munmap(board, file_bytes(size));
         }
         if (file >= 0) close(file);
     }
-    static std::size_t segment_bytes(int size) {
+    static std::size_t file_bytes(int size) {
         return sizeof(Board) + kSlotBytes * static_cast<std::size_t>(size);
     }
     char* slot(int r) const { return slots + kSlotBytes * static_cast<std::size_t>(r); }
@@ -124,20 +125,21 @@ struct ncclComm {
         struct flock lock = byte_lock(r);
         return board->ranks[r].left || (fcntl(file, F_GETLK, &lock) == 0 && lock.l_type == F_UNLCK);
     }
-    ncclResult_t join(const char* segment) {
-        name = segment;
-        file = shm_open(segment, O_CREAT | O_RDWR, 0600);
-        if (file < 0 || ftruncate(file, static_cast<off_t>(segment_bytes(size))) != 0) return ncclSystemError;
+    ncclResult_t join(const char* id) {
+        const char* const folder = std::getenv("LLMC_EMULATION_SHARED");
+        name = std::string(folder ? folder : "/dev/shm") + "/" + id;
+        file = open(name.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+        if (file < 0 || ftruncate(file, static_cast<off_t>(file_bytes(size))) != 0) return ncclSystemError;
         struct flock lock = byte_lock(rank);
         if (fcntl(file, F_SETLK, &lock) != 0) return ncclInvalidUsage;
-        void* const memory = mmap(nullptr, segment_bytes(size), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        void* const memory = mmap(nullptr, file_bytes(size), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
         if (memory == MAP_FAILED) return ncclSystemError;
         board = static_cast<Board*>(memory);
         slots = static_cast<char*>(memory) + sizeof(Board);
         int first = 0;
         if (!board->size.compare_exchange_strong(first, size) && first != size) return ncclInvalidUsage;
         if (board->ranks[rank].here.exchange(true)) return ncclInvalidUsage;
-        if (++board->here == size) shm_unlink(segment);
+        if (++board->here == size) unlink(name.c_str());
         return ncclSuccess;
     }
     ncclResult_t state() {
@@ -340,7 +342,7 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
     const bool read_all = file >= 0 && read(file, &bits, sizeof bits) == sizeof bits;
     if (file >= 0) close(file);
     std::memset(id, 0, sizeof *id);
-    std::snprintf(id->internal, sizeof id->internal, "/llmc_nccl_stand_in_%016llx",
+    std::snprintf(id->internal, sizeof id->internal, "llmc_nccl_stand_in_%016llx",
                   static_cast<unsigned long long>(bits));
     return read_all ? ncclSuccess : ncclSystemError;
 }

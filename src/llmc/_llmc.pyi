@@ -448,6 +448,10 @@ class Comm:
         """
         Raise Error if a rank is known to be lost. Never waits; for any thread, whatever others do.
         """
+    def pending(self) -> tuple[float, str]:
+        """
+        Return for how long a collective has been going on without the host, and which; 0.0 if there is none. Never waits; for any thread, whatever others do.
+        """
     def reduce_scatter(self, xs: collections.abc.Sequence[Tensor]) -> int:
         """
         Replace this rank's piece (piece_of) of each tensor by its sum over the ranks; the rest is then undefined.

@@ -138,20 +138,26 @@ def apart(comm: _llmc.Comm, backend: _llmc.Backend, settings: dict[str, Any]) ->
 
 
 def killed(comm: _llmc.Comm, backend: _llmc.Backend, settings: dict[str, Any]) -> list[str]:
-    """The last rank dies. Rank 0 waits for it in sum(), the others in the backend, of which a thread of theirs hears."""
+    """The last rank dies, or is stopped. Rank 0 waits for it in sum(), another for its device, while a thread of its own hears."""
+    stopped = settings.get("stopped", False)
     comm.barrier()
     if comm.rank == comm.size - 1:
-        os.kill(os.getpid(), signal.SIGSTOP if settings.get("stopped") else signal.SIGKILL)
-    if comm.rank > 0:
+        os.kill(os.getpid(), signal.SIGSTOP if stopped else signal.SIGKILL)
+    assert comm.pending() == (0.0, "")
+    if comm.rank == settings.get("watcher", 1):
 
         def watch() -> None:
-            try:
-                while True:
+            heard = ""
+            while not heard:
+                try:
                     comm.check()
-                    time.sleep(0.01)
-            except llmc.Error as e:
-                print(json.dumps([str(e)]), flush=True)
-                os._exit(0)
+                    seconds, op = comm.pending()
+                    heard = op if seconds > 0.3 and stopped else ""
+                except llmc.Error as e:
+                    heard = str(e)
+                time.sleep(0.01)
+            print(json.dumps([heard]), flush=True)
+            os._exit(0)
 
         threading.Thread(target=watch).start()
         comm.all_reduce([x := tensor(backend, np.ones(10, np.float32), "f32")])

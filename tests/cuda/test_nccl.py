@@ -183,6 +183,7 @@ def test_a_rank_that_dies(in_ranks: Callable[..., list[Any]]) -> None:
 def test_a_rank_that_is_stopped(in_ranks: Callable[..., list[Any]]) -> None:
     [heard] = in_ranks("killed", 2, lost=1, timeout=0.5, stopped=True)
     assert heard == ["nccl: rank 0 of 2 has waited 0.5 s for the others (sum)"] * 3
+    assert in_ranks("killed", 2, lost=1, stopped=True, watcher=0) == [["all_reduce"]]
 
 
 @pytest.mark.parametrize("dtype,sharded,size", [("f32", True, 2), ("bf16", True, 4), ("f32", False, 2)])
