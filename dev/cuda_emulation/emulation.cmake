@@ -5,7 +5,9 @@ set_source_files_properties(${_cuda_kernels} PROPERTIES LANGUAGE CXX)
 add_library(llmc_cuda OBJECT ${_cuda_kernels} ${_cuda_host} csrc/cuda/no_cudnn.cpp csrc/cuda/nccl_comm.cpp
   dev/cuda_emulation/cublaslt_naive.cpp dev/cuda_emulation/emulator.cpp dev/cuda_emulation/sort_naive.cpp)
 target_include_directories(llmc_cuda PRIVATE dev/cuda_emulation csrc)
-target_compile_definitions(llmc_cuda PRIVATE LLMC_CUDA_EMULATION "LLMC_NCCL_STAND_IN=\"$<TARGET_FILE:nccl_stand_in>\"")
+target_compile_definitions(llmc_cuda PRIVATE LLMC_CUDA_EMULATION)
+set_source_files_properties(csrc/cuda/dynamic_library.cpp PROPERTIES
+  COMPILE_DEFINITIONS "LLMC_NCCL_STAND_IN=\"$<TARGET_FILE:nccl_stand_in>\"")
 target_compile_options(llmc_cuda PRIVATE -Wall -Wextra -Wno-unknown-pragmas)
 target_sources(llmc_core PRIVATE $<TARGET_OBJECTS:llmc_cuda>)
 find_package(Threads REQUIRED)
