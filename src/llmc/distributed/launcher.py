@@ -23,6 +23,7 @@ import psutil
 from llmc.system.signals import ECHO, caught_signals
 
 LAUNCHER = "LLMC_LAUNCHER"  # tells the ranks which process started them, so that they end if it is killed
+_PATIENCE = 5.0  # seconds that a rank may stay stopped once others have ended
 _FINAL = (0, 2, 130, 143)  # done, wrong arguments, stopped by a person or a scheduler: to begin anew would not help
 
 
@@ -141,9 +142,10 @@ class _Run:
                     last = now
                 if all_here and alive < self._processes:
                     first_end = first_end or now
-                    if (
-                        now - first_end > self._timeout
-                    ):  # a rank that ended before it met the others, who wait in MPI_Init
+                    # A rank that was stopped, and cannot hear of the end; or others that wait in MPI_Init for one that has
+                    # ended before it met them.
+                    patience = min(_PATIENCE, self._timeout) if any(map(_stopped, self._ranks)) else self._timeout
+                    if now - first_end > patience:
                         self._kill()
         finally:
             self._kill()
@@ -192,6 +194,13 @@ class _Run:
                 process.kill()  # psutil sees to it that it is not another process by now
             except psutil.Error:
                 pass
+
+
+def _stopped(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def _runs(process: psutil.Process) -> bool:
