@@ -52,9 +52,9 @@ class Case:
     Attributes:
         how: what failing_rank.py does.
         said: what every other rank prints of the rank that fails, as a pattern; empty: nothing.
-        code: the exit code of mpiexec; None: any but 0.
+        code: the exit code of mpiexec; None: any but 0, since it may be that of the rank that fails, or of the others, as each MPI likes.
         saved: the steps of the checkpoints that are there afterwards.
-        all_say: whether the rank that fails prints the line, too.
+        all_say: whether the rank that fails must print the line, too.
         settings: that differ from the usual ones.
         cleanup: whether mpiexec is to end the ranks that are left itself.
         soon: seconds until all have ended.
@@ -83,9 +83,9 @@ CASES = [
     Case("SIGKILL of rank 0", LOST, None, instead="[Ss]ignal 9"),
     Case("SIGSTOP of rank 1", SILENT, None, cleanup=True),
     Case("SIGSTOP of rank 0", SILENT, None, cleanup=True),
-    Case("exception of rank 1", "ZeroDivisionError: division by zero", 75),
+    Case("exception of rank 1", "ZeroDivisionError: division by zero", None),
     Case("exception of rank 0", "ZeroDivisionError: division by zero", None),
-    Case("out of memory of rank 2", "MemoryError", 75),
+    Case("out of memory of rank 2", "MemoryError", None),
     Case("late of rank 1", r"rank 1 did not come within 3 s \(2 of 3 are here\)", 75, (), settings=BY_TCP, soon=15.0),
     Case(
         "other arguments of rank 1", r"the settings differ: learning_rate is 0.02, rank 0 on \S+ has 0.01", 2, (), True
@@ -200,8 +200,9 @@ def inject(case: Case, folder: Path) -> Ended:
     for rank in range(RANKS):
         line = rf"(rank {case.rank} on \S+: )?{case.said}:?; rank {rank} ends"
         said = [one for one in seen.lines if case.said and re.fullmatch(line, one)]
-        expected = int(bool(case.said) and (case.all_say or rank != case.rank))
-        assert len(said) == expected or (case.instead and not said and re.search(case.instead, text)), (rank, text)
+        must = case.said and (case.all_say or rank != case.rank)
+        assert len(said) <= 1, text
+        assert said or not must or (case.instead and re.search(case.instead, text)), (rank, text)
     assert seen.seconds < case.soon, (seen.seconds, text)
     check_checkpoints(folder / "run", case.saved)
     return seen
