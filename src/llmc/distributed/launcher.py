@@ -23,6 +23,7 @@ import psutil
 from llmc.system.signals import ECHO, caught_signals
 
 LAUNCHER = "LLMC_LAUNCHER"  # tells the ranks which process started them, so that they end if it is killed
+_PATIENCE = 5.0  # seconds that a rank may stay stopped once others have ended
 _FINAL = (0, 2, 130, 143)  # done, wrong arguments, stopped by a person or a scheduler: to begin anew would not help
 
 
@@ -66,6 +67,7 @@ def run_processes(
     max_restarts: int = 0,
     *,
     again: Callable[[], Sequence[str]] | None = None,
+    program: Sequence[str] = (sys.executable, "-m", "llmc", "train"),
     timeout: float = 600.0,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> int:
@@ -76,6 +78,7 @@ def run_processes(
         processes: how many.
         max_restarts: how often to begin anew after an end that was no regular one.
         again: returns the arguments for that; None: argv.
+        program: what each process runs.
         timeout: seconds that the others may go on after one process has ended.
         say: prints a line.
 
@@ -92,8 +95,8 @@ def run_processes(
         prefix = [mpiexec, *options_of(asked.stdout + asked.stderr), "-n", str(processes)]
     with caught_signals() as signals:
         for restart in range(max_restarts + 1):
-            program = [sys.executable, "-m", "llmc", "train", *(again() if restart and again else argv)]
-            code = _Run(prefix, program, processes, timeout).wait(signals)
+            command = [*program, *(again() if restart and again else argv)]
+            code = _Run(prefix, command, processes, timeout).wait(signals)
             if code in _FINAL or signals or restart == max_restarts:
                 break
             say(f"llmc-train: the run ended with exit code {code}; beginning anew ({restart + 1} of {max_restarts})")
@@ -139,9 +142,10 @@ class _Run:
                     last = now
                 if all_here and alive < self._processes:
                     first_end = first_end or now
-                    if (
-                        now - first_end > self._timeout
-                    ):  # a rank that ended before it met the others, who wait in MPI_Init
+                    # A rank that was stopped, and cannot hear of the end; or others that wait in MPI_Init for one that has
+                    # ended before it met them.
+                    patience = min(_PATIENCE, self._timeout) if any(map(_stopped, self._ranks)) else self._timeout
+                    if now - first_end > patience:
                         self._kill()
         finally:
             self._kill()
@@ -190,6 +194,13 @@ class _Run:
                 process.kill()  # psutil sees to it that it is not another process by now
             except psutil.Error:
                 pass
+
+
+def _stopped(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def _runs(process: psutil.Process) -> bool:
