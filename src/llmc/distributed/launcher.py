@@ -67,7 +67,7 @@ def run_processes(
     *,
     again: Callable[[], Sequence[str]] | None = None,
     program: Sequence[str] = (sys.executable, "-m", "llmc", "train"),
-    patience: float = 30.0,
+    patience: float = 15.0,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> int:
     """Run `llmc train` in several processes of this machine.
