@@ -23,6 +23,7 @@ import psutil
 from llmc.system.signals import ECHO, caught_signals
 
 LAUNCHER = "LLMC_LAUNCHER"  # tells the ranks which process started them, so that they end if it is killed
+_PATIENCE_IF_STOPPED = 5.0  # seconds that a rank may stay stopped once another has ended
 _FINAL = (0, 2, 130, 143)  # done, wrong arguments, stopped by a person or a scheduler: to begin anew would not help
 
 
@@ -142,7 +143,8 @@ class _Run:
                     last = now
                 if not all(_runs(p) for p in self._ranks):
                     first_end = first_end or now
-                    if now - first_end > self._patience:
+                    stopped = any(map(_stopped, self._ranks))
+                    if now - first_end > (min(_PATIENCE_IF_STOPPED, self._patience) if stopped else self._patience):
                         self._kill()
         finally:
             self._kill()
@@ -191,6 +193,13 @@ class _Run:
                 process.kill()  # psutil sees to it that it is not another process by now
             except psutil.Error:
                 pass
+
+
+def _stopped(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def _runs(process: psutil.Process) -> bool:
