@@ -30,6 +30,18 @@ auto collective(Comm::Ticket (Comm::*method)(const std::vector<Tensor>&)) {
     };
 }
 
+// The same Comm, which other threads of Python need not wait for when it is destroyed: it waits for what is under way.
+std::shared_ptr<Comm> let_others_run(std::shared_ptr<Comm> comm) {
+    Comm* const raw = comm.get();
+    return std::shared_ptr<Comm>(raw, [comm = std::move(comm)](Comm*) mutable {
+        if (PyGILState_Check()) {
+            const py::gil_scoped_release release;
+            comm.reset();
+        }
+        comm.reset();
+    });
+}
+
 const char* name_of(Exchange::Kind kind) {
     switch (kind) {
     case Exchange::Kind::barrier: return "barrier";
@@ -155,7 +167,18 @@ void bind_comm(py::module_& m) {
                 return x;
             },
             "x"_a, "Return the sums over all ranks, element by element. Waits for every rank.")
-        .def("barrier", busy(&Comm::barrier), "Wait until every rank has called it.");
+        .def("barrier", busy(&Comm::barrier), "Wait until every rank has called it.")
+        .def("check", &Comm::check,
+             "Raise Error if a rank is known to be lost. Never waits; for any thread, whatever others do.")
+        .def(
+            "pending",
+            [](Comm& c) {
+                const Comm::Pending pending = c.pending();
+                return std::pair(pending.seconds, pending.op);
+            },
+            "Return for how long a collective has been going on without the host, and which; 0.0 if there is "
+            "none. Never "
+            "waits; for any thread, whatever others do.");
 
     bind_host_comm(m);
 
@@ -199,9 +222,17 @@ void bind_comm(py::module_& m) {
     m.def(
         "nccl_id", [] { return py::bytes(make_nccl_id()); },
         "Make the id that rank 0 sends to the other ranks, which all pass it to nccl_comm().");
-    m.def("nccl_comm", &make_nccl, "backend"_a, "rank"_a, "size"_a, "id"_a,
-          py::call_guard<py::gil_scoped_release>(),
-          "Make a Comm over NCCL. Waits until every rank has called it.");
+    m.def(
+        "nccl_comm",
+        [](std::shared_ptr<Backend> backend, int rank, int size, const py::bytes& id, double timeout) {
+            const std::string bytes = id;
+            const py::gil_scoped_release release;
+            return let_others_run(make_nccl(std::move(backend), rank, size, bytes, timeout));
+        },
+        "backend"_a, "rank"_a, "size"_a, "id"_a, "timeout"_a = 600.0,
+        "Make a Comm over NCCL. Waits until every rank has called it, `timeout` seconds at most, and sum() "
+        "no longer "
+        "than that for the others.");
 }
 
 }  // namespace llmc

@@ -79,6 +79,8 @@ void bind_tensor(py::module_& m) {
         .def_readonly("total_bytes", &DeviceInfo::total_bytes,
                       "The memory of the device, in bytes; 0 if unknown.")
         .def_readonly("free_bytes", &DeviceInfo::free_bytes, "The memory that is free, in bytes.")
+        .def_readonly("uuid", &DeviceInfo::uuid,
+                      "What a GPU is known by, whichever number it has in a process; empty for others.")
         .def_readonly("multiprocessors", &DeviceInfo::multiprocessors, "The multiprocessors of a GPU.")
         .def_readonly("clock_hz", &DeviceInfo::clock_hz, "The highest clock of its multiprocessors, in Hz.")
         .def_readonly("options", &DeviceInfo::options, "What set_option() has chosen.")

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "comm/partition.h"
@@ -43,6 +44,15 @@ class Comm {
     // Host values: x = sum over ranks of x, in the order of ranks; waits.
     virtual void sum(std::vector<double>& x) = 0;
     virtual void barrier() = 0;  // waits for every rank
+
+    // For a thread that watches over this rank. It may call them at any time, whatever the others do with this Comm and its
+    // backend, and waits for none of them. Collectives that block the host tell their delays themselves.
+    virtual void check() {}  // throws Error if a rank is known to be lost
+    struct Pending {
+        double seconds = 0.0;  // 0: there is none
+        std::string op;
+    };
+    virtual Pending pending() { return {}; }  // the collective that has begun and not ended, and for how long
 
   protected:
     Ticket last_ = 0;  // of the last collective that was issued

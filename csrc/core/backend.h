@@ -35,6 +35,7 @@ namespace llmc {
 struct DeviceInfo {
     std::string name;              // "cpu", "cuda:0"
     std::string description;       // the hardware, in words
+    std::string uuid;              // of a GPU: the same for all who use it, and for no other
     std::string isa;               // the kernel set chosen: "avx512", "sm_90"
     int threads = 1;               // CPU threads that ops use
     std::string pinning;           // how those threads are bound to CPUs, in words

@@ -66,6 +66,59 @@ class PinnedReadback final : public Readback {
     void* memory_ = nullptr;
 };
 
+class EventStopwatch final : public Stopwatch {
+  public:
+    explicit EventStopwatch(CudaBackend& backend) : backend_(backend) {
+        backend_.stream();  // its device
+        CUDA_CHECK(cudaEventCreateWithFlags(&begin_, cudaEventDefault));
+        const cudaError_t error = cudaEventCreateWithFlags(&end_, cudaEventDefault);
+        if (error != cudaSuccess) cudaEventDestroy(begin_);
+        CUDA_CHECK(error);
+    }
+    ~EventStopwatch() override {
+        cudaSetDevice(backend_.device());
+        cudaEventDestroy(begin_);
+        cudaEventDestroy(end_);
+    }
+    void start() override {
+        record(begin_);
+        stopped_ = false;
+    }
+    void stop() override {
+        record(end_);
+        stopped_ = true;
+    }
+    double seconds() override {
+        if (!stopped_) return 0.0;
+        backend_.refuse_in_recording("a wait");
+        backend_.stream();
+        float milliseconds = 0.0f;
+        CUDA_CHECK(cudaEventSynchronize(end_));
+        CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin_, end_));
+        return 1e-3 * milliseconds;
+    }
+
+  private:
+    void record(cudaEvent_t event) {
+        backend_.refuse_in_recording("a stopwatch");
+        CUDA_CHECK(cudaEventRecord(event, backend_.stream()));
+    }
+    CudaBackend& backend_;
+    cudaEvent_t begin_ = nullptr, end_ = nullptr;
+    bool stopped_ = false;
+};
+
+// As nvidia-smi writes it.
+std::string uuid_text(const cudaUUID_t& uuid) {
+    std::string text = "GPU-";
+    for (int i = 0; i < 16; ++i) {
+        if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+        const unsigned byte = static_cast<unsigned char>(uuid.bytes[i]);
+        for (const unsigned digit : {byte >> 4, byte & 15}) text += "0123456789abcdef"[digit];
+    }
+    return text;
+}
+
 double megabytes(std::size_t bytes) { return static_cast<double>(bytes >> 20); }
 
 #if defined(LLMC_CUDA_EMULATION)
@@ -250,6 +303,7 @@ DeviceInfo CudaBackend::info() const {
     DeviceInfo info;
     info.name = filled("cuda:{}", device_);
     info.description = p.name;
+    info.uuid = uuid_text(p.uuid);
     info.isa = filled("sm_{}{}", p.major, p.minor);
     info.total_bytes = static_cast<std::int64_t>(total);
     info.free_bytes = static_cast<std::int64_t>(free);
@@ -402,6 +456,8 @@ void CudaBackend::to_host(void* host, Tensor inp) {
 std::unique_ptr<Readback> CudaBackend::make_readback(std::size_t bytes) {
     return std::make_unique<PinnedReadback>(*this, bytes);
 }
+
+std::unique_ptr<Stopwatch> CudaBackend::make_stopwatch() { return std::make_unique<EventStopwatch>(*this); }
 
 void CudaBackend::synchronize() {
     refuse_in_recording("a wait");

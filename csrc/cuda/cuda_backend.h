@@ -53,6 +53,7 @@ class CudaBackend final : public Backend {
     void to_host(void* host, Tensor inp) override;
     void synchronize() override;
     std::unique_ptr<Readback> make_readback(std::size_t bytes) override;
+    std::unique_ptr<Stopwatch> make_stopwatch() override;
     bool runs_ahead() const override { return true; }
     std::int64_t workspace_bytes(std::int64_t B, std::int64_t T, std::int64_t C, std::int64_t NH,
                                  DType dtype) override;

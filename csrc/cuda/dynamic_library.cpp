@@ -41,8 +41,15 @@ const LibraryNames kCublasLt{"cuBLASLt",
                              LLMC_PACKAGE("nvidia-cublas", "nvidia-cublas-cu12")};
 const LibraryNames kCudnn{
     "cuDNN", {"libcudnn.so.9"}, "LLMC_CUDNN_LIB", LLMC_PACKAGE("nvidia-cudnn-cu13", "nvidia-cudnn-cu12")};
+#if defined(LLMC_CUDA_EMULATION)  // NVIDIA's own knows nothing of the emulated device
+const LibraryNames kNccl{"NCCL's stand-in",
+                         {LLMC_NCCL_STAND_IN},
+                         "LLMC_NCCL_LIB",
+                         "(there is none: build the target nccl_stand_in)"};
+#else
 const LibraryNames kNccl{
     "NCCL", {"libnccl.so.2"}, "LLMC_NCCL_LIB", LLMC_PACKAGE("nvidia-nccl-cu13", "nvidia-nccl-cu12")};
+#endif
 #endif
 
 namespace {

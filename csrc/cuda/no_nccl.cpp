@@ -10,7 +10,7 @@ namespace {
 }  // namespace
 
 std::string make_nccl_id() { absent(); }
-std::shared_ptr<Comm> make_nccl(std::shared_ptr<Backend>, int, int, const std::string&) { absent(); }
+std::shared_ptr<Comm> make_nccl(std::shared_ptr<Backend>, int, int, const std::string&, double) { absent(); }
 std::string nccl_status() { return "NCCL not built (pip install . -C cmake.define.USE_NCCL=ON)"; }
 
 }  // namespace llmc

@@ -151,6 +151,8 @@ void check_refusals(const std::string& name) {
         d.ops.from_host(t.slice(1, 2), values);
     });
     refuse("cuda: a wait cannot be recorded", [&](Device& d, const Tensor&) { d.ops.synchronize(); });
+    refuse("cuda: a stopwatch cannot be recorded",
+           [&](Device& d, const Tensor&) { d.ops.make_stopwatch()->start(); });
 }
 
 // Memory that is freed among recorded ops is freed after all.

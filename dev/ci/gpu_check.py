@@ -38,7 +38,7 @@ OPS = "attention or norm or encoder or classifier or matmul or gelu or adamw or 
 SANITIZED = f"({OPS}) and bf16 and not cudnn and not model and not 5120"
 FLASH, WGMMA = "attention=flash rows=16384", "attention=wgmma rows=16384"
 CUDNN = "attention=cudnn deterministic=off rows=16384"
-FILES = ["tests/ops/test_ops.py", "tests/cuda/test_cuda_ops.py", "tests/cuda/test_cuda_training.py"]
+FILES = ["tests/ops/test_ops.py", *(f"tests/cuda/test_{name}.py" for name in ("cuda_ops", "cuda_training", "nccl"))]
 
 
 class NotRun(Exception):

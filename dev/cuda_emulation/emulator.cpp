@@ -11,24 +11,29 @@
 //
 // A stream is a queue of closures. Nothing in it runs until the host waits for the stream, for an event behind
 // it, or frees memory; and then only as much as is needed. A missing wait between streams, or a host buffer
-// reused too early, is a wrong result.
+// reused too early, is a wrong result. Only if there are other processes whose work waits for this one's, streams go on
+// by themselves while the host calls nothing.
 //
 // A captured graph runs its nodes in a random order that keeps their dependencies. What may not be captured is an
 // error, as on a GPU, and invalidates the capture.
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <exception>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -451,33 +456,99 @@ struct Capture {
     EmulatedGraph graph;
     bool valid = true;
 };
-struct EmulatedStream {
-    std::deque<std::function<void()>> queue;
+// Held by every function of the API, as long as it runs.
+static std::recursive_mutex device;
+// While work waits for another process, other threads may ask for things.
+static void pause(int& times) {
+    device.unlock();
+    if (++times < 200)
+        std::this_thread::yield();
+    else
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+    device.lock();
+}
+struct EmulatedStream final : cuda_emulation::Queue {
+    std::deque<std::function<bool()>> queue;
     std::shared_ptr<Capture> capture;
     std::set<std::size_t> last;  // the nodes that the next one comes after
-    void run_one() {
-        const auto work = std::move(queue.front());
+    // False if its first work cannot be done yet.
+    bool run_one() {
+        auto work = std::move(queue.front());
         queue.pop_front();
-        work();
+        if (work()) return true;
+        queue.push_front(std::move(work));
+        return false;
+    }
+    // False if it cannot be empty yet.
+    bool run() {
+        while (!queue.empty())
+            if (!run_one()) return false;
+        return true;
     }
     void drain() {
-        while (!queue.empty()) run_one();
+        for (int times = 0; !run();) pause(times);
     }
+    void enqueue(std::function<bool()> work) override;
 };
 struct EmulatedEvent {
-    EmulatedStream* stream = nullptr;
-    std::uint64_t recorded = 0, reached = 0;
+    // What the streams' queues share: the event may be destroyed before they come to it.
+    struct Record {
+        EmulatedStream* stream = nullptr;
+        std::uint64_t recorded = 0, reached = 0;
+        std::chrono::steady_clock::time_point time;
+        bool run(std::uint64_t until) {
+            while (reached < until)
+                if (!stream->run_one()) return false;
+            return true;
+        }
+        void wait(std::uint64_t until) {
+            for (int times = 0; !run(until);) pause(times);
+        }
+    };
+    std::shared_ptr<Record> record = std::make_shared<Record>();
     std::shared_ptr<Capture> capture;  // that it was recorded in, if it was
     std::set<std::size_t> last;
-    void wait(std::uint64_t until) {
-        while (reached < until) stream->run_one();
-    }
 };
 
 namespace {
 
 using namespace cuda_emulation;
 std::vector<EmulatedStream*> streams;
+std::atomic<std::chrono::steady_clock::time_point> last_call;
+struct Call {
+    std::lock_guard<std::recursive_mutex> lock{device};
+    ~Call() { last_call = std::chrono::steady_clock::now(); }
+};
+
+// Goes on with the streams while the host calls nothing, for a time that is longer than it takes between two ops.
+class Background {
+  public:
+    void start() {
+        if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+    }
+    ~Background() {
+        ended_ = true;
+        if (thread_.joinable()) thread_.join();
+    }
+
+  private:
+    void run() {
+        using namespace std::chrono_literals;
+        for (; !ended_; std::this_thread::sleep_for(1ms)) {
+            if (std::chrono::steady_clock::now() - last_call.load() < 20ms) continue;
+            const std::unique_lock lock(device, std::try_to_lock);
+            if (!lock) continue;
+            try {
+                for (std::size_t i = 0; i < streams.size(); ++i) streams[i]->run();
+            } catch (const std::exception& e) {
+                std::fprintf(stderr, "%s\n", e.what());
+                std::abort();
+            }
+        }
+    }
+    std::atomic<bool> ended_ = false;
+    std::thread thread_;
+} background;
 std::map<std::uintptr_t, std::size_t> device_memory, pinned_memory;
 std::size_t allocated = 0;
 #if defined(__SANITIZE_ADDRESS__)
@@ -496,7 +567,7 @@ bool inside(const std::map<std::uintptr_t, std::size_t>& ranges, const void* p) 
     return it != ranges.begin() && (--it, address < it->first + it->second);
 }
 void drain_all() {
-    for (EmulatedStream* s : streams) s->drain();
+    for (std::size_t i = 0; i < streams.size(); ++i) streams[i]->drain();
 }
 // What a stream that is captured, or its thread, may not do: it invalidates the capture.
 cudaError_t refused_by_captures() {
@@ -515,6 +586,7 @@ cudaError_t invalidate(Capture& capture, cudaError_t error) {
     return error;
 }
 #define REFUSED_BY_CAPTURES()                                                                                \
+    const Call call;                                                                                         \
     if (const cudaError_t error = refused_by_captures(); error != cudaSuccess) return error
 
 }  // namespace
@@ -522,7 +594,8 @@ cudaError_t invalidate(Capture& capture, cudaError_t error) {
 namespace cuda_emulation {
 
 void enqueue(cudaStream_t stream, std::function<void()> work) {
-    if (!stream->capture) return stream->queue.push_back(std::move(work));
+    const Call call;
+    if (!stream->capture) return stream->queue.push_back([work = std::move(work)] { return work(), true; });
     auto& nodes = stream->capture->graph.nodes;
     nodes.push_back({std::move(work), stream->last});
     stream->last = {nodes.size() - 1};
@@ -539,12 +612,23 @@ void launch(cudaStream_t stream, dim3 grid, dim3 threads, std::size_t shared, st
 
 }  // namespace cuda_emulation
 
+void EmulatedStream::enqueue(std::function<bool()> work) {
+    const Call call;
+    if (capture)
+        invalidate(*capture, cudaErrorStreamCaptureUnsupported);
+    else
+        queue.push_back(std::move(work));
+    background.start();
+}
+
 // ---- the runtime API ----
 
 const char* cudaGetErrorString(cudaError_t error) {
     switch (error) {
     case cudaSuccess: return "no error";
     case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorNotReady: return "device not ready";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
     case cudaErrorStreamCaptureUnjoined: return "capturing stream has unjoined work";
@@ -552,18 +636,33 @@ const char* cudaGetErrorString(cudaError_t error) {
     }
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+// Several differ in nothing but their number.
+cudaError_t cudaGetDeviceCount(int* count) {
+    const char* const devices = std::getenv("LLMC_EMULATION_DEVICES");
+    return *count = devices ? std::atoi(devices) : 1, cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+    int count = 0;
+    cudaGetDeviceCount(&count);
+    return device >= 0 && device < count ? cudaSuccess : cudaErrorInvalidDevice;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     const char* const capability = std::getenv("LLMC_EMULATION_CAPABILITY");  // "9.0" is Hopper
-    *p = {
-        "CUDA emulated on the CPU", capability ? capability[0] - '0' : 8, 0, 3, kSharedLimit, total_memory()};
+    *p = {"CUDA emulated on the CPU",
+          {},
+          capability ? capability[0] - '0' : 8,
+          0,
+          3,
+          kSharedLimit,
+          total_memory()};
+    p->uuid.bytes[15] = static_cast<char>(device);
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 1000000, cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+    const Call call;
     *total = total_memory();
     *free = *total - std::min(*total, allocated);
     return cudaSuccess;
@@ -610,6 +709,7 @@ cudaError_t cudaFreeHost(void* p) {
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t s) {
+    const Call call;
     // A graph's copy would read or write the host's memory at each launch: nothing here means that.
     if (s->capture && kind != cudaMemcpyDeviceToDevice)
         return invalidate(*s->capture, cudaErrorStreamCaptureUnsupported);
@@ -625,14 +725,22 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t s) {
+    const Call call;
     if (bytes > 0 && !inside(device_memory, p)) return cudaErrorInvalidValue;
     enqueue(s, [=] { std::memset(p, value, bytes); });
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
+    const Call call;
     streams.push_back(*s = new EmulatedStream);
     return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned flags, int) {
+    return cudaStreamCreateWithFlags(s, flags);
+}
+cudaError_t cudaDeviceGetStreamPriorityRange(int* lowest, int* highest) {
+    return *lowest = 0, *highest = -1, cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t s) {
     REFUSED_BY_CAPTURES();
@@ -645,10 +753,15 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     REFUSED_BY_CAPTURES();
     return s->drain(), cudaSuccess;
 }
+cudaError_t cudaStreamQuery(cudaStream_t s) {
+    REFUSED_BY_CAPTURES();
+    return s->run() ? cudaSuccess : cudaErrorNotReady;
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    const Call call;
     if (!e->capture) {
         if (s->capture) return invalidate(*s->capture, cudaErrorStreamCaptureIsolation);
-        if (e->stream) enqueue(s, [e, until = e->recorded] { e->wait(until); });
+        s->queue.push_back([record = e->record, until = e->record->recorded] { return record->run(until); });
         return cudaSuccess;
     }
     if (!e->capture->origin) return cudaErrorCapturedEvent;  // that capture has ended
@@ -659,29 +772,44 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
     return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = new EmulatedEvent, cudaSuccess; }
-cudaError_t cudaEventDestroy(cudaEvent_t e) {
-    if (e->stream) e->wait(e->recorded);
-    delete e;
-    return cudaSuccess;
-}
+cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    const Call call;
     e->capture = s->capture;
     e->last = s->last;
     if (s->capture) return cudaSuccess;
-    e->stream = s;
-    enqueue(s, [e, now = ++e->recorded] { e->reached = now; });
+    e->record->stream = s;
+    enqueue(s, [record = e->record, now = ++e->record->recorded] {
+        record->reached = now;
+        record->time = std::chrono::steady_clock::now();
+    });
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     REFUSED_BY_CAPTURES();
     if (e->capture) return cudaErrorCapturedEvent;
-    if (e->stream) e->wait(e->recorded);
+    e->record->wait(e->record->recorded);
+    return cudaSuccess;
+}
+// Of what the device has done so far; nobody waits.
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+    const Call call;
+    return e->record->reached < e->record->recorded ? cudaErrorNotReady : cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+    const Call call;
+    for (const cudaEvent_t e : {begin, end}) {
+        if (e->record->recorded == 0) return cudaErrorInvalidValue;
+        if (e->record->reached < e->record->recorded) return cudaErrorNotReady;
+    }
+    *milliseconds = std::chrono::duration<float, std::milli>(end->record->time - begin->record->time).count();
     return cudaSuccess;
 }
 
 // ---- graphs ----
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    const Call call;
     if (s->capture) return invalidate(*s->capture, cudaErrorStreamCaptureUnsupported);
     s->capture = std::make_shared<Capture>(Capture{s, {}, true});
     s->last.clear();
@@ -692,6 +820,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* statu
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) {
+    const Call call;
     *graph = nullptr;
     const std::shared_ptr<Capture> capture = s->capture;
     if (!capture || capture->origin != s) return cudaErrorStreamCaptureUnmatched;
@@ -714,6 +843,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
     return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
+    const Call call;
     if (s->capture) return invalidate(*s->capture, cudaErrorStreamCaptureUnsupported);
     enqueue(s, [graph = exec->graph] { graph->run(); });
     return cudaSuccess;

@@ -127,6 +127,11 @@ class DeviceInfo:
         """
         The memory of the device, in bytes; 0 if unknown.
         """
+    @property
+    def uuid(self) -> str:
+        """
+        What a GPU is known by, whichever number it has in a process; empty for others.
+        """
 
 class Tensor:
     """
@@ -438,6 +443,14 @@ class Comm:
     def broadcast(self, xs: collections.abc.Sequence[Tensor], root: int = 0) -> int:
         """
         Copy each tensor of rank `root` to every rank.
+        """
+    def check(self) -> None:
+        """
+        Raise Error if a rank is known to be lost. Never waits; for any thread, whatever others do.
+        """
+    def pending(self) -> tuple[float, str]:
+        """
+        Return for how long a collective has been going on without the host, and which; 0.0 if there is none. Never waits; for any thread, whatever others do.
         """
     def reduce_scatter(self, xs: collections.abc.Sequence[Tensor]) -> int:
         """
@@ -1192,9 +1205,9 @@ def memory_plan(
     Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients (twice, if those of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes of each weight.
     """
 
-def nccl_comm(backend: Backend, rank: int, size: int, id: str) -> Comm:
+def nccl_comm(backend: Backend, rank: int, size: int, id: bytes, timeout: float = 600.0) -> Comm:
     """
-    Make a Comm over NCCL. Waits until every rank has called it.
+    Make a Comm over NCCL. Waits until every rank has called it, `timeout` seconds at most, and sum() no longer than that for the others.
     """
 
 def nccl_id() -> bytes:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import llmc
-from llmc import _llmc
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("cuda")]
 
@@ -155,78 +154,3 @@ class StopAt(llmc.Callback):
     def on_step(self, trainer, info):
         if info.step == self.step:
             raise Stop
-
-
-# ---- the seams of distributed training ----
-
-
-@pytest.fixture
-def comm(cuda):
-    try:
-        return _llmc.nccl_comm(cuda, 0, 1, _llmc.nccl_id())
-    except _llmc.Error as e:
-        pytest.skip(str(e))
-
-
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "i32"])
-def test_nccl_with_one_rank(cuda, comm, dtype):
-    assert (comm.rank, comm.size) == (0, 1)
-    raw = np.arange(1, 1001).astype({"f32": np.float32, "bf16": np.uint16, "i32": np.int32}[dtype])
-    for collective in ("all_reduce", "broadcast", "reduce_scatter", "all_gather"):
-        x, y = cuda.empty([1000], dtype), cuda.empty([1000], dtype)
-        x.from_host(raw)
-        if collective in ("all_reduce", "broadcast"):
-            comm.all_reduce([x]) if collective == "all_reduce" else comm.broadcast(x)
-            y = x
-        else:
-            getattr(comm, collective)(y, x)
-        comm.wait()
-        np.testing.assert_array_equal(y.to_host(), raw)
-    assert comm.sum([1.5, -2.0]) == [1.5, -2.0]
-    comm.barrier()
-
-
-def test_nccl_begins_after_what_is_queued(cuda, comm):
-    """A collective reads what ops before it wrote, and ops after wait() read what it wrote."""
-    n = 1 << 22
-    a, b, c, gathered = (cuda.empty([n]) for _ in range(4))
-    a.from_host(np.ones(n, np.float32))
-    for _ in range(20):
-        cuda.residual_forward(b, a, b)
-    comm.all_gather(gathered, b)
-    comm.wait()
-    cuda.residual_forward(c, gathered, gathered)
-    np.testing.assert_array_equal(c.to_host(), np.full(n, 40.0))
-
-
-def test_nccl_checks_its_arguments(cuda, comm):
-    with pytest.raises(ValueError, match="rank 2 of 2"):
-        _llmc.nccl_comm(cuda, 2, 2, _llmc.nccl_id())
-    with pytest.raises(ValueError, match="an NCCL id has"):
-        _llmc.nccl_comm(cuda, 0, 1, b"short")
-    with pytest.raises(ValueError, match="reduce_scatter"):
-        comm.reduce_scatter(cuda.empty([3]), cuda.empty([4]))
-
-
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_overlapped_reduction(text, dtype):
-    """Gradients go through NCCL while backward goes on; with one rank that does not change them."""
-
-    def gradients(reduce):
-        model = llmc.GPT2(CONFIG, device="cuda", dtype=dtype, seed=5)
-        sink = None
-        if reduce:
-            try:
-                sink = _llmc.AllReduce(_llmc.nccl_comm(model.backend, 0, 1, _llmc.nccl_id()))
-            except _llmc.Error as e:
-                pytest.skip(str(e))
-        inputs, targets = batch(text, 1)
-        model.zero_grad()
-        model.forward(inputs)
-        model.backward(targets, sink=sink)
-        return model.mean_loss, [g.to_host() for g in model.gradient_tensors().values()]
-
-    (loss, reduced), (expected_loss, expected) = gradients(True), gradients(False)
-    assert loss == expected_loss
-    for gradient, alone in zip(reduced, expected):
-        np.testing.assert_array_equal(gradient, alone)

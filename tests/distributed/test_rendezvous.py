@@ -170,9 +170,8 @@ def test_two_ranks_on_one_gpu_are_refused(stars, monkeypatch):
     star = stars(3).all_here()
     left: list[tuple[str, int]] = []
     monkeypatch.setattr(world, "leave", lambda line, code: left.append((line, code)))
-    monkeypatch.setattr(world, "gpu_id", lambda index: f"uuid {index}")
-    together([lambda w=w: w._refuse_shared_gpus(w.rank % 2) for w in worlds(star, ["a"] * 3)])
-    why = "rank 2 on host2: it has the same GPU as rank 0 (uuid 0): start one process per GPU"
+    together([lambda w=w: w._refuse_shared_gpus(f"GPU-{w.rank % 2}") for w in worlds(star, ["a"] * 3)])
+    why = "rank 2 on host2: it has the same GPU as rank 0 (GPU-0): start one process per GPU"
     assert sorted(left) == [(f"{why}; rank {r} ends", 2) for r in range(3)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import faulthandler
 import os
 import secrets
 import socket
@@ -19,7 +20,6 @@ from typing import Any
 
 from llmc import _llmc
 from llmc.distributed import cpus
-from llmc.distributed.gpus import gpu_id
 from llmc.distributed.launcher import launcher_is_gone
 from llmc.distributed.lifeline import LOST, Lifeline, Member, Server, exit_now, leave, line_of
 from llmc.distributed.place import Place, Settings, find_place
@@ -153,6 +153,13 @@ class World:
                 self._lifeline.fail(" ".join(reason.split())[:2000], code)
             self._failed = code
 
+    def give_up(self, reason: str) -> None:
+        """End this process and tell the others why, unless the run is over: for threads that find that a rank is out of reach."""
+        if self._lifeline is not None:
+            print(f"rank {self.rank} on {self.host}: {reason}", file=sys.stderr)
+            self.fail(reason, LOST)
+            exit_now(LOST)
+
     def open_comm(self, backend: _llmc.Backend) -> _llmc.Comm:
         """Return the Comm by which the tensors of a backend travel: MPI for a CPU, NCCL for a GPU. All ranks call it.
 
@@ -171,13 +178,15 @@ class World:
             from llmc.distributed import mpi
 
             return mpi.open_comm(backend, self)
-        if os.environ.get("LLMC_ALLOW_SHARED_GPU") != "1":
-            self._refuse_shared_gpus(int(device.partition(":")[2] or 0))
-        return _llmc.nccl_comm(backend, self.rank, self.size, self.share(_llmc.nccl_id() if self.leads else None))
+        from llmc.distributed import nccl
 
-    def _refuse_shared_gpus(self, index: int) -> None:
+        if os.environ.get("LLMC_ALLOW_SHARED_GPU") != "1":
+            self._refuse_shared_gpus(backend.info().uuid)
+        return nccl.open_comm(backend, self)
+
+    def _refuse_shared_gpus(self, uuid: str) -> None:
         seen: dict[tuple[str, str], int] = {}
-        for rank, (node, gpu) in enumerate(self._gather("GPUs", [node_id(), gpu_id(index)])):
+        for rank, (node, gpu) in enumerate(self._gather("GPUs", [node_id(), uuid])):
             first = seen.setdefault((node, gpu), rank)
             if first != rank:
                 why = f"it has the same GPU as rank {first} ({gpu}): start one process per GPU"
@@ -197,17 +206,20 @@ class World:
         """
         if self.size == 1:
             return threads
-        usable = _llmc.default_threads()  # OMP_NUM_THREADS, or what affinity and the quota of a container allow
+        usable, chosen = (
+            _llmc.default_threads(),
+            os.environ.get("OMP_NUM_THREADS"),
+        )  # else what affinity and a quota allow
         everyone = self._gather("CPUs", cpus.usable_cpus())
         mine = everyone[self.rank]
         sharers = [r for r in self._neighbours if everyone[r] == mine]
         index, count = sharers.index(self.rank), len(sharers)
-        if "OMP_NUM_THREADS" not in os.environ:
+        if not chosen:
             usable = max(1, (usable - index + count - 1) // count)
         if mine is not None:
             part = cpus.share_of(mine, index, count)
             cpus.bind(part)
-            if "OMP_NUM_THREADS" not in os.environ:
+            if not chosen:
                 usable = min(usable, len(part))
         return threads or usable
 
@@ -289,7 +301,10 @@ def _meet(place: Place, timeout: float, environ: Mapping[str, str]) -> World:
     token = environ.get("LLMC_TOKEN", "").encode()
     file: SharedFile | None = None
     if place.meet == "mpi":
+        # MPI's own start waits for all ranks, without a limit and with Python's lock: of the timers only one of C's ends that.
+        faulthandler.dump_traceback_later(timeout, exit=True, file=2)
         rank, sockets, addresses, token = meet_by_mpi(place, node)
+        faulthandler.cancel_dump_traceback_later()
     elif place.meet == "tcp":
         if not token and not is_loopback(place.host):
             raise ValueError(
