@@ -1,4 +1,4 @@
-"""One rank of test_mpi.py: mpiexec -n N python mpi_rank.py, or by hand python mpi_rank.py R N PORT; with conftest.py on the path.
+"""One rank of test_mpi.py: mpiexec -n N python mpi_rank.py, or by hand python mpi_rank.py R N HOST PORT; with conftest.py on the path.
 
 Prints "rank R of N: all is well", or ends with an error. What was never exchanged does not keep it from ending.
 """
@@ -111,9 +111,9 @@ def check_started_by_mpiexec(backend: _llmc.Backend) -> str:
     return f"rank {world.rank} of {world.size}"
 
 
-def check_started_by_hand(rank: int, size: int, port: int, backend: _llmc.Backend) -> str:
+def check_started_by_hand(rank: int, size: int, host: str, port: int, backend: _llmc.Backend) -> str:
     """Ranks that met by TCP exchange tensors by MPI, if it is MPICH; others say what to do."""
-    met = {"dist_init": "tcp", "dist_host": "127.0.0.1", "dist_port": port, "dist_dir": "", "dist_timeout": 60.0}
+    met = {"dist_init": "tcp", "dist_host": host, "dist_port": port, "dist_dir": "", "dist_timeout": 60.0}
     world = open_world(SimpleNamespace(processes=size, rank=rank, gpus_per_node=1, max_restarts=0, **met))
     assert (world.rank, world.size) == (rank, size)
     try:
@@ -127,8 +127,11 @@ def check_started_by_hand(rank: int, size: int, port: int, backend: _llmc.Backen
 
 def main() -> None:
     backend = _llmc.Backend("cpu", 1)
-    place = [int(number) for number in sys.argv[1:]]
-    who = check_started_by_hand(*place, backend=backend) if place else check_started_by_mpiexec(backend)
+    if len(sys.argv) > 1:
+        rank, size, host, port = sys.argv[1:]
+        who = check_started_by_hand(int(rank), int(size), host, int(port), backend)
+    else:
+        who = check_started_by_mpiexec(backend)
     print(f"{who}: all is well\n", end="", flush=True)
 
 
