@@ -7,9 +7,10 @@ All see the same batch, which the ranks divide. Each measurement is a group of p
 slow minute of the machine affects them all. A step is forward, backward, clipping and AdamW; with ranks, ZeRO-1.
 
 Columns: the model, its rows and tokens per row; the kind ("alone": every rank trains on its part by itself, and sends nothing, so what
-"N ranks" takes beyond it is the price of their exchanges); the median and the least seconds per step; tokens/s of the median; processor
-time of a step over elapsed time and cores; MB that a rank sends in a step, and what the model says: 2 (N-1)/N of the parameters' bytes;
-bytes of optimizer state per parameter of a rank, and what the model says: 8/N (f32) or 10/N (bf16 with master weights).
+"N ranks" takes beyond it is the price of their exchanges, less what ZeRO-1 saves); the median and the least seconds per step; tokens/s of
+the median; seconds of processor time that all ranks spend on a step, which other programs on the machine change little; MB that a rank
+sends in a step, and what the model says: 2 (N-1)/N of the parameters' bytes; bytes of optimizer state per parameter of a rank, and what
+the model says: 8/N (f32) or 10/N (bf16 with master weights).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -44,18 +44,7 @@ def work(args: argparse.Namespace) -> None:
     from llmc import _llmc
     from llmc.distributed.world import open_world
 
-    settings = SimpleNamespace(
-        processes=1,
-        rank=0,
-        gpus_per_node=8,
-        dist_init=None,
-        dist_dir="",
-        dist_host="",
-        dist_port=None,
-        dist_timeout=60.0,
-        max_restarts=0,
-    )
-    world = open_world(settings)
+    world = open_world(llmc.TrainConfig(dist_timeout=60.0))
     backend = _llmc.Backend("cpu", world.cpus(args.threads))
     config, rows, T = MODELS[args.models[0]]
     if isinstance(config, str):
@@ -80,17 +69,17 @@ def work(args: argparse.Namespace) -> None:
 
     for _ in range(2):
         step()
-    seconds, busy, losses, sent = [], [], [], comm.exchanges.bytes_sent if comm else 0
+    seconds, processor, losses, sent = [], [], [], comm.exchanges.bytes_sent if comm else 0
     world.barrier()
     for _ in range(args.steps):
         start, cpu = time.perf_counter(), time.process_time()
         losses.append(step())
         seconds.append(time.perf_counter() - start)
-        busy.append((time.process_time() - cpu) / seconds[-1])
+        processor.append(time.process_time() - cpu)
     parameters = model.num_parameters
     mine = {
         "seconds": seconds,
-        "busy": busy,
+        "processor": processor,
         "losses": losses,
         "sent": (comm.exchanges.bytes_sent - sent) / args.steps if comm else 0,
         "state": optimizer.bytes,
@@ -145,12 +134,14 @@ def main() -> None:
             # Ranks wait for each other, so any one tells; alone, the slower one counts.
             steps = [max(times) for run in runs[kind] for times in zip(*(rank["seconds"] for rank in run))]
             median, last = statistics.median(steps), runs[kind][-1]
-            busy = statistics.median(sum(b) for run in runs[kind] for b in zip(*(rank["busy"] for rank in run)))
+            processor = statistics.median(
+                sum(p) for run in runs[kind] for p in zip(*(rank["processor"] for rank in run))
+            )
             parameters, width = last[0]["parameters"], 4 if args.dtype == "f32" else 2
             of_model = 2 * (N - 1) / N * parameters * width
             table.append([
                 f"{model} {rows}x{T}", {"threads": f"1 process, {N} threads", "ranks": f"{N} ranks"}.get(kind, "alone"),
-                f"{median:.4f}", f"{min(steps):.4f}", f"{rows * T / median:.0f}", f"{busy / N:.0%}",
+                f"{median:.4f}", f"{min(steps):.4f}", f"{rows * T / median:.0f}", f"{processor:.4f}",
                 " ".join(f"{r['sent'] / 1e6:.2f}" for r in last) if kind == "ranks" else "",
                 f"{of_model / 1e6:.2f}" if kind == "ranks" else "",
                 " ".join(f"{r['state'] / parameters:.2f}" for r in last),
@@ -158,7 +149,7 @@ def main() -> None:
             ])  # fmt: skip
         results["models"][model] = runs
     print_table(
-        ["model", "kind", "median s", "best s", "tokens/s", "busy", "MB sent", "model", "state B/par.", "model"], table
+        ["model", "kind", "median s", "best s", "tokens/s", "CPU s", "MB sent", "model", "state B/par.", "model"], table
     )
     write_json(args.json, results)
 
