@@ -72,7 +72,7 @@ class Star:
     def close(self) -> None:
         for lifeline in self.ranks.values():
             lifeline._sock.close()
-        self.listener.close()
+        self.server.join(5)  # it ends with rank 0
 
 
 @pytest.fixture
