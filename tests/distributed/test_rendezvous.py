@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import queue
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from llmc import _llmc
 from llmc.distributed import rendezvous, world
 from llmc.distributed.frames import Decoder, FrameError, encode
 from llmc.distributed.lifeline import Lifeline, Member, Server
@@ -127,10 +129,12 @@ def test_values_travel(stars):
     big = os.urandom(3_000_000)  # more than a socket takes at once
     assert together([lambda w=w: w.share(big if w.leads else None) for w in ranks]) == [big] * 3
     assert together([w.barrier for w in ranks]) == [None] * 3
-    assert together([lambda w=w: w.agree("the settings", {"a": [1, "é"]}) for w in ranks]) == [None] * 3
+    assert together([lambda w=w: w.agree("the settings", {"a": [1, "é", math.nan]}) for w in ranks]) == [None] * 3
     assert together([w.close for w in ranks]) == [None] * 3
     star.server.join(5)
     assert star.ends.empty() and not star.server._thread.is_alive()
+    with pytest.raises(_llmc.Error, match=r"close\(\) was called"):
+        ranks[1].barrier()
 
 
 def test_alone():
