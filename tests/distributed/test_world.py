@@ -67,6 +67,9 @@ class Ranks:
         try:
             for process in self.processes:
                 out, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+                err = re.sub(
+                    r"(?m)^(waiting for ranks?|rank \d waits for) .*\n", "", err
+                )  # of a machine where starting takes long
                 found.append((process.returncode, out, err))
         finally:
             for process in self.processes:
