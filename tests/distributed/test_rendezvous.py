@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from llmc import _llmc
 from llmc.distributed import rendezvous, world
 from llmc.distributed.frames import Decoder, FrameError, encode
 from llmc.distributed.lifeline import Lifeline, Member, Server
-from llmc.distributed.rendezvous import SharedFile, StartError, addresses_of, join, listen, listen_at
+from llmc.distributed.place import Place
+from llmc.distributed.rendezvous import SharedFile, StartError, addresses_of, join, listen, listen_at, meet_by_mpi
 from llmc.distributed.world import World
 
 TOKEN = b"a secret"
@@ -314,6 +316,35 @@ def test_client_waits_for_a_late_server(stars):
     found, _ = join(lambda: ([address], TOKEN), member, 10, persist=False)
     for sock in (found, *late):
         sock.close()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "library", "message"),
+    [
+        (
+            "mpiexec",
+            "Open MPI v5.0.11, package: ...",
+            "mpiexec started 4 processes, but mpi4py uses Open MPI v5.0.11, which sees 1: start",
+        ),
+        (
+            "srun",
+            "MPICH Version:      5.0.2\nMPICH ...",
+            "srun started 4 processes, but mpi4py uses MPICH Version: 5.0.2, which sees 1: start",
+        ),
+        (
+            "Open MPI's mpirun",
+            "MPICH Version:\t4.3\n",
+            "Open MPI's mpirun started 4 processes, but mpi4py uses MPICH Version: 4.3: start",
+        ),
+    ],
+)
+def test_another_mpi_than_the_launchers(monkeypatch, launcher, library, message):
+    mpi = types.SimpleNamespace(
+        COMM_WORLD=types.SimpleNamespace(size=1), Get_library_version=lambda: library, Is_initialized=lambda: True
+    )
+    monkeypatch.setitem(sys.modules, "mpi4py", types.SimpleNamespace(rc=types.SimpleNamespace(), MPI=mpi))
+    with pytest.raises(ValueError, match=message):
+        meet_by_mpi(Place(0, 4, "mpi", launcher), "node")
 
 
 # ---- who is lost ----
