@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import queue
 import socket
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmc import _llmc
 from llmc.distributed import rendezvous, world
 from llmc.distributed.frames import Decoder, FrameError, encode
 from llmc.distributed.lifeline import Lifeline, Member, Server
-from llmc.distributed.rendezvous import SharedFile, StartError, addresses_of, join, listen, listen_at
+from llmc.distributed.place import Place
+from llmc.distributed.rendezvous import SharedFile, StartError, addresses_of, join, listen, listen_at, meet_by_mpi
 from llmc.distributed.world import World
 
 TOKEN = b"a secret"
@@ -72,7 +76,7 @@ class Star:
     def close(self) -> None:
         for lifeline in self.ranks.values():
             lifeline._sock.close()
-        self.listener.close()
+        self.server.join(5)  # it ends with rank 0
 
 
 @pytest.fixture
@@ -127,10 +131,12 @@ def test_values_travel(stars):
     big = os.urandom(3_000_000)  # more than a socket takes at once
     assert together([lambda w=w: w.share(big if w.leads else None) for w in ranks]) == [big] * 3
     assert together([w.barrier for w in ranks]) == [None] * 3
-    assert together([lambda w=w: w.agree("the settings", {"a": [1, "é"]}) for w in ranks]) == [None] * 3
+    assert together([lambda w=w: w.agree("the settings", {"a": [1, "é", math.nan]}) for w in ranks]) == [None] * 3
     assert together([w.close for w in ranks]) == [None] * 3
     star.server.join(5)
     assert star.ends.empty() and not star.server._thread.is_alive()
+    with pytest.raises(_llmc.Error, match=r"close\(\) was called"):
+        ranks[1].barrier()
 
 
 def test_alone():
@@ -310,6 +316,35 @@ def test_client_waits_for_a_late_server(stars):
     found, _ = join(lambda: ([address], TOKEN), member, 10, persist=False)
     for sock in (found, *late):
         sock.close()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "library", "message"),
+    [
+        (
+            "mpiexec",
+            "Open MPI v5.0.11, package: ...",
+            "mpiexec started 4 processes, but mpi4py uses Open MPI v5.0.11, which sees 1: start",
+        ),
+        (
+            "srun",
+            "MPICH Version:      5.0.2\nMPICH ...",
+            "srun started 4 processes, but mpi4py uses MPICH Version: 5.0.2, which sees 1: start",
+        ),
+        (
+            "Open MPI's mpirun",
+            "MPICH Version:\t4.3\n",
+            "Open MPI's mpirun started 4 processes, but mpi4py uses MPICH Version: 4.3: start",
+        ),
+    ],
+)
+def test_another_mpi_than_the_launchers(monkeypatch, launcher, library, message):
+    mpi = types.SimpleNamespace(
+        COMM_WORLD=types.SimpleNamespace(size=1), Get_library_version=lambda: library, Is_initialized=lambda: True
+    )
+    monkeypatch.setitem(sys.modules, "mpi4py", types.SimpleNamespace(rc=types.SimpleNamespace(), MPI=mpi))
+    with pytest.raises(ValueError, match=message):
+        meet_by_mpi(Place(0, 4, "mpi", launcher), "node")
 
 
 # ---- who is lost ----

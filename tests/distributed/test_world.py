@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from llmc.distributed import cpus
-from llmc.distributed.gpus import gpu_id
 from llmc.distributed.world import open_world
 from llmc.training.settings import TrainConfig
 
@@ -68,6 +67,9 @@ class Ranks:
         try:
             for process in self.processes:
                 out, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+                err = re.sub(
+                    r"(?m)^(waiting for ranks?|rank \d waits for) .*\n", "", err
+                )  # of a machine where starting takes long
                 found.append((process.returncode, out, err))
         finally:
             for process in self.processes:
@@ -189,7 +191,7 @@ def test_wrong_token_ends_that_rank_alone():
     assert ranks.ends() == [(0, "", "")] * 2
 
 
-# ---- CPUs and GPUs ----
+# ---- CPUs ----
 
 
 def test_shares_of_cpus():
@@ -204,13 +206,3 @@ def test_shares_of_cpus():
     assert shares(list(range(8)), 8) == [[0], [4], [1], [5], [2], [6], [3], [7]]
     assert shares([0, 1], 3) == [[0], [1], [0]]
     assert shares([3, 7, 2], 2) == [[2], [3, 7]]
-
-
-def test_name_of_a_gpu(monkeypatch):
-    from llmc.distributed import gpus
-
-    monkeypatch.setattr(gpus, "_uuid", lambda index: None)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-abc")
-    assert (gpu_id(0), gpu_id(1), gpu_id(2)) == ("GPU 5", "GPU GPU-abc", "GPU 2")
-    monkeypatch.setattr(gpus, "_uuid", lambda index: "00ff")
-    assert gpu_id(0) == "uuid 00ff"

@@ -57,8 +57,15 @@ def line_of(rank: int | None, host: str, reason: str, own_rank: int) -> str:
     return f"{who}{reason}; rank {own_rank} ends"
 
 
+_leaving = threading.Lock()
+
+
 def leave(line: str, code: int) -> NoReturn:
-    """Print a line on stderr and end the process at once, without any clean-up that could wait for a lost rank."""
+    """Print a line on stderr and end the process at once, without any clean-up that could wait for a lost rank.
+
+    The first thread that comes here prints its line: what others see then is that the other ranks end, too.
+    """
+    _leaving.acquire()
     start = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""  # a progress bar may stand there
     # Not through sys.stderr: another thread may hold its lock, and wait.
     try:

@@ -319,6 +319,21 @@ class _PrivateFs(Fs):
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
 
 
+def _load_mpi(place: Place) -> Any:
+    """Return mpi4py's module, without starting MPI yet if it has not been."""
+    try:
+        import mpi4py
+
+        if "mpi4py.MPI" not in sys.modules:
+            mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+        from mpi4py import MPI
+    except RuntimeError as e:
+        raise ImportError(
+            f"mpi4py finds no MPI: put that of {place.launcher} on its path, or pip install mpich ({e})"
+        ) from e
+    return MPI
+
+
 def meet_by_mpi(place: Place, node: str) -> tuple[int, list[socket.socket], list[Address], bytes]:
     """Meet by MPI's COMM_WORLD.
 
@@ -333,19 +348,17 @@ def meet_by_mpi(place: Place, node: str) -> tuple[int, list[socket.socket], list
         ValueError: if MPI sees another number of processes than the launcher, or rank 0 cannot listen.
         ImportError: if mpi4py finds no MPI.
     """
-    try:
-        from mpi4py import MPI  # here and in mpi.py alone: importing it starts MPI
-    except RuntimeError as e:
-        raise ImportError(
-            f"mpi4py finds no MPI: put that of {place.launcher} on its path, or pip install mpich ({e})"
-        ) from e
-
+    MPI = _load_mpi(place)
+    library = " ".join(MPI.Get_library_version().partition("\n")[0].partition(",")[0].strip("\0").split())
+    advice = f"start them with the mpiexec of that MPI, or install mpi4py for the MPI of {place.launcher}"
+    if place.launcher.startswith("Open MPI") and library.startswith(("MPICH", "Intel")):  # whose start would abort
+        raise ValueError(f"{place.launcher} started {place.size} processes, but mpi4py uses {library}: {advice}")
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
     world = MPI.COMM_WORLD
     if world.size != place.size:
-        library = MPI.Get_library_version().partition("\n")[0].strip("\0 ")
         raise ValueError(
-            f"{place.launcher} started {place.size} processes, but mpi4py uses {library}, which sees {world.size}: start them with "
-            f"the mpiexec of that MPI, or install mpi4py for the MPI of {place.launcher}"
+            f"{place.launcher} started {place.size} processes, but mpi4py uses {library}, which sees {world.size}: {advice}"
         )
     nodes = bytearray(32 * place.size)
     world.Allgather([node.encode(), MPI.BYTE], [nodes, MPI.BYTE])

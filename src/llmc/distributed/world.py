@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import base64
 import faulthandler
+import json
 import os
 import secrets
 import socket
@@ -108,7 +109,7 @@ class World:
         for rank, theirs in enumerate(everyone):
             for key in sorted({*theirs, *everyone[0]}):
                 here, there = theirs.get(key), everyone[0].get(key)
-                if here != there:
+                if json.dumps(here, sort_keys=True) != json.dumps(there, sort_keys=True):  # a NaN agrees with a NaN
                     why = f"{what} differ: {key} is {here!r}, rank 0 on {self.hosts[0]} has {there!r}"
                     leave(line_of(rank, self.hosts[rank], why, self.rank), 2)
 
@@ -117,7 +118,11 @@ class World:
         self._gather("barrier", None)
 
     def _gather(self, what: str, value: Any) -> list[Any]:
-        return [value] if self._lifeline is None else self._lifeline.gather(what, value)
+        if self.size == 1:
+            return [value]
+        if self._lifeline is None:
+            raise _llmc.Error("the ranks of this process have been let go of: close() was called")
+        return self._lifeline.gather(what, value)
 
     def at(self, text: str, number: int | None = None) -> None:
         """Note where this rank is, for the messages of the others if it is lost. It sends nothing, so it costs nothing.
