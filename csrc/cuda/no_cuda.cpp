@@ -17,7 +17,7 @@ bool cuda_built() { return false; }
 void set_library_directories(std::vector<std::string>) {}
 void set_tune_file(std::string) {}
 std::string make_nccl_id() { absent("USE_NCCL"); }
-std::shared_ptr<Comm> make_nccl(std::shared_ptr<Backend>, int, int, const std::string&) {
+std::shared_ptr<Comm> make_nccl(std::shared_ptr<Backend>, int, int, const std::string&, double) {
     absent("USE_NCCL");
 }
 
