@@ -58,6 +58,17 @@ py::memoryview view(const Exchange& e) {
     return py::memoryview::from_memory((e.*member).data(), (e.*member).size());
 }
 
+// The transport is a thread of Python: a wait that kept the GIL, as that of a destructor does, would never end.
+class HostCommOfPython final : public HostComm {
+  public:
+    using HostComm::HostComm;
+    void wait(Ticket ticket) override {
+        std::optional<py::gil_scoped_release> release;
+        if (PyGILState_Check()) release.emplace();
+        HostComm::wait(ticket);
+    }
+};
+
 void bind_host_comm(py::module_& m) {
     py::class_<Exchange>(m, "Exchange",
                          "What a transport moves for a HostComm: csrc/comm/host_comm.h.\n\n"
@@ -90,17 +101,18 @@ void bind_host_comm(py::module_& m) {
         .def("fail", &Exchanges::fail, "message"_a,
              "End: what waits, and every later call of the Comm, raises Error.")
         .def_property_readonly("ended", &Exchanges::ended, "Whether no exchange is wanted any more.")
+        .def_property_readonly("idle", &Exchanges::idle, "Whether all that was asked for is done.")
         .def_property_readonly("awaited", &Exchanges::awaited,
                                "Whether a thread waits for what is exchanged.")
         .def_property_readonly("bytes_sent", &Exchanges::bytes_sent,
                                "The bytes that this rank had for the other ranks so far.");
-    py::class_<HostComm, Comm, std::shared_ptr<HostComm>>(
+    py::class_<HostCommOfPython, Comm, std::shared_ptr<HostCommOfPython>>(
         m, "HostComm",
         "A Comm of a CPU backend whose bytes are moved by a thread that serves `exchanges`. Until then its "
         "collectives wait.")
         .def(py::init<std::shared_ptr<Backend>, int, int>(), py::arg("backend").none(false), "rank"_a,
              "size"_a)
-        .def_property_readonly("exchanges", &HostComm::exchanges, "What the transport serves.");
+        .def_property_readonly("exchanges", &HostCommOfPython::exchanges, "What the transport serves.");
 }
 
 }  // namespace

@@ -163,6 +163,11 @@ bool Exchanges::ended() const {
     return closed_ || failed_;
 }
 
+bool Exchanges::idle() const {
+    const std::lock_guard lock(mutex_);
+    return done_ == added_;
+}
+
 void Exchanges::close() {
     std::unique_lock lock(mutex_);
     closed_ = true;

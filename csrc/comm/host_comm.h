@@ -65,6 +65,8 @@ class Exchanges {
     void fail(const std::string& message);
     // Any thread: it failed, or its HostComm is gone. An exchange that is under way need not be waited for.
     bool ended() const;
+    // Any thread: whether all that was asked for is done.
+    bool idle() const;
     // Any thread: whether somebody waits, so that its core is free for the transport.
     bool awaited() const { return awaited_ > 0; }
     // Any thread: bytes that this rank has had to send to the other ranks so far.
@@ -119,7 +121,7 @@ class Exchanges {
     std::atomic<std::int64_t> bytes_sent_ = 0;
 };
 
-class HostComm final : public Comm {
+class HostComm : public Comm {
   public:
     // Until a transport serves exchanges(), collectives wait.
     HostComm(std::shared_ptr<Backend> backend, int rank, int size);

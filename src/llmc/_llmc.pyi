@@ -567,6 +567,11 @@ class Exchanges:
         """
         Whether no exchange is wanted any more.
         """
+    @property
+    def idle(self) -> bool:
+        """
+        Whether all that was asked for is done.
+        """
 
 class HostComm(Comm):
     """

@@ -370,9 +370,12 @@ class _Staging:
         """Make room for new copies in place of all former ones. Return False if memory does not suffice."""
         self._used = 0
         if self._memory.size < needed:
-            if available_host_memory() < needed:
+            try:
+                if available_host_memory() < needed:
+                    return False
+                self._memory = np.empty(needed, np.uint8)
+            except MemoryError:
                 return False
-            self._memory = np.empty(needed, np.uint8)
         return True
 
     def copy(self, tensor: _llmc.Tensor) -> _HostCopy:

@@ -76,6 +76,16 @@ def check_arguments(rank: int, size: int, backend: _llmc.Backend) -> None:
             open_comm(backend, Watch(rank, size))
 
 
+def send_at_the_end(rank: int, size: int, backend: _llmc.Backend) -> None:
+    """The others need what a rank sends that does not wait for it, and ends."""
+    global comm, x
+    comm, x = open_comm(backend, Watch(rank, size)), backend.empty([5000])
+    comm.broadcast([x])
+    if rank > 0:
+        time.sleep(0.2)
+        comm.wait()
+
+
 def main() -> None:
     world, backend = MPI.COMM_WORLD, _llmc.Backend("cpu", 1)
     checks = [check_arguments, check_collectives]
@@ -84,6 +94,7 @@ def main() -> None:
     for check in checks:
         check(world.rank, world.size, backend)
         world.Barrier()
+    send_at_the_end(world.rank, world.size, backend)
     print(f"rank {world.rank} of {world.size}: all is well\n", end="", flush=True)
 
 

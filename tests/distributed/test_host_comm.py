@@ -180,7 +180,7 @@ def test_bytes_sent() -> None:
 
 
 def test_training_gives_the_same_bits() -> None:
-    """Gradients leave while backward goes on, and several collectives are under way at once."""
+    """Gradients leave while backward goes on, and weights arrive while the optimizer is dropped: several collectives at once."""
     data = np.random.default_rng(1).integers(0, TINY.vocab_size, (3, 2, 2, 17), dtype=np.int32)
 
     def train(run: Callable[..., list[Any]]) -> list[Any]:
@@ -189,12 +189,13 @@ def test_training_gives_the_same_bits() -> None:
         def body(comm: _llmc.Comm, backend: _llmc.Backend) -> list[bytes]:
             model = models[comm.rank]
             randomize(model)
-            optimizer, sink = llmc.AdamW(model), _llmc.Reduction(comm)
+            optimizer, sink = llmc.AdamW(model, comm=comm), _llmc.Reduction(comm, sharded=True)
             for tokens in data[:, comm.rank]:
                 model.zero_grad()
                 model.forward(tokens[:, :-1])
                 model.backward(tokens[:, 1:], 0.5, sink)
                 optimizer.step(1e-2)
+            del optimizer
             return [np.array(p).tobytes() for p in model.parameters.values()]
 
         return run(2, body, [m.backend for m in models])
@@ -279,7 +280,7 @@ def test_a_comm_that_is_dropped_ends_its_transport() -> None:
     for x in xs:
         comm.all_gather([x])
     exchange = exchanges.next_exchange()
-    assert not exchanges.ended and not exchanges.awaited
+    assert not exchanges.ended and not exchanges.awaited and not exchanges.idle
     del comm, x, xs
     gc.collect()
     assert exchanges.ended

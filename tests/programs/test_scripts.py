@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -40,12 +41,17 @@ def test_the_configuration_is_that_of_llm_c(name: str) -> None:
     assert parse(["--config", str(SCRIPTS / f"{name}.toml")]) == parse(LLM_C[name].split())
 
 
+def small(folder: Path) -> list[str]:
+    """Return flags that make two steps of any run: with a small model and small data, in FOLDER/log."""
+    train, val = tiny_data(folder / "data")
+    shape = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 --vocab-size 61"
+    return f"-i {train} -j {val} -o {folder / 'log'} -x 2 -b 2 -t 16 -d 64 -m 1 -g 4 -h 0 {shape}".split()
+
+
 @pytest.mark.parametrize("name", LLM_C)
 def test_llm_c_flags_train(name: str, tmp_path: Path) -> None:
     """Two steps with llm.c's command line, on a small model and small data."""
-    train, val = tiny_data(tmp_path / "data")
-    small = f"-i {train} -j {val} -o {tmp_path / 'log'} -x 2 -b 2 -t 16 -d 64 -m 1 -g 4 --layers 1 --heads 2 --channels 16 --max-seq-len 16"
-    command = [sys.executable, "-m", "llmc", "train", *LLM_C[name].split(), *small.split(), "--vocab-size", "61"]
+    command = [sys.executable, "-m", "llmc", "train", *LLM_C[name].split(), *small(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "step    2/2 | loss" in done.stdout and (tmp_path / "log" / "DONE_00000002").is_file()
@@ -221,7 +227,7 @@ def test_mpi_on_several_nodes(tmp_path: Path) -> None:
     assert "which machines? node1:8,node2:8" in run_in(tmp_path, [script]).stderr
 
 
-def slurm_job(folder: Path, how: str, body: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def slurm_job(folder: Path, how: str, body: str, *argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a job's script as Slurm does, with a stub in place of srun."""
     stub(folder, "srun", body)
     stub(folder, "scontrol", "")
@@ -231,7 +237,7 @@ def slurm_job(folder: Path, how: str, body: str, **variables: str) -> subprocess
     if not (folder / "scripts").exists():
         (folder / "scripts").symlink_to(SCRIPTS)
     known = {"SLURM_JOB_ID": "40123", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "12"}
-    return run_in(folder, ["bash", str(copy), "-x", "7"], **known, **variables)
+    return run_in(folder, ["bash", str(copy), *argv], **known, **variables)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +248,7 @@ def slurm_job(folder: Path, how: str, body: str, **variables: str) -> subprocess
     ],
 )
 def test_slurm_jobs(tmp_path: Path, how: str, meaning: dict[str, object], variable: str, pattern: str) -> None:
-    done = slurm_job(tmp_path, how, f"printenv {variable} > variable", SLURM_RESTART_COUNT="3")
+    done = slurm_job(tmp_path, how, f"printenv {variable} > variable", "-x", "7", SLURM_RESTART_COUNT="3")
     assert done.returncode == 0, done.stderr
     (call,) = calls_of(tmp_path, "srun")
     at = call.index("llmc-train")
@@ -275,6 +281,29 @@ def test_when_a_slurm_job_is_queued_again(tmp_path: Path, body: str, restarts: s
     assert done.returncode == code, done.stderr
     assert calls_of(tmp_path, "scontrol") == ([["requeue", "40123"]] if again else [])
     assert calls_of(tmp_path, "scancel") == ([["--signal=TERM", "40123"]] if "USR1" in body else [])
+
+
+# In place of srun: two processes on this machine, by MPI.
+SRUN = 'while [ "$1" != llmc-train ]; do shift; done\nexec mpiexec -n 2 "$@"'
+
+
+@pytest.mark.parametrize("how", ["one node", "mpi", "tcp", "fs"])
+def test_two_processes_train(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of a small model in two processes, as each of the scripts starts them."""
+    if importlib.util.find_spec("mpi4py") is None:
+        pytest.skip("needs mpi4py, and MPICH's mpiexec")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    stub(tmp_path, "llmc-train", f'exec "{sys.executable}" -m llmc train "$@"')
+    if how == "one node":
+        done = run_in(tmp_path, [str(SCRIPTS / "run_gpt2_124M.sh"), "--processes", "2", *small(tmp_path)])
+    elif how == "mpi":
+        done = run_in(tmp_path, [str(SCRIPTS / "multi_node" / "run_gpt2_124M_mpi.sh"), "localhost:2", *small(tmp_path)])
+    else:
+        done = slurm_job(tmp_path, how, SRUN, *small(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"num_processes +\| 2 ", done.stdout) and "step    2/2 | loss" in done.stdout
+    assert (tmp_path / "log" / "DONE_00000002").is_file()
 
 
 def test_what_slurm_is_asked_for() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from llmc.formats.shards import write_shard
 from llmc.system.fs import Fs
 from llmc.training import setup, sources
 from llmc.training.ranks import Notes, SlowRanks
-from llmc.training.settings import resolve
+from llmc.training.settings import load_toml, resolve
 from llmc.training.trainer import Trainer, TrainingStopped
 
 pytest_plugins = ["thread_ranks"]
@@ -169,6 +170,32 @@ def test_resume_with_the_same_ranks_is_bit_identical(tmp_path: Path, in_ranks: R
 
 
 @pytest.mark.parametrize(
+    ("old", "dtype", "zero_stage"),
+    [
+        ({"dtype": "f32"}, "bf16", 1),
+        ({"dtype": "f32"}, "bf16", 0),
+        ({"dtype": "bf16"}, "f32", 1),
+        ({"dtype": "bf16", "master_weights": False}, "bf16", 1),
+    ],
+)
+def test_resume_in_another_dtype(
+    tmp_path: Path, in_ranks: Ranks, old: dict[str, Any], dtype: str, zero_stage: int
+) -> None:
+    """What ranks load is what one process loads: both save the same bytes again."""
+    settings = ranks_settings(tmp_path, 2, **old)
+    part(Trainer(llmc.TrainConfig(**settings)), 2)
+    saved = []
+    for ranks in (1, 2):
+        run = tmp_path / f"by{ranks}"
+        shutil.copytree(tmp_path / "run", run)
+        changes = {"output_dir": str(run), "dtype": dtype, "master_weights": True, "zero_stage": zero_stage}
+        again = {**settings, **changes, "resume": True, "allow_changes": True}
+        in_ranks(ranks, lambda rank: part(Trainer(llmc.TrainConfig(**again)), 0))  # noqa: B023
+        saved.append(files(run, "model", "state"))
+    assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize(
     ("ranks", "batch_size", "expected"),
     [(1, 4, 4), (2, 4, 4), (4, 4, 4), (8, 4, 2), (16, 4, 1), (8, None, 2), (1, 6, 4)],
 )
@@ -178,6 +205,18 @@ def test_a_resumed_run_keeps_its_total_batch_size(ranks: int, batch_size: int | 
         given = llmc.TrainConfig(batch_size=batch_size, total_batch_size=total)
         config = resolve(given, "cpu", ranks=ranks, saved=saved)
         assert (config.total_batch_size, config.batch_size) == (16 * 128, expected)
+
+
+def test_a_smaller_batch_size_is_said_and_not_kept(
+    tmp_path: Path, in_ranks: Ranks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ranks_settings(tmp_path, 2, max_steps=4)
+    part(Trainer(llmc.TrainConfig(**settings)), 2)
+    trainers = in_ranks(4, lambda rank: Trainer(llmc.TrainConfig(**settings, resume=True)))
+    assert [trainer.config.batch_size for trainer in trainers] == [1] * 4
+    assert capsys.readouterr().out == "batch_size is 1, not 2: 4 ranks divide the run's 64 tokens of an update\n"
+    assert load_toml(tmp_path / "run" / "config.toml")["batch_size"] == 2
+    assert "processes" not in load_toml(tmp_path / "run" / "config.toml")
 
 
 def test_ranks_that_cannot_divide_a_batch_are_refused() -> None:
@@ -205,7 +244,9 @@ def test_data_that_differ_are_named(tmp_path: Path, in_ranks: Ranks) -> None:
         data = {"data": (train,), "val_data": (val,)} if rank else {}
         return Trainer(llmc.TrainConfig(**{**settings, **data}))
 
-    with pytest.raises(Exception, match=r"the data differ: file 1 is 'train.bin of 9024 bytes, CRC-32 \w{8}', rank 0 has 'train.bin of"):
+    with pytest.raises(
+        Exception, match=r"the data differ: file 1 is 'train.bin of 9024 bytes, CRC-32 \w{8}', rank 0 has 'train.bin of"
+    ):
         in_ranks(2, body)
 
 
@@ -425,16 +466,18 @@ def test_processes_are_one_process_with_as_many_micro_batches(
     trainer.save()
     shutil.copytree("half", tmp_path / "many" / "half")
 
-    stopped = {**settings, "output_dir": "stopped", "kill": True, "max_steps": 1000, "val_every": 0}
+    kill = sys.platform != "win32"  # which has no signal that a process could send to itself and survive
+    stopped = {**settings, "output_dir": "stopped", "kill": kill, "max_steps": 1000 if kill else 3, "val_every": 0}
     (tmp_path / "runs.json").write_text(json.dumps([settings, {**half, "resume": True}, stopped]))
     done = mpiexec(size, str(Path(__file__).with_name("rank.py")), "../runs.json", cwd=tmp_path / "many")
-    assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
+    number = signal.SIGTERM if kill else 0
+    assert done.returncode == (128 + number if number else 0), done.stdout + done.stderr
     for rank in range(size):
         whole, resumed, ended = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert whole["train_loss"] == alone.history["train_loss"] and whole["val_loss"] == alone.history["val_loss"]
         assert resumed["train_loss"] == alone.history["train_loss"][3:] and resumed["end"] == 6
-        assert (ended["stopped_by"], ended["end"]) == (signal.SIGTERM, 2 if size == 1 else 3)
+        assert (ended["stopped_by"], ended["end"]) == (number, 2 if size == 1 and number else 3)
     assert files(tmp_path / "many" / "run") == files(tmp_path / "one" / "run")
     kinds = ("model", "state")
     assert files(tmp_path / "many" / "half", *kinds).items() >= files(tmp_path / "one" / "run", *kinds).items()
-    assert finished_steps(tmp_path / "many" / "stopped") == [2 if size == 1 else 3]
+    assert finished_steps(tmp_path / "many" / "stopped") == [2 if size == 1 and number else 3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -22,7 +21,6 @@ from runs import VOCAB, same_weights, tiny_data, tiny_run, tiny_settings, weight
 import llmc
 from llmc import _llmc
 from llmc.checkpoint import finished_steps
-from llmc.commands import train as train_command
 from llmc.training.logs import BarConsole, LineConsole, StepInfo, step_line
 from llmc.training.memory import check_memory
 from llmc.training.outliers import OutlierDetector
@@ -334,14 +332,6 @@ def test_signal_ends_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_refused_settings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, llmc.Error), match=message):
         tiny_run(tmp_path, **changes)
-
-
-@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
-def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Each process would train the whole model, and all would write to one run directory."""
-    monkeypatch.setenv(name, "8")
-    with pytest.raises(ValueError, match=f"a launcher started 8 processes \\({name}=8\\)"):
-        train_command.run(argparse.Namespace())
 
 
 def test_settings_go_through_toml(tmp_path: Path) -> None:

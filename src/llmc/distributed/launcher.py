@@ -66,6 +66,7 @@ def run_processes(
     max_restarts: int = 0,
     *,
     again: Callable[[], Sequence[str]] | None = None,
+    program: Sequence[str] = (sys.executable, "-m", "llmc", "train"),
     timeout: float = 600.0,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> int:
@@ -76,6 +77,7 @@ def run_processes(
         processes: how many.
         max_restarts: how often to begin anew after an end that was no regular one.
         again: returns the arguments for that; None: argv.
+        program: what each process runs.
         timeout: seconds that the others may go on after one process has ended.
         say: prints a line.
 
@@ -92,8 +94,8 @@ def run_processes(
         prefix = [mpiexec, *options_of(asked.stdout + asked.stderr), "-n", str(processes)]
     with caught_signals() as signals:
         for restart in range(max_restarts + 1):
-            program = [sys.executable, "-m", "llmc", "train", *(again() if restart and again else argv)]
-            code = _Run(prefix, program, processes, timeout).wait(signals)
+            command = [*program, *(again() if restart and again else argv)]
+            code = _Run(prefix, command, processes, timeout).wait(signals)
             if code in _FINAL or signals or restart == max_restarts:
                 break
             say(f"llmc-train: the run ended with exit code {code}; beginning anew ({restart + 1} of {max_restarts})")

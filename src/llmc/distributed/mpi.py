@@ -22,7 +22,7 @@ SPIN_AWAITED = 2e-3  # the same, if it waits: not for ever, because there may be
 PAUSES = 50e-6, 1e-3  # the first and the longest pause between two questions, if it computes
 PAUSES_AWAITED = 20e-6, 100e-6  # ... and if it waits
 LONG = 1.0  # seconds after which the world is told where this rank is
-GRACE = 10.0  # seconds in which the world ends this process once it is told that an exchange takes too long
+GRACE = 10.0  # seconds for the world to end this process if an exchange takes too long, and for the last ones at its regular end
 
 
 class World(Protocol):
@@ -105,6 +105,10 @@ class _Transport:
         atexit.unregister(self._stop)
 
     def _stop(self) -> None:
+        """End with the process: the other ranks may still need what this one has to send."""
+        deadline = time.monotonic() + GRACE
+        while not (self._exchanges.idle or self._exchanges.ended or time.monotonic() > deadline):
+            time.sleep(PAUSES[1])
         self._exchanges.fail("the process ends")
         self._ended.wait(1.0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import faulthandler
 import os
 import secrets
 import socket
@@ -205,17 +206,20 @@ class World:
         """
         if self.size == 1:
             return threads
-        usable = _llmc.default_threads()  # OMP_NUM_THREADS, or what affinity and the quota of a container allow
+        usable, chosen = (
+            _llmc.default_threads(),
+            os.environ.get("OMP_NUM_THREADS"),
+        )  # else what affinity and a quota allow
         everyone = self._gather("CPUs", cpus.usable_cpus())
         mine = everyone[self.rank]
         sharers = [r for r in self._neighbours if everyone[r] == mine]
         index, count = sharers.index(self.rank), len(sharers)
-        if "OMP_NUM_THREADS" not in os.environ:
+        if not chosen:
             usable = max(1, (usable - index + count - 1) // count)
         if mine is not None:
             part = cpus.share_of(mine, index, count)
             cpus.bind(part)
-            if "OMP_NUM_THREADS" not in os.environ:
+            if not chosen:
                 usable = min(usable, len(part))
         return threads or usable
 
@@ -297,7 +301,10 @@ def _meet(place: Place, timeout: float, environ: Mapping[str, str]) -> World:
     token = environ.get("LLMC_TOKEN", "").encode()
     file: SharedFile | None = None
     if place.meet == "mpi":
+        # MPI's own start waits for all ranks, without a limit and with Python's lock: of the timers only one of C's ends that.
+        faulthandler.dump_traceback_later(timeout, exit=True, file=2)
         rank, sockets, addresses, token = meet_by_mpi(place, node)
+        faulthandler.cancel_dump_traceback_later()
     elif place.meet == "tcp":
         if not token and not is_loopback(place.host):
             raise ValueError(

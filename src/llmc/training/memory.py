@@ -82,8 +82,9 @@ def check_memory(
     if dtype == "f32":
         advice.append("--dtype bf16 needs about half")
     gb = 1e9
+    each = f" for each of {sharing} ranks" if sharing > 1 and on_cpu else ""
     raise MemoryError(
-        f"this run needs {(needed.total + workspace(B)) / gb:.2f} GB on {backend.info().name}, {free / gb:.2f} GB are free: "
+        f"this run needs {(needed.total + workspace(B)) / gb:.2f} GB on {backend.info().name}, {free / gb:.2f} GB are free{each}: "
         f"parameters {needed.parameters / gb:.2f}, gradients {needed.gradients / gb:.2f}, optimizer {needed.optimizer / gb:.2f}, "
         f"activations {needed.activations / gb:.2f}, workspace {workspace(B) / gb:.2f} (B = {B}, T = {T}). "
         + ("; ".join(advice) if advice else "Choose a smaller model.")

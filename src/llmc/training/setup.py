@@ -121,8 +121,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         ValueError, FileNotFoundError, MemoryError, llmc.Error: if a setting is wrong, data are missing or damaged, or memory does
             not suffice.
     """
-    device, backend = open_device(given.device, world.cpus(given.threads), world)
-    world.agree("the devices", {"kind of device": device.partition(":")[0]})
+    device, backend = open_device(given.device, world.cpus(given.threads), world.local_rank)
     found = _find_checkpoint(given, say) if world.leads else None
     # The settings of the checkpoint, which may be empty, or None if there is no checkpoint.
     saved = _shared(world, None if found is None else {} if found.manifest is None else found.manifest.config)
@@ -194,28 +193,36 @@ def _sum_or_none(values: list[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def open_device(device: str, threads: int, world: World | None = None) -> tuple[str, _llmc.Backend]:
+def open_device(device: str, threads: int, local_rank: int = 0) -> tuple[str, _llmc.Backend]:
     """Open the device of a run.
 
     Args:
         device: "cpu", "cuda", "cuda:N", or "auto" for "cuda" if there is one.
         threads: CPU threads; 0 for as many as the process may use.
-        world: the ranks, of which each takes a GPU of its own for "cuda".
+        local_rank: the GPU that "cuda" means.
 
     Returns:
-        The device that was chosen, "cuda" if each rank has its own, and this rank's only Backend.
+        The device that was chosen, "cuda" whatever its number, and its Backend.
     """
-    own = device
-    if device in ("auto", "cuda") and world is not None and world.local_size > 1:
-        own = f"cuda:{world.local_rank}"
     if device == "auto":
         if _llmc.cuda_built():
             try:
-                return "cuda", _llmc.Backend("cuda" if own == "auto" else own, threads)
+                return "cuda", _open_gpu(threads, local_rank)
             except _llmc.Error:
                 pass
-        device = own = "cpu"
-    return device, _llmc.Backend(own, threads)
+        device = "cpu"
+    return device, _open_gpu(threads, local_rank) if device == "cuda" else _llmc.Backend(device, threads)
+
+
+def _open_gpu(threads: int, index: int) -> _llmc.Backend:
+    if index > 0:
+        try:
+            return _llmc.Backend(f"cuda:{index}", threads)
+        except (
+            _llmc.Error
+        ):  # a launcher may show each rank its own GPU alone; if it is another rank's, open_comm() will say so
+            pass
+    return _llmc.Backend("cuda", threads)
 
 
 def _set_options(backend: _llmc.Backend, config: RunConfig) -> None:

@@ -172,6 +172,7 @@ class Trainer:
                     self._checkpointer.join()  # whatever ends the run, a save that has begun is finished
                 self.log.close()
                 self.log = self._console()
+            self.world.barrier()  # until rank 0 has written everything
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by)
 
     def _console(self) -> Log:
@@ -437,12 +438,14 @@ class Trainer:
         """
         if self.run_dir is None:
             raise ValueError("the run has no run directory to save into")
-        if self._checkpointer is not None:
-            self._write_checkpoint(background=False)
-            self._tell_saved()
-        else:
-            self._help_to_save()
-        self.world.barrier()
+        try:
+            if self._checkpointer is not None:
+                self._write_checkpoint(background=False)
+                self._tell_saved()
+            else:
+                self._help_to_save()
+        finally:
+            self.world.barrier()
 
     def _save(self, background: bool, final: bool = False) -> None:
         """Save, unless this step is saved already. Ranks that have no part in it wait if it is not in the background."""
