@@ -20,6 +20,7 @@ def check_memory(
     classifier_rows: int | None,
     optimizer_bytes: int,
     total_batch_size: int,
+    ranks: int = 1,
     sharing: int = 1,
 ) -> tuple[_llmc.MemoryPlan, int, int]:
     """Check that a training run fits in memory, and choose recompute and classifier_rows if they are None.
@@ -34,7 +35,8 @@ def check_memory(
         recompute: how much backward computes again instead of keeping it: 0, 1, 2, or None to choose.
         classifier_rows: how many of the B*T rows of logits exist at a time, or None to choose.
         optimizer_bytes: what the optimizer keeps of each parameter.
-        total_batch_size: for the advice that an error gives.
+        total_batch_size: tokens of an update, of all ranks together.
+        ranks: how many there are.
         sharing: how many ranks share the memory, of which each takes as much; a GPU is one rank's own.
 
     Returns:
@@ -51,7 +53,8 @@ def check_memory(
 
     def plan(B: int, recompute: int, rows: int = chunks[-1]) -> _llmc.MemoryPlan:
         options = _llmc.ModelOptions(dtype, grad_dtype, recompute, rows)
-        return _llmc.memory_plan(config.native(), options, B, T, True, optimizer_bytes)
+        micro_gradients = on_cpu and grad_dtype == "f32" and total_batch_size > B * T * ranks
+        return _llmc.memory_plan(config.native(), options, B, T, True, optimizer_bytes, micro_gradients)
 
     def workspace(B: int) -> int:
         return backend.workspace_bytes(B, T, config.channels, config.num_heads, dtype)

@@ -311,6 +311,7 @@ def _build_model(
             classifier_rows=classifier_rows,
             optimizer_bytes=_optimizer_bytes(config, dtype),
             total_batch_size=config.total_batch_size,
+            ranks=world.size,
             sharing=world.local_size,
         )
 
