@@ -23,10 +23,12 @@ RANKS = Path(__file__).with_name("nccl_ranks.py")
 
 
 @pytest.fixture
-def nccl_id() -> str:
+def nccl_id(cuda: _llmc.Backend) -> bytes:
     try:
         return _llmc.nccl_id()
     except _llmc.Error as e:
+        if "emulated" in cuda.info().description:  # the build that has this device has the stand-in
+            raise
         pytest.skip(str(e))
 
 
