@@ -168,7 +168,8 @@ void bind_comm(py::module_& m) {
             },
             "x"_a, "Return the sums over all ranks, element by element. Waits for every rank.")
         .def("barrier", busy(&Comm::barrier), "Wait until every rank has called it.")
-        .def("check", &Comm::check,
+        // Without the GIL: a driver may keep these waiting, and the other threads of Python must not wait with them.
+        .def("check", &Comm::check, py::call_guard<py::gil_scoped_release>(),
              "Raise Error if a rank is known to be lost. Never waits; for any thread, whatever others do.")
         .def(
             "pending",
@@ -176,6 +177,7 @@ void bind_comm(py::module_& m) {
                 const Comm::Pending pending = c.pending();
                 return std::pair(pending.seconds, pending.op);
             },
+            py::call_guard<py::gil_scoped_release>(),
             "Return for how long a collective has been going on without the host, and which; 0.0 if there is "
             "none. Never "
             "waits; for any thread, whatever others do.");

@@ -1,6 +1,7 @@
 // Comm over NCCL. Collectives run in a stream of their own, a list of tensors as one group: each begins when the backend's
 // queued work is done and runs beside what is queued later; wait() makes the backend's stream wait for it. Nothing is copied
-// or padded. The host waits in sum() and barrier() alone, and while NCCL connects to another rank for the first time.
+// or padded. The host waits in sum() and barrier() alone, and until NCCL has launched a group: a thread of its own does, and
+// connects to other ranks if it is the first.
 //
 // NCCL fixes its own order of summation: the same bits on every rank, and from run to run on one machine, but
 // not from one machine to another.

@@ -138,8 +138,8 @@ void Optimizer::scatter(std::size_t parameter, std::size_t kind, std::int64_t la
 }
 
 Tensor Optimizer::own_state(const State& s, std::size_t kind, std::int64_t layer) const {
-    LLMC_CHECK(kind < moments() || (kind == moments() && s.master), "{} has no state of kind {}", s.name,
-               kind);
+    LLMC_CHECK(kind < moments() || (kind == moments() && s.has_master()), "{} has no state of kind {}",
+               s.name, kind);
     LLMC_CHECK(layer >= 0 && layer < s.layers, "layer {} of {} of {}", layer, s.layers, s.name);
     return elements(kind < moments() ? s.moments[kind] : s.master,
                     {layer * s.piece.size(), (layer + 1) * s.piece.size()});

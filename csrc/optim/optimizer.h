@@ -68,6 +68,8 @@ class Optimizer {
         std::string name;
         std::vector<Tensor> moments;  // (layers * piece.size())
         Tensor master;
+        // On a rank that owns nothing of any parameter they have no memory, but a dtype.
+        bool has_master() const { return master.dtype == DType::i16; }
         std::int64_t layers;
         Range piece;
         std::int64_t layer_numel;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the CUDA and AMX kernels over their emulations, and the C++ programs, and runs every test that has a device, a kernel set
-# or a program: for machines with neither a GPU nor AMX. The extension is linked as by the compilers that put libstdc++ into it,
+# or a program: for machines with neither a GPU nor AMX. Several ranks meet by the stand-in for NCCL that is built with them. The extension is linked as by the compilers that put libstdc++ into it,
 # so these tests, and those of importing it beside others, run on such a build too. Says what it leaves out. (.ci/run runs it.)
 #
 #   PYTHON=.venv/bin/python dev/ci/emulation.sh       # the interpreter needs the test extra; 4 minutes on two cores

@@ -229,6 +229,18 @@ def test_state_can_be_scattered_to_other_ranks() -> None:
     in_ranks(3, body)
 
 
+def test_ranks_that_own_nothing_gather_what_the_last_one_owns() -> None:
+    shape = llmc.GPT2Config(19, 61, 1, 3, 24)  # wte: 3 blocks
+
+    def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
+        optimizer = llmc.AdamW(llmc.GPT2(shape, backend=backend, dtype="bf16"), comm=comm)
+        low = np.arange(128 * 24, dtype=np.int16)
+        optimizer.scatter("wte", 2, 0, low if comm.rank == 0 else None)
+        np.testing.assert_array_equal(optimizer.gather("wte", 2, 0).to_host(), low)
+
+    in_ranks(4, body)
+
+
 def test_a_backward_that_fails_half_way_asks_for_zero_grad() -> None:
     """What it left in the gradients is not added to: a retry begins anew, and gives what it would have given at once."""
     inputs = np.arange(8, dtype=np.int32).reshape(1, 8)
