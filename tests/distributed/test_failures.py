@@ -89,6 +89,12 @@ CASES = [
     Case("out of memory of rank 2", "MemoryError", None),
     Case("late of rank 1", r"rank 1 did not come within 3 s \(2 of 3 are here\)", 75, (), settings=BY_TCP, soon=15.0),
     Case(
+        "idle of rank 1",
+        r"it is behind, last seen at .* \(rank \d on \S+: it has waited 3 s for .*\)",
+        None,
+        settings={"dist_timeout": 3.0},
+    ),
+    Case(
         "other arguments of rank 1", r"the settings differ: learning_rate is 0.02, rank 0 on \S+ has 0.01", 2, (), True
     ),
     Case(
