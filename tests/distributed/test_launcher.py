@@ -133,7 +133,7 @@ def test_rank_that_dies_alone_does_not_hold_the_others(tmp_path: Path) -> None:
         "time.sleep(1)\nsys.exit(0) if str(os.getpid()) == min(p.name for p in here.iterdir()) else time.sleep(60)\n"
     )
     begin = time.monotonic()
-    code, _ = run(tmp_path, text, 2, timeout=0.5)
+    code, _ = run(tmp_path, text, 2, patience=0.5)
     assert code != 0 and time.monotonic() - begin < 20
 
 

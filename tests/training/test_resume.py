@@ -241,8 +241,13 @@ def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time_in_a_run_directory(tmp_path: Path) -> None:
     trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path)))
-    with filelock.FileLock(tmp_path / "run" / ".lock", timeout=0), pytest.raises(llmc.Error, match="another process"):
-        trainer.fit()
+    with filelock.FileLock(tmp_path / "run" / ".lock", timeout=0):
+        with pytest.raises(llmc.Error, match="another process"):
+            trainer.fit()
+        before = (tmp_path / "run" / "config.toml").read_bytes()
+        with pytest.raises(llmc.Error, match="another process"):  # nor does it write there
+            Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, learning_rate=0.5)))
+        assert (tmp_path / "run" / "config.toml").read_bytes() == before
     assert trainer.fit().step == 8
 
 

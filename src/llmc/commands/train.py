@@ -161,7 +161,7 @@ def _launch(argv: Sequence[str], config: TrainConfig) -> int:
         saved = config.output_dir is not None and finished_steps(config.output_dir)
         return [*every, "--resume"] if saved and not config.resume else every
 
-    return run_processes(every, config.processes, config.max_restarts, again=again, timeout=config.dist_timeout)
+    return run_processes(every, config.processes, config.max_restarts, again=again)
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:

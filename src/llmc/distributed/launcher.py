@@ -23,7 +23,7 @@ import psutil
 from llmc.system.signals import ECHO, caught_signals
 
 LAUNCHER = "LLMC_LAUNCHER"  # tells the ranks which process started them, so that they end if it is killed
-_PATIENCE = 5.0  # seconds that a rank may stay stopped once others have ended
+_PATIENCE_IF_STOPPED = 5.0  # seconds that a rank may stay stopped once another has ended
 _FINAL = (0, 2, 130, 143)  # done, wrong arguments, stopped by a person or a scheduler: to begin anew would not help
 
 
@@ -68,7 +68,7 @@ def run_processes(
     *,
     again: Callable[[], Sequence[str]] | None = None,
     program: Sequence[str] = (sys.executable, "-m", "llmc", "train"),
-    timeout: float = 600.0,
+    patience: float = 15.0,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> int:
     """Run `llmc train` in several processes of this machine.
@@ -79,7 +79,8 @@ def run_processes(
         max_restarts: how often to begin anew after an end that was no regular one.
         again: returns the arguments for that; None: argv.
         program: what each process runs.
-        timeout: seconds that the others may go on after one process has ended.
+        patience: seconds after which the others are killed if one process has ended: they end together, but one that is stopped
+            does not hear that, and those that wait in MPI_Init for one that never came there do not either.
         say: prints a line.
 
     Returns:
@@ -96,7 +97,9 @@ def run_processes(
     with caught_signals() as signals:
         for restart in range(max_restarts + 1):
             command = [*program, *(again() if restart and again else argv)]
-            code = _Run(prefix, command, processes, timeout).wait(signals)
+            code = _Run(prefix, command, processes, patience).wait(signals)
+            if signals and code and code not in _FINAL:  # a rank that was still starting knows no signals
+                code = 128 + signals[0]
             if code in _FINAL or signals or restart == max_restarts:
                 break
             say(f"llmc-train: the run ended with exit code {code}; beginning anew ({restart + 1} of {max_restarts})")
@@ -106,8 +109,8 @@ def run_processes(
 class _Run:
     """One start of all ranks."""
 
-    def __init__(self, prefix: list[str], program: list[str], processes: int, timeout: float) -> None:
-        self._program, self._processes, self._timeout = program, processes, timeout
+    def __init__(self, prefix: list[str], program: list[str], processes: int, patience: float) -> None:
+        self._program, self._processes, self._patience = program, processes, patience
         me = psutil.Process()
         options: dict[str, Any] = {"env": {**os.environ, LAUNCHER: f"{me.pid} {me.create_time()}"}}
         if sys.platform == "win32":
@@ -120,7 +123,7 @@ class _Run:
 
     def wait(self, signals: list[int]) -> int:
         """Wait for the end of all. signals: those that have come, which is a list that grows."""
-        handled, last, all_here, first_end = 0, 0.0, False, 0.0
+        handled, last, first_end = 0, 0.0, 0.0
         try:
             while True:
                 try:
@@ -128,9 +131,7 @@ class _Run:
                     break
                 except subprocess.TimeoutExpired:
                     pass
-                self._look_for_ranks(all_here)
-                alive = sum(_runs(p) for p in self._ranks)
-                all_here = all_here or alive >= self._processes
+                self._look_for_ranks()
                 now = time.monotonic()
                 while handled < len(signals):
                     number, handled = signals[handled], handled + 1
@@ -140,19 +141,17 @@ class _Run:
                         self._kill()
                         return 128 + number
                     last = now
-                if all_here and alive < self._processes:
+                if not all(_runs(p) for p in self._ranks):
                     first_end = first_end or now
-                    # A rank that was stopped, and cannot hear of the end; or others that wait in MPI_Init for one that has
-                    # ended before it met them.
-                    patience = min(_PATIENCE, self._timeout) if any(map(_stopped, self._ranks)) else self._timeout
-                    if now - first_end > patience:
+                    stopped = any(map(_stopped, self._ranks))
+                    if now - first_end > (min(_PATIENCE_IF_STOPPED, self._patience) if stopped else self._patience):
                         self._kill()
         finally:
             self._kill()
         return code if code >= 0 else 128 - code
 
-    def _look_for_ranks(self, all_here: bool) -> None:
-        if all_here:
+    def _look_for_ranks(self) -> None:
+        if len(self._ranks) >= self._processes:
             return
         try:
             family = [self._root, *self._root.children(recursive=True)]

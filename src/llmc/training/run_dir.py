@@ -11,7 +11,9 @@ import numpy as np
 from llmc import _llmc
 from llmc.checkpoint import finished_steps
 from llmc.system.fs import remove_temporaries
-from llmc.training.settings import RunConfig
+from llmc.training.settings import RunConfig, TrainConfig
+
+_LOCK = ".lock"
 
 
 def open_run_directory(config: RunConfig) -> Path | None:
@@ -48,6 +50,12 @@ def _check_writable(directory: Path) -> None:
         raise PermissionError(f"run directory '{directory}' cannot be written to: {e}") from e
 
 
+def used_directory(config: TrainConfig) -> Path | None:
+    """Return the run directory of these settings if a run has been in it, so that one may still be."""
+    directory = Path(config.output_dir) if config.output_dir else None
+    return directory if directory is not None and (directory / _LOCK).exists() else None
+
+
 @contextmanager
 def locked(directory: Path | None, warn: Callable[[str], None]) -> Iterator[None]:
     """Keep other processes from training in a run directory.
@@ -64,7 +72,7 @@ def locked(directory: Path | None, warn: Callable[[str], None]) -> Iterator[None
         return
     import filelock
 
-    lock = filelock.FileLock(directory / ".lock")
+    lock = filelock.FileLock(directory / _LOCK)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

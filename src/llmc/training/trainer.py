@@ -31,7 +31,7 @@ from llmc.training.logs import LineConsole, Log, StepInfo, open_logs
 from llmc.training.outliers import OutlierDetector
 from llmc.training.ranks import SlowRanks
 from llmc.training.report import short_report, startup_report
-from llmc.training.run_dir import locked
+from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
 
@@ -104,11 +104,12 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, callbacks: Sequence[Callback] = (), fs: Fs = SYSTEM) -> None:
         self.world = open_world(config)
-        with _failure_told(self.world):
+        self.log = self._console()
+        used = used_directory(config) if self.world.leads else None
+        with _failure_told(self.world), locked(used, self.log.text):  # setup writes to the run directory
             self._set_up(config, callbacks, fs)
 
     def _set_up(self, config: TrainConfig, callbacks: Sequence[Callback], fs: Fs) -> None:
-        self.log = self._console()
         self.run = run = setup(config, self.world, say=self.log.text)
         self.config, self.run_dir, self.sources = run.config, run.run_dir, run.sources
         self.model, self.optimizer, self.lr = run.model, run.optimizer, run.lr
