@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from llmc.distributed import cpus
-from llmc.distributed.gpus import gpu_id
 from llmc.distributed.world import open_world
 from llmc.training.settings import TrainConfig
 
@@ -204,13 +203,3 @@ def test_shares_of_cpus():
     assert shares(list(range(8)), 8) == [[0], [4], [1], [5], [2], [6], [3], [7]]
     assert shares([0, 1], 3) == [[0], [1], [0]]
     assert shares([3, 7, 2], 2) == [[2], [3, 7]]
-
-
-def test_name_of_a_gpu(monkeypatch):
-    from llmc.distributed import gpus
-
-    monkeypatch.setattr(gpus, "_uuid", lambda index: None)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-abc")
-    assert (gpu_id(0), gpu_id(1), gpu_id(2)) == ("GPU 5", "GPU GPU-abc", "GPU 2")
-    monkeypatch.setattr(gpus, "_uuid", lambda index: "00ff")
-    assert gpu_id(0) == "uuid 00ff"
