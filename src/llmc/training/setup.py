@@ -132,6 +132,10 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
             f"{config.total_batch_size} tokens of an update"
         )
     world.agree("the settings", config.shared())
+    if len(sets := set(world.gather(backend.info().isa))) > 1:
+        say(
+            f"note: the ranks compute with different kernel sets ({', '.join(sorted(sets))}): other machines give other last bits"
+        )
     _set_options(backend, config)
     comm = world.open_comm(backend) if world.size > 1 else None
     config = config.replace(output_dir=_shared(world, config.output_dir))
