@@ -40,7 +40,7 @@ class Fails(Callback):
     def on_step(self, trainer: Trainer, info: StepInfo) -> None:
         if trainer.step != STEP:
             return
-        if self._how in (*SIGNALS, "exception", "out of memory"):
+        if self._how in (*SIGNALS, "exception", "out of memory", "idle"):
             failing(self._folder)
         if self._how in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self._how])
@@ -48,6 +48,8 @@ class Fails(Callback):
             raise ZeroDivisionError("division by zero")
         if self._how == "out of memory":
             bytearray(1 << 62)
+        if self._how == "idle":
+            time.sleep(1000)
 
 
 class Waits(Callback):
