@@ -175,7 +175,7 @@ void bind_model(py::module_& m) {
             [](BoundModel& self, const std::string& name) {
                 self.wait_all_here();
                 for (const auto& [n, tensor] : self.model->parameter_tensors())
-                    if (n == name) return OwnedTensor{self.model->backend(), tensor, self.model};
+                    if (n == name) return self.parameter_tensor(tensor);
                 throw ArgumentError(filled("no parameter is named '{}'", name));
             },
             "name"_a,
@@ -217,7 +217,7 @@ void bind_model(py::module_& m) {
             "all_parameters",
             [](BoundModel& self) {
                 self.wait_all_here();
-                return OwnedTensor{self.model->backend(), self.model->all_parameters(), self.model};
+                return self.parameter_tensor(self.model->all_parameters());
             },
             "Return all parameters as one tensor (num_parameters), in the order of the model's file.")
         .def(
