@@ -358,6 +358,8 @@ def test_arguments() -> None:
     backend = _llmc.Backend("cpu", 1)
     comm = _llmc.HostComm(backend, 1, 2)
     assert (comm.rank, comm.size) == (1, 2)
+    with pytest.raises(ValueError, match="Reduction: 0 notes"):
+        _llmc.Reduction(comm, notes=0)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         _llmc.HostComm(backend, 2, 2)
     with pytest.raises(ValueError, match="rank 0 of 0"):
