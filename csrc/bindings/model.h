@@ -44,7 +44,9 @@ struct BoundModel {
         return host_view(t, base);
     }
     OwnedTensor parameter_tensor(const Tensor& t) const {
-        return {model->backend(), t, std::make_shared<Keep>(*this, views->tensors)};
+        OwnedTensor counted{model->backend(), t, std::make_shared<Keep>(*this, views->tensors)};
+        wait_all_here();
+        return counted;
     }
     bool looked_at() const { return views->alive > 0 || views->tensors > 0; }
     // Called before each use of the weights but forward(), which waits for them unit by unit.
@@ -52,7 +54,8 @@ struct BoundModel {
         model->arrivals()->wait();
         weights_may_have_changed_in_views();
     }
-    // For a caller that is not Busy: waits for the weights that other ranks have updated.
+    // For a caller that is not Busy: waits for the weights that other ranks have updated. What refers to them is counted
+    // before, or another thread's update might come in between.
     void wait_all_here() const {
         const Busy busy(backend());
         model->arrivals()->wait();
