@@ -76,11 +76,11 @@ Header checkpoint_header(const GPT2Config& config, DType dtype) {
 }
 
 void save_checkpoint(const GPT2& model, const std::filesystem::path& path) {
+    model.arrivals()->wait();
     std::ofstream file(path, std::ios::binary | std::ios::trunc);
     if (!file) throw Error(filled("{}: cannot create this file", shown(path)));
     const Header header = checkpoint_header(model.config(), model.dtype());
     file.write(reinterpret_cast<const char*>(header.data()), kHeaderBytes);
-    model.arrivals()->wait();
     const Tensor all = model.all_parameters();
     std::vector<char> chunk;
     for (std::int64_t at = 0; at < all.numel() && file; at += kChunk) {

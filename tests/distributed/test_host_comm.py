@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -327,6 +328,35 @@ def test_a_failure_is_told_when_the_transport_has_let_go_of_the_tensors() -> Non
             assert begin == end and end in (0, 1)
             done.result(timeout=30)
             assert x.read(n - 1, 1) == end
+
+
+def test_weights_that_never_arrive_are_never_taken_for_whole(tmp_path: Path) -> None:
+    """Whoever hears of it and goes on nevertheless hears it again."""
+    model = llmc.GPT2(TINY, threads=1)
+    comm = _llmc.HostComm(model.backend, 0, 2)
+    optimizer = llmc.AdamW(model, comm=comm)
+
+    def serve() -> None:
+        """The norm arrives, and no weights do."""
+        while (x := comm.exchanges.next_exchange()) is not None:
+            if x.what.startswith("all_gather"):
+                comm.exchanges.fail("the cable is cut")
+            comm.exchanges.done()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(serve)
+        with contextlib.suppress(_llmc.Error):  # so early that it is told already?
+            optimizer.step(1e-2)
+        for look in (
+            lambda: model.forward([[1, 2]]),
+            lambda: model.forward([[1, 2]]),
+            lambda: model._native.save_checkpoint(tmp_path / "model.bin"),
+            model.all_parameters,
+            lambda: model.parameters["wte"],
+        ):
+            with pytest.raises(_llmc.Error, match="cable"):
+                look()
+        assert not (tmp_path / "model.bin").exists()
 
 
 def test_a_comm_that_is_dropped_ends_its_transport() -> None:
