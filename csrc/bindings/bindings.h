@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "core/backend.h"
 
@@ -33,6 +34,20 @@ class Busy {
     py::gil_scoped_release release_;  // before waiting for the lock
     std::lock_guard<std::mutex> lock_;
 };
+
+// The same object, which other threads of Python need not wait for when it is destroyed. It may wait for the device, to free
+// memory or for what is under way, and if a rank is lost, only those threads can end that.
+template <class T>
+std::shared_ptr<T> let_others_run(std::shared_ptr<T> object) {
+    T* const raw = object.get();
+    return std::shared_ptr<T>(raw, [object = std::move(object)](T*) mutable {
+        if (PyGILState_Check()) {
+            const py::gil_scoped_release release;
+            object.reset();
+        }
+        object.reset();
+    });
+}
 
 // A method that is bound so that its object's backend is Busy while it runs.
 template <class C, class R, class... Args>

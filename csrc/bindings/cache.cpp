@@ -11,13 +11,13 @@ namespace {
 // A cache and its model.
 struct BoundCache {
     BoundCache(const BoundModel& model, std::int64_t B, std::int64_t max_len)
-        : owner(model), cache(*model.model, B, max_len) {}
+        : owner(model), cache(let_others_run(std::make_shared<KVCache>(*model.model, B, max_len))) {}
     void check_count(const char* what, const py::array& values) const {
-        LLMC_CHECK(values.ndim() == 1 && values.size() == cache.B(), "{} {} for a cache of {} sequences",
-                   values.size(), what, cache.B());
+        LLMC_CHECK(values.ndim() == 1 && values.size() == cache->B(), "{} {} for a cache of {} sequences",
+                   values.size(), what, cache->B());
     }
     BoundModel owner;
-    KVCache cache;
+    std::shared_ptr<KVCache> cache;
 };
 
 }  // namespace
@@ -31,28 +31,28 @@ void bind_cache(py::module_& m) {
              }),
              "model"_a, "B"_a, "max_len"_a)
         .def_property_readonly(
-            "B", [](const BoundCache& self) { return self.cache.B(); }, "The number of sequences.")
+            "B", [](const BoundCache& self) { return self.cache->B(); }, "The number of sequences.")
         .def_property_readonly(
-            "max_len", [](const BoundCache& self) { return self.cache.max_len(); },
+            "max_len", [](const BoundCache& self) { return self.cache->max_len(); },
             "The positions that there is room for in each sequence.")
         .def_property_readonly(
-            "bytes", [](const BoundCache& self) { return self.cache.bytes(); },
+            "bytes", [](const BoundCache& self) { return self.cache->bytes(); },
             "The memory of the keys and values, in bytes.")
         .def_property_readonly(
-            "backend", [](const BoundCache& self) { return self.cache.backend(); },
+            "backend", [](const BoundCache& self) { return self.cache->backend(); },
             "The backend of the model.")
         .def(
             "length",
             [](const BoundCache& self, std::int64_t b) {
                 const Busy busy(self.owner.backend());
-                return self.cache.length(b);
+                return self.cache->length(b);
             },
             "b"_a, "Return the number of positions that sequence b has.")
         .def(
             "clear",
             [](BoundCache& self, std::int64_t b) {
                 const Busy busy(self.owner.backend());
-                self.cache.clear(b);
+                self.cache->clear(b);
             },
             "b"_a, "Empty sequence b.")
         .def(
@@ -65,7 +65,7 @@ void bind_cache(py::module_& m) {
                 const std::int64_t n = tokens.size();
                 const Busy busy(self.owner.backend());
                 self.owner.weights_may_have_changed();
-                self.cache.prefill(b, x, n, out);
+                self.cache->prefill(b, x, n, out);
                 return logits;
             },
             "b"_a, "tokens"_a,
@@ -75,12 +75,12 @@ void bind_cache(py::module_& m) {
             "decode",
             [](BoundCache& self, const Tokens& tokens) {
                 self.check_count("tokens", tokens);
-                py::array_t<float> logits({self.cache.B(), self.owner.model->vocab_size()});
+                py::array_t<float> logits({self.cache->B(), self.owner.model->vocab_size()});
                 float* const out = logits.mutable_data();
                 const std::int32_t* const x = tokens.data();
                 const Busy busy(self.owner.backend());
                 self.owner.weights_may_have_changed();
-                self.cache.decode(x, out);
+                self.cache->decode(x, out);
                 return logits;
             },
             "tokens"_a,
@@ -97,7 +97,7 @@ void bind_cache(py::module_& m) {
                 const float* const coin = coins.data();
                 const Busy busy(self.owner.backend());
                 self.owner.weights_may_have_changed();
-                self.cache.queue_tokens(x, coin, options);
+                self.cache->queue_tokens(x, coin, options);
             },
             "tokens"_a, "coins"_a, "options"_a,
             "Append a token to every sequence and choose the next ones on the device, without waiting.\n\n"
@@ -105,10 +105,10 @@ void bind_cache(py::module_& m) {
         .def(
             "read_tokens",
             [](BoundCache& self) {
-                py::array_t<std::int32_t> tokens(self.cache.B());
+                py::array_t<std::int32_t> tokens(self.cache->B());
                 std::int32_t* const out = tokens.mutable_data();
                 const Busy busy(self.owner.backend());
-                self.cache.read_tokens(out);
+                self.cache->read_tokens(out);
                 return tokens;
             },
             "Return the tokens that the oldest queue_tokens() not read yet chose, (B) int32.\n\n"

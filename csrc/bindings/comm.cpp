@@ -30,18 +30,6 @@ auto collective(Comm::Ticket (Comm::*method)(const std::vector<Tensor>&)) {
     };
 }
 
-// The same Comm, which other threads of Python need not wait for when it is destroyed: it waits for what is under way.
-std::shared_ptr<Comm> let_others_run(std::shared_ptr<Comm> comm) {
-    Comm* const raw = comm.get();
-    return std::shared_ptr<Comm>(raw, [comm = std::move(comm)](Comm*) mutable {
-        if (PyGILState_Check()) {
-            const py::gil_scoped_release release;
-            comm.reset();
-        }
-        comm.reset();
-    });
-}
-
 const char* name_of(Exchange::Kind kind) {
     switch (kind) {
     case Exchange::Kind::barrier: return "barrier";
@@ -194,7 +182,7 @@ void bind_comm(py::module_& m) {
         "the loss.")
         .def(py::init([](const std::shared_ptr<Comm>& comm, bool sharded, std::int64_t notes) {
                  const Busy busy(comm->backend());
-                 return std::make_shared<Reduction>(comm, sharded, notes);
+                 return let_others_run(std::make_shared<Reduction>(comm, sharded, notes));
              }),
              py::arg("comm").none(false), "sharded"_a = false, "notes"_a = 1)
         .def(

@@ -51,7 +51,7 @@ void bind_gpt2(py::module_& m) {
         .def(py::init(
                  [](const GPT2Config& config, std::shared_ptr<Backend> backend, const ModelOptions& options) {
                      const Busy busy(*backend);
-                     return BoundGPT2(std::make_shared<GPT2>(config, backend, options));
+                     return BoundGPT2(let_others_run(std::make_shared<GPT2>(config, backend, options)));
                  }),
              "config"_a, py::arg("backend").none(false), "options"_a)
         .def_property_readonly(

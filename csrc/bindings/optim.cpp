@@ -27,15 +27,16 @@ struct BoundOptimizer {
     }
     Backend& backend() const { return owner.backend(); }
     BoundModel owner;
-    std::unique_ptr<Optimizer> optimizer;
+    std::shared_ptr<Optimizer> optimizer;
 };
 
 struct BoundAdamW : BoundOptimizer {
     BoundAdamW(const BoundModel& model, const AdamWOptions& options, std::shared_ptr<Comm> comm)
         : BoundOptimizer{model,
                          (options.validate(),  // before parameters() allocates the gradients
-                          std::make_unique<AdamW>(model.model->backend(), model.model->parameters(), options,
-                                                  Sharding{std::move(comm), model.model->arrivals()}))} {}
+                          let_others_run(std::make_shared<AdamW>(
+                              model.model->backend(), model.model->parameters(), options,
+                              Sharding{std::move(comm), model.model->arrivals()})))} {}
 };
 
 }  // namespace

@@ -53,7 +53,8 @@ OwnedTensor new_tensor(const std::shared_ptr<Backend>& backend, const std::vecto
     OwnedTensor t{backend, with_shape(dtype_from_name(dtype), shape), nullptr};
     const Busy busy(*backend);
     t.tensor.data = backend->allocate(static_cast<std::size_t>(t.tensor.bytes()));
-    t.owner = std::shared_ptr<void>(t.tensor.data, [backend](void* p) { backend->release(p); });
+    t.owner =
+        let_others_run(std::shared_ptr<void>(t.tensor.data, [backend](void* p) { backend->release(p); }));
     return t;
 }
 

@@ -162,6 +162,9 @@ def killed(comm: _llmc.Comm, backend: _llmc.Backend, settings: dict[str, Any]) -
         threading.Thread(target=watch).start()
         comm.all_reduce([x := tensor(backend, np.ones(10, np.float32), "f32")])
         comm.wait()
+        if settings.get("frees", False):  # which waits for the device, too
+            backend.empty([5])
+            llmc.GPT2(llmc.GPT2Config(8, 16, 1, 1, 8), backend=backend)
         return [str(x.to_host()[0])]
     heard = []
     for _ in range(2):

@@ -180,6 +180,11 @@ def test_a_rank_that_dies(in_ranks: Callable[..., list[Any]]) -> None:
     assert len(second) == 1 and "rank 2 has left" in second[0]
 
 
+def test_a_rank_that_dies_while_another_frees_memory(in_ranks: Callable[..., list[Any]]) -> None:
+    [[heard]] = in_ranks("killed", 2, lost=1, watcher=0, frees=True)
+    assert "rank 1 has left" in heard
+
+
 def test_a_rank_that_is_stopped(in_ranks: Callable[..., list[Any]]) -> None:
     [heard] = in_ranks("killed", 2, lost=1, timeout=0.5, stopped=True)
     assert heard == ["nccl: rank 0 of 2 has waited 0.5 s for the others (sum)"] * 4
