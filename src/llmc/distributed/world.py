@@ -22,7 +22,7 @@ from typing import Any
 from llmc import _llmc
 from llmc.distributed import cpus
 from llmc.distributed.launcher import launcher_is_gone
-from llmc.distributed.lifeline import LOST, Lifeline, Member, Server, exit_now, leave, line_of
+from llmc.distributed.lifeline import LOST, Lifeline, exit_now, leave, line_of
 from llmc.distributed.place import Place, Settings, find_place
 from llmc.distributed.rendezvous import (
     SharedFile,
@@ -36,6 +36,7 @@ from llmc.distributed.rendezvous import (
     node_id,
     resolve,
 )
+from llmc.distributed.server import Member, Server
 
 
 class World:
