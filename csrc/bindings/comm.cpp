@@ -24,8 +24,8 @@ std::vector<Tensor> of(const Comm& comm, const std::vector<OwnedTensor>& xs) {
 
 // Begins a collective. Its tensors must live until it is finished, and Python may forget them before that: the Comm's
 // object keeps them until wait().
-template <class Begin>
-Comm::Ticket begin(const py::object& self, const std::vector<OwnedTensor>& xs, Begin&& collective) {
+template <class Collective>
+Comm::Ticket issue(const py::object& self, const std::vector<OwnedTensor>& xs, Collective&& collective) {
     Comm& comm = self.cast<Comm&>();
     Comm::Ticket ticket;
     {
@@ -36,7 +36,7 @@ Comm::Ticket begin(const py::object& self, const std::vector<OwnedTensor>& xs, B
     self.attr("_kept")[py::int_(ticket)] = py::cast(xs);
     return ticket;
 }
-void wait(const py::object& self, std::optional<Comm::Ticket> ticket) {
+void wait_for(const py::object& self, std::optional<Comm::Ticket> ticket) {
     Comm& comm = self.cast<Comm&>();
     {
         const Busy busy(comm.backend());
@@ -52,7 +52,7 @@ void wait(const py::object& self, std::optional<Comm::Ticket> ticket) {
 // A method of Comm that takes a list of tensors.
 auto collective(Comm::Ticket (Comm::*method)(const std::vector<Tensor>&)) {
     return [method](const py::object& self, const std::vector<OwnedTensor>& xs) {
-        return begin(self, xs,
+        return issue(self, xs,
                      [method](Comm& c, const std::vector<Tensor>& tensors) { return (c.*method)(tensors); });
     };
 }
@@ -173,12 +173,12 @@ void bind_comm(py::module_& m) {
         .def(
             "broadcast",
             [](const py::object& self, const std::vector<OwnedTensor>& xs, int root) {
-                return begin(self, xs, [root](Comm& c, const std::vector<Tensor>& tensors) {
+                return issue(self, xs, [root](Comm& c, const std::vector<Tensor>& tensors) {
                     return c.broadcast(tensors, root);
                 });
             },
             "xs"_a, "root"_a = 0, "Copy each tensor of rank `root` to every rank.")
-        .def("wait", &wait, "ticket"_a = py::none(),
+        .def("wait", &wait_for, "ticket"_a = py::none(),
              "Let the backend's later work wait for a collective and those before it; by default for all so "
              "far.")
         .def(
