@@ -36,7 +36,7 @@ Comm::Ticket issue(const py::object& self, const std::vector<OwnedTensor>& xs, C
     self.attr("_kept")[py::int_(ticket)] = py::cast(xs);
     return ticket;
 }
-void wait_for(const py::object& self, std::optional<Comm::Ticket> ticket) {
+void await_ticket(const py::object& self, std::optional<Comm::Ticket> ticket) {
     Comm& comm = self.cast<Comm&>();
     {
         const Busy busy(comm.backend());
@@ -178,7 +178,7 @@ void bind_comm(py::module_& m) {
                 });
             },
             "xs"_a, "root"_a = 0, "Copy each tensor of rank `root` to every rank.")
-        .def("wait", &wait_for, "ticket"_a = py::none(),
+        .def("wait", &await_ticket, "ticket"_a = py::none(),
              "Let the backend's later work wait for a collective and those before it; by default for all so "
              "far.")
         .def(
