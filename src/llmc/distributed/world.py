@@ -15,7 +15,7 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -66,6 +66,7 @@ class World:
         self._neighbours = neighbours
         self._lifeline, self._server = lifeline, server
         self._failed: int | None = None  # the exit code, if this rank has told that it fails
+        self._before_close: list[Callable[[], None]] = []
 
     @classmethod
     def alone(cls) -> World:
@@ -229,6 +230,10 @@ class World:
                 usable = min(usable, len(part))
         return threads or usable
 
+    def before_close(self, action: Callable[[], None]) -> None:
+        """Have close() call something first, while the ranks can still hear each other. All ranks call it."""
+        self._before_close.append(action)
+
     def close(self) -> None:
         """End regularly: wait until all ranks have come here, no longer than timeout, and let go of them.
 
@@ -237,6 +242,8 @@ class World:
         """
         if self._failed is not None:
             exit_now(self._failed)
+        while self._before_close:
+            self._before_close.pop()()
         lifeline, self._lifeline = self._lifeline, None
         if lifeline is not None:
             if not lifeline.close(self.timeout):
