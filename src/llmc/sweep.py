@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
+from llmc.distributed.place import find_launcher
 from llmc.formats.metrics import read_rows
 from llmc.system.fs import write_atomically
 from llmc.system.signals import caught_signals
@@ -143,9 +144,16 @@ class Sweep:
             Whether all runs are done.
 
         Raises:
-            llmc.Error: before any run starts, if the sweep lists GPUs and this build has no CUDA.
+            ValueError: before any run starts, if a launcher started several processes of this sweep.
+            llmc.Error: the same, if the sweep lists GPUs and this build has no CUDA.
         """
         report = report or LineConsole().text
+        launched = find_launcher(os.environ)
+        if launched and launched.size > 1:
+            raise ValueError(
+                f"{launched.name} started {launched.size} processes, but a sweep is one, and starts its runs itself: start it without "
+                f"a launcher, and if each run is to have {launched.size} processes, put processes = {launched.size} into [settings]"
+            )
         if self.devices and not _llmc.cuda_built():
             raise _llmc.Error(f"devices lists GPUs, but CUDA is {_llmc.cuda_status()}; `jobs` is for the CPU")
         self.output_dir.mkdir(parents=True, exist_ok=True)

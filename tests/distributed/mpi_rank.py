@@ -122,6 +122,8 @@ def check_started_by_hand(rank: int, size: int, host: str, port: int, backend: _
         assert "only MPICH's processes can meet without its launcher" in str(e) and f"mpiexec -n {size}" in str(e)
     else:
         compare(comm, backend)
+        world.barrier()
+        world.close()  # as `llmc train` does, before the process ends
     return f"rank {rank} of {size}"
 
 

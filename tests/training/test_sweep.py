@@ -208,6 +208,14 @@ def test_gpus_of_a_build_without_cuda(tmp_path: Path) -> None:
     assert not (tmp_path / "sweep").exists()
 
 
+def test_under_a_launcher_of_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setenv("PMI_SIZE", "4")
+    sweep = Sweep.load(write(tmp_path))
+    with pytest.raises(ValueError, match=r"mpiexec started 4 processes, .* processes = 4 into \[settings\]"):
+        sweep.execute()
+
+
 def test_a_run_that_cannot_start_is_a_failed_one(tmp_path: Path) -> None:
     path = write(tmp_path, grid="seed = [1, 2]")
     (tmp_path / "sweep").mkdir()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from llmc import _llmc
@@ -36,6 +37,9 @@ class World(Protocol):
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, by rank."""
+
+    def before_close(self, action: Callable[[], None]) -> None:
+        """Have the world's end begin with a call of action."""
 
     def at(self, text: str) -> None:
         """Note where this rank is."""

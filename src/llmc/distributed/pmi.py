@@ -10,12 +10,12 @@ MPI and other descendants of MPICH were not tried and are refused, and so is Ope
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import os
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from llmc.distributed.rendezvous import node_id
@@ -32,6 +32,9 @@ class World(Protocol):
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, by rank."""
+
+    def before_close(self, action: Callable[[], None]) -> None:
+        """Have the world's end begin with a call of action."""
 
 
 def initialize(world: World) -> None:
@@ -76,7 +79,7 @@ def initialize(world: World) -> None:
         # MPICH 5 says goodbye when the process ends, and reads the answer, which no thread of Python can give then.
         ours.sendall(b"cmd=finalize_ack rc=0\n")
 
-    atexit.register(finalize)
+    world.before_close(finalize)  # MPI_Finalize has a barrier
 
 
 def _answer(link: socket.socket, world: World, job: str, mapping: str) -> None:

@@ -15,14 +15,14 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 from llmc import _llmc
 from llmc.distributed import cpus
 from llmc.distributed.launcher import launcher_is_gone
-from llmc.distributed.lifeline import LOST, Lifeline, Member, Server, exit_now, leave, line_of
+from llmc.distributed.lifeline import LOST, Lifeline, exit_now, leave, line_of
 from llmc.distributed.place import Place, Settings, find_place
 from llmc.distributed.rendezvous import (
     SharedFile,
@@ -36,6 +36,7 @@ from llmc.distributed.rendezvous import (
     node_id,
     resolve,
 )
+from llmc.distributed.server import Member, Server
 
 
 class World:
@@ -65,6 +66,7 @@ class World:
         self._neighbours = neighbours
         self._lifeline, self._server = lifeline, server
         self._failed: int | None = None  # the exit code, if this rank has told that it fails
+        self._before_close: list[Callable[[], None]] = []
 
     @classmethod
     def alone(cls) -> World:
@@ -228,6 +230,10 @@ class World:
                 usable = min(usable, len(part))
         return threads or usable
 
+    def before_close(self, action: Callable[[], None]) -> None:
+        """Have close() call something first, while the ranks can still hear each other. All ranks call it."""
+        self._before_close.append(action)
+
     def close(self) -> None:
         """End regularly: wait until all ranks have come here, no longer than timeout, and let go of them.
 
@@ -236,6 +242,8 @@ class World:
         """
         if self._failed is not None:
             exit_now(self._failed)
+        while self._before_close:
+            self._before_close.pop()()
         lifeline, self._lifeline = self._lifeline, None
         if lifeline is not None:
             if not lifeline.close(self.timeout):
@@ -282,13 +290,19 @@ def open_world(settings: Settings, environ: Mapping[str, str] = os.environ) -> W
         return _world
 
 
+def described(error: BaseException) -> str:
+    """Return an error in a line, as Python shows it."""
+    name, text = type(error).__name__, str(error)
+    return f"{name}: {text}" if text else name
+
+
 def _ends_all(world: World) -> Any:
     """Return an excepthook that tells the other ranks before it shows the error, and ends this process without waiting for them."""
     shown = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         code = 130 if issubclass(kind, KeyboardInterrupt) else 1
-        world.fail("interrupted" if code == 130 else f"{kind.__name__}: {error}", code)
+        world.fail("interrupted" if code == 130 else described(error), code)
         try:
             shown(kind, error, trace)
         finally:
