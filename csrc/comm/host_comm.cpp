@@ -144,9 +144,18 @@ void Exchanges::done() {
     touching_ = true;
     const Job& job = jobs_.front();
     lock.unlock();
-    finish(job);
+    std::string error;
+    try {
+        finish(job);
+    } catch (const std::exception& e) {  // no memory
+        error = filled("{}: {}", job.what, e.what());
+    }
     lock.lock();
     touching_ = false;
+    if (!error.empty()) {
+        lock.unlock();
+        return fail(error);
+    }
     if (is_last_step(job)) {
         jobs_.pop_front();
         ++done_;
