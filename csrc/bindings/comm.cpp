@@ -22,11 +22,38 @@ std::vector<Tensor> of(const Comm& comm, const std::vector<OwnedTensor>& xs) {
     return tensors;
 }
 
+// Begins a collective. Its tensors must live until it is finished, and Python may forget them before that: the Comm's
+// object keeps them until wait().
+template <class Collective>
+Comm::Ticket issue(const py::object& self, const std::vector<OwnedTensor>& xs, Collective&& collective) {
+    Comm& comm = self.cast<Comm&>();
+    Comm::Ticket ticket;
+    {
+        const Busy busy(comm.backend());
+        ticket = collective(comm, of(comm, xs));
+    }
+    if (!py::hasattr(self, "_kept")) self.attr("_kept") = py::dict();
+    self.attr("_kept")[py::int_(ticket)] = py::cast(xs);
+    return ticket;
+}
+void await_ticket(const py::object& self, std::optional<Comm::Ticket> ticket) {
+    Comm& comm = self.cast<Comm&>();
+    {
+        const Busy busy(comm.backend());
+        ticket ? comm.wait(*ticket) : comm.wait();
+    }
+    if (!py::hasattr(self, "_kept")) return;
+    py::dict still;
+    for (const auto& [number, xs] : self.attr("_kept").cast<py::dict>())
+        if (ticket && number.cast<Comm::Ticket>() > *ticket) still[number] = xs;
+    self.attr("_kept") = still;
+}
+
 // A method of Comm that takes a list of tensors.
 auto collective(Comm::Ticket (Comm::*method)(const std::vector<Tensor>&)) {
-    return [method](Comm& c, const std::vector<OwnedTensor>& xs) {
-        const Busy busy(c.backend());
-        return (c.*method)(of(c, xs));
+    return [method](const py::object& self, const std::vector<OwnedTensor>& xs) {
+        return issue(self, xs,
+                     [method](Comm& c, const std::vector<Tensor>& tensors) { return (c.*method)(tensors); });
     };
 }
 
@@ -128,7 +155,7 @@ void bind_comm(py::module_& m) {
         },
         "numel"_a, "rank"_a, "size"_a,
         "Return [begin, end) of the elements that a rank owns of a tensor that is spread over `size` ranks.");
-    py::class_<Comm, std::shared_ptr<Comm>>(m, "Comm",
+    py::class_<Comm, std::shared_ptr<Comm>>(m, "Comm", py::dynamic_attr(),
                                             "The ranks that train one model together: csrc/comm/comm.h.\n\n"
                                             "All ranks issue the same collectives, with tensors of the same "
                                             "shapes and dtypes. Each returns a ticket; "
@@ -145,20 +172,15 @@ void bind_comm(py::module_& m) {
              "Fill each tensor with the pieces of it that the ranks own.")
         .def(
             "broadcast",
-            [](Comm& c, const std::vector<OwnedTensor>& xs, int root) {
-                const Busy busy(c.backend());
-                return c.broadcast(of(c, xs), root);
+            [](const py::object& self, const std::vector<OwnedTensor>& xs, int root) {
+                return issue(self, xs, [root](Comm& c, const std::vector<Tensor>& tensors) {
+                    return c.broadcast(tensors, root);
+                });
             },
             "xs"_a, "root"_a = 0, "Copy each tensor of rank `root` to every rank.")
-        .def(
-            "wait",
-            [](Comm& c, std::optional<Comm::Ticket> ticket) {
-                const Busy busy(c.backend());
-                ticket ? c.wait(*ticket) : c.wait();
-            },
-            "ticket"_a = py::none(),
-            "Let the backend's later work wait for a collective and those before it; by default for all so "
-            "far.")
+        .def("wait", &await_ticket, "ticket"_a = py::none(),
+             "Let the backend's later work wait for a collective and those before it; by default for all so "
+             "far.")
         .def(
             "sum",
             [](Comm& c, std::vector<double> x) {

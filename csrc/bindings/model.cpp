@@ -173,9 +173,8 @@ void bind_model(py::module_& m) {
         .def(
             "parameter",
             [](BoundModel& self, const std::string& name) {
-                self.wait_all_here();
                 for (const auto& [n, tensor] : self.model->parameter_tensors())
-                    if (n == name) return OwnedTensor{self.model->backend(), tensor, self.model};
+                    if (n == name) return self.parameter_tensor(tensor);
                 throw ArgumentError(filled("no parameter is named '{}'", name));
             },
             "name"_a,
@@ -196,9 +195,12 @@ void bind_model(py::module_& m) {
         .def(
             "parameter_view",
             [](BoundModel& self, const std::string& name) {
-                self.wait_all_here();
                 for (const auto& [n, tensor] : self.model->parameter_tensors())
-                    if (n == name) return self.view(tensor);
+                    if (n == name) {
+                        const py::array view = self.view(tensor);
+                        self.wait_all_here();
+                        return view;
+                    }
                 throw ArgumentError(filled("no parameter is named '{}'", name));
             },
             "name"_a,
@@ -215,10 +217,7 @@ void bind_model(py::module_& m) {
             "name"_a, "Return a NumPy view of a parameter's gradient in the CPU's memory, bf16 as uint16.")
         .def(
             "all_parameters",
-            [](BoundModel& self) {
-                self.wait_all_here();
-                return OwnedTensor{self.model->backend(), self.model->all_parameters(), self.model};
-            },
+            [](BoundModel& self) { return self.parameter_tensor(self.model->all_parameters()); },
             "Return all parameters as one tensor (num_parameters), in the order of the model's file.")
         .def(
             "weights_changed",

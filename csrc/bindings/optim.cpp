@@ -17,7 +17,7 @@ struct BoundOptimizer {
     }
     void apply(float lr) {
         optimizer->apply(lr);
-        if (owner.views->alive > 0) owner.model->arrivals()->wait();  // nothing tells us when Python looks
+        if (owner.looked_at()) owner.model->arrivals()->wait();
     }
     std::size_t index(const std::string& name) const {
         const auto& state = optimizer->state();

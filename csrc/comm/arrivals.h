@@ -25,9 +25,9 @@ class Arrivals {
         auto end = expected_.begin();
         while (end != expected_.end() && end->unit <= unit) ++end;
         if (end == expected_.begin()) return;
-        const Expected last = *(end - 1);
+        // If it throws, they never arrive, and stay expected: whoever looks at them next hears it too.
+        (end - 1)->comm->wait((end - 1)->ticket);
         expected_.erase(expected_.begin(), end);
-        last.comm->wait(last.ticket);
     }
     void wait() {
         if (any()) wait(expected_.back().unit);

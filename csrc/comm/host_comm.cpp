@@ -85,8 +85,8 @@ std::int64_t Exchanges::add(Op op, const std::vector<Tensor>& xs, int root, std:
     }
     if (values) fingerprint.add(elements = static_cast<std::int64_t>(values->size()));
 
-    const std::lock_guard lock(mutex_);
-    if (failed_) throw Error(error_);
+    std::unique_lock lock(mutex_);
+    throw_if_failed(lock);
     std::string what = filled("{} #{}", name, ++added_);
     if (op == Op::sum)
         what += filled(", {} numbers", elements);
@@ -102,9 +102,15 @@ void Exchanges::wait(std::int64_t ticket) {
     std::unique_lock lock(mutex_);
     LLMC_CHECK(ticket >= 0 && ticket <= added_, "wait: no collective has the ticket {}", ticket);
     ++awaited_;
-    changed_.wait(lock, [&] { return done_ >= ticket || (failed_ && !touching_); });
+    changed_.wait(lock, [&] { return done_ >= ticket || failed_; });
     --awaited_;
-    if (failed_) throw Error(error_);
+    throw_if_failed(lock);
+}
+
+void Exchanges::throw_if_failed(std::unique_lock<std::mutex>& lock) {
+    if (!failed_) return;
+    changed_.wait(lock, [&] { return !touching_; });
+    throw Error(error_);
 }
 
 const Exchange* Exchanges::next() {

@@ -87,6 +87,8 @@ class Exchanges {
     Exchanges(int rank, int size);
     std::int64_t add(Op op, const std::vector<Tensor>& xs, int root, std::vector<double>* values);
     void wait(std::int64_t ticket);
+    // Whoever is told of a failure may release the tensors: so the transport has let go of them before.
+    void throw_if_failed(std::unique_lock<std::mutex>& lock);
     void close();
 
     void prepare(const Job& job);

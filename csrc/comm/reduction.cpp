@@ -1,6 +1,5 @@
 #include "comm/reduction.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace llmc {
@@ -8,8 +7,8 @@ namespace llmc {
 Reduction::Reduction(std::shared_ptr<Comm> comm, bool sharded, std::int64_t notes)
     : comm_(std::move(comm)), sharded_(sharded), arena_("what ranks tell each other", 256) {
     LLMC_CHECK(comm_ != nullptr, "Reduction: no Comm");
-    LLMC_CHECK(notes >= 0, "Reduction: {} notes", notes);
-    arena_.add(notes_, "notes", DType::f32, {std::max<std::int64_t>(notes, 1)});
+    LLMC_CHECK(notes > 0, "Reduction: {} notes", notes);
+    arena_.add(notes_, "notes", DType::f32, {notes});
     arena_.allocate(comm_->backend_owner());
     stopwatch_ = comm_->backend().make_stopwatch();
 }

@@ -26,7 +26,8 @@ class Reduction final : public GradientSink {
     // what each rank says here, notes() is the sum over the ranks once backward() has finished.
     void begin(const std::vector<float>& notes);
     std::vector<float> notes() const;  // waits
-    // From begin() to the end of backward(), without what was spent on waiting for other ranks. Waits.
+    // From begin() to the end of backward(). The time that other ranks take for their gradients is not in it; what
+    // forward() waits for their weights is. Waits.
     double own_seconds() const;
 
     const std::shared_ptr<Comm>& comm() const { return comm_; }

@@ -141,6 +141,10 @@ class NcclComm final : public Comm {
     void wait(Ticket ticket) override {
         LLMC_CHECK(ticket >= 0 && ticket <= last_, "ticket {} of {} collectives", ticket, last_);
         backend_->refuse_in_recording("a wait for a collective");
+        {
+            const std::lock_guard lock(mutex_);
+            if (!failure_.empty()) throw Error(failure_);
+        }
         if (ticket <= waited_) return;
         CUDA_CHECK(cudaStreamWaitEvent(backend_->stream(), slot(ticket).done, 0));
         waited_ = ticket;

@@ -37,6 +37,7 @@ void load_checkpoint(GPT2& model, const std::filesystem::path& path) {
     const CheckpointInfo info = inspect_checkpoint(path);
     LLMC_CHECK(info.config == model.config(), "{}: holds a model of another shape", shown(path));
     std::ifstream file = open_for_reading(path, "model checkpoint");
+    model.arrivals()->wait();
     const Tensor all = model.all_parameters();
     std::vector<float> wide;
     std::vector<bf16> narrow;
@@ -75,6 +76,7 @@ Header checkpoint_header(const GPT2Config& config, DType dtype) {
 }
 
 void save_checkpoint(const GPT2& model, const std::filesystem::path& path) {
+    model.arrivals()->wait();
     std::ofstream file(path, std::ios::binary | std::ios::trunc);
     if (!file) throw Error(filled("{}: cannot create this file", shown(path)));
     const Header header = checkpoint_header(model.config(), model.dtype());

@@ -99,6 +99,7 @@ void Model::classifier_backward(const Tensor& dlnf, const Tensor& dweight, float
 // ---- parameters and gradients ----
 
 void Model::init_weights(std::uint32_t seed) {
+    arrivals_->wait();
     init_parameters(*backend_, table_, values_, seed);
     weights_changed();
 }

@@ -169,10 +169,11 @@ def killed(comm: _llmc.Comm, backend: _llmc.Backend, settings: dict[str, Any]) -
             comm.sum([1.0])
         except llmc.Error as e:
             heard.append(str(e))
-    try:
-        comm.all_reduce([backend.empty([3])])
-    except llmc.Error as e:
-        heard.append(str(e))
+    for call in (lambda: comm.all_reduce([backend.empty([3])]), comm.wait):
+        try:
+            call()
+        except llmc.Error as e:
+            heard.append(str(e))
     return heard
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -78,6 +81,15 @@ class Wire:
             self.boxes[rank, other].put(None)
 
 
+class SlowWire(Wire):
+    """One on which weights are still on their way whenever somebody looks at them without waiting."""
+
+    def move(self, rank: int, x: _llmc.Exchange) -> None:
+        if x.what.startswith("all_gather"):
+            time.sleep(0.02)
+        super().move(rank, x)
+
+
 Body = Callable[[_llmc.Comm, _llmc.Backend], Any]
 Call = Callable[[_llmc.Comm, _llmc.Tensor, _llmc.Tensor], Any]
 
@@ -96,9 +108,9 @@ def by_threads(size: int, body: Body, backends: list[_llmc.Backend] | None = Non
     return in_ranks(_llmc.thread_comms(backends), backends, body)
 
 
-def by_wire(size: int, body: Body, backends: list[_llmc.Backend] | None = None) -> list[Any]:
+def by_wire(size: int, body: Body, backends: list[_llmc.Backend] | None = None, wires: type[Wire] = Wire) -> list[Any]:
     backends = backends or [_llmc.Backend("cpu", 1) for _ in range(size)]
-    wire, comms = Wire(size), [_llmc.HostComm(backend, rank, size) for rank, backend in enumerate(backends)]
+    wire, comms = wires(size), [_llmc.HostComm(backend, rank, size) for rank, backend in enumerate(backends)]
     transports = [threading.Thread(target=wire.serve, args=(r, c.exchanges)) for r, c in enumerate(comms)]
     for transport in transports:
         transport.start()
@@ -204,6 +216,41 @@ def test_training_gives_the_same_bits() -> None:
     assert expected == found and found[0] == found[1]
 
 
+def test_whoever_looks_at_weights_or_sets_them_waits_for_those_that_arrive(tmp_path: Path) -> None:
+    models = [llmc.GPT2(TINY, seed=3, threads=1) for _ in range(2)]
+    other = llmc.GPT2(TINY, seed=7)
+    other.save(tmp_path / "other.bin")
+    header = 1024
+
+    def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
+        model = models[comm.rank]
+        native, own_file = model._native, tmp_path / f"{comm.rank}.bin"
+        optimizer, sink = llmc.AdamW(model, comm=comm), _llmc.Reduction(comm, sharded=True)
+        tokens = np.arange(34, dtype=np.int32).reshape(2, 17) + comm.rank
+        model.forward(tokens[:, :-1])
+        model.backward(tokens[:, 1:], 0.5, sink)
+
+        def weights() -> bytes:
+            return model.all_parameters().to_host().tobytes()
+
+        optimizer.step(1e-2)
+        native.save_checkpoint(own_file)
+        assert own_file.read_bytes()[header:] == weights()
+        optimizer.step(1e-2)
+        native.load_checkpoint(tmp_path / "other.bin")
+        assert weights() == (tmp_path / "other.bin").read_bytes()[header:]
+        optimizer.step(1e-2)
+        native.init_weights(7)
+        assert weights() == (tmp_path / "other.bin").read_bytes()[header:]
+        for held in (model.all_parameters(), model.parameter_tensors()["wte"]):  # since before the update
+            optimizer.step(1e-2)
+            first = held.to_host().tobytes()
+            weights()
+            assert held.to_host().tobytes() == first
+
+    by_wire(2, body, [m.backend for m in models], SlowWire)
+
+
 def test_ranks_that_disagree_all_hear_of_it() -> None:
     def both(first: Call, second: Call, match: str) -> None:
         def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
@@ -264,6 +311,54 @@ def test_a_transport_that_fails_ends_what_waits_and_every_later_call() -> None:
             call()
 
 
+def test_a_failure_is_told_when_the_transport_has_let_go_of_the_tensors() -> None:
+    """Else it might write to memory that the caller, who has given up, has released."""
+    backend, n = _llmc.Backend("cpu", 1), 1 << 20
+    with ThreadPoolExecutor(1) as pool:
+        for trial in range(20):
+            comm, x = _llmc.HostComm(backend, 0, 2), backend.empty([n])
+            comm.broadcast([x], 1)
+            comm.exchanges.next_exchange().receive[:] = np.ones(n, np.float32).tobytes()
+            done = pool.submit(comm.exchanges.done)
+            time.sleep(5e-5 * trial)  # before, during or after the copy
+            comm.exchanges.fail("the cable is cut")
+            with pytest.raises(_llmc.Error, match="cable"):
+                comm.barrier()
+            begin, end = x.read(0, 1), x.read(n - 1, 1)
+            assert begin == end and end in (0, 1)
+            done.result(timeout=30)
+            assert x.read(n - 1, 1) == end
+
+
+def test_weights_that_never_arrive_are_never_taken_for_whole(tmp_path: Path) -> None:
+    """Whoever hears of it and goes on nevertheless hears it again."""
+    model = llmc.GPT2(TINY, threads=1)
+    comm = _llmc.HostComm(model.backend, 0, 2)
+    optimizer = llmc.AdamW(model, comm=comm)
+
+    def serve() -> None:
+        """The norm arrives, and no weights do."""
+        while (x := comm.exchanges.next_exchange()) is not None:
+            if x.what.startswith("all_gather"):
+                comm.exchanges.fail("the cable is cut")
+            comm.exchanges.done()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(serve)
+        with contextlib.suppress(_llmc.Error):  # so early that it is told already?
+            optimizer.step(1e-2)
+        for look in (
+            lambda: model.forward([[1, 2]]),
+            lambda: model.forward([[1, 2]]),
+            lambda: model._native.save_checkpoint(tmp_path / "model.bin"),
+            model.all_parameters,
+            lambda: model.parameters["wte"],
+        ):
+            with pytest.raises(_llmc.Error, match="cable"):
+                look()
+        assert not (tmp_path / "model.bin").exists()
+
+
 def test_a_comm_that_is_dropped_ends_its_transport() -> None:
     """Whether it waits for work, or moves bytes for tensors that are gone when it has done so."""
     backend = _llmc.Backend("cpu", 1)
@@ -293,6 +388,8 @@ def test_arguments() -> None:
     backend = _llmc.Backend("cpu", 1)
     comm = _llmc.HostComm(backend, 1, 2)
     assert (comm.rank, comm.size) == (1, 2)
+    with pytest.raises(ValueError, match="Reduction: 0 notes"):
+        _llmc.Reduction(comm, notes=0)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         _llmc.HostComm(backend, 2, 2)
     with pytest.raises(ValueError, match="rank 0 of 0"):

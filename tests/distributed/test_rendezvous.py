@@ -21,9 +21,10 @@ import pytest
 from llmc import _llmc
 from llmc.distributed import rendezvous, world
 from llmc.distributed.frames import Decoder, FrameError, encode
-from llmc.distributed.lifeline import Lifeline, Member, Server
+from llmc.distributed.lifeline import Lifeline
 from llmc.distributed.place import Place
 from llmc.distributed.rendezvous import SharedFile, StartError, addresses_of, join, listen, listen_at, meet_by_mpi
+from llmc.distributed.server import Member, Server
 from llmc.distributed.world import World
 
 TOKEN = b"a secret"
@@ -395,7 +396,8 @@ def test_failure_is_told(stars, code, others):
 
 
 def test_overdue_names_who_is_behind(stars, monkeypatch):
-    monkeypatch.setattr("llmc.distributed.lifeline._BEAT", 0.1)
+    for module in ("lifeline", "server"):
+        monkeypatch.setattr(f"llmc.distributed.{module}.BEAT", 0.1)
     star = stars(3).all_here()
     ranks = worlds(star, ["a"] * 3)
     for w, step in zip(ranks, (12, 12, 11)):

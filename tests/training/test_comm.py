@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -37,7 +38,12 @@ def in_ranks(
 
     def run(rank: int) -> Any:
         comm, ranks[rank] = ranks[rank], None
-        return body(comm, backends[rank])
+        try:
+            return body(comm, backends[rank])
+        except BaseException as e:
+            traceback.clear_frames(e.__traceback__)  # they hold the Comm, for whose end the others wait
+            comm = None  # type: ignore[assignment]
+            raise
 
     with ThreadPoolExecutor(size) as pool:
         return [future.result(timeout=60) for future in [pool.submit(run, rank) for rank in range(size)]]

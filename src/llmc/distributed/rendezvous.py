@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 
 from llmc.distributed.frames import Decoder, FrameError, Message, encode
-from llmc.distributed.lifeline import Member, proof
 from llmc.distributed.place import Place
+from llmc.distributed.server import Member, proof
 from llmc.system.fs import Fs, temporary_name, write_atomically
 
 Address = tuple[str, int]

@@ -22,7 +22,7 @@ from typing import Any
 from llmc import _llmc
 from llmc.distributed import cpus
 from llmc.distributed.launcher import launcher_is_gone
-from llmc.distributed.lifeline import LOST, Lifeline, Member, Server, exit_now, leave, line_of
+from llmc.distributed.lifeline import LOST, Lifeline, exit_now, leave, line_of
 from llmc.distributed.place import Place, Settings, find_place
 from llmc.distributed.rendezvous import (
     SharedFile,
@@ -36,6 +36,7 @@ from llmc.distributed.rendezvous import (
     node_id,
     resolve,
 )
+from llmc.distributed.server import Member, Server
 
 
 class World:
@@ -289,13 +290,19 @@ def open_world(settings: Settings, environ: Mapping[str, str] = os.environ) -> W
         return _world
 
 
+def described(error: BaseException) -> str:
+    """Return an error in a line, as Python shows it."""
+    name, text = type(error).__name__, str(error)
+    return f"{name}: {text}" if text else name
+
+
 def _ends_all(world: World) -> Any:
     """Return an excepthook that tells the other ranks before it shows the error, and ends this process without waiting for them."""
     shown = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         code = 130 if issubclass(kind, KeyboardInterrupt) else 1
-        world.fail("interrupted" if code == 130 else f"{kind.__name__}: {error}", code)
+        world.fail("interrupted" if code == 130 else described(error), code)
         try:
             shown(kind, error, trace)
         finally:

@@ -20,7 +20,7 @@ from typing import Any
 from llmc import _llmc
 from llmc.checkpoint import Checkpointer, finished_steps, send_state
 from llmc.data.tokenizer import Tokenizer
-from llmc.distributed.world import World, open_world
+from llmc.distributed.world import World, described, open_world
 from llmc.evals import multiple_choice
 from llmc.formats.state_file import TrainState
 from llmc.models.model import Model
@@ -82,7 +82,7 @@ def _failure_told(world: World) -> Iterator[None]:
         yield
     except BaseException as e:
         code = 130 if isinstance(e, KeyboardInterrupt) else 2 if isinstance(e, (ValueError, FileNotFoundError)) else 1
-        world.fail(f"{type(e).__name__}: {e}", code)
+        world.fail(described(e), code)
         raise
 
 
