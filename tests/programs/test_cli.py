@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from runs import VOCAB, tiny_data
 
 import llmc
+from llmc.cli import train_main
 from llmc.commands.train import parse
 from llmc.formats.metrics import follow_rows
 from llmc.training.settings import SETTINGS, TrainConfig, load_toml
@@ -320,3 +322,24 @@ def test_toml_round_trip(tmp_path: Path) -> None:
     )
     (tmp_path / "c.toml").write_text(config.to_toml(), encoding="utf-8")
     assert TrainConfig(**load_toml(tmp_path / "c.toml")) == config
+
+
+@pytest.mark.parametrize("own", [[], ["-o", "mine"]])
+def test_a_rank_has_the_run_directory_of_rank_0(own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class World:
+        def share(self, value: bytes) -> bytes:
+            return b"of rank 0"
+
+        def barrier(self) -> None: ...
+        def close(self) -> None: ...
+
+    class Trainer:
+        def __init__(self, config: TrainConfig) -> None:
+            assert config.output_dir == "of rank 0"
+
+        def fit(self) -> SimpleNamespace:
+            return SimpleNamespace(stopped_by=0)
+
+    monkeypatch.setattr("llmc.commands.train.open_world", lambda config: World())
+    monkeypatch.setattr("llmc.training.trainer.Trainer", Trainer)
+    assert train_main(own) == 0

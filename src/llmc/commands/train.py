@@ -139,8 +139,8 @@ def run(args: argparse.Namespace) -> int:
     from llmc.training.trainer import Trainer
 
     world = open_world(config)
-    if _needs_run_directory(config):
-        config = config.replace(output_dir=world.share(_new_run_directory().encode()).decode())
+    directory = _new_run_directory() if _needs_run_directory(config) else config.output_dir
+    config = config.replace(output_dir=world.share((directory or "").encode()).decode() or None)  # rank 0's
     result = Trainer(config).fit()
     world.barrier()
     world.close()
