@@ -7,6 +7,7 @@ llm.c's short flags have the same meaning as in llm.c. Flags win over --config F
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from llmc.distributed.launcher import run_processes
 from llmc.distributed.place import must_launch
-from llmc.distributed.world import open_world
+from llmc.distributed.world import World, open_world
 from llmc.training.settings import SETTINGS, Setting, TrainConfig, load_toml
 
 
@@ -88,11 +89,12 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
     group.add_argument(*[long, short][: 2 if short else 1], type=setting.kind, **options)
 
 
-def settings_from(args: argparse.Namespace) -> TrainConfig:
+def settings_from(args: argparse.Namespace, world: World | None = None) -> TrainConfig:
     """Collect the settings of a run. Later sources win: defaults, config.toml of a run to resume, --config's file, flags.
 
     Args:
         args: what a parser with this module's arguments returned.
+        world: the ranks, which all call this: rank 0 alone must see the run directory.
 
     Returns:
         The settings as given.
@@ -101,13 +103,13 @@ def settings_from(args: argparse.Namespace) -> TrainConfig:
         FileNotFoundError: if a file of settings is not there.
         ValueError: if a setting is wrong, or --resume is given without a run directory.
     """
-    flags = {k: v for k, v in vars(args).items() if k in SETTINGS}
+    flags = _flags(args)
     values: dict[str, Any] = {}
     if isinstance(run := flags.get("resume"), str):
-        path = Path(run) / "config.toml"
-        if not path.is_file():
-            raise FileNotFoundError(f"'{run}' is not a run directory: it has no config.toml")
-        values.update(load_toml(path))
+        if world is None or world.leads:
+            values.update(_settings_of_run(Path(run)))
+        if world is not None:
+            values.update(json.loads(world.share(json.dumps(values).encode() if world.leads else None)))
         flags.update(resume=True, output_dir=run)
     if args.config is not None:
         values.update(load_toml(args.config))
@@ -116,6 +118,23 @@ def settings_from(args: argparse.Namespace) -> TrainConfig:
     if config.resume and config.output_dir is None:
         raise ValueError("--resume needs the run directory: --resume RUN, or --output-dir RUN --resume")
     return config
+
+
+def _flags(args: argparse.Namespace) -> dict[str, Any]:
+    return {k: v for k, v in vars(args).items() if k in SETTINGS}
+
+
+def _settings_of_run(run: Path) -> dict[str, Any]:
+    path = run / "config.toml"
+    if not path.is_file():
+        raise FileNotFoundError(f"'{run}' is not a run directory: it has no config.toml")
+    return load_toml(path)
+
+
+def _how_to_meet(args: argparse.Namespace) -> TrainConfig:
+    """Return the settings by which ranks meet, which comes before all else: what is wrong with a rank's others, all then hear."""
+    values = {**({} if args.config is None else load_toml(args.config)), **_flags(args)}
+    return TrainConfig(**{k: v for k, v in values.items() if SETTINGS[k].group == "processes"})
 
 
 def _needs_run_directory(config: TrainConfig) -> bool:
@@ -133,12 +152,14 @@ def _new_run_directory() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or start the processes that do; return the exit code: 0, or 128 + n if signal n stopped the run."""
-    config = settings_from(args)
-    if must_launch(os.environ, config):
-        return _launch(args.argv, config)
+    meeting = _how_to_meet(args)
+    if must_launch(os.environ, meeting):
+        return _launch(args.argv, settings_from(args))
     from llmc.training.trainer import Trainer
 
-    world = open_world(config)
+    world = open_world(meeting)
+    with world.failure_told():
+        config = settings_from(args, world)
     directory = _new_run_directory() if _needs_run_directory(config) else config.output_dir
     config = config.replace(output_dir=world.share((directory or "").encode()).decode() or None)  # rank 0's
     result = Trainer(config).fit()

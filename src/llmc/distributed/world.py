@@ -15,7 +15,8 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -166,6 +167,18 @@ class World:
             print(f"rank {self.rank} on {self.host}: {reason}", file=sys.stderr)
             self.fail(reason, LOST)
             exit_now(LOST)
+
+    @contextmanager
+    def failure_told(self) -> Iterator[None]:
+        """Tell the other ranks of an error that leaves the block: they would wait for this one."""
+        try:
+            yield
+        except BaseException as e:
+            code = (
+                130 if isinstance(e, KeyboardInterrupt) else 2 if isinstance(e, (ValueError, FileNotFoundError)) else 1
+            )
+            self.fail(described(e), code)
+            raise
 
     def open_comm(self, backend: _llmc.Backend) -> _llmc.Comm:
         """Return the Comm by which the tensors of a backend travel: MPI for a CPU, NCCL for a GPU. All ranks call it.

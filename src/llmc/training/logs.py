@@ -355,7 +355,8 @@ def open_logs(config: RunConfig, run_dir: Path | None, step: int, total_steps: i
     """
     mode = config.progress
     if mode == "auto":
-        mode = "bar" if sys.stdout.isatty() else "lines"
+        # Open MPI gives rank 0 a terminal of its own, wherever the output goes.
+        mode = "bar" if sys.stdout.isatty() and "OMPI_COMM_WORLD_RANK" not in os.environ else "lines"
     logs: list[Log] = []
     if mode == "bar":
         logs.append(BarConsole(total_steps, step))

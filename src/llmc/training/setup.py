@@ -7,6 +7,7 @@ tells the others what they need of it; what they must have in common is compared
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,6 +133,9 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
             f"{config.total_batch_size} tokens of an update"
         )
     world.agree("the settings", config.shared())
+    ranks, threads, cpus = world.local_size, backend.info().threads, os.cpu_count() or 1
+    if device == "cpu" and ranks > 1 and ranks * threads > cpus:
+        say(f"note: {ranks} ranks compute with {threads} threads each on {cpus} CPUs here: they wait for each other")
     if len(sets := set(world.gather(backend.info().isa))) > 1:
         say(
             f"note: the ranks compute with different kernel sets ({', '.join(sorted(sets))}): other machines give other last bits"

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from llmc import _llmc
 from llmc.checkpoint import Checkpointer, finished_steps, send_state
 from llmc.data.tokenizer import Tokenizer
-from llmc.distributed.world import World, described, open_world
+from llmc.distributed.world import open_world
 from llmc.evals import multiple_choice
 from llmc.formats.state_file import TrainState
 from llmc.models.model import Model
@@ -75,17 +75,6 @@ class TrainingStopped(_llmc.Error):
     """A run that cannot go on: too many updates in a row were not finite, or a checkpoint that it needs cannot be written."""
 
 
-@contextmanager
-def _failure_told(world: World) -> Iterator[None]:
-    """Tell the other ranks of an error that leaves the block: they would wait for this one."""
-    try:
-        yield
-    except BaseException as e:
-        code = 130 if isinstance(e, KeyboardInterrupt) else 2 if isinstance(e, (ValueError, FileNotFoundError)) else 1
-        world.fail(described(e), code)
-        raise
-
-
 class Trainer:
     """A training run: model, data, optimizer and schedule, and the loop over them.
 
@@ -106,7 +95,7 @@ class Trainer:
         self.world = open_world(config)
         self.log = self._console()
         used = used_directory(config) if self.world.leads else None
-        with _failure_told(self.world), locked(used, self.log.text):  # setup writes to the run directory
+        with self.world.failure_told(), locked(used, self.log.text):  # setup writes to the run directory
             self._set_up(config, callbacks, fs)
 
     def _set_up(self, config: TrainConfig, callbacks: Sequence[Callback], fs: Fs) -> None:
@@ -158,7 +147,7 @@ class Trainer:
         Raises:
             TrainingStopped: if the run cannot go on. What was saved stays.
         """
-        with _failure_told(self.world), locked(self.run_dir if self.world.leads else None, self.log.text):
+        with self.world.failure_told(), locked(self.run_dir if self.world.leads else None, self.log.text):
             if self.world.leads:
                 self.log = open_logs(self.config, self.run_dir, self.step, self.total_steps)
             self._agreed_stop = 0
