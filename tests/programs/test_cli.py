@@ -19,6 +19,7 @@ from runs import VOCAB, tiny_data
 import llmc
 from llmc.cli import train_main
 from llmc.commands.train import parse
+from llmc.distributed.world import World
 from llmc.formats.metrics import follow_rows
 from llmc.training.settings import SETTINGS, TrainConfig, load_toml
 
@@ -326,12 +327,8 @@ def test_toml_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own", [[], ["-o", "mine"]])
 def test_a_rank_has_the_run_directory_of_rank_0(own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    class World:
-        def share(self, value: bytes) -> bytes:
-            return b"of rank 0"
-
-        def barrier(self) -> None: ...
-        def close(self) -> None: ...
+    world = World.alone()
+    monkeypatch.setattr(world, "share", lambda value: b"of rank 0")
 
     class Trainer:
         def __init__(self, config: TrainConfig) -> None:
@@ -340,6 +337,6 @@ def test_a_rank_has_the_run_directory_of_rank_0(own: list[str], monkeypatch: pyt
         def fit(self) -> SimpleNamespace:
             return SimpleNamespace(stopped_by=0)
 
-    monkeypatch.setattr("llmc.commands.train.open_world", lambda config: World())
+    monkeypatch.setattr("llmc.commands.train.open_world", lambda config: world)
     monkeypatch.setattr("llmc.training.trainer.Trainer", Trainer)
     assert train_main(own) == 0

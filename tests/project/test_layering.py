@@ -221,7 +221,7 @@ FLOORS: dict[str, set[str]] = {
         "plot",
     },
     "__init__": {"values", "system", "models", "data", "optim", "training"},
-    "sweep": {"values", "system", "formats", "plot", "training"},
+    "sweep": {"values", "system", "distributed", "formats", "plot", "training"},
     "commands": {
         "values",
         "system",
