@@ -177,6 +177,8 @@ void bind_comm(py::module_& m) {
                 return x;
             },
             "x"_a, "Return the sums over all ranks, element by element. Waits for every rank.")
+        .def("give_up", busy(&Comm::give_up), "why"_a,
+             "Let go of what is under way, because this rank cannot go on: every later call raises Error.")
         .def("barrier", busy(&Comm::barrier), "Wait until every rank has called it.")
         // Without the GIL: a driver may keep these waiting, and the other threads of Python must not wait with them.
         .def("check", &Comm::check, py::call_guard<py::gil_scoped_release>(),

@@ -45,6 +45,10 @@ class Comm {
     virtual void sum(std::vector<double>& x) = 0;
     virtual void barrier() = 0;  // waits for every rank
 
+    // This rank cannot go on: nothing touches the tensors of what was under way any more, and every later call throws. If
+    // collectives run at once, there is nothing to let go of.
+    virtual void give_up(const std::string& why) { static_cast<void>(why); }
+
     // For a thread that watches over this rank. It may call them at any time, whatever the others do with this Comm and its
     // backend, and waits for none of them. Collectives that block the host tell their delays themselves.
     virtual void check() {}  // throws Error if a rank is known to be lost

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 
 #include "core/backend.h"
 
@@ -19,6 +20,8 @@ class GradientSink {
     // Every gradient was named. `loss` (1) f32 is this rank's share of the mean loss, to be summed over the
     // ranks. On return later work of the backend sees the reduced values.
     virtual void finish(Tensor loss) = 0;
+    // backward() ends by an error, and does not finish. On return nobody uses the gradients that were named.
+    virtual void failed(const std::string& why) = 0;
 };
 
 }  // namespace llmc

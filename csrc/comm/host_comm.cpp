@@ -184,9 +184,16 @@ bool Exchanges::idle() const {
 }
 
 void Exchanges::close() {
+    {
+        const std::lock_guard lock(mutex_);
+        closed_ = true;
+        changed_.notify_all();
+    }
+    let_go();
+}
+
+void Exchanges::let_go() {
     std::unique_lock lock(mutex_);
-    closed_ = true;
-    changed_.notify_all();
     changed_.wait(lock, [&] { return !touching_; });
 }
 
@@ -388,5 +395,10 @@ Comm::Ticket HostComm::broadcast(const std::vector<Tensor>& xs, int root) {
 void HostComm::wait(Ticket ticket) { exchanges_->wait(ticket); }
 void HostComm::sum(std::vector<double>& x) { wait(last_ = exchanges_->add(Exchanges::Op::sum, {}, 0, &x)); }
 void HostComm::barrier() { wait(last_ = exchanges_->add(Exchanges::Op::barrier, {}, 0, nullptr)); }
+
+void HostComm::give_up(const std::string& why) {
+    exchanges_->fail(why);
+    exchanges_->let_go();
+}
 
 }  // namespace llmc

@@ -90,6 +90,7 @@ class Exchanges {
     // Whoever is told of a failure may release the tensors: so the transport has let go of them before.
     void throw_if_failed(std::unique_lock<std::mutex>& lock);
     void close();
+    void let_go();  // waits until the transport touches no tensor
 
     void prepare(const Job& job);
     void finish(const Job& job);
@@ -143,6 +144,7 @@ class HostComm : public Comm {
     void wait(Ticket ticket) override;
     void sum(std::vector<double>& x) override;
     void barrier() override;
+    void give_up(const std::string& why) override;
 
   private:
     std::shared_ptr<Backend> backend_;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "comm/comm.h"
@@ -21,6 +22,7 @@ class Reduction final : public GradientSink {
     Backend& backend() const override { return comm_->backend(); }
     void ready(std::span<const Tensor> gradients) override;
     void finish(Tensor loss) override;
+    void failed(const std::string& why) override { comm_->give_up(why); }
 
     // Call before an update's first forward(). Notes ride along with the loss, and so cost no wait of their own: of
     // what each rank says here, notes() is the sum over the ranks once backward() has finished.

@@ -172,6 +172,15 @@ class NcclComm final : public Comm {
                 x[i] += values[r * x.size() + i];
         }
     }
+    void give_up(const std::string& why) override {
+        try {
+            or_give_up([&] {
+                const std::lock_guard lock(mutex_);
+                fail(why);
+            });
+        } catch (const Error&) {  // which the caller has already
+        }
+    }
     void barrier() override {
         std::vector<double> one{1.0};
         sum(one);

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <exception>
 #include <iterator>
 #include <utility>
 
@@ -159,13 +160,19 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     if (micro) micro_gradients();
     const Adding adding = fresh ? Adding::none : micro ? Adding::whole : Adding::each;
     backend()->from_host(acts_.targets, targets);
-    if (sink)  // which sends gradients in between
-        queue_backward(scale, adding, sink);
-    else
+    if (sink) {  // which sends gradients in between
+        try {
+            queue_backward(scale, adding, sink);
+            sink->finish(mean_loss());
+        } catch (const std::exception& e) {
+            sink->failed(e.what());
+            throw;
+        }
+    } else {
         backend()->repeat(recorded_backward_[adding == Adding::each], Phase::training,
                           {B_, T_, std::bit_cast<std::int32_t>(scale)},
                           [&] { queue_backward(scale, adding, nullptr); });
-    if (sink) sink->finish(mean_loss());
+    }
     end_adding();
 }
 

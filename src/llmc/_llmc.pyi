@@ -448,6 +448,10 @@ class Comm:
         """
         Raise Error if a rank is known to be lost. Never waits; for any thread, whatever others do.
         """
+    def give_up(self, why: str) -> None:
+        """
+        Let go of what is under way, because this rank cannot go on: every later call raises Error.
+        """
     def pending(self) -> tuple[float, str]:
         """
         Return for how long a collective has been going on without the host, and which; 0.0 if there is none. Never waits; for any thread, whatever others do.

@@ -311,6 +311,18 @@ def test_a_transport_that_fails_ends_what_waits_and_every_later_call() -> None:
             call()
 
 
+def test_a_rank_that_gives_up_lets_go_of_its_tensors() -> None:
+    comm, x = _llmc.HostComm(backend := _llmc.Backend("cpu", 1), 0, 2), backend.empty([5])
+    comm.broadcast([x], 1)
+    comm.exchanges.next_exchange().receive[:20] = np.ones(5, np.float32).tobytes()
+    comm.give_up("no memory")
+    comm.exchanges.done()
+    assert not x.to_host().any()
+    for call in (comm.wait, comm.barrier, lambda: comm.all_reduce([x])):
+        with pytest.raises(_llmc.Error, match="^no memory$"):
+            call()
+
+
 def test_a_failure_is_told_when_the_transport_has_let_go_of_the_tensors() -> None:
     """Else it might write to memory that the caller, who has given up, has released."""
     backend, n = _llmc.Backend("cpu", 1), 1 << 20
