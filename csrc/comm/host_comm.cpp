@@ -118,22 +118,8 @@ const Exchange* Exchanges::next() {
     changed_.wait(lock, [&] { return closed_ || failed_ || !jobs_.empty(); });
     if (closed_ || failed_) return nullptr;
     LLMC_CHECK(!moving_, "the exchange before is not done yet");
-    moving_ = touching_ = true;
-    const Job& job = jobs_.front();  // stays where it is when others are added
-    lock.unlock();
-    std::string error;
-    try {
-        prepare(job);
-    } catch (const std::exception& e) {  // no memory
-        error = filled("{}: {}", job.what, e.what());
-    }
-    lock.lock();
-    touching_ = false;
-    changed_.notify_all();
-    if (error.empty()) return &exchange_;
-    lock.unlock();
-    fail(error);
-    return nullptr;
+    moving_ = true;
+    return touch(lock, &Exchanges::prepare) ? &exchange_ : nullptr;
 }
 
 void Exchanges::done() {
@@ -141,22 +127,8 @@ void Exchanges::done() {
     LLMC_CHECK(moving_, "there is no exchange that could be done");
     moving_ = false;
     if (closed_ || failed_) return;  // the tensors may be gone
-    touching_ = true;
-    const Job& job = jobs_.front();
-    lock.unlock();
-    std::string error;
-    try {
-        finish(job);
-    } catch (const std::exception& e) {  // no memory
-        error = filled("{}: {}", job.what, e.what());
-    }
-    lock.lock();
-    touching_ = false;
-    if (!error.empty()) {
-        lock.unlock();
-        return fail(error);
-    }
-    if (is_last_step(job)) {
+    if (!touch(lock, &Exchanges::finish)) return;
+    if (is_last_step(jobs_.front())) {
         jobs_.pop_front();
         ++done_;
         step_ = 0;
@@ -166,11 +138,32 @@ void Exchanges::done() {
     changed_.notify_all();
 }
 
+bool Exchanges::touch(std::unique_lock<std::mutex>& lock, void (Exchanges::*step)(const Job&)) {
+    touching_ = true;
+    const Job& job = jobs_.front();  // stays where it is when others are added
+    lock.unlock();
+    std::string error;
+    try {
+        (this->*step)(job);
+    } catch (const std::exception& e) {  // no memory
+        error = filled("{}: {}", job.what, e.what());
+    }
+    lock.lock();
+    touching_ = false;
+    if (!error.empty()) set_failed(error);
+    changed_.notify_all();
+    return error.empty();
+}
+
 void Exchanges::fail(const std::string& message) {
     const std::lock_guard lock(mutex_);
+    set_failed(message);
+    changed_.notify_all();
+}
+
+void Exchanges::set_failed(const std::string& message) {
     if (!failed_) error_ = message;
     failed_ = true;
-    changed_.notify_all();
 }
 
 bool Exchanges::ended() const {

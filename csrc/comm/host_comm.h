@@ -92,6 +92,9 @@ class Exchanges {
     void close();
     void let_go();  // waits until the transport touches no tensor
 
+    // A step of the first job, with the mutex free. False: it was impossible, and so is everything after it.
+    bool touch(std::unique_lock<std::mutex>& lock, void (Exchanges::*step)(const Job&));
+    void set_failed(const std::string& message);  // with the mutex held
     void prepare(const Job& job);
     void finish(const Job& job);
     bool is_last_step(const Job& job) const;

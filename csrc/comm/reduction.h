@@ -32,8 +32,6 @@ class Reduction final : public GradientSink {
     // forward() waits for their weights is. Waits.
     double own_seconds() const;
 
-    const std::shared_ptr<Comm>& comm() const { return comm_; }
-
   private:
     std::shared_ptr<Comm> comm_;
     bool sharded_;

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from llmc.distributed.frames import MAX_BYTES, Decoder, FrameError, Message, encode
@@ -188,10 +189,8 @@ class Lifeline:
             self._end(line_of(0, self._leader, why, self._rank), LOST)
 
     def _transmit(self, message: Message) -> None:
-        try:
+        with suppress(OSError):  # the thread that reads sees it, too, and says so
             self._sock.sendall(encode(message))
-        except OSError:
-            pass  # the thread that reads will see it, and say so
 
     def send(self, message: Message) -> None:
         """Send a message. If the connection is broken, this process is about to end."""
