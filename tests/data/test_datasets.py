@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import hashlib
 import json
 import random
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -391,7 +393,11 @@ def test_tinystories(tmp_path: Path, bpe: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_damaged_archive_is_not_taken_for_a_short_one(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a bit is flipped in gzip's data, in a tar's headers or at its end, one error is raised or the files are the same."""
+    """If a bit is flipped in gzip's data, in a tar's headers or at its end, one error is raised or the files are the same.
+
+    Which flips gzip cannot see (in its name field, or a match that copies other zeros) depends on the times in the archive
+    and on zlib, so gzip itself says which they are.
+    """
     monkeypatch.setenv("LLMC_CACHE", str(tmp_path / "cache"))
     for i in range(4):
         (tmp_path / f"{i}.json").write_bytes(random.Random(i).randbytes(700))
@@ -403,9 +409,17 @@ def test_a_damaged_archive_is_not_taken_for_a_short_one(
     def files(archive: Path) -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in unpacked(archive, archive.name, ".json").iterdir()}
 
+    def visible(changed: bytes) -> bool:
+        if suffix == "tar":
+            return True
+        try:
+            return gzip.decompress(changed) != gzip.decompress(data)
+        except (OSError, EOFError, zlib.error):
+            return True
+
     good, data = files(whole), whole.read_bytes()
     assert len(good) == 4
-    refused = 0
+    seen = refused = 0
     if suffix == "tar":  # headers begin at 0, 1536, ...; each has a checksum over itself
         cases = [i for header in range(0, 4 * 1536, 1536) for i in range(header, header + 512, 37)] + [4 * 1536 + 5]
     else:
@@ -415,12 +429,14 @@ def test_a_damaged_archive_is_not_taken_for_a_short_one(
         changed[at] ^= 1 << number % 8
         damaged = tmp_path / f"{number}.{suffix}"
         damaged.write_bytes(changed)
+        seen += visible(changed)
         try:
             assert files(damaged) == good, at
         except ValueError as e:
             assert "not a whole archive" in str(e)
             refused += 1
-    assert refused >= len(cases) - 3
+    assert len(cases) * 0.9 < seen
+    assert seen - (3 if suffix == "tar" else 0) <= refused <= seen  # a tar's checksum is itself padded, unchecked
     for size in (4 * 1536, 2 * 1536) if suffix == "tar" else (len(data) - 8, len(data) // 2):
         cut = tmp_path / f"cut_{size}.{suffix}"
         cut.write_bytes(data[:size])
