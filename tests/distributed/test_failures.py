@@ -268,7 +268,7 @@ SIGNALS_TO_LAUNCHER = [
 
 def signal_launcher(launcher: str, name: str, code: int, folder: Path) -> Ended:
     """Send a signal to what started the ranks, and check that they have saved once and ended."""
-    settings = write_settings(folder, checkpoint_every=0, max_steps=100_000)
+    settings = write_settings(folder, checkpoint_every=0, max_steps=100_000, progress="lines")
     if launcher == "mpiexec":
         command = rank_command("nothing", folder, plain=True)
     else:
@@ -282,6 +282,9 @@ def signal_launcher(launcher: str, name: str, code: int, folder: Path) -> Ended:
     steps = tuple(finished_steps(folder / "run"))
     assert len(steps) == 1, seen.lines
     check_checkpoints(folder / "run", steps)
+    again = f"continue with: llmc train --resume {folder / 'run'}"
+    again += "" if launcher == "mpiexec" else f" --processes {RANKS}"
+    assert any(line.endswith(again) for line in seen.lines), seen.lines
     return seen
 
 

@@ -113,6 +113,12 @@ def test_three_processes_meet(tmp_path: Path, meet: str) -> None:
     assert not list(tmp_path.iterdir()), "the file is gone when all are there"
 
 
+@pytest.mark.parametrize("text", ["soon", "nan", "-1", "1"])
+def test_a_limit_that_is_none(text: str):
+    ((code, _, err),) = Ranks(1, READY, environ={"LLMC_HEARTBEAT_TIMEOUT": text}, processes=2).ends()
+    assert code != 0 and f"LLMC_HEARTBEAT_TIMEOUT is '{text}', expected seconds, at least 2" in err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_killed_and_stopped_ranks():
     """The others end with one line each; a barrier has no time limit, and still nobody hangs. Four runs at once, to wait once."""

@@ -209,6 +209,11 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
+def started_by_launcher(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether run_processes() started this process."""
+    return bool(environ.get(LAUNCHER))
+
+
 def launcher_is_gone(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the process that started this one by run_processes() has ended without ending this one."""
     pid, _, began = environ.get(LAUNCHER, "").partition(" ")

@@ -11,6 +11,7 @@ import base64
 import faulthandler
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -324,10 +325,20 @@ def _ends_all(world: World) -> Any:
     return hook
 
 
+def _silence(environ: Mapping[str, str], timeout: float) -> float:
+    """Return the seconds without a sign of life after which a rank is lost."""
+    text = environ.get("LLMC_HEARTBEAT_TIMEOUT", "")
+    if not text:
+        return min(60.0, timeout)
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) < 2:  # there is a heartbeat a second
+        raise ValueError(f"LLMC_HEARTBEAT_TIMEOUT is '{text}', expected seconds, at least 2")
+    return float(text)
+
+
 def _meet(place: Place, timeout: float, environ: Mapping[str, str]) -> World:
     """Find rank 0 in the way that place says, and wait until all ranks are there."""
     node, rank, job = node_id(), place.rank, place.job
-    silence = float(environ.get("LLMC_HEARTBEAT_TIMEOUT") or min(60.0, timeout))
+    silence = _silence(environ, timeout)
     sockets: list[socket.socket] = []
     addresses: list[tuple[str, int]] = []
     token = environ.get("LLMC_TOKEN", "").encode()

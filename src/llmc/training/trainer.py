@@ -20,6 +20,7 @@ from typing import Any
 from llmc import _llmc
 from llmc.checkpoint import Checkpointer, finished_steps, send_state
 from llmc.data.tokenizer import Tokenizer
+from llmc.distributed.launcher import started_by_launcher
 from llmc.distributed.world import open_world
 from llmc.evals import multiple_choice
 from llmc.formats.state_file import TrainState
@@ -296,7 +297,8 @@ class Trainer:
         milliseconds = self._throughput.mean_milliseconds
         if stopped_by:
             folder = f'"{self.run_dir}"' if " " in str(self.run_dir) else self.run_dir
-            again = f"; continue with: llmc train --resume {folder}" if self.run_dir else ""
+            ranks = f" --processes {self.world.size}" if self.world.size > 1 and started_by_launcher() else ""
+            again = f"; continue with: llmc train --resume {folder}{ranks}" if self.run_dir else ""
             saved = "saved" if self.run_dir else "not saved (no run directory)"
             self.log.text(f"stopped by signal {stopped_by} after step {self.step}, {saved}{again}")
         elif milliseconds is not None:
