@@ -45,6 +45,9 @@ SEEN = r"(, last seen at [a-z ]*step \d)?"
 LOST = rf"connection lost \(killed, or out of memory\?\){SEEN}"
 SILENT = rf"no sign of life for {SILENCE:g} s \(stopped, or its host is down\?\){SEEN}"
 
+# What MPICH's mpiexec prints if it stumbles over a rank's end (seen once in a thousand, on a busy machine) and ends the others itself.
+GAVE_UP = "process manager error"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -233,7 +236,8 @@ def inject(case: Case, folder: Path) -> Ended:
         said = [one for one in seen.lines if case.said and re.fullmatch(line, one)]
         must = case.said and (case.all_say or rank != case.rank)
         assert len(said) <= 1, text
-        assert said or not must or (case.instead and re.search(case.instead, text)), (rank, text)
+        instead = GAVE_UP in text or (case.instead and re.search(case.instead, text))
+        assert said or not must or instead, (rank, text)
     assert seen.seconds < case.soon, (seen.seconds, text)
     check_checkpoints(folder / "run", case.saved)
     return seen
