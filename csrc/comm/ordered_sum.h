@@ -11,8 +11,8 @@ namespace llmc {
 // out[k] = parts[0][k] + parts[1][k] + ... for k < n. `out` may be one of the parts.
 template <class T>
 void ordered_sum(T* out, const std::vector<const T*>& parts, std::int64_t n) {
-    constexpr std::int64_t kChunk =
-        2048;  // stays in the first-level cache while the ranks' parts are added to it
+    // Stays in the first-level cache while the ranks' parts are added to it.
+    constexpr std::int64_t kChunk = 2048;
     float sum[kChunk];
     for (std::int64_t begin = 0; begin < n; begin += kChunk) {
         const std::int64_t count = n - begin < kChunk ? n - begin : kChunk;

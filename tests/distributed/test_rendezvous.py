@@ -131,6 +131,10 @@ def test_values_travel(stars):
     )
     big = os.urandom(3_000_000)  # more than a socket takes at once
     assert together([lambda w=w: w.share(big if w.leads else None) for w in ranks]) == [big] * 3
+    assert (
+        together([lambda w=w: w.share_value({"rank": w.rank, "x": None}) for w in ranks])
+        == [{"rank": 0, "x": None}] * 3
+    )
     assert together([w.barrier for w in ranks]) == [None] * 3
     assert together([lambda w=w: w.agree("the settings", {"a": [1, "é", math.nan]}) for w in ranks]) == [None] * 3
     assert together([w.close for w in ranks]) == [None] * 3
@@ -143,7 +147,13 @@ def test_values_travel(stars):
 def test_alone():
     w = World.alone()
     assert (w.rank, w.size, w.local_rank, w.local_size, w.leads, w.meet) == (0, 1, 0, 1, True, "alone")
-    assert w.share(b"x") == b"x" and w.gather(1) == [1] and w.cpus(3) == 3 and w.cpus() == 0
+    assert (
+        w.share(b"x") == b"x"
+        and w.share_value([None]) == [None]
+        and w.gather(1) == [1]
+        and w.cpus(3) == 3
+        and w.cpus() == 0
+    )
     w.agree("a", {"b": 1})
     w.barrier()
     w.at("x")

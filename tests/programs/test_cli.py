@@ -328,7 +328,7 @@ def test_toml_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("own", [[], ["-o", "mine"]])
 def test_a_rank_has_the_run_directory_of_rank_0(own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     world = World.alone()
-    monkeypatch.setattr(world, "share", lambda value: b"of rank 0")
+    monkeypatch.setattr(world, "share_value", lambda value: "of rank 0")
 
     class Trainer:
         def __init__(self, config: TrainConfig) -> None:

@@ -7,7 +7,6 @@ llm.c's short flags have the same meaning as in llm.c. Flags win over --config F
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -109,7 +108,7 @@ def settings_from(args: argparse.Namespace, world: World | None = None) -> Train
         if world is None or world.leads:
             values.update(_settings_of_run(Path(run)))
         if world is not None:
-            values.update(json.loads(world.share(json.dumps(values).encode() if world.leads else None)))
+            values = world.share_value(values)
         flags.update(resume=True, output_dir=run)
     if args.config is not None:
         values.update(load_toml(args.config))
@@ -161,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     with world.failure_told():
         config = settings_from(args, world)
     directory = _new_run_directory() if _needs_run_directory(config) else config.output_dir
-    config = config.replace(output_dir=world.share((directory or "").encode()).decode() or None)  # rank 0's
+    config = config.replace(output_dir=world.share_value(directory or None))  # rank 0's
     result = Trainer(config).fit()
     world.barrier()
     world.close()

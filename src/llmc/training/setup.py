@@ -6,7 +6,6 @@ tells the others what they need of it; what they must have in common is compared
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -193,7 +192,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
 def _shared(world: World, value: Any) -> Any:
     """Return rank 0's value, which JSON can say. However long rank 0 works on it, the others wait."""
     world.barrier()
-    return json.loads(world.share(json.dumps(value).encode() if world.leads else None))
+    return world.share_value(value)
 
 
 def _sum_or_none(values: list[float | None]) -> float | None:

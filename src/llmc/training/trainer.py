@@ -458,11 +458,11 @@ class Trainer:
     def _tell_of_save(self, begins: bool) -> None:
         """Let the other ranks know whether rank 0 now gathers the state, for which _help_to_save() waits."""
         self.world.barrier()
-        self.world.share(b"begins" if begins else b"")
+        self.world.share_value(begins)
 
     def _help_to_save(self) -> None:
         self.world.barrier()  # rank 0 may wait for an earlier save
-        if self.world.share() and self.optimizer.sharded:
+        if self.world.share_value() and self.optimizer.sharded:
             send_state(self.model, self.optimizer)
 
     def _write_checkpoint(self, background: bool) -> None:
