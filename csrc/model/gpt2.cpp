@@ -169,7 +169,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
             throw;
         }
     } else {
-        backend()->repeat(recorded_backward_[adding == Adding::each], Phase::training,
+        backend()->repeat(recorded_backward_[static_cast<int>(adding)], Phase::training,
                           {B_, T_, std::bit_cast<std::int32_t>(scale)},
                           [&] { queue_backward(scale, adding, nullptr); });
     }

@@ -88,7 +88,7 @@ class GPT2 final : public Model {
     Arena act_arena_;  // after its slots: its destructor still writes to them
     std::int64_t B_ = 0, T_ = 0;
     bool forward_done_ = false;  // the activations hold a forward pass, laid out for backward
-    std::unique_ptr<Recording> recorded_forward_, recorded_backward_[2];  // [1] adds to gradients
+    std::unique_ptr<Recording> recorded_forward_, recorded_backward_[3];  // by Adding
 };
 
 }  // namespace llmc
