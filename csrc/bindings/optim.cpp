@@ -107,8 +107,7 @@ void bind_optim(py::module_& m) {
                 const auto owner = std::make_shared<py::object>(self);
                 const auto tensor = [&](const Tensor& t) -> py::object {
                     if (!t) return py::none();
-                    return py::cast(
-                        OwnedTensor{optimizer.backend(), t, std::shared_ptr<void>(owner, owner.get())});
+                    return py::cast(OwnedTensor{optimizer.backend(), t, owner});
                 };
                 for (const Optimizer::State& s : optimizer.state()) {
                     py::list moments;
@@ -136,13 +135,12 @@ void bind_optim(py::module_& m) {
             [](const py::object& self, const std::string& name, std::size_t kind, std::int64_t layer) {
                 auto& bound = self.cast<BoundOptimizer&>();
                 const std::size_t i = bound.index(name);
-                const auto owner = std::make_shared<py::object>(self);
                 Tensor t;
                 {
                     const Busy busy(bound.backend());
                     t = bound.optimizer->gather(i, kind, layer);
                 }
-                return OwnedTensor{bound.optimizer->backend(), t, std::shared_ptr<void>(owner, owner.get())};
+                return OwnedTensor{bound.optimizer->backend(), t, std::make_shared<py::object>(self)};
             },
             "name"_a, "kind"_a, "layer"_a,
             "Return all of one layer's state, flat, valid until the next call; every rank calls it alike.\n\n"
@@ -153,7 +151,7 @@ void bind_optim(py::module_& m) {
                const std::optional<py::array>& values) {
                 const std::size_t i = self.index(name);
                 const Optimizer::State& s = self.optimizer->state()[i];
-                const bool master = kind == self.optimizer->moments();
+                const bool master = kind == s.moments.size();
                 if (values) {
                     const py::dtype expected =
                         master ? py::dtype::of<std::int16_t>() : py::dtype::of<float>();

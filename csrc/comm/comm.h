@@ -2,8 +2,9 @@
 // tensors of the same shapes and dtypes.
 //
 // A collective starts after the work that the backend has queued so far, and runs beside what is queued later. It
-// returns a ticket; wait(ticket) makes the backend's later work see what it did. On a GPU only sum() and barrier()
-// block the host; on a CPU wait() does too. Until then its tensors must live, and must not be touched.
+// returns a ticket; wait(ticket) makes the backend's later work see what it did. On a GPU a collective holds the host
+// until it is launched, and only sum() and barrier() until it is done; on a CPU wait() does too. Until then its tensors
+// must live, and must not be touched.
 //
 // CPUs add in the order of ranks, in f32, and round once: the same bits on every rank, in every run, by every
 // transport. GPUs leave the order to NCCL: the same bits on every rank.

@@ -61,12 +61,10 @@ void Backend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, flo
     crossentropy_softmax_backward(logits, targets, dloss, V);
 }
 
-void Backend::adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step) {
-    for (const AdamWOperands& o : operands) {
-        AdamWStep s = step;
-        s.weight_decay = o.weight_decay, s.seed = o.seed, s.first = o.first;
-        adamw(o.param, o.master, o.m, o.v, o.grad, factor, s);
-    }
+void Backend::adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
+                    const AdamWStep& step) {
+    const AdamWOperands one{param, master, m, v, grad, step.weight_decay, step.seed, step.first};
+    adamw_many({&one, 1}, factor, step);
 }
 
 void Backend::gradient_norm_squared(Tensor out, std::span<const Tensor> gradients) {

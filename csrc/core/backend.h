@@ -205,8 +205,11 @@ class Backend {
     // param, grad float   m, v f32, all of one shape.   master: absent for f32 parameters. For bf16 ones
     // either absent (the new value is rounded stochastically) or i16: the 16 bits below param, which make an
     // f32 weight of it (split_master in core/master.h).
-    virtual void adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
-                       const AdamWStep& step) = 0;
+    void adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
+               const AdamWStep& step);
+    // adamw for many tensors in as few visits as the backend can; `step` without its weight_decay, seed and first.
+    virtual void adamw_many(std::span<const AdamWOperands> operands, Tensor factor,
+                            const AdamWStep& step) = 0;
 
     // ---- fused ops ----
 
@@ -222,8 +225,6 @@ class Backend {
     // Both halves of the classifier in one visit: losses, and dlogits in place of logits.
     virtual void fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V);
 
-    // adamw for many tensors in as few visits as the backend can; `step` without its weight_decay, seed and first.
-    virtual void adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step);
     // out += the sum of the squares of all gradients.   out (kNormDigits) f32, digits as of core/exact_sum.h
     // Squares are taken in f32: those below 2^-126 may count as 0, and if kNormBlock of them add up to 2^128 or
     // more, or if there is a NaN, then out is not finite. On the CPU, the sum over blocks of kNormBlock elements is

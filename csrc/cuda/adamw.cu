@@ -127,12 +127,6 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void CudaBackend::adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
-                        const AdamWStep& step) {
-    const AdamWOperands all{param, master, m, v, grad, step.weight_decay, step.seed, step.first};
-    adamw_many({&all, 1}, factor, step);
-}
-
 void CudaBackend::adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step) {
     check::f32_values("adamw", "factor", factor, 1);
     for (const AdamWOperands& o : operands) adamw_numel(o.param, o.master, o.m, o.v, o.grad);

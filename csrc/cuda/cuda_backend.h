@@ -83,8 +83,6 @@ class CudaBackend final : public Backend {
     void sum(Tensor out, Tensor inp, float scale) override;
     void global_norm_squared(Tensor out, Tensor inp) override;
     void clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) override;
-    void adamw(Tensor param, Tensor master, Tensor m, Tensor v, Tensor grad, Tensor factor,
-               const AdamWStep& step) override;
 
     void fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd, Tensor a,
                                           Tensor b, Tensor weight, Tensor bias) override;

@@ -155,10 +155,11 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     check_tokens(targets, B_ * T_, config_.vocab_size, kAnyNegative);
     forward_done_ = false;
     gradients();  // are there from now on
-    const bool fresh = !begin_adding(),
-               micro = !fresh && adds_whole_micro_batches();  // incomplete until end_adding()
-    if (micro) micro_gradients();
-    const Adding adding = fresh ? Adding::none : micro ? Adding::whole : Adding::each;
+    // Until end_adding() the gradients are incomplete.
+    const Adding adding = !begin_adding()              ? Adding::none
+                          : adds_whole_micro_batches() ? Adding::whole
+                                                       : Adding::each;
+    if (adding == Adding::whole) micro_gradients();
     backend()->from_host(acts_.targets, targets);
     if (sink) {  // which sends gradients in between
         try {

@@ -21,7 +21,7 @@ static Tensor elements(const Tensor& t, Range range) {
 Optimizer::Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
                      const OptimizerOptions& options, int moments, Sharding sharding)
     : backend_(std::move(backend)), parameters_(std::move(parameters)), norm_(backend_, options.grad_clip),
-      rng_{options.seed}, moments_(moments), sharding_(std::move(sharding)), state_(parameters_.size()),
+      rng_{options.seed}, sharding_(std::move(sharding)), state_(parameters_.size()),
       arena_("the optimizer's moments and master weights", 256),
       scratch_arena_("a layer of the optimizer's state", 256) {
     if (sharded()) {
@@ -138,10 +138,11 @@ void Optimizer::scatter(std::size_t parameter, std::size_t kind, std::int64_t la
 }
 
 Tensor Optimizer::own_state(const State& s, std::size_t kind, std::int64_t layer) const {
-    LLMC_CHECK(kind < moments() || (kind == moments() && s.has_master()), "{} has no state of kind {}",
-               s.name, kind);
+    const std::size_t moments = s.moments.size();
+    LLMC_CHECK(kind < moments || (kind == moments && s.has_master()), "{} has no state of kind {}", s.name,
+               kind);
     LLMC_CHECK(layer >= 0 && layer < s.layers, "layer {} of {} of {}", layer, s.layers, s.name);
-    return elements(kind < moments() ? s.moments[kind] : s.master,
+    return elements(kind < moments ? s.moments[kind] : s.master,
                     {layer * s.piece.size(), (layer + 1) * s.piece.size()});
 }
 

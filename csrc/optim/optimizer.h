@@ -83,7 +83,6 @@ class Optimizer {
     // The way back. values: rank 0's, in host memory; the others' are not looked at.
     void scatter(std::size_t parameter, std::size_t kind, std::int64_t layer, const void* values);
     bool sharded() const { return sharding_.comm != nullptr; }
-    std::size_t moments() const { return static_cast<std::size_t>(moments_); }
     std::int64_t bytes() const { return arena_.bytes() + norm_.bytes(); }
     const std::shared_ptr<Backend>& backend() const { return backend_; }
 
@@ -119,7 +118,6 @@ class Optimizer {
     XorShift rng_;
     std::int64_t step_count_ = 0;
     bool measured_ = false;  // since the last update
-    int moments_;
     Sharding sharding_;
     std::vector<State> state_;
     // What is updated and sent at a time: a unit of the model, or alone everything.
