@@ -19,7 +19,7 @@ void set_library_directories(std::vector<std::string> directories);
 void set_tune_file(std::string file);
 
 // NCCL: rank 0 makes an id, which reaches the other ranks by other means; then every rank makes its Comm. `timeout`:
-// after so many seconds of waiting for other ranks, at the start or in sum(), it throws Error.
+// after so many seconds of waiting for other ranks, at the start, to launch a collective or in sum(), it throws Error.
 std::string make_nccl_id();
 std::shared_ptr<Comm> make_nccl(std::shared_ptr<Backend> backend, int rank, int size, const std::string& id,
                                 double timeout);

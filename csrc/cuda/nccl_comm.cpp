@@ -200,9 +200,9 @@ class NcclComm final : public Comm {
             if (!passed) cudaGetLastError();
             return passed;
         };
-        while (finished_ < issued_ && has_passed(slot(finished_ + 1).done)) ++finished_;
+        while (finished_ < last_ && has_passed(slot(finished_ + 1).done)) ++finished_;
         const Ticket next = finished_ + 1;
-        if (finished_ == issued_ || !has_passed(slot(next).begun)) return {};
+        if (finished_ == last_ || !has_passed(slot(next).begun)) return {};
         if (next != seen_) seen_ = next, seen_at_ = Clock::now();
         return {Seconds(Clock::now() - seen_at_).count(), slot(next).op};
     }
@@ -243,7 +243,7 @@ class NcclComm final : public Comm {
         CUDA_CHECK(cudaEventRecord(own.done, stream_));
         const std::lock_guard lock(mutex_);
         own.op = op;
-        return issued_ = ++last_;
+        return ++last_;
     }
     // One launch for all that `body` calls.
     template <class Body>
@@ -381,8 +381,8 @@ class NcclComm final : public Comm {
     cudaStream_t stream_ = nullptr;
     Slot slots_[kSlots];
     Ticket waited_ = 0;  // the newest ticket that the backend's stream has waited for
-    // For pending(): the newest ticket, the newest that is known to have ended, and since when which one is known to go on.
-    Ticket issued_ = 0, finished_ = 0, seen_ = 0;
+    // For pending(): the newest ticket that is known to have ended, and since when which one is known to go on.
+    Ticket finished_ = 0, seen_ = 0;
     Clock::time_point seen_at_;
     void *scalars_ = nullptr, *host_scalars_ = nullptr;
     std::size_t scalar_bytes_ = 0;

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from common import machine, print_table, write_json
 
-# Name -> configuration, rows of all ranks together, tokens per row. The first is what `llmc-train` trains if it is told nothing.
+from llmc.distributed.launcher import mpiexec_command
+
+# Name -> configuration, rows of all ranks together, tokens per row. The first is the shape of what `llmc-train` trains if it is
+# told nothing.
 MODELS: dict[str, tuple[Any, int, int]] = {
     "small": ({"max_seq_len": 128, "vocab_size": 1024, "num_layers": 4, "num_heads": 4, "channels": 256}, 16, 128),
     "d6": ("d6", 4, 256),
@@ -92,13 +94,10 @@ def work(args: argparse.Namespace) -> None:
 
 def measure(kind: str, model: str, ranks: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return what work() has measured, by rank. kind: "threads", "ranks" or "alone"."""
-    launcher = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
-    if launcher is None:
-        raise SystemExit("there is no mpiexec: pip install mpich")
     command = [sys.executable, __file__, "--worker", kind, "--models", model, "--dtype", args.dtype]
     command += ["--steps", str(args.steps), "--threads", str(ranks if kind == "threads" else 1)]
     if kind != "threads":
-        command = [launcher, "-n", str(ranks), *command]
+        command = [*mpiexec_command(ranks), *command]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise SystemExit(f"{kind}: {done.stdout}{done.stderr}")
@@ -120,6 +119,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         return work(args)
+    if any(MODELS[model][1] % args.ranks for model in args.models):
+        parser.error("--ranks must divide the rows of each model")
 
     N, kinds = args.ranks, ("threads", "ranks", "alone")
     results: dict[str, Any] = {"machine": machine(N), "dtype": args.dtype, "ranks": N, "models": {}}

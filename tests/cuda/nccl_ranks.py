@@ -95,7 +95,8 @@ def collectives(comm: _llmc.Comm, backend: _llmc.Backend, _: dict[str, Any]) -> 
     comm.barrier()
     comm.check()
     rng = np.random.default_rng(rank)
-    xs = [tensor(backend, rng.standard_normal(5000).astype(np.float32), "f32") for _ in range(2)]
+    values = rng.standard_normal(5000).astype(np.float32)
+    xs = [tensor(backend, values, "f32") for _ in range(2)]
     comm.all_reduce(xs[:1])
     comm.reduce_scatter(xs[1:])
     comm.all_gather(xs[1:])

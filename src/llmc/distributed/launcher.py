@@ -61,6 +61,13 @@ def options_of(version: str) -> list[str]:
     return []
 
 
+def mpiexec_command(processes: int) -> list[str]:
+    """Return what stands before the command of each rank; errors as of find_mpiexec()."""
+    mpiexec = find_mpiexec()
+    asked = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    return [mpiexec, *options_of(asked.stdout + asked.stderr), "-n", str(processes)]
+
+
 def run_processes(
     argv: Sequence[str],
     processes: int,
@@ -89,11 +96,7 @@ def run_processes(
     Raises:
         ImportError: if there is no MPI.
     """
-    prefix: list[str] = []
-    if processes > 1:
-        mpiexec = find_mpiexec()
-        asked = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, errors="replace", check=False)
-        prefix = [mpiexec, *options_of(asked.stdout + asked.stderr), "-n", str(processes)]
+    prefix = mpiexec_command(processes) if processes > 1 else []
     with caught_signals() as signals:
         for restart in range(max_restarts + 1):
             command = [*program, *(again() if restart and again else argv)]
