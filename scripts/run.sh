@@ -34,7 +34,7 @@ done
 newest() { find "$folder" -maxdepth 1 -name 'DONE_*' 2>/dev/null | sort | tail -n 1; }
 
 gpus() {
-    if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
         tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .
     else
         nvidia-smi -L 2>/dev/null | grep -c '^GPU '

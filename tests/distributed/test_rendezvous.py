@@ -481,6 +481,9 @@ def test_where_rank_0_listens(monkeypatch):
     assert "127.0.0.1" in [a[0] for a in addresses_of(sockets)] and len(sockets) == 1 + socket.has_ipv6
     for sock in sockets:
         sock.close()
+    (sock,) = listen_at("its-own-name", port, other_hosts=False)
+    assert sock.getsockname()[0] == "127.0.0.1", "without a token that interface alone"
+    sock.close()
 
 
 def test_shared_file(tmp_path: Path):

@@ -102,15 +102,15 @@ def resolve(host: str) -> str:
 # ---- rank 0: where it listens ----
 
 
-def listen_at(host: str, port: int) -> list[socket.socket]:
-    """Return sockets that listen at the address that all ranks know.
+def listen_at(host: str, port: int, other_hosts: bool = True) -> list[socket.socket]:
+    """Return sockets that listen at the address that all ranks know. other_hosts: whether ranks of those may come.
 
     Raises:
         ValueError: if this host cannot listen there, and why.
     """
     address = resolve(host)
     hosts = [address]
-    if ipaddress.ip_address(address).is_loopback and not _names_loopback(host):
+    if other_hosts and ipaddress.ip_address(address).is_loopback and not _names_loopback(host):
         hosts += (
             own_addresses()
         )  # a host whose own name is 127.0.1.1 to itself, as Debian does; the others know a real address

@@ -348,8 +348,10 @@ def _meet(place: Place, timeout: float, environ: Mapping[str, str]) -> World:
     if place.meet == "mpi":
         # MPI's own start waits for all ranks, without a limit and with Python's lock: of the timers only one of C's ends that.
         faulthandler.dump_traceback_later(timeout, exit=True, file=2)
-        rank, sockets, addresses, token = meet_by_mpi(place, node)
-        faulthandler.cancel_dump_traceback_later()
+        try:
+            rank, sockets, addresses, token = meet_by_mpi(place, node)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
     elif place.meet == "tcp":
         if not token and not is_loopback(place.host):
             raise ValueError(
@@ -357,7 +359,7 @@ def _meet(place: Place, timeout: float, environ: Mapping[str, str]) -> World:
                 "every host (export LLMC_TOKEN=$(openssl rand -hex 16))"
             )
         if rank == 0:
-            sockets = listen_at(place.host, place.port)
+            sockets = listen_at(place.host, place.port, other_hosts=bool(token))
         addresses = [(resolve(place.host), place.port)]
     else:
         file = SharedFile(place.directory, job, place.size)
