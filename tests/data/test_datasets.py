@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 import llmc
 from llmc.commands import data as data_command
-from llmc.data.documents import Piece, _boundary, language_reference, read_documents, read_pieces
+from llmc.data.documents import DocumentReader, Piece, language_reference
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import EOT, Tokenizer
+from llmc.data.words import last_boundary
 from llmc.datasets import fineweb, hellaswag, mmlu, text, tinyshakespeare, tinystories
 from llmc.datasets.archive import unpacked
 from llmc.formats.eval_file import Example, read_eval_file, write_eval_file
@@ -85,7 +86,7 @@ def test_a_text_cut_into_pieces_has_the_same_tokens(whole: str, size: int) -> No
     rest = ""
     for at in range(0, len(whole), size):
         rest += whole[at : at + size]
-        cut = _boundary(rest)
+        cut = last_boundary(rest)
         tokens += tokenizer.encode(rest[:cut])
         rest = rest[cut:]
     assert tokens + tokenizer.encode(rest) == tokenizer.encode(whole)
@@ -205,7 +206,7 @@ def test_files_of_records(tmp_path: Path, bpe: str, suffix: str) -> None:
     documents = stories(120)
     FORMATS[suffix](tmp_path / f"in.{suffix}", documents)
     consumed: list[int] = []
-    pieces = list(read_pieces(tmp_path / f"in.{suffix}", progress=consumed.append))
+    pieces = list(DocumentReader().pieces(tmp_path / f"in.{suffix}", consumed.append))
     assert [p.text for p in pieces] == documents and all(p.first for p in pieces)
     assert sum(consumed) == (tmp_path / f"in.{suffix}").stat().st_size
     written = text.prepare([tmp_path / f"in.{suffix}"], tmp_path / "out", tokenizer=bpe, val=0, shard_size=10**9)
@@ -218,9 +219,9 @@ def test_a_long_text_comes_in_pieces(tmp_path: Path, bpe: str, monkeypatch: pyte
     whole = "".join(stories(100))
     (tmp_path / "a.txt").write_bytes(whole.encode())
     (tmp_path / "b.txt").write_bytes(b"")
-    pieces = list(read_pieces(tmp_path / "a.txt"))
+    pieces = list(DocumentReader().pieces(tmp_path / "a.txt"))
     assert len(pieces) > 50 and "".join(p.text for p in pieces) == whole and [p.first for p in pieces].count(True) == 1
-    assert list(read_documents([tmp_path / "a.txt", tmp_path / "b.txt"])) == [whole, ""]
+    assert list(DocumentReader().documents([tmp_path / "a.txt", tmp_path / "b.txt"])) == [whole, ""]
     written = text.prepare([tmp_path], tmp_path / "out", tokenizer=bpe, val=0)
     assert read_shard(written.train[0]).tolist() == by_definition([whole, ""], Tokenizer.load(bpe))
 
@@ -282,14 +283,14 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str) -> None:
         FORMATS[suffix](path, documents)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     consumed: list[int] = []
-    assert "".join(p.text for p in read_pieces(path, "text", consumed.append)) == documents[0]
+    assert "".join(p.text for p in DocumentReader().pieces(path, consumed.append)) == documents[0]
     assert sum(consumed) == path.stat().st_size
 
 
 def test_a_bad_byte_is_counted_from_the_beginning_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfgood \xff bad")
     with pytest.raises(ValueError, match="byte 8 is 0xff"):
-        list(read_pieces(tmp_path / "a.txt"))
+        list(DocumentReader().pieces(tmp_path / "a.txt"))
 
 
 @pytest.mark.parametrize(
@@ -587,7 +588,7 @@ def test_a_missing_package_is_named_as_pip_knows_it(
     (tmp_path / "tokenizer.json").write_text("{}")
     use: dict[str, Callable[[], object]] = {
         "pooch": lambda: fetch(Remote("http://localhost/", "name", "0"), tmp_path),
-        "pyarrow": lambda: list(read_pieces(tmp_path / "a.parquet")),
+        "pyarrow": lambda: list(DocumentReader().pieces(tmp_path / "a.parquet")),
         "tokenizers": lambda: Tokenizer.load(tmp_path / "tokenizer.json"),
         "tensorboardX": lambda: TensorBoardLog(tmp_path),
     }

@@ -11,8 +11,11 @@ import codecs
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from llmc.data.words import last_boundary
 
 _PIECE = 1 << 20  # characters
 _LONGEST_WORD = 64 << 20  # characters without a blank: a file that has so many is no text
@@ -36,32 +39,45 @@ class Piece(NamedTuple):
     first: bool
 
 
-def read_pieces(path: Path, column: str = "text", progress: Progress = lambda count: None) -> Iterator[Piece]:
-    """Read the documents of a file as a stream.
+@dataclass(frozen=True)
+class DocumentReader:
+    """Reads the documents of files as a stream.
 
-    The suffix says what the file is: JSON lines, JSON, CSV, TSV or Parquet, which have a document in each record; any other file is
-    one document of text.
+    The suffix says what a file is: JSON lines, JSON, CSV, TSV or Parquet, which have a document in each record; any other file is one
+    document of text.
 
     Args:
-        path: the file.
         column: the field of a record that has the text.
-        progress: called as bytes of the file are read.
-
-    Raises:
-        ValueError: if the file is not what its suffix says, or has no such column; the message names file and place.
-        ImportError: if the file is Parquet and pyarrow is not installed.
     """
-    suffix = path.suffix.lower()
-    if suffix not in TABLE_SUFFIXES:
-        return _read_text(path, progress)
-    reader = {".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".json": _read_json, ".parquet": _read_parquet}
-    rows = reader.get(suffix, _read_csv)(path, column, progress)
-    return (Piece(text, True) for text in rows)
 
+    column: str = "text"
 
-def read_documents(paths: Iterable[Path], column: str = "text") -> Iterator[str]:
-    """Read the documents of several files, each as one string; arguments and errors as of read_pieces."""
-    return join_pieces(piece for path in paths for piece in read_pieces(path, column))
+    def pieces(self, path: Path, progress: Progress = lambda count: None) -> Iterator[Piece]:
+        """Read the documents of a file.
+
+        Args:
+            path: the file.
+            progress: called as bytes of the file are read.
+
+        Raises:
+            ValueError: if the file is not what its suffix says, or has no such column; the message names file and place.
+            ImportError: if the file is Parquet and pyarrow is not installed.
+        """
+        suffix = path.suffix.lower()
+        if suffix not in TABLE_SUFFIXES:
+            return _read_text(path, progress)
+        reader = {
+            ".jsonl": _read_json_lines,
+            ".ndjson": _read_json_lines,
+            ".json": _read_json,
+            ".parquet": _read_parquet,
+        }
+        rows = reader.get(suffix, _read_csv)(path, self.column, progress)
+        return (Piece(text, True) for text in rows)
+
+    def documents(self, paths: Iterable[Path]) -> Iterator[str]:
+        """Read the documents of several files, each as one string; errors as of pieces()."""
+        return join_pieces(piece for path in paths for piece in self.pieces(path))
 
 
 def join_pieces(pieces: Iterable[Piece]) -> Iterator[str]:
@@ -100,7 +116,7 @@ def _read_text(path: Path, progress: Progress) -> Iterator[Piece]:
             progress(len(raw))
             if not raw:
                 break
-            cut = _boundary(text)
+            cut = last_boundary(text)
             if cut == 0:
                 rest = text
                 if len(rest) > _LONGEST_WORD:
@@ -110,15 +126,6 @@ def _read_text(path: Path, progress: Progress) -> Iterator[Piece]:
             rest, first = text[cut:], False
     if text or first:
         yield Piece(text, first)
-
-
-def _boundary(text: str) -> int:
-    """Find the last place at which a blank or line break follows a character that is not white space; 0 if there is none."""
-    at = len(text)
-    while (at := max(text.rfind(" ", 0, at), text.rfind("\n", 0, at))) > 0:
-        if not text[at - 1].isspace():
-            return at
-    return 0
 
 
 def _text_of(record: Any, column: str, place: str) -> str:

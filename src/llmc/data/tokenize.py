@@ -42,7 +42,7 @@ def token_stream(
     """Encode documents as a stream.
 
     Args:
-        pieces: the documents, whole or in pieces as of read_pieces.
+        pieces: the documents, whole or in pieces as of DocumentReader.pieces.
         tokenizer: the encoder. Pieces are joined again for one with a split into words of its own (JsonTokenizer).
         workers: number of threads; 0 for as many as the process may use.
 

@@ -22,10 +22,9 @@ import tiktoken
 from numpy.typing import NDArray
 
 from llmc import _llmc
+from llmc.data.words import GPT2_PATTERN
 from llmc.system.fs import StrPath, write_atomically
 
-# GPT-2's split: contractions, then words, numbers and punctuation, each with the blank before it, then runs of white space.
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 EOT = "<|endoftext|>"
 # The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()

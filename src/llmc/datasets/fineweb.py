@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data.documents import read_pieces
+from llmc.data.documents import DocumentReader
 from llmc.data.files import document_files
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def prepare(
     )
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
-    pieces = chain.from_iterable(read_pieces(path) for path in paths)
+    pieces = chain.from_iterable(DocumentReader().pieces(path) for path in paths)
     writer = ShardWriter(
         lambda i: folder / shard_name(name, "train" if i else "val", i), encoder.vocab_size, shard_size
     )

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data.documents import read_pieces
+from llmc.data.documents import DocumentReader
 from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
@@ -59,11 +59,12 @@ def prepare(
     output = Path(output)
     if not 0 <= val < 1:
         raise ValueError(f"val is {val}, expected a fraction from 0 to below 1")
+    reader = DocumentReader(column)
     files, val_files = find_documents(inputs), find_documents(val_inputs)
     if not files:
         raise ValueError("no input files")
     earlier = earlier_shards(output, name, overwrite)
-    encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, column) if tokenizer.startswith("bpe:") else None)
+    encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, reader) if tokenizer.startswith("bpe:") else None)
     output.mkdir(parents=True, exist_ok=True)
     remove_temporaries(output)
 
@@ -73,7 +74,7 @@ def prepare(
             tqdm(total=size, unit="B", unit_scale=True, desc=f"tokenize {split}") as bar,
             ShardWriter(lambda i: output / shard_name(name, split, i), encoder.vocab_size, shard_size) as writer,
         ):
-            pieces = (piece for path in paths for piece in read_pieces(path, column, bar.update))
+            pieces = (piece for path in paths for piece in reader.pieces(path, bar.update))
             for tokens in token_stream(pieces, encoder, workers):
                 remove_files(earlier)
                 writer.write(tokens)
@@ -93,12 +94,12 @@ def prepare(
     return TokenFiles(train.paths, val_paths, train.total, val_tokens)
 
 
-def _sample(files: list[Path], column: str) -> str:
+def _sample(files: list[Path], reader: DocumentReader) -> str:
     """Read the text that a BPE is trained on: the first characters of the files, with a blank line between documents."""
     parts: list[str] = []
     size = 0
     for path in files:
-        for piece in read_pieces(path, column):
+        for piece in reader.pieces(path):
             parts.append("\n\n" + piece.text if piece.first and parts else piece.text)
             size += len(piece.text)
             if size >= _BPE_SAMPLE:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.checkpoint import finished_steps
-from llmc.data.documents import TEXT_SUFFIXES, language_reference, read_documents
+from llmc.data.documents import TEXT_SUFFIXES, DocumentReader, language_reference
 from llmc.data.files import document_files, shards_of_folder, shards_or_documents
 from llmc.data.tokenize import tokenize, write_pair, write_splits
 from llmc.data.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ def _from_shards(config: TrainConfig, train: list[Path], val: list[Path]) -> Sou
 
 
 def _read_texts(paths: list[Path]) -> list[str]:
-    return list(read_documents(file for path in paths for file in document_files(path, TEXT_SUFFIXES)))
+    return list(DocumentReader().documents(file for path in paths for file in document_files(path, TEXT_SUFFIXES)))
 
 
 def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None) -> Sources:
