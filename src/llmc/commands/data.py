@@ -79,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--val", type=float, default=0.1, metavar="X", help="last part of the tokens, for validation; 0: none [0.1]"
     )
-    sub.add_argument("--val-files", nargs="+", default=(), metavar="FILE", help="files for validation instead")
+    sub.add_argument(
+        "--val-files", nargs="+", action="extend", default=[], metavar="FILE", help="files for validation instead"
+    )
     sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
     sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
     sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")

@@ -80,7 +80,7 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
             group.add_argument(short, type=zero_or_one, metavar="0|1", **options)
         return
     if setting.many:
-        options["nargs"] = "+"
+        options.update(nargs="+", action="extend")  # given again, it adds
     if setting.choices:
         options["choices"] = setting.choices
     else:

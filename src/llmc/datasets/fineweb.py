@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from llmc import _llmc
 from llmc.data.documents import DocumentReader
-from llmc.data.files import document_files
+from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.common import TokenFiles, earlier_shards, remove_files, shard_name
@@ -68,7 +68,7 @@ def prepare(
     folder, name = Path(output), NAMES[kind]
     earlier = earlier_shards(folder, name, overwrite)
     paths = (
-        document_files(Path(source))
+        find_documents(source).files
         if source is not None
         else _fetched(hub_files(REPOSITORIES[kind], SAMPLES[version]))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,9 +61,13 @@ def prepare(
     if not 0 <= val < 1:
         raise ValueError(f"val is {val}, expected a fraction from 0 to below 1")
     reader = DocumentReader(column)
-    files, val_files = find_documents(inputs), find_documents(val_inputs)
+    found, val_found = find_documents(inputs), find_documents(val_inputs)
+    files, val_files = found.files, val_found.files
     if not files:
         raise ValueError("no input files")
+    for what, one in (("data", found), ("validation data", val_found)):
+        if one.searched:
+            tqdm.write(f"{what}: {one.describe()}", file=sys.stderr)  # like tqdm's bars
     earlier = earlier_shards(output, name, overwrite)
     encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, reader) if tokenizer.startswith("bpe:") else None)
     output.mkdir(parents=True, exist_ok=True)

@@ -144,6 +144,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     config = config.replace(output_dir=_shared(world, config.output_dir))
     run_dir = _open_run_directory(config, world)
     sources = _prepare(config, run_dir, world)
+    for note in sources.notes:
+        say(note)
     fingerprint = sources.fingerprint()
     files = {f"file {i}": f"{f.name} of {f.bytes} bytes, CRC-32 {f.crc32:08x}" for i, f in enumerate(fingerprint, 1)}
     world.agree("the data", files)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmc.checkpoint import finished_steps
-from llmc.data.documents import TEXT_SUFFIXES, DocumentReader, language_reference
-from llmc.data.files import document_files, shards_of_folder, shards_or_documents
+from llmc.data.documents import DocumentReader, language_reference
+from llmc.data.files import find_data
 from llmc.data.tokenize import tokenize, write_pair, write_splits
 from llmc.data.tokenizer import Tokenizer
 from llmc.formats.manifest import DataFile
@@ -34,6 +34,7 @@ class Sources:
         temporary: the folder that holds the files, removed together with this object; None if the files are to stay.
         tokenized: the run directory or temporary folder that has the tokens of a text, and what is remembered of that text; None
             if the data are token files.
+        notes: what the folders and globs of the settings stand for, a line each.
     """
 
     train: list[Path]
@@ -43,6 +44,7 @@ class Sources:
     description: str
     temporary: tempfile.TemporaryDirectory[str] | None = None
     tokenized: tuple[str, dict[str, Any]] | None = None
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> list[DataFile]:
         """Compute what a checkpoint remembers of its data, so that a resumed run can tell whether they are the same.
@@ -72,17 +74,17 @@ def prepare(config: TrainConfig, directory: Path | None) -> Sources:
         ValueError: if training and validation data are of different kinds, there is no text, or the text or the tokenizer is not
             the one that the run in the directory was trained on.
     """
-    shards, texts = shards_or_documents(config.data, "the data")
-    val_shards, val_texts = shards_or_documents(config.val_data, "the validation data", validation=True)
-    if shards and not config.val_data:
-        val_shards = [p for folder in map(Path, config.data) if folder.is_dir() for p in shards_of_folder(folder)[1]]
-    if shards:
-        if val_texts:
-            raise ValueError("the data are token files, but the validation data are text; give token files for both")
-        return _from_shards(config, shards, val_shards)
-    if val_shards:
-        raise ValueError("the data are text, but the validation data are token files; give text for both")
-    return _from_text(config, texts, val_texts, directory)
+    data = find_data(config.data, "the data")
+    val_data = find_data(config.val_data, "the validation data", validation=True)
+    if config.val_data and data.tokens != val_data.tokens:
+        kinds = ("token files", "text") if data.tokens else ("text", "token files")
+        raise ValueError(f"the data are {kinds[0]}, but the validation data are {kinds[1]}; give {kinds[0]} for both")
+    if data.tokens:
+        sources = _from_shards(config, data.files, val_data.files if config.val_data else data.val)
+    else:
+        sources = _from_text(config, data.files, val_data.files, directory)
+    named = (("data", data), ("validation data", val_data))
+    return replace(sources, notes=tuple(f"{name}: {found.describe()}" for name, found in named if found.searched))
 
 
 def prepare_beside(config: TrainConfig, tokenized: tuple[str, dict[str, Any]] | None) -> Sources:
@@ -116,7 +118,7 @@ def _from_shards(config: TrainConfig, train: list[Path], val: list[Path]) -> Sou
 
 
 def _read_texts(paths: list[Path]) -> list[str]:
-    return list(DocumentReader().documents(file for path in paths for file in document_files(path, TEXT_SUFFIXES)))
+    return list(DocumentReader().documents(paths))
 
 
 def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None) -> Sources:
