@@ -1,7 +1,8 @@
 """Download or tokenise a data set into llm.c's files.
 
 Named data sets are downloaded once into a cache (LLMC_CACHE, or the system's place for caches) and checked. A download that broke off
-is continued. `llmc data text` takes your own text, JSON lines, JSON, CSV or Parquet.
+is continued. `llmc data text` takes your own text, JSON lines, JSON, CSV or Parquet; `llmc data tokens` token ids that another program
+has written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 from pathlib import Path
 
 from llmc.datasets.common import TokenFiles
+
+DTYPES = ("uint16", "uint32", "int32", "int64")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         return sub
 
+    def add_shard_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
+        sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
+        sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+
     add("tinyshakespeare", "1 MB of plays", source="input.txt")
     add("tinystories", "2 GB of short stories", source="the archive, or the folder of its JSON files")
     for name, text in (
@@ -82,16 +90,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--val-files", nargs="+", action="extend", default=[], metavar="FILE", help="files for validation instead"
     )
-    sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
-    sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
-    sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+    add_shard_options(sub)
+
+    sub = add(
+        "tokens", "convert token ids of other programs (nanoGPT's train.bin, .npy)", tokenizer=False, workers=False
+    )
+    sub.add_argument("files", nargs="+", metavar="FILE", help="files or globs; `val` in a name: for validation")
+    sub.add_argument("--dtype", choices=DTYPES, help="type of the ids in a file without a header; nanoGPT's: uint16")
+    sub.add_argument("--vocab-size", type=int, default=50257, metavar="N", help="ids must be below [50257]")
+    add_shard_options(sub)
 
 
 def _default_output(name: str, version: str) -> str:
     """Return the folder to write by default: for llm.c's data sets the one that its command lines read, else one in data/."""
     if name.startswith("fineweb"):
         return f"dev/data/{'edu_' if name == 'fineweb-edu' else ''}fineweb{version}"
-    return "data/text" if name == "text" else f"dev/data/{name}"
+    return f"data/{name}" if name in ("text", "tokens") else f"dev/data/{name}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,6 +137,18 @@ def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> TokenFil
             shard_size=args.shard_size,
             name=args.prefix,
             workers=args.workers,
+            overwrite=args.overwrite,
+        )
+    if name == "tokens":
+        from llmc.datasets import tokens
+
+        return tokens.prepare(
+            args.files,
+            output,
+            dtype=args.dtype,
+            vocab_size=args.vocab_size,
+            shard_size=args.shard_size,
+            name=args.prefix,
             overwrite=args.overwrite,
         )
     if name in ("tinyshakespeare", "tinystories"):

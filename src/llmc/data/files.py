@@ -74,6 +74,25 @@ class Found:
         self.searched |= other.searched
 
 
+def matching_paths(pattern: StrPath) -> list[Path]:
+    """Expand a path or a glob.
+
+    Returns:
+        The path itself if it exists, else the files and folders that the glob matches, in order.
+
+    Raises:
+        FileNotFoundError: if nothing matches.
+    """
+    text = os.fspath(pattern)
+    if os.path.exists(text):
+        return [Path(text)]
+    found = _in_order(Path(match) for match in glob.glob(text))
+    if not found:
+        is_glob = glob.escape(text) != text
+        raise FileNotFoundError(f"no files match '{text}'" if is_glob else f"'{text}' does not exist")
+    return found
+
+
 def find_shards(patterns: StrPath | Sequence[StrPath], *, validation: bool = False) -> list[Path]:
     """Expand paths, folders and globs of token files.
 
@@ -141,20 +160,9 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=Path.as_posix)  # with "/" also on Windows, so that the order is the same everywhere
 
 
-def _matches(pattern: str) -> list[Path]:
-    """Return the path itself if it exists, else what a glob matches."""
-    if os.path.exists(pattern):
-        return [Path(pattern)]
-    found = [Path(match) for match in glob.glob(pattern)]
-    if not found:
-        is_glob = glob.escape(pattern) != pattern
-        raise FileNotFoundError(f"no files match '{pattern}'" if is_glob else f"'{pattern}' does not exist")
-    return found
-
-
 def _find(pattern: StrPath, validation: bool) -> Found:
     text = os.fspath(pattern)
-    matches = _matches(text)
+    matches = matching_paths(text)
     if matches == [Path(text)] and not matches[0].is_dir():
         (check_token_file if matches[0].suffix == ".bin" else _check_document)(matches[0])
         return Found([text], matches, tokens=matches[0].suffix == ".bin")
@@ -187,7 +195,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _documents(pattern: StrPath) -> Found:
     text = os.fspath(pattern)
-    matches = _matches(text)
+    matches = matching_paths(text)
     if matches == [Path(text)] and not matches[0].is_dir():
         _check_document(matches[0])
         return Found([text], matches)

@@ -17,7 +17,7 @@ from llmc.data.documents import DocumentReader
 from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.common import TokenFiles, earlier_shards, remove_files, shard_name
+from llmc.datasets.common import TokenFiles, earlier_shards, need_told, remove_files, shard_name
 from llmc.datasets.download import Remote, fetch, hub_files
 from llmc.formats.shards import ShardWriter
 from llmc.system.fs import remove_temporaries
@@ -80,7 +80,7 @@ def prepare(
     )
     limit = None if shards is None else shards * shard_size
     stream = token_stream(pieces, encoder, workers)
-    with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer:
+    with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer, need_told(writer, bar):
         for tokens in stream:
             remove_files(earlier)
             if limit is not None:

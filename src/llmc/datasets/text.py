@@ -14,7 +14,7 @@ from llmc.data.documents import DocumentReader
 from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.common import TokenFiles, earlier_shards, remove_files, shard_name
+from llmc.datasets.common import TokenFiles, earlier_shards, need_told, remove_files, shard_name
 from llmc.formats.shards import ShardWriter
 from llmc.system.fs import SYSTEM, remove_temporaries
 
@@ -78,6 +78,7 @@ def prepare(
         with (
             tqdm(total=size, unit="B", unit_scale=True, desc=f"tokenize {split}") as bar,
             ShardWriter(lambda i: output / shard_name(name, split, i), encoder.vocab_size, shard_size) as writer,
+            need_told(writer, bar),
         ):
             pieces = (piece for path in paths for piece in reader.pieces(path, bar.update))
             for tokens in token_stream(pieces, encoder, workers):
@@ -91,10 +92,10 @@ def prepare(
         writer = write(val_files, "val")
         val_paths, val_tokens = writer.paths, writer.total
     elif val > 0:
-        val_tokens = int(train.total * val)
-        if val_tokens == 0:
+        count = int(train.total * val)
+        if count == 0 or train.total - count < 2:
             raise ValueError(f"{train.total} tokens are too few to hold out {val:g} of them: give --val 0")
-        val_paths = _hold_out(train, val_tokens, output, name, encoder.vocab_size)
+        val_paths, val_tokens = _hold_out(train, count, output, name, encoder.vocab_size)
     encoder.save(output / encoder.file_name)
     return TokenFiles(train.paths, val_paths, train.total, val_tokens)
 
@@ -112,31 +113,36 @@ def _sample(files: list[Path], reader: DocumentReader) -> str:
     return "".join(parts)
 
 
-def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_size: int) -> list[Path]:
-    """Move the last count tokens out of the training shards into validation shards, which are in the same order.
+def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_size: int) -> tuple[list[Path], int]:
+    """Move the last tokens out of the training shards into validation shards, which are in the same order.
+
+    Args:
+        count: how many; a few more, if a shard of a single token would come of it.
 
     Returns:
-        The validation shards.
+        The validation shards, and how many tokens they have.
     """
     pieces: list[Path] = []  # validation shards, from the last to the first
-    left = count
-    while left > 0:
+    moved = 0
+    while moved < count:
         path, tokens = train.paths[-1], train.counts[-1]
         target = output / shard_name(name, "val", len(train.paths) - 1)
-        if tokens <= left:
+        here = min(max(count - moved, 2), tokens)
+        if tokens - here < 2:
             SYSTEM.rename(path, target)
+            here = tokens
             train.paths.pop()
             train.counts.pop()
         else:
-            _copy(path, tokens - left, tokens, target, vocab_size)
-            _copy(path, 0, tokens - left, path, vocab_size)
-            train.counts[-1] -= left
+            _copy(path, tokens - here, tokens, target, vocab_size)
+            _copy(path, 0, tokens - here, path, vocab_size)
+            train.counts[-1] -= here
         pieces.append(target)
-        left -= min(left, tokens)
+        moved += here
     renamed = [output / shard_name(name, "val", i) for i in range(len(pieces))]
     for old, new in zip(reversed(pieces), renamed):
         SYSTEM.rename(old, new)  # the number stays or falls, in ascending order: no shard is overwritten
-    return renamed
+    return renamed, moved
 
 
 def _copy(source: Path, begin: int, end: int, target: Path, vocab_size: int) -> None:

@@ -157,6 +157,11 @@ class ShardWriter:
         """The number of tokens written so far."""
         return sum(self.counts) + self._count + self._held.size
 
+    @property
+    def bytes(self) -> int:
+        """The number of bytes written so far, headers aside."""
+        return self.total * self._dtype.itemsize
+
     def write(self, tokens: NDArray[np.uint32]) -> None:
         """Append tokens.
 

@@ -117,8 +117,9 @@ def named_errors(path: StrPath, written: Callable[[], int] | None = None, needed
     except OSError as e:
         if e.filename != os.fspath(path) and e.strerror is not None:
             e.filename = os.fspath(path)
-            if e.errno in FULL and written is not None:
-                e.strerror += f" after {written() / 1e6:.1f} MB" + ("" if needed is None else f" of {needed / 1e6:.1f}")
+            if e.errno in FULL:
+                after = "" if written is None else f" after {written() / 1e6:.1f} MB"
+                e.strerror += after + ("" if needed is None else f", {needed / 1e6:.1f} MB are needed")
         raise
 
 
