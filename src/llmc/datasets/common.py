@@ -74,5 +74,5 @@ def need_told(writer: ShardWriter, bar: tqdm[None]) -> Iterator[None]:
         if e.errno in FULL and e.strerror and bar.n and bar.total:
             e.strerror += f"; all files need about {writer.bytes / 1e6 * bar.total / bar.n:.1f} MB"
             if writer.paths:
-                e.strerror += f", the first {len(writer.paths)} are complete and stay"
+                e.strerror += f" (complete, and kept: {len(writer.paths)})"
         raise

@@ -173,7 +173,7 @@ def _receive(url: str, path: Path, part: Path, have: int, size: int | None) -> b
         if size is not None and total != size:  # checked before anything is written, so that the .part file stays good
             raise ConnectionError(_another_file(url, f"{size} bytes, not {total}", path))
         with (
-            named_errors(part, lambda: have, total),  # what came is kept
+            named_errors(path, part, total),  # what came is kept
             open(part, "ab" if resumed else "wb", buffering=0) as file,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.name.removesuffix(".part")) as bar,
         ):

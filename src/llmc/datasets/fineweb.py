@@ -85,8 +85,8 @@ def prepare(
             remove_files(earlier)
             if limit is not None:
                 tokens = tokens[: limit - writer.total]
-            writer.write(tokens)
             bar.update(len(tokens))
+            writer.write(tokens)
             if writer.total == limit:
                 break
         stream.close()

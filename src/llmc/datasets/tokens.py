@@ -67,8 +67,8 @@ def prepare(
                             "are --dtype and --vocab-size right?"
                         )
                     remove_files(earlier)
-                    writer.write(part.astype(np.uint32))
                     bar.update(part.size)
+                    writer.write(part.astype(np.uint32))
         return writer
 
     train = write("train", [row for row in rows if not is_validation(row[0])])

@@ -147,7 +147,7 @@ class ShardWriter:
         self._single = shard_size is None
         self._dtype = np.dtype(_token_format(vocab_size)[1])
         self._file: int | None = None  # its descriptor
-        self._count = 0
+        self._count = self._given = 0
         self._held = np.empty(
             0, np.uint32
         )  # a token that follows a full file, until another shows that it is not the last
@@ -159,8 +159,8 @@ class ShardWriter:
 
     @property
     def bytes(self) -> int:
-        """The number of bytes written so far, headers aside."""
-        return self.total * self._dtype.itemsize
+        """The number of bytes of the tokens that write() was given, written or not."""
+        return self._given * self._dtype.itemsize
 
     def write(self, tokens: NDArray[np.uint32]) -> None:
         """Append tokens.
@@ -171,6 +171,7 @@ class ShardWriter:
         """
         if tokens.size and int(tokens.max()) >= self._vocab_size:
             raise ValueError(f"token {tokens.max()} is outside of the vocabulary of {self._vocab_size}")
+        self._given += tokens.size
         if self._held.size and tokens.size:
             tokens, self._held = np.concatenate([self._held, tokens]), self._held[:0]
         while tokens.size:
@@ -198,7 +199,7 @@ class ShardWriter:
     def _write(self, data: Any) -> None:
         assert self._file is not None
         target = self._path_of(len(self.paths))
-        with named_errors(target, lambda: _HEADER.size + self._count * self._dtype.itemsize):
+        with named_errors(target, temporary_name(target)):
             write_all(self._file, data)
 
     def _finish(self) -> None:
@@ -210,7 +211,7 @@ class ShardWriter:
             )
         os.lseek(self._file, 0, os.SEEK_SET)
         self._write(_shard_header(self._count, self._vocab_size))
-        with named_errors(target):
+        with named_errors(target, temporary_name(target)):
             SYSTEM.fsync(self._file)
             self._close()
             SYSTEM.rename(temporary_name(target), target)

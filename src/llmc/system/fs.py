@@ -104,13 +104,13 @@ def write_all(fd: int, data: Any, *, fs: Fs = SYSTEM) -> int:
 
 
 @contextlib.contextmanager
-def named_errors(path: StrPath, written: Callable[[], int] | None = None, needed: int | None = None) -> Iterator[None]:
-    """Make an OSError name the file that was to be written; of a full disk it also tells how much there is and was.
+def named_errors(path: StrPath, temporary: Path, needed: int | None = None) -> Iterator[None]:
+    """Make an OSError name the file that was to be written; of a full disk it also tells how much was written, and how much there is.
 
     Args:
         path: what the file will be called.
-        written: returns how many bytes of it have been written.
-        needed: its size, if that is known.
+        temporary: what it is called while it is written.
+        needed: its size in bytes, if that is known.
     """
     try:
         yield
@@ -118,8 +118,8 @@ def named_errors(path: StrPath, written: Callable[[], int] | None = None, needed
         if e.filename != os.fspath(path) and e.strerror is not None:
             e.filename = os.fspath(path)
             if e.errno in FULL:
-                after = "" if written is None else f" after {written() / 1e6:.1f} MB"
-                e.strerror += after + ("" if needed is None else f", {needed / 1e6:.1f} MB are needed")
+                written = temporary.stat().st_size if temporary.exists() else 0
+                e.strerror += f" after {written / 1e6:.1f} MB" + ("" if needed is None else f" of {needed / 1e6:.1f}")
         raise
 
 
@@ -141,9 +141,10 @@ def stage(
         OSError: if a step failed. The temporary file is removed then.
     """
     temporary = temporary_name(path)
+    needed = sum(memoryview(piece).nbytes for piece in pieces) if isinstance(pieces, list) else None
     total = 0
     try:
-        with named_errors(path, lambda: total):
+        with named_errors(path, temporary, needed):
             fd = fs.open_new(temporary)
             try:
                 for piece in pieces:
