@@ -56,7 +56,8 @@ class Found:
     def describe(self) -> str:
         """Return one line: "2 token files of sh, and 1 for validation; passed over: 1 .pdf"."""
         count = len(self.files)
-        line = f"{count} {'token ' if self.tokens else ''}file{'' if count == 1 else 's'} of {', '.join(self.patterns)}"
+        patterns = self.patterns if len(self.patterns) <= 4 else [*self.patterns[:3], "..."]
+        line = f"{count} {'token ' if self.tokens else ''}file{'' if count == 1 else 's'} of {', '.join(patterns)}"
         if self.val:
             line += f", and {len(self.val)} for validation"
         if self.passed_over:
@@ -164,10 +165,11 @@ def _find(pattern: StrPath, validation: bool) -> Found:
     text = os.fspath(pattern)
     matches = matching_paths(text)
     if matches == [Path(text)] and not matches[0].is_dir():
-        (check_token_file if matches[0].suffix == ".bin" else _check_document)(matches[0])
-        return Found([text], matches, tokens=matches[0].suffix == ".bin")
+        tokens = matches[0].suffix == ".bin" or is_shard(matches[0])
+        (check_token_file if tokens else _check_document)(matches[0])
+        return Found([text], matches, tokens=tokens)
     beside = [p for match in matches for p in (_visible(match) if match.is_dir() else [match])]
-    shards = _in_order(p for p in dict.fromkeys(beside) if p.suffix == ".bin" and is_shard(p))
+    shards = _in_order({p for p in beside if p.suffix == ".bin" and is_shard(p)})
     if not shards and all(p.suffix == ".bin" for p in matches):
         shards = _in_order(matches)  # to be refused, by name
         for path in shards:
@@ -175,15 +177,14 @@ def _find(pattern: StrPath, validation: bool) -> Found:
     if not shards:
         return _documents(text)
     val = [p for p in shards if is_validation(p)]
-    train = [p for p in shards if p not in val]
+    train = [p for p in shards if not is_validation(p)]
     if val and not train and not validation and matches == [Path(text)]:
         raise ValueError(
             f"folder '{text}' has token files for validation only, as '{val[0].name}'; name files to train on"
         )
     # A tokenizer beside token files is not passed over, but used.
-    others = Counter(
-        _kind(p) for p in beside if p.is_file() and p not in shards and p.stem not in ("tokenizer", "gpt2_tokenizer")
-    )
+    rest = {p for p in beside if p.is_file() and p.stem not in ("tokenizer", "gpt2_tokenizer")}.difference(shards)
+    others = Counter(map(_kind, _in_order(rest)))
     if validation or not train:
         return Found([text], val or train, [], True, others, True)
     return Found([text], train, val, True, others, True)
@@ -201,7 +202,7 @@ def _documents(pattern: StrPath) -> Found:
         return Found([text], matches)
     passed_over: Counter[str] = Counter()
     files = [p for match in matches for p in (_walk(match, passed_over) if match.is_dir() else [match])]
-    files = _in_order(dict.fromkeys(files))
+    files = _in_order(set(files))
     usual = [p for p in files if _suffix(p) in (*TEXT_SUFFIXES, *RECORD_SUFFIXES)]
     chosen = usual or [p for p in files if _suffix(p) in TABLE_SUFFIXES]
     if not chosen:
@@ -209,7 +210,7 @@ def _documents(pattern: StrPath) -> Found:
             known = ", ".join(dict.fromkeys(TEXT_SUFFIXES + TABLE_SUFFIXES))
             others = Found([], [], passed_over=passed_over + Counter(map(_kind, files))).describe().partition("; ")[2]
             raise FileNotFoundError(f"folder '{text}' has no text ({known}){others and '; ' + others}")
-        chosen = files
+        chosen = [p for p in matches if not p.is_dir()]
         for path in chosen:
             _check_document(path)
     taken = set(chosen)
@@ -257,6 +258,6 @@ def _kind(path: Path) -> str:
 
 def _check_document(path: Path) -> None:
     if is_shard(path):
-        raise ValueError(f"{path}: a token file, not text; `llmc-train --data` takes it, named .bin, as it is")
+        raise ValueError(f"{path}: a token file, not text; `llmc-train --data` takes it as it is")
     if _suffix(path) in (".bin", ".npy"):
         check_token_file(path)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc.checkpoint import finished_steps
 from llmc.data.documents import DocumentReader, language_reference
-from llmc.data.files import find_data
+from llmc.data.files import find_data, is_validation
 from llmc.data.tokenize import tokenize, write_pair, write_splits
 from llmc.data.tokenizer import Tokenizer
 from llmc.formats.manifest import DataFile
@@ -34,7 +35,6 @@ class Sources:
         temporary: the folder that holds the files, removed together with this object; None if the files are to stay.
         tokenized: the run directory or temporary folder that has the tokens of a text, and what is remembered of that text; None
             if the data are token files.
-        notes: what the folders and globs of the settings stand for, a line each.
     """
 
     train: list[Path]
@@ -44,7 +44,6 @@ class Sources:
     description: str
     temporary: tempfile.TemporaryDirectory[str] | None = None
     tokenized: tuple[str, dict[str, Any]] | None = None
-    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> list[DataFile]:
         """Compute what a checkpoint remembers of its data, so that a resumed run can tell whether they are the same.
@@ -62,12 +61,13 @@ class Sources:
         return rows
 
 
-def prepare(config: TrainConfig, directory: Path | None) -> Sources:
+def prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], None] = lambda line: None) -> Sources:
     """Find the data of a run, and tokenise them if they are text.
 
     Args:
         config: the settings; `data`, `val_data`, `tokenizer`, `vocab_size`, `model` and `allow_changes` are read.
         directory: the run directory, whose subfolder `data` keeps the tokens of a text; None for a temporary folder.
+        say: is told what folders and globs stand for.
 
     Raises:
         FileNotFoundError: if a path or glob matches nothing.
@@ -79,12 +79,18 @@ def prepare(config: TrainConfig, directory: Path | None) -> Sources:
     if config.val_data and data.tokens != val_data.tokens:
         kinds = ("token files", "text") if data.tokens else ("text", "token files")
         raise ValueError(f"the data are {kinds[0]}, but the validation data are {kinds[1]}; give {kinds[0]} for both")
+    for name, found in (("data", data), ("validation data", val_data)):
+        if found.searched:
+            say(f"{name}: {found.describe()}")
+    named_val = [path.name for path in data.files if is_validation(path)]
+    if data.tokens and not config.val_data and 0 < len(named_val) < len(data.files):
+        say(
+            f"note: {', '.join(named_val[:3])} (of {len(named_val)}) for validation are trained on, because they are named; "
+            "name the folder, or put the glob in quotes, to validate on them"
+        )
     if data.tokens:
-        sources = _from_shards(config, data.files, val_data.files if config.val_data else data.val)
-    else:
-        sources = _from_text(config, data.files, val_data.files, directory)
-    named = (("data", data), ("validation data", val_data))
-    return replace(sources, notes=tuple(f"{name}: {found.describe()}" for name, found in named if found.searched))
+        return _from_shards(config, data.files, val_data.files if config.val_data else data.val)
+    return _from_text(config, data.files, val_data.files, directory)
 
 
 def prepare_beside(config: TrainConfig, tokenized: tuple[str, dict[str, Any]] | None) -> Sources:
