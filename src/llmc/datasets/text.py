@@ -93,7 +93,7 @@ def prepare(
         val_paths, val_tokens = writer.paths, writer.total
     elif val > 0:
         count = int(train.total * val)
-        if count == 0 or train.total - count < 2:
+        if count == 0 or train.total - count < 2 or train.total < 4:
             raise ValueError(f"{train.total} tokens are too few to hold out {val:g} of them: give --val 0")
         val_paths, val_tokens = _hold_out(train, count, output, name, encoder.vocab_size)
     encoder.save(output / encoder.file_name)
@@ -117,7 +117,7 @@ def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_siz
     """Move the last tokens out of the training shards into validation shards, which are in the same order.
 
     Args:
-        count: how many; a few more, if a shard of a single token would come of it.
+        count: how many; one or two more or less, if a shard of a single token would come of it.
 
     Returns:
         The validation shards, and how many tokens they have.
@@ -129,6 +129,8 @@ def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_siz
         target = output / shard_name(name, "val", len(train.paths) - 1)
         here = min(max(count - moved, 2), tokens)
         if tokens - here < 2:
+            if len(train.paths) == 1:
+                break  # something is left to train on
             SYSTEM.rename(path, target)
             here = tokens
             train.paths.pop()
