@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import tiny_run, tiny_settings
 
 import llmc
 from llmc.datasets import text
@@ -106,3 +107,13 @@ def test_both_kinds_at_once_are_refused(folder: Path, tmp_path: Path) -> None:
     for data, val in (((tokens,), (text_file,)), ((text_file,), (tokens,)), ((), (tokens,)), ((tokens, text_file), ())):
         with pytest.raises(ValueError, match="give (text|token files) for both|give one kind"):
             sources.prepare(llmc.TrainConfig(data=data, val_data=val), None)
+
+
+def test_files_without_a_whole_batch_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They may be what was left over for the last file. A run that is resumed finds the same files."""
+    tiny_settings(tmp_path)
+    write_shard(tmp_path / "data" / "z.bin", np.arange(20), vocab_size=61)
+    options = {"data": (str(tmp_path / "data"),), "val_data": (), "progress": "lines", "checkpoint_every": 4}
+    tiny_run(tmp_path, **options, max_steps=4)
+    assert "note: 1 of 2 files to train on have less than one batch" in capsys.readouterr().out
+    assert len(tiny_run(tmp_path, **options, max_steps=8, resume=True, allow_changes=True).history["train_loss"]) > 0

@@ -183,6 +183,9 @@ def print_token_files(files: TokenFiles) -> None:
         if paths:
             where = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files, {paths[0]} to {paths[-1].name}"
             sys.stdout.write(f"{split}: {tokens:,} tokens in {where}\n")
+    if not files.train:
+        sys.stdout.write("no file to train on: name other input, or give a smaller --shard-size\n")
+        return
     options = [f'{flag} "{_pattern(paths)}"' for flag, paths in (("-i", files.train), ("-j", files.val)) if paths]
     sys.stdout.write(f"train on them: llmc-train {' '.join(options)}\n")
 

@@ -155,6 +155,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     optimizer = build_optimizer(config, model, comm)
     rows_per_sample = _shared(world, config.batch_size if found is None else found.rows_per_sample(config.batch_size))
     train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, rows_per_sample, world)
+    if (unused := len(sources.train) - len(train_loader.files)) > 0 and not config.overfit:
+        say(f"note: {unused} of {len(sources.train)} files to train on have less than one batch, and are not used")
     total_steps = _total_steps(config, train_loader)
     lr = lr_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac)
     notes = Notes(world.rank, world.size)
