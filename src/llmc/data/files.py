@@ -89,8 +89,7 @@ def matching_paths(pattern: StrPath) -> list[Path]:
         return [Path(text)]
     found = _in_order(Path(match) for match in glob.glob(text))
     if not found:
-        is_glob = glob.escape(text) != text
-        raise FileNotFoundError(f"no files match '{text}'" if is_glob else f"'{text}' does not exist")
+        raise FileNotFoundError(f"no files match '{text}'")
     return found
 
 
