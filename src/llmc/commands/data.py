@@ -74,7 +74,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = add("text", "your own text, JSON lines, JSON, CSV, TSV or Parquet")
     sub.add_argument("files", nargs="+", metavar="FILE", help="files, folders or globs; a text file is one document")
     sub.add_argument(
-        "--column", default="text", metavar="NAME", help="field that has the text, in files of records [text]"
+        "--column",
+        default="text",
+        metavar="NAME",
+        help="field that has the text or the chat, in files of records; a dot leads into a nested one [text]",
+    )
+    sub.add_argument(
+        "--on-bad-record", default="stop", choices=("stop", "skip"), help="when a record has no text [stop]"
+    )
+    sub.add_argument(
+        "--document-separator",
+        default="",
+        metavar="TEXT",
+        help="mark between the documents of a text file, as '<|endoftext|>' [none: a file is one document]",
     )
     sub.add_argument(
         "--val", type=float, default=0.1, metavar="X", help="last part of the tokens, for validation; 0: none [0.1]"
@@ -116,6 +128,8 @@ def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> TokenFil
             output,
             tokenizer=args.tokenizer,
             column=args.column,
+            on_bad_record=args.on_bad_record,
+            separator=args.document_separator,
             val=args.val,
             val_inputs=args.val_files,
             shard_size=args.shard_size,

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llmc.data.documents import TABLE_SUFFIXES, TEXT_SUFFIXES
+from llmc.data.documents import STDIN, TABLE_SUFFIXES, TEXT_SUFFIXES, suffix_of
 from llmc.formats.shards import is_shard
 from llmc.system.fs import StrPath
 
@@ -35,7 +35,7 @@ def matching_paths(pattern: StrPath) -> list[Path]:
         FileNotFoundError: if nothing matches.
     """
     text = os.fspath(pattern)
-    if os.path.exists(text):
+    if os.path.exists(text) or text == str(STDIN):
         return [Path(text)]
     found = sorted(Path(match) for match in glob.glob(text))
     if not found:
@@ -129,11 +129,11 @@ def document_files(path: Path, suffixes: tuple[str, ...] = TEXT_SUFFIXES + TABLE
     Raises:
         FileNotFoundError: if the path does not exist, or the folder has no such file.
     """
-    if path.is_file():
+    if path == STDIN or (path.exists() and not path.is_dir()):  # a pipe, too
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"'{path}' does not exist")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in suffixes)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and suffix_of(p) in suffixes)
     if not files:
         raise FileNotFoundError(f"folder '{path}' has no text ({', '.join(suffixes)})")
     return files

@@ -27,6 +27,8 @@ def prepare(
     *,
     tokenizer: str = "gpt2",
     column: str = "text",
+    on_bad_record: str = "stop",
+    separator: str = "",
     val: float = 0.1,
     val_inputs: Iterable[str | Path] = (),
     shard_size: int = 10**8,
@@ -43,7 +45,7 @@ def prepare(
         inputs: files, folders and globs; the files of a folder or glob are taken in sorted order.
         output: the folder to write, made if it is missing.
         tokenizer: as of Tokenizer.from_spec. bpe:N is trained on the first 64 million characters.
-        column: the field of a record that has the text.
+        column, on_bad_record, separator: as of DocumentReader.
         val: the last part of the tokens, from 0 to below 1, that is for validation; 0 for none.
         val_inputs: files, folders and globs for validation, instead of a part of the inputs.
         shard_size: tokens in a file; the last file has the rest.
@@ -59,7 +61,7 @@ def prepare(
     output = Path(output)
     if not 0 <= val < 1:
         raise ValueError(f"val is {val}, expected a fraction from 0 to below 1")
-    reader = DocumentReader(column)
+    reader = DocumentReader(column, on_bad_record, separator)
     files, val_files = find_documents(inputs), find_documents(val_inputs)
     if not files:
         raise ValueError("no input files")

@@ -115,18 +115,19 @@ def _from_shards(config: TrainConfig, train: list[Path], val: list[Path]) -> Sou
     return Sources(train, val, tokenizer, vocab_size, description)
 
 
-def _read_texts(paths: list[Path]) -> list[str]:
-    return list(DocumentReader().documents(file for path in paths for file in document_files(path, TEXT_SUFFIXES)))
+def _read_texts(config: TrainConfig, paths: list[Path]) -> list[str]:
+    reader = DocumentReader(config.column, config.on_bad_record, config.document_separator)
+    return list(reader.documents(file for path in paths for file in document_files(path, TEXT_SUFFIXES)))
 
 
 def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None) -> Sources:
     if texts:
-        documents = _read_texts(texts)
+        documents = _read_texts(config, texts)
         description = ", ".join(config.data)
     else:
         documents = language_reference()
         description = "Python's language reference"
-    val_documents = _read_texts(val_texts)
+    val_documents = _read_texts(config, val_texts)
     if not any(documents):
         raise ValueError(f"there is no text in {description}")
     spec = config.tokenizer or (DEFAULT_TOKENIZER if config.model is None else "gpt2")
