@@ -67,21 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--tokenized", action="store_true", help="download files of the 100B sample that are tokenised already"
         )
+        add_record_options(sub)
         sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
     add("hellaswag", "10,042 scenes to continue, for evaluation", workers=False, source="hellaswag_val.jsonl")
     add("mmlu", "14,042 questions, for evaluation", workers=False, source="data.tar, or the folder of the CSV files")
 
     sub = add("text", "your own text, JSON lines, JSON, CSV, TSV or Parquet")
     sub.add_argument("files", nargs="+", metavar="FILE", help="files, folders or globs; a text file is one document")
-    sub.add_argument(
-        "--column",
-        default="text",
-        metavar="NAME",
-        help="field that has the text or the chat, in files of records; a dot leads into a nested one [text]",
-    )
-    sub.add_argument(
-        "--on-bad-record", default="stop", choices=("stop", "skip"), help="when a record has no text [stop]"
-    )
+    add_record_options(sub)
     sub.add_argument(
         "--document-separator",
         default="",
@@ -95,6 +88,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
     sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
     sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+
+
+def add_record_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of reading files of records."""
+    sub.add_argument(
+        "--column",
+        default="text",
+        metavar="NAME",
+        help="field that has the text or the chat, in files of records; a dot leads into a nested one [text]",
+    )
+    sub.add_argument(
+        "--on-bad-record", default="stop", choices=("stop", "skip"), help="when a record has no text [stop]"
+    )
 
 
 def _default_output(name: str, version: str) -> str:
@@ -154,6 +160,8 @@ def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> TokenFil
         shard_size=args.shard_size,
         shards=args.shards,
         source=args.source,
+        column=args.column,
+        on_bad_record=args.on_bad_record,
         tokenizer=args.tokenizer,
         workers=args.workers,
         overwrite=args.overwrite,

@@ -107,6 +107,7 @@ class DocumentReader:
     on_bad_record: str = "stop"
     separator: str = ""
     _counts: dict[Path, _Count] = field(default_factory=dict, init=False)
+    _stdin_read: bool = field(default=False, init=False)
     _with_marks: Path | None = field(default=None, init=False)  # a text that has end-of-text as letters
 
     def __post_init__(self) -> None:
@@ -163,6 +164,9 @@ class DocumentReader:
         return lines
 
     def _read(self, path: Path, suffix: str, progress: Progress) -> Iterator[Piece]:
+        if path == STDIN and self._stdin_read:
+            raise ValueError("the standard input, '-', is named twice, but can be read only once")
+        self._stdin_read |= path == STDIN
         with _open(path, progress) as source:
             if suffix in (".jsonl", ".ndjson"):
                 yield from self._texts(path, _read_json_lines(path, source.lines("\n")))
@@ -416,8 +420,11 @@ def _field(record: Any, column: str) -> Any:
     if column in record:
         return record[column]
     value: Any = record
-    for name in column.split("."):
-        if not isinstance(value, dict) or name not in value:
+    names = column.split(".")
+    for i, name in enumerate(names):
+        if not isinstance(value, dict):
+            raise BadRecord(f"'{'.'.join(names[:i])}' is {_kind(value)}, expected a record")
+        if name not in value:
             raise BadRecord(f"no field '{column}'{_hint(record, column)}")
         value = value[name]
     return value

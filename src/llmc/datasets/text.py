@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import collections
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data.documents import DocumentReader
+from llmc.data.documents import DocumentReader, Piece, input_size
 from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
@@ -38,11 +40,11 @@ def prepare(
 ) -> TokenFiles:
     """Tokenise files and folders into name_train_%06d.bin and name_val_%06d.bin in output, with the tokenizer beside them.
 
-    A text file is a document; JSON lines, JSON, CSV, TSV and Parquet have a document in each record. The input is streamed: memory
-    does not grow with its size.
+    A text file is a document; JSON lines, JSON, CSV, TSV and Parquet have a document in each record. The input is streamed and read
+    once: memory does not grow with its size, and it may come from a pipe. Records that are skipped are reported on stderr.
 
     Args:
-        inputs: files, folders and globs; the files of a folder or glob are taken in sorted order.
+        inputs: files, folders and globs, or "-" for the standard input; the files of a folder or glob are taken in sorted order.
         output: the folder to write, made if it is missing.
         tokenizer: as of Tokenizer.from_spec. bpe:N is trained on the first 64 million characters.
         column, on_bad_record, separator: as of DocumentReader.
@@ -66,26 +68,30 @@ def prepare(
     if not files:
         raise ValueError("no input files")
     earlier = earlier_shards(output, name, overwrite)
-    encoder = Tokenizer.from_spec(tokenizer, text=_sample(files, reader) if tokenizer.startswith("bpe:") else None)
-    output.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(output)
 
-    def write(paths: list[Path], split: str) -> ShardWriter:
-        size = sum(p.stat().st_size for p in paths)
-        with (
-            tqdm(total=size, unit="B", unit_scale=True, desc=f"tokenize {split}") as bar,
-            ShardWriter(lambda i: output / shard_name(name, split, i), encoder.vocab_size, shard_size) as writer,
-        ):
-            pieces = (piece for path in paths for piece in reader.pieces(path, bar.update))
+    def bar(paths: list[Path], split: str) -> tqdm[None]:
+        return tqdm(total=input_size(paths), unit="B", unit_scale=True, desc=f"tokenize {split}")
+
+    def write(pieces: Iterator[Piece], split: str) -> ShardWriter:
+        with ShardWriter(lambda i: output / shard_name(name, split, i), encoder.vocab_size, shard_size) as writer:
             for tokens in token_stream(pieces, encoder, workers):
                 remove_files(earlier)
                 writer.write(tokens)
         return writer
 
-    train = write(files, "train")
+    with bar(files, "train") as progress:
+        pieces = reader.stream(files, progress.update)
+        sample = None
+        if tokenizer.startswith("bpe:"):
+            sample, pieces = _sampled(pieces)
+        encoder = Tokenizer.from_spec(tokenizer, text=sample)
+        output.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(output)
+        train = write(pieces, "train")
     val_paths, val_tokens = [], 0
     if val_files:
-        writer = write(val_files, "val")
+        with bar(val_files, "val") as progress:
+            writer = write(reader.stream(val_files, progress.update), "val")
         val_paths, val_tokens = writer.paths, writer.total
     elif val > 0:
         val_tokens = int(train.total * val)
@@ -93,20 +99,32 @@ def prepare(
             raise ValueError(f"{train.total} tokens are too few to hold out {val:g} of them: give --val 0")
         val_paths = _hold_out(train, val_tokens, output, name, encoder.vocab_size)
     encoder.save(output / encoder.file_name)
+    for line in reader.report():
+        tqdm.write(line, file=sys.stderr)  # like tqdm's bars
     return TokenFiles(train.paths, val_paths, train.total, val_tokens)
 
 
-def _sample(files: list[Path], reader: DocumentReader) -> str:
-    """Read the text that a BPE is trained on: the first characters of the files, with a blank line between documents."""
-    parts: list[str] = []
+def _sampled(pieces: Iterator[Piece]) -> tuple[str, Iterator[Piece]]:
+    """Read the text that a BPE is trained on: the first characters, with a blank line between documents.
+
+    Returns:
+        That text, and all pieces, those of the text first: what comes from a pipe cannot be read again.
+    """
+    head: collections.deque[Piece] = collections.deque()
     size = 0
-    for path in files:
-        for piece in reader.pieces(path):
-            parts.append("\n\n" + piece.text if piece.first and parts else piece.text)
-            size += len(piece.text)
-            if size >= _BPE_SAMPLE:
-                return "".join(parts)
-    return "".join(parts)
+    for piece in pieces:
+        head.append(piece)
+        size += len(piece.text)
+        if size >= _BPE_SAMPLE:
+            break
+    sample = "".join("\n\n" + piece.text if piece.first and i else piece.text for i, piece in enumerate(head))
+
+    def all_pieces() -> Iterator[Piece]:
+        while head:
+            yield head.popleft()
+        yield from pieces
+
+    return sample, all_pieces()
 
 
 def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_size: int) -> list[Path]:
