@@ -73,7 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("mmlu", "14,042 questions, for evaluation", workers=False, source="data.tar, or the folder of the CSV files")
 
     sub = add("text", "your own text, JSON lines, JSON, CSV, TSV or Parquet")
-    sub.add_argument("files", nargs="+", metavar="FILE", help="files, folders or globs; a text file is one document")
+    sub.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="files, folders, globs, or - for standard input; a text file is one document",
+    )
     add_record_options(sub)
     sub.add_argument(
         "--document-separator",
