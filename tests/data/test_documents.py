@@ -109,7 +109,7 @@ def test_a_name_that_promises_too_much(tmp_path: Path) -> None:
 def test_zstandard_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.version_info >= (3, 14):
         pytest.skip("Python has it")
-    monkeypatch.setitem(sys.modules, "backports", None)
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
     (tmp_path / "a.zst").write_bytes(b"\x28\xb5\x2f\xfd")
     with pytest.raises(ImportError, match=r"a\.zst: .*pip install backports\.zstd$"):
         read(tmp_path / "a.zst")

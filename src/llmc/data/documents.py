@@ -10,14 +10,13 @@ caller chooses whether it ends the reading or is skipped and counted. A file tha
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import contextlib
 import csv
-import gzip
+import importlib
 import io
 import json
-import lzma
+import shlex
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -219,24 +218,12 @@ def join_pieces(pieces: Iterable[Piece]) -> Iterator[str]:
 # ---- files as streams of characters ----
 
 
-def _zstandard(file: Any) -> IO[bytes]:
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd
-        else:
-            from backports import zstd
-    except ImportError as e:
-        raise ImportError("reading zstandard needs a package: pip install backports.zstd") from e
-    opened: IO[bytes] = zstd.open(file)
-    return opened
-
-
 # What a file is, by its first bytes. A name is no proof: browsers unpack .gz files on the way and keep the name.
-_COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\x00": lzma.open,
-    b"\x28\xb5\x2f\xfd": _zstandard,
+_COMPRESSED = {  # the modules, which a Python may have been built without
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "lzma",
+    b"\x28\xb5\x2f\xfd": "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd",
 }
 _BYTE_ORDER_MARKS = {  # UTF-32's first: it begins like UTF-16's
     codecs.BOM_UTF8: "utf-8",
@@ -341,18 +328,27 @@ class _Source(io.RawIOBase):
 @contextlib.contextmanager
 def _open(path: Path, progress: Progress) -> Iterator[_Source]:
     """Open a text, compressed or not."""
+    if path == STDIN and sys.stdin is None:
+        raise ValueError("there is no standard input to read")
     with contextlib.nullcontext(sys.stdin.buffer) if path == STDIN else open(path, "rb") as file:
         source = _Source(path, file, progress)
-        for magic, decompress in _COMPRESSED.items():
+        for magic, module in _COMPRESSED.items():
             if source.head.startswith(magic):
-                try:
-                    content = decompress(io.BufferedReader(source))
-                except ImportError as e:
-                    raise ImportError(f"{path}: {e}") from e
-                source = _Source(path, content, lambda count: None)
+                source = _Source(path, _decompressor(path, module)(io.BufferedReader(source)), lambda count: None)
                 break
         source.begin_text()
         yield source
+
+
+def _decompressor(path: Path, module: str) -> Callable[[Any], Any]:
+    try:
+        opener: Callable[[Any], Any] = importlib.import_module(module).open
+    except ImportError as e:
+        backport = "reading zstandard needs a package: pip install backports.zstd"
+        raise ImportError(
+            f"{path}: {backport if 'zstd' in module else f'this Python was built without {module}'}"
+        ) from e
+    return opener
 
 
 # ---- text ----
@@ -433,7 +429,7 @@ def _field(record: Any, column: str) -> Any:
 def _hint(record: dict[str, Any], column: str) -> str:
     """Name a record's fields, and the option that chooses one; if one alone other than column has text, that one."""
     texts = [name for name, value in _leaves(record) if name != column and (isinstance(value, str) or _is_chat(value))]
-    choice = texts[0] if len(texts) == 1 else "NAME"
+    choice = shlex.quote(texts[0]) if len(texts) == 1 else "NAME"
     return f"; its fields are {', '.join(map(repr, record)) or 'none'}: choose one with --column {choice}"
 
 
