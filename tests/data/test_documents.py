@@ -311,13 +311,18 @@ def test_a_run_reads_as_llmc_data_does(tmp_path: Path) -> None:
         [tmp_path / "a.jsonl", tmp_path / "a.txt"], tmp_path / "out", tokenizer="bytes", column="data.body",
         on_bad_record="skip", separator=EOT, val=0,
     )  # fmt: skip
+    said: list[str] = []
     found = sources.prepare(
         llmc.TrainConfig(
             data=(str(tmp_path / "a.jsonl"), str(tmp_path / "a.txt")), tokenizer="bytes", column="data.body",
             on_bad_record="skip", document_separator=EOT,
         ),
         None,
+        said.append,
     )  # fmt: skip
+    assert said == [
+        f"skipped 1 of 5 records: 1 in {tmp_path / 'a.jsonl'} (first: line 3: 'data' is null, expected a record)"
+    ]
     tokens = np.concatenate([read_shard(p) for p in (*found.train, *found.val)])
     assert tokens.tolist() == read_shard(written.train[0]).tolist()
     assert tokens.tolist().count(256) == len(rows) + len(TEXTS)

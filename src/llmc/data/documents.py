@@ -136,13 +136,14 @@ class DocumentReader:
         Raises:
             ValueError: besides, at the end, if not one record was good.
         """
-        found = False
+        found, bad = False, False
         for path in paths:
             for piece in self.pieces(path, progress):
                 found = True
                 yield piece
-        if not found and (report := self.report()):
-            raise ValueError(f"not one record is good: {report[0]}")
+            bad |= path in self._counts and self._counts[path].bad > 0
+        if bad and not found:
+            raise ValueError(f"not one record is good: {self.report()[0]}")
 
     def documents(self, paths: Iterable[Path]) -> Iterator[str]:
         """Read the documents of several files, each as one string; errors as of stream()."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,13 @@ class Sources:
         return rows
 
 
-def prepare(config: TrainConfig, directory: Path | None) -> Sources:
+def prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], None] = lambda line: None) -> Sources:
     """Find the data of a run, and tokenise them if they are text.
 
     Args:
         config: the settings; `data`, `val_data`, `tokenizer`, `vocab_size`, `model` and `allow_changes` are read.
         directory: the run directory, whose subfolder `data` keeps the tokens of a text; None for a temporary folder.
+        say: is told what was skipped in a text.
 
     Raises:
         FileNotFoundError: if a path or glob matches nothing.
@@ -82,7 +84,7 @@ def prepare(config: TrainConfig, directory: Path | None) -> Sources:
         return _from_shards(config, shards, val_shards)
     if val_shards:
         raise ValueError("the data are text, but the validation data are token files; give text for both")
-    return _from_text(config, texts, val_texts, directory)
+    return _from_text(config, texts, val_texts, directory, say)
 
 
 def prepare_beside(config: TrainConfig, tokenized: tuple[str, dict[str, Any]] | None) -> Sources:
@@ -115,19 +117,23 @@ def _from_shards(config: TrainConfig, train: list[Path], val: list[Path]) -> Sou
     return Sources(train, val, tokenizer, vocab_size, description)
 
 
-def _read_texts(config: TrainConfig, paths: list[Path]) -> list[str]:
-    reader = DocumentReader(config.column, config.on_bad_record, config.document_separator)
+def _read_texts(reader: DocumentReader, paths: list[Path]) -> list[str]:
     return list(reader.documents(file for path in paths for file in document_files(path, TEXT_SUFFIXES)))
 
 
-def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None) -> Sources:
+def _from_text(
+    config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None, say: Callable[[str], None]
+) -> Sources:
+    reader = DocumentReader(config.column, config.on_bad_record, config.document_separator)
     if texts:
-        documents = _read_texts(config, texts)
+        documents = _read_texts(reader, texts)
         description = ", ".join(config.data)
     else:
         documents = language_reference()
         description = "Python's language reference"
-    val_documents = _read_texts(config, val_texts)
+    val_documents = _read_texts(reader, val_texts)
+    for line in reader.report():
+        say(line)
     if not any(documents):
         raise ValueError(f"there is no text in {description}")
     spec = config.tokenizer or (DEFAULT_TOKENIZER if config.model is None else "gpt2")
