@@ -431,7 +431,8 @@ def _hint(record: dict[str, Any], column: str) -> str:
     """Name a record's fields, and the option that chooses one; if one alone other than column has text, that one."""
     texts = [name for name, value in _leaves(record) if name != column and (isinstance(value, str) or _is_chat(value))]
     choice = shlex.quote(texts[0]) if len(texts) == 1 else "NAME"
-    return f"; its fields are {', '.join(map(repr, record)) or 'none'}: choose one with --column {choice}"
+    names = [f"{name!r:.60}" for name in [*record][:20]] + ["..."] * (len(record) > 20)
+    return f"; its fields are {', '.join(names) or 'none'}: choose one with --column {choice}"
 
 
 def _leaves(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
