@@ -75,14 +75,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--tokenized", action="store_true", help="download files of the 100B sample that are tokenised already"
         )
+        add_record_options(sub)
         sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
     add("hellaswag", "10,042 scenes to continue, for evaluation", workers=False, source="hellaswag_val.jsonl")
     add("mmlu", "14,042 questions, for evaluation", workers=False, source="data.tar, or the folder of the CSV files")
 
     sub = add("text", "your own text, JSON lines, JSON, CSV, TSV or Parquet")
-    sub.add_argument("files", nargs="+", metavar="FILE", help="files, folders or globs; a text file is one document")
     sub.add_argument(
-        "--column", default="text", metavar="NAME", help="field that has the text, in files of records [text]"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="files, folders, globs, or - for standard input; a text file is one document",
+    )
+    add_record_options(sub)
+    sub.add_argument(
+        "--document-separator",
+        default="",
+        metavar="TEXT",
+        help="mark between the documents of a text file, as '<|endoftext|>' [none: a file is one document]",
     )
     sub.add_argument(
         "--val", type=float, default=0.1, metavar="X", help="last part of the tokens, for validation; 0: none [0.1]"
@@ -99,6 +109,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--dtype", choices=DTYPES, help="type of the ids in a file without a header; nanoGPT's: uint16")
     sub.add_argument("--vocab-size", type=int, default=50257, metavar="N", help="ids must be below [50257]")
     add_shard_options(sub)
+
+
+def add_record_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of reading files of records."""
+    sub.add_argument(
+        "--column",
+        default="text",
+        metavar="NAME",
+        help="field that has the text or the chat, in files of records; a dot leads into a nested one [text]",
+    )
+    sub.add_argument(
+        "--on-bad-record", default="stop", choices=("stop", "skip"), help="when a record has no text [stop]"
+    )
 
 
 def _default_output(name: str, version: str) -> str:
@@ -132,6 +155,8 @@ def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> TokenFil
             output,
             tokenizer=args.tokenizer,
             column=args.column,
+            on_bad_record=args.on_bad_record,
+            separator=args.document_separator,
             val=args.val,
             val_inputs=args.val_files,
             shard_size=args.shard_size,
@@ -168,6 +193,8 @@ def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> TokenFil
         shard_size=args.shard_size,
         shards=args.shards,
         source=args.source,
+        column=args.column,
+        on_bad_record=args.on_bad_record,
         tokenizer=args.tokenizer,
         workers=args.workers,
         overwrite=args.overwrite,

@@ -67,7 +67,7 @@ def prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], No
     Args:
         config: the settings; `data`, `val_data`, `tokenizer`, `vocab_size`, `model` and `allow_changes` are read.
         directory: the run directory, whose subfolder `data` keeps the tokens of a text; None for a temporary folder.
-        say: is told what folders and globs stand for.
+        say: is told what folders and globs stand for, and what was skipped in a text.
 
     Raises:
         FileNotFoundError: if a path or glob matches nothing.
@@ -90,7 +90,7 @@ def prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], No
         )
     if data.tokens:
         return _from_shards(config, data.files, val_data.files if config.val_data else data.val)
-    return _from_text(config, data.files, val_data.files, directory)
+    return _from_text(config, data.files, val_data.files, directory, say)
 
 
 def prepare_beside(config: TrainConfig, tokenized: tuple[str, dict[str, Any]] | None) -> Sources:
@@ -123,18 +123,23 @@ def _from_shards(config: TrainConfig, train: list[Path], val: list[Path]) -> Sou
     return Sources(train, val, tokenizer, vocab_size, description)
 
 
-def _read_texts(paths: list[Path]) -> list[str]:
-    return list(DocumentReader().documents(paths))
+def _read_texts(reader: DocumentReader, paths: list[Path]) -> list[str]:
+    return list(reader.documents(paths))
 
 
-def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None) -> Sources:
+def _from_text(
+    config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None, say: Callable[[str], None]
+) -> Sources:
+    reader = DocumentReader(config.column, config.on_bad_record, config.document_separator)
     if texts:
-        documents = _read_texts(texts)
+        documents = _read_texts(reader, texts)
         description = ", ".join(config.data)
     else:
         documents = language_reference()
         description = "Python's language reference"
-    val_documents = _read_texts(val_texts)
+    val_documents = _read_texts(reader, val_texts)
+    for line in reader.report():
+        say(line)
     if not any(documents):
         raise ValueError(f"there is no text in {description}")
     spec = config.tokenizer or (DEFAULT_TOKENIZER if config.model is None else "gpt2")
