@@ -13,7 +13,6 @@ from llmc.data.tokenizer import BYTE_LETTERS, BYTE_OF_LETTER, EOT, JsonTokenizer
 from llmc.hub.json_files import read_object, read_text, write_json
 from llmc.system.fs import StrPath, write_atomically
 
-
 # Files of tokenizers that are not byte-level BPE, by which users may know why a model came without its own.
 _OTHER_KINDS = {
     "vocab.txt": "WordPiece",
