@@ -213,10 +213,8 @@ class Tokenizer:
         Raises:
             llmc.Error, ValueError: if it is damaged.
         """
-        for name in (*TABLE_FILES, "tokenizer.json"):
-            if (path := Path(folder) / name).is_file():
-                return Tokenizer.load(path)
-        return None
+        path = tokenizer_file(folder)
+        return None if path is None else Tokenizer.load(path)
 
     @staticmethod
     def gpt2() -> Tokenizer:
@@ -408,6 +406,12 @@ class JsonTokenizer(Tokenizer):
         """Write the tokenizer.json that the tokenizer was read from."""
         write_atomically(path, [self._text.encode()])
         self._save_roles(path)
+
+
+def tokenizer_file(folder: StrPath) -> Path | None:
+    """Return the tokenizer file in a run directory or a folder of token files; None if there is none."""
+    paths = (Path(folder) / name for name in (*TABLE_FILES, "tokenizer.json"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[int]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.checkpoint import finished_steps
+from llmc.checkpoint import finished_steps, model_file
 from llmc.data.documents import TEXT_SUFFIXES, DocumentReader, language_reference
 from llmc.data.files import document_files, shards_of_folder, shards_or_documents
 from llmc.data.tokenize import tokenize, write_pair, write_splits
-from llmc.data.tokenizer import Tokenizer
+from llmc.data.tokenizer import Tokenizer, tokenizer_file
 from llmc.formats.manifest import DataFile
 from llmc.system.fs import write_atomically
 from llmc.training.settings import TrainConfig
@@ -129,7 +129,7 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
     val_documents = _read_texts(val_texts)
     if not any(documents):
         raise ValueError(f"there is no text in {description}")
-    spec = config.tokenizer or (DEFAULT_TOKENIZER if config.model is None else "gpt2")
+    spec = config.tokenizer or _tokenizer_of(config.model)
 
     temporary = None
     if directory is None:
@@ -161,6 +161,15 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
         write_atomically(_remembered(folder), [json.dumps(source).encode()])
     vocab_size = config.vocab_size or tokenizer.vocab_size
     return Sources([train], [val], tokenizer, vocab_size, description, temporary, (str(folder.absolute()), source))
+
+
+def _tokenizer_of(model: str | None) -> str:
+    """Return the tokenizer that fits a model: the one beside its weights, else GPT-2's; for the small model one is trained."""
+    if model is None:
+        return DEFAULT_TOKENIZER
+    weights = model_file(model)
+    beside = None if weights is None else tokenizer_file(weights.parent)
+    return "gpt2" if beside is None else str(beside)
 
 
 def _token_files(folder: Path) -> tuple[Path, Path]:
