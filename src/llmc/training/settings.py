@@ -136,7 +136,7 @@ class TrainConfig:
     shuffle: bool = _setting(True, "data", "draw samples in random order", on_resume="same")
     data_seed: int = _setting(42, "data", "seed of that order", least=0, most=2**32 - 1, on_resume="same")
 
-    model: str | None = _setting(None, "model", "d12, gpt3:c768, ..., or a checkpoint (.bin); default: a small model", "-e", on_resume="same")
+    model: str | None = _setting(None, "model", "d12, gpt3:c768, ..., a checkpoint (.bin), or a run directory; default: a small model", "-e", on_resume="same")
     layers: int | None = _setting(None, "model", "transformer blocks, in place of the model's", least=1, on_resume="same")
     heads: int | None = _setting(None, "model", "attention heads, in place of the model's", least=1, on_resume="same")
     channels: int | None = _setting(None, "model", "width, in place of the model's", least=1, on_resume="same")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.checkpoint import finished_steps
+from llmc.checkpoint import finished_steps, model_file
 from llmc.data.documents import DocumentReader, language_reference
 from llmc.data.files import find_data, is_validation
 from llmc.data.tokenize import tokenize, write_pair, write_splits
-from llmc.data.tokenizer import Tokenizer
+from llmc.data.tokenizer import Tokenizer, tokenizer_file
 from llmc.formats.manifest import DataFile
 from llmc.system.fs import write_atomically
 from llmc.system.toml import load_toml_file
@@ -198,7 +198,7 @@ def _from_text(
         say(line)
     if not any(documents):
         raise ValueError(f"there is no text in {_description(config)}")
-    spec = config.tokenizer or (DEFAULT_TOKENIZER if config.model is None else "gpt2")
+    spec = config.tokenizer or _tokenizer_of(config.model)
 
     temporary = None
     if directory is None:
@@ -229,6 +229,15 @@ def _from_text(
         tokenizer.save(saved)
         write_atomically(_remembered(folder), [json.dumps(source).encode()])
     return _of_text(config, folder, tokenizer, source, temporary)
+
+
+def _tokenizer_of(model: str | None) -> str:
+    """Return the tokenizer that fits a model: the one beside its weights, else GPT-2's; for the small model one is trained."""
+    if model is None:
+        return DEFAULT_TOKENIZER
+    weights = model_file(model)
+    beside = None if weights is None else tokenizer_file(weights.parent)
+    return "gpt2" if beside is None else str(beside)
 
 
 def _token_files(folder: Path) -> tuple[Path, Path]:
