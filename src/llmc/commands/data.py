@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(
         name: str, help: str, tokenizer: bool = True, workers: bool = True, source: str = ""
     ) -> argparse.ArgumentParser:
-        sub = names.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        sub = names.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
         # --debug is the command's; after NAME it is the same.
         sub.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -79,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--val", type=float, default=0.1, metavar="X", help="last part of the tokens, for validation; 0: none [0.1]"
     )
-    sub.add_argument("--val-files", nargs="+", default=(), metavar="FILE", help="files for validation instead")
+    sub.add_argument(
+        "--val-files", nargs="+", action="extend", default=[], metavar="FILE", help="files for validation instead"
+    )
     sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
     sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
     sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")

@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="model file (.bin), run directory, or Hugging Face folder"
     )
-    parser.add_argument("-j", "--data", nargs="+", metavar="FILE", help="token files to measure the loss on")
+    parser.add_argument(
+        "-j", "--data", nargs="+", action="extend", metavar="FILE", help="token files to measure the loss on"
+    )
     parser.add_argument("--hellaswag", metavar="FILE", help="llm.c's hellaswag_val.bin")
     parser.add_argument("--mmlu", metavar="FILE", help="MMLU as an eval file")
     parser.add_argument("-b", "--batch-size", type=int, default=4, help="rows at a time [4]")
