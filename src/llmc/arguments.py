@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # -n5: a one-letter option with its number. Letters would be ambiguous: -zz is no -z.
@@ -85,3 +86,28 @@ class Parser(argparse.ArgumentParser):
 
 def _joined(options: Sequence[tuple[str, list[str]]]) -> list[str]:
     return [text for name, values in options for text in ([f"{name}={v}" for v in values] or [name])]
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """Return the type of an option that takes whole numbers from least to most."""
+
+    def read(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value}, expected {least} to {most}")
+        return value
+
+    read.__name__ = "int"  # in argparse's messages
+    return read
+
+
+def above_zero(text: str) -> float:
+    """Return the number that an option's text says: above 0 and finite."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value}, expected a number above 0")
+    return value
+
+
+above_zero.__name__ = "float"
+threads = whole(0, 1024)

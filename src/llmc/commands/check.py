@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from llmc import _llmc
+from llmc.arguments import threads
 from llmc.selfcheck.devices import Kernels, check, cpu_backend, open_libraries, with_options
 from llmc.selfcheck.run import Outcome
 from llmc.training.setup import open_device
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--isa", metavar="NAME", help="check this kernel set of the CPU, or all [what training would take]"
     )
     parser.add_argument("--dtype", help="f32 or bf16 [both]")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: as many as the process may use [0]")
+    parser.add_argument("--threads", type=threads, default=0, metavar="N", help="0: as many as the process may use [0]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs [0]")
     parser.add_argument("--verbose", action="store_true", help="a line for each result")
 

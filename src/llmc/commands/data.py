@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from llmc.arguments import threads, whole
 from llmc.datasets.common import TokenFiles
 
 
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         if workers:
             sub.add_argument(
-                "--workers", type=int, default=0, metavar="N", help="threads that tokenise; 0: all cores [0]"
+                "--workers", type=threads, default=0, metavar="N", help="threads that tokenise; 0: all cores [0]"
             )
         return sub
 
@@ -60,9 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "-v", "--version", default="10B", choices=("10B", "100B"), help="size of the sample, in tokens [10B]"
         )
-        sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
         sub.add_argument(
-            "-n", "--shards", type=int, metavar="N", help="only the first N files (with --tokenized: N for training)"
+            "-s", "--shard-size", type=whole(1), default=10**8, metavar="N", help="tokens in a file [10^8]"
+        )
+        sub.add_argument(
+            "-n",
+            "--shards",
+            type=whole(1),
+            metavar="N",
+            help="only the first N files (with --tokenized: N for training)",
         )
         sub.add_argument(
             "--tokenized", action="store_true", help="download files of the 100B sample that are tokenised already"
@@ -82,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--val-files", nargs="+", action="extend", default=[], metavar="FILE", help="files for validation instead"
     )
-    sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
+    sub.add_argument("-s", "--shard-size", type=whole(1), default=10**8, metavar="N", help="tokens in a file [10^8]")
     sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
     sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
 

@@ -10,6 +10,8 @@ import json
 import sys
 from typing import Any
 
+from llmc.arguments import threads, whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
@@ -21,13 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--hellaswag", metavar="FILE", help="llm.c's hellaswag_val.bin")
     parser.add_argument("--mmlu", metavar="FILE", help="MMLU as an eval file")
-    parser.add_argument("-b", "--batch-size", type=int, default=4, help="rows at a time [4]")
-    parser.add_argument("-t", "--seq-len", type=int, help="row length for --data [the model's longest, at most 1024]")
-    parser.add_argument("-m", "--max-batches", type=int, default=-1, help="batches of --data; -1: all [-1]")
-    parser.add_argument("--limit", type=int, help="only the first N examples of HellaSwag and MMLU")
+    parser.add_argument("-b", "--batch-size", type=whole(1), default=4, help="rows at a time [4]")
+    parser.add_argument(
+        "-t", "--seq-len", type=whole(1), help="row length for --data [the model's longest, at most 1024]"
+    )
+    parser.add_argument("-m", "--max-batches", type=whole(-1), default=-1, help="batches of --data; -1: all [-1]")
+    parser.add_argument("--limit", type=whole(1), help="only the first N examples of HellaSwag and MMLU")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N [cpu]")
     parser.add_argument("--dtype", help="f32 or bf16 [the model's]")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as the process may use [0]")
+    parser.add_argument("--threads", type=threads, default=0, help="CPU threads; 0: as many as the process may use [0]")
     parser.add_argument(
         "--json", metavar="FILE", help="write the results; - for the standard output, and nothing else there"
     )
