@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -128,7 +129,7 @@ def show_any_text() -> None:
 
 
 def report_errors(prog: str, action: Callable[[], int | None], debug: bool = False) -> int:
-    """Call action, and report an expected error as one line on stderr.
+    """Call action, and report an expected error, and each warning, as one line on stderr.
 
     Args:
         prog: the name that the line begins with.
@@ -139,6 +140,11 @@ def report_errors(prog: str, action: Callable[[], int | None], debug: bool = Fal
         The exit code. An error that is not expected (a bug) is raised.
     """
     show_any_text()
+
+    def warn(message: Warning | str, *rest: object, **more: object) -> None:
+        print(f"{prog}: warning: {message}", file=sys.stderr)
+
+    before, warnings.showwarning = warnings.showwarning, warn
     try:
         try:
             return action() or 0
@@ -155,6 +161,8 @@ def report_errors(prog: str, action: Callable[[], int | None], debug: bool = Fal
             raise
         print(f"{prog}: error: {_message(e)}", file=sys.stderr)
         return 2 if isinstance(e, _USAGE_ERRORS) else 1
+    finally:
+        warnings.showwarning = before
 
 
 def _message(error: BaseException) -> str:

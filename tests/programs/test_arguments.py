@@ -139,3 +139,50 @@ def test_help_of_a_command_and_of_its_parts(capsys: pytest.CaptureFixture[str]) 
             meant(command, argv)
         assert ended.value.code == 0 and usage in capsys.readouterr().out
     assert isinstance(parser_of("info", "llmc info"), Parser)
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "message"),
+    [
+        ("check", ["--threads", "-1"], "argument --threads: -1, expected 0 to 1024"),
+        ("generate", ["RUN", "--threads", "1025"], "argument --threads: 1025, expected 0 to 1024"),
+        ("generate", ["RUN", "-n", "-1"], "argument -n/--max-tokens: -1, expected 0 to 2147483647"),
+        ("generate", ["RUN", "--samples", "0"], "argument --samples: 0, expected 1 to"),
+        ("eval", ["RUN", "-b", "0"], "argument -b/--batch-size: 0, expected 1 to"),
+        ("eval", ["RUN", "-t", str(2**70)], f"argument -t/--seq-len: {2**70}, expected 1 to"),
+        ("eval", ["RUN", "--limit", "0"], "argument --limit: 0, expected 1 to"),
+        ("plot", ["RUN", "--smooth", "0"], "argument --smooth: 0, expected 1 to"),
+        ("watch", ["RUN", "--interval", "nan"], "argument --interval: nan, expected a number above 0"),
+        ("export", ["RUN", "F", "--max-shard-size", "-inf"], "-inf, expected a number above 0"),
+        ("data", ["text", "F", "--workers", "-1"], "argument --workers: -1, expected 0 to 1024"),
+        ("data", ["text", "F", "-s", "0"], "argument -s/--shard-size: 0, expected 1 to"),
+        ("data", ["fineweb", "-n", "0"], "argument -n/--shards: 0, expected 1 to"),
+    ],
+)
+def test_numbers_have_bounds(capsys: pytest.CaptureFixture[str], command: str, argv: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        meant(command, argv)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["--layers", "--batch-size", "--threads", "--max-steps", "--classifier-rows", "-d", "-g"]
+)
+def test_settings_are_numbers_that_the_kernels_can_count(flag: str) -> None:
+    with pytest.raises(ValueError, match=f"is {2**70}, expected less than 2\\^31"):
+        parse([flag, str(2**70)])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_takes_or_refuses_strange_values_in_words(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No option's type raises anything but what argparse puts into words."""
+    for parser, option in options_of(parser_of(command, command)):
+        action = parser._option_string_actions[option]
+        for value in ("-1", "0", "nan", "inf", str(2**70), "", "1e400"):
+            if action.type is not None and action.nargs != "?":
+                try:
+                    parser.parse_args([f"{option}={value}", *(["x"] * 9)])
+                except SystemExit as ended:
+                    assert ended.code == 2 and "error: " in capsys.readouterr().err

@@ -38,10 +38,15 @@ def run(args: argparse.Namespace) -> int:
     check_seed(args.seed, 32)
     dtypes = [canonical_dtype(args.dtype)] if args.dtype else ["f32", "bf16"]
     start, absent = time.monotonic(), list[str]()
-    if args.isa:
+    if args.isa is not None:
         if args.device not in ("auto", "cpu"):
             raise ValueError(f"--isa {args.isa} is a kernel set of the CPU, but the device is {args.device}")
-        names = _llmc.isa()["usable"] if args.isa == "all" else [args.isa]
+        usable = _llmc.isa()["usable"]
+        if args.isa not in (*usable, "all"):
+            raise ValueError(
+                f"--isa {args.isa}: expected all, or a kernel set that is usable here: {', '.join(usable)}"
+            )
+        names = usable if args.isa == "all" else [args.isa]
         kernels = [Kernels(cpu_backend(name, args.threads), name) for name in names]
     else:
         device, backend = open_device(args.device, args.threads)
@@ -53,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         elif args.device == "auto" and _llmc.cuda_built():
             absent = [f"the GPU: {_llmc.cuda_status()}"]
     info = kernels[0].backend.info()
+    sets = ", ".join(k.name for k in kernels if k.option is None)
+    print(f"checking {sets}", flush=True)  # before: a kernel that this machine cannot execute ends the process
     _print(_HEADER)
     outcomes: list[Outcome] = []
     for group in check(kernels, dtypes, args.seed):
@@ -65,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
         print("left out: what comes after, as the device takes no more calls")
     elif fallbacks := kernels[0].backend.info().fallbacks:
         print(f"right, but by slower means than chosen: {fallbacks}")
-    sets = ", ".join(k.name for k in kernels if k.option is None)
     threads = f", {info.threads} threads" if info.name == "cpu" else ""
     print(
         f"llmc {_llmc.__version__}, {info.name}: {info.description}, {sets}{threads}: {len(outcomes)} results in "

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from llmc.load import load_model
     from llmc.system.fs import write_atomically
 
-    if not (args.data or args.hellaswag or args.mmlu):
+    if args.data is args.hellaswag is args.mmlu is None:
         raise ValueError("nothing to evaluate on: give --data, --hellaswag or --mmlu")
     model = load_model(args.checkpoint, dtype=args.dtype, device=args.device, threads=args.threads)
     progress = sys.stderr.isatty()
@@ -61,18 +61,15 @@ def run(args: argparse.Namespace) -> int:
         results["validation"] = {"loss": loss.loss, "perplexity": loss.perplexity, "tokens": loss.tokens}
         lines.append(f"validation: loss {loss.loss:.6f}, perplexity {loss.perplexity:.4f}, {loss.tokens:,} tokens")
     for name, path in (("hellaswag", args.hellaswag), ("mmlu", args.mmlu)):
-        if path:
+        if path is not None:
             choice = getattr(evals, name)(model, path, batch_size=args.batch_size, limit=args.limit, progress=progress)
             results[name] = choice.summary()
             lines.append(
                 f"{name}: acc {choice.acc:.4f}, acc_norm {choice.acc_norm:.4f}, {choice.total:,} examples"
                 + (f", {choice.truncated} of their rows cut to the model's context" if choice.truncated else "")
             )
-    if args.json:
-        text = json.dumps(results, indent=2) + "\n"
-        if args.json == "-":
-            print(text, end="")
-            return 0
-        write_atomically(args.json, [text.encode()])
-    print("\n".join(lines))
+    text = json.dumps(results, indent=2)
+    print(text if args.json == "-" else "\n".join(lines))
+    if args.json not in (None, "-"):  # after the lines, which are there if the file cannot be written
+        write_atomically(args.json, [text.encode(), b"\n"])
     return 0

@@ -54,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     if "" in args.stop:
         raise ValueError("--stop: the text is empty")
-    if args.prompt and args.prompt_file:
+    if args.prompt and args.prompt_file is not None:
         raise ValueError("PROMPT and --prompt-file are both given: which one?")
     if not Path(args.run).exists():
         raise FileNotFoundError(f"'{args.run}' is neither a run directory nor a checkpoint file")
-    text = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
+    text = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     model = load_model(args.run, dtype=args.dtype, device=args.device, threads=args.threads)
     tokenizer = tokenizer_for(args.run, model.config.vocab_size, args.tokenizer)
     prompt = tokenizer.encode(text) or [tokenizer.eot_token]

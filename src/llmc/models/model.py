@@ -298,8 +298,9 @@ class Model:
         """
         several = not isinstance(prompts, (str, bytes)) and np.ndim(next(iter(prompts), 0)) > 0
         batch = [_prompt(p) for p in (prompts if several else [prompts])]
-        steps = list(generate(self._native, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token))
-        new = steps[-1] if steps else [[] for _ in batch]
+        new: list[list[int]] = [[] for _ in batch]
+        for step in generate(self._native, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token):
+            new = step
         return new if several else new[0]
 
     def stream(
