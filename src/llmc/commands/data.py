@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+from llmc.arguments import threads, whole
 from llmc.datasets.common import TokenFiles
 
 DTYPES = ("uint16", "uint32", "int32", "int64")
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(
         name: str, help: str, tokenizer: bool = True, workers: bool = True, source: str = ""
     ) -> argparse.ArgumentParser:
-        sub = names.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        sub = names.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
         # --debug is the command's; after NAME it is the same.
         sub.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -49,12 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         if workers:
             sub.add_argument(
-                "--workers", type=int, default=0, metavar="N", help="threads that tokenise; 0: all cores [0]"
+                "--workers", type=threads, default=0, metavar="N", help="threads that tokenise; 0: all cores [0]"
             )
         return sub
 
     def add_shard_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
+        sub.add_argument(
+            "-s", "--shard-size", type=whole(2), default=10**8, metavar="N", help="tokens in a file [10^8]"
+        )
         sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
         sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
 
@@ -68,9 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "-v", "--version", default="10B", choices=("10B", "100B"), help="size of the sample, in tokens [10B]"
         )
-        sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
         sub.add_argument(
-            "-n", "--shards", type=int, metavar="N", help="only the first N files (with --tokenized: N for training)"
+            "-s", "--shard-size", type=whole(2), default=10**8, metavar="N", help="tokens in a file [10^8]"
+        )
+        sub.add_argument(
+            "-n",
+            "--shards",
+            type=whole(1),
+            metavar="N",
+            help="only the first N files (with --tokenized: N for training)",
         )
         sub.add_argument(
             "--tokenized", action="store_true", help="download files of the 100B sample that are tokenised already"
@@ -107,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("files", nargs="+", metavar="FILE", help="files or globs; `val` in a name: for validation")
     sub.add_argument("--dtype", choices=DTYPES, help="type of the ids in a file without a header; nanoGPT's: uint16")
-    sub.add_argument("--vocab-size", type=int, default=50257, metavar="N", help="ids must be below [50257]")
+    sub.add_argument("--vocab-size", type=whole(1), default=50257, metavar="N", help="ids must be below [50257]")
     add_shard_options(sub)
 
 

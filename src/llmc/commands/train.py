@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmc.arguments import Parser
 from llmc.distributed.launcher import run_processes
 from llmc.distributed.place import must_launch
 from llmc.distributed.world import World, open_world
@@ -194,7 +195,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         SystemExit: with code 2, if an argument is unknown.
         FileNotFoundError, ValueError: as of settings_from().
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False)
     add_arguments(parser)
     config = settings_from(parser.parse_args(list(argv)))
     return config.replace(output_dir=_new_run_directory()) if _needs_run_directory(config) else config
