@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmc.data.words import last_boundary
+from llmc.data.words import cut
 
 _PIECE = 1 << 20  # characters
-_LONGEST_WORD = 64 << 20  # characters without a blank: a file that has so many is no text
 _LONGEST_LINE = 1 << 30  # bytes of a line of JSON lines
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text")
@@ -116,14 +115,10 @@ def _read_text(path: Path, progress: Progress) -> Iterator[Piece]:
             progress(len(raw))
             if not raw:
                 break
-            cut = last_boundary(text)
-            if cut == 0:
-                rest = text
-                if len(rest) > _LONGEST_WORD:
-                    raise ValueError(f"{path}: no blank in {len(rest)} characters before byte {offset}: is this text?")
-                continue
-            yield Piece(text[:cut], first)
-            rest, first = text[cut:], False
+            pieces, rest = cut(text)
+            for piece in pieces:
+                yield Piece(piece, first)
+                first = False
     if text or first:
         yield Piece(text, first)
 

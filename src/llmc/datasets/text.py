@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,17 +94,15 @@ def prepare(
     return TokenFiles(train.paths, val_paths, train.total, val_tokens)
 
 
-def _sample(files: list[Path], reader: DocumentReader) -> str:
+def _sample(files: list[Path], reader: DocumentReader) -> Iterator[str]:
     """Read the text that a BPE is trained on: the first characters of the files, with a blank line between documents."""
-    parts: list[str] = []
     size = 0
     for path in files:
         for piece in reader.pieces(path):
-            parts.append("\n\n" + piece.text if piece.first and parts else piece.text)
+            yield "\n\n" + piece.text if piece.first and size else piece.text
             size += len(piece.text)
             if size >= _BPE_SAMPLE:
-                return "".join(parts)
-    return "".join(parts)
+                return
 
 
 def _hold_out(train: ShardWriter, count: int, output: Path, name: str, vocab_size: int) -> list[Path]:
