@@ -347,6 +347,8 @@ class JsonTokenizer(Tokenizer):
             raise ValueError(f"{path}: not a byte-level tokenizer, as GPT-2's or Llama 3's; others are not supported")
         self._encoding.encode_special_tokens = True  # '<|endoftext|>' in a text is text like any other
         vocabulary: dict[str, int] = self._encoding.get_vocab(with_added_tokens=True)
+        if len(set(vocabulary.values())) < len(vocabulary):
+            raise ValueError(f"{path}: two tokens have the same id")
         self.roles = read_roles(Path(path).parent, {text: i for i, text in added.items()})
         eos = added.get(self.roles.get("eos", -1))
         for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", eos, "</s>", "<eos>"):
