@@ -347,7 +347,7 @@ def _decompressor(path: Path, module: str) -> Callable[[Any], Any]:
     except ImportError as e:
         backport = "reading zstandard needs a package: pip install backports.zstd"
         raise ImportError(
-            f"{path}: {backport if 'zstd' in module else f'this Python was built without {module}'}"
+            f"{path}: {backport if module.startswith('backports') else f'this Python was built without {module}'}"
         ) from e
     return opener
 
