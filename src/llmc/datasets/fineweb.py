@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from llmc import _llmc
 from llmc.data.documents import DocumentReader
-from llmc.data.files import document_files
+from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.common import TokenFiles, earlier_shards, remove_files, shard_name
+from llmc.datasets.common import TokenFiles, earlier_shards, need_told, remove_files, shard_name
 from llmc.datasets.download import Remote, fetch, hub_files
 from llmc.formats.shards import ShardWriter
 from llmc.system.fs import remove_temporaries
@@ -70,7 +70,7 @@ def prepare(
     folder, name = Path(output), NAMES[kind]
     earlier = earlier_shards(folder, name, overwrite)
     paths = (
-        document_files(Path(source))
+        find_documents(source).files
         if source is not None
         else _fetched(hub_files(REPOSITORIES[kind], SAMPLES[version]))
     )
@@ -82,13 +82,13 @@ def prepare(
     )
     limit = None if shards is None else shards * shard_size
     stream = token_stream(reader.stream(paths), encoder, workers)
-    with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer:
+    with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer, need_told(writer, bar):
         for tokens in stream:
             remove_files(earlier)
             if limit is not None:
                 tokens = tokens[: limit - writer.total]
-            writer.write(tokens)
             bar.update(len(tokens))
+            writer.write(tokens)
             if writer.total == limit:
                 break
         stream.close()
