@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmc
+from llmc import cli
 from llmc.commands import data as data_command
 from llmc.data import documents
 from llmc.data.documents import STDIN, DocumentReader, Piece, input_size, kind_of
@@ -301,6 +302,11 @@ def test_marks_are_letters_unless_they_are_named(tmp_path: Path) -> None:
 
 
 # ---- training ----
+
+
+def test_processes_cannot_share_standard_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train_main(["--data", "-", "--processes", "2"]) == 2
+    assert "llmc data text -" in capsys.readouterr().err
 
 
 def test_a_run_reads_as_llmc_data_does(tmp_path: Path) -> None:
