@@ -172,6 +172,10 @@ def _launch(argv: Sequence[str], config: TrainConfig) -> int:
     """Start the run's processes, and begin anew if they end badly."""
     from llmc.checkpoint import finished_steps
 
+    if "-" in (*config.data, *config.val_data):
+        raise ValueError(
+            "the standard input, '-', cannot be shared by processes: tokenise it first, by `llmc data text -`"
+        )
     if _needs_run_directory(config):
         config = config.replace(output_dir=_new_run_directory())
     every = [*argv, "--max-restarts", "0"]
