@@ -65,14 +65,16 @@ def validation_loss(
     Raises:
         FileNotFoundError: if no file matches.
         llmc.Error: if a file is damaged.
-        ValueError: if the files hold no whole batch, or a token outside of the model's vocabulary.
+        ValueError: if max_batches is 0 or below -1, or the files hold no whole batch, or a token outside of the model's vocabulary.
     """
+    if max_batches != -1 and max_batches < 1:
+        raise ValueError(f"max_batches is {max_batches}, expected 1 or more, or -1 for all")
     T = min(1024, model.config.max_seq_len) if seq_len is None else seq_len
     files = find_shards(data, validation=True)
     loader = DataLoader(files, batch_size, T, vocab_size=model.config.vocab_size)
     # num_batches() counts the shards' tails as well: with as many batches, the first ones would be measured twice.
     count = sum((shard.tokens - 1) // (batch_size * T) for shard in loader.shards)
-    count = count if max_batches < 0 else min(count, max_batches)
+    count = count if max_batches == -1 else min(count, max_batches)
     if count == 0:
         raise ValueError(f"the data hold no whole batch of {batch_size} rows of {T} tokens")
     steps = tqdm(range(count), unit="batch", disable=not progress)

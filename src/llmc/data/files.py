@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmc.data.documents import TABLE_SUFFIXES, TEXT_SUFFIXES
+from llmc.data.documents import STDIN, TABLE_SUFFIXES, TEXT_SUFFIXES, suffix_of
 from llmc.formats.shards import check_token_file, foreign_tokens, is_shard
 from llmc.system.fs import StrPath
 
@@ -85,7 +85,7 @@ def matching_paths(pattern: StrPath) -> list[Path]:
         FileNotFoundError: if nothing matches.
     """
     text = os.fspath(pattern)
-    if os.path.exists(text):
+    if os.path.exists(text) or text == str(STDIN):
         return [Path(text)]
     found = _in_order(Path(match) for match in glob.glob(text))
     if not found:
@@ -202,8 +202,8 @@ def _documents(pattern: StrPath) -> Found:
     passed_over: Counter[str] = Counter()
     files = [p for match in matches for p in (_walk(match, passed_over) if match.is_dir() else [match])]
     files = _in_order(set(files))
-    usual = [p for p in files if _suffix(p) in (*TEXT_SUFFIXES, *RECORD_SUFFIXES)]
-    chosen = usual or [p for p in files if _suffix(p) in TABLE_SUFFIXES]
+    usual = [p for p in files if suffix_of(p) in (*TEXT_SUFFIXES, *RECORD_SUFFIXES)]
+    chosen = usual or [p for p in files if suffix_of(p) in TABLE_SUFFIXES]
     if not chosen:
         if all(match.is_dir() for match in matches):
             known = ", ".join(dict.fromkeys(TEXT_SUFFIXES + TABLE_SUFFIXES))
@@ -242,21 +242,17 @@ def _walk(top: Path, passed_over: Counter[str]) -> Iterator[Path]:
                 passed_over["broken link" if path.is_symlink() else "no plain file"] += 1
 
 
-def _suffix(path: Path) -> str:
-    return path.suffix.lower()
-
-
 def _kind(path: Path) -> str:
     """Return what a file that is passed over is counted as."""
-    if _suffix(path) in (".bin", ".npy"):
+    if suffix_of(path) in (".bin", ".npy"):
         if is_shard(path):
             return ".bin of tokens"
-        return "of tokens to convert (llmc data tokens)" if foreign_tokens(path) else f"{_suffix(path)} of no tokens"
-    return _suffix(path) or "without a suffix"
+        return "of tokens to convert (llmc data tokens)" if foreign_tokens(path) else f"{suffix_of(path)} of no tokens"
+    return suffix_of(path) or "without a suffix"
 
 
 def _check_document(path: Path) -> None:
     if is_shard(path):
         raise ValueError(f"{path}: a token file, not text; `llmc-train --data` takes it as it is")
-    if _suffix(path) in (".bin", ".npy"):
+    if suffix_of(path) in (".bin", ".npy"):
         check_token_file(path)

@@ -22,10 +22,11 @@ import tiktoken
 from numpy.typing import NDArray
 
 from llmc import _llmc
+from llmc.data.roles import END_OF_TEXT, ROLES_FILE, read_roles, write_roles
 from llmc.data.words import GPT2_PATTERN
 from llmc.system.fs import StrPath, write_atomically
 
-EOT = "<|endoftext|>"
+EOT = END_OF_TEXT
 # The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()
 
@@ -63,6 +64,7 @@ class Tokenizer:
         eot_token: the id of the end-of-text token.
         vocab_size: the number of ids.
         name: as given.
+        roles: ids of special tokens by their role ("pad", ...), if the tokenizer came with more than an end-of-text token (roles.py).
         file_name: what save()'s file is called in a run directory or beside token files.
         cuts_at_blanks: whether text that is cut before a blank after a word has the same tokens as the whole (see data/documents.py).
     """
@@ -84,6 +86,7 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot_token = eot_token
         self.vocab_size = len(tokens)
+        self.roles: dict[str, int] = {}
         self._encoding = tiktoken.Encoding(
             name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: eot_token}
         )
@@ -164,6 +167,10 @@ class Tokenizer:
             )
         header = struct.pack("<4I", _MAGIC, 2, self.vocab_size, self.eot_token).ljust(1024, b"\0")
         write_atomically(path, [header, b"".join(bytes([len(t)]) + t for t in self.tokens)])
+        self._save_roles(path)
+
+    def _save_roles(self, path: StrPath) -> None:
+        write_roles(Path(path).parent, {role: self.tokens[i].decode() for role, i in self.roles.items()})
 
     def save_beside_model(self, folder: StrPath) -> Path:
         """Write the tokenizer into a model's folder, under the name by which llm.c's programs and Tokenizer.beside find it.
@@ -192,7 +199,9 @@ class Tokenizer:
             return JsonTokenizer(path)
         native = _llmc.Tokenizer(Path(path))
         tokens = [native.decode(i) for i in range(native.vocab_size)]
-        return Tokenizer(tokens, native.eot_token, Path(path).stem)
+        tokenizer = Tokenizer(tokens, native.eot_token, Path(path).stem)
+        tokenizer.roles = read_roles(Path(path).parent, {EOT: native.eot_token})
+        return tokenizer
 
     @staticmethod
     def beside(folder: StrPath) -> Tokenizer | None:
@@ -204,10 +213,8 @@ class Tokenizer:
         Raises:
             llmc.Error, ValueError: if it is damaged.
         """
-        for name in (*TABLE_FILES, "tokenizer.json"):
-            if (path := Path(folder) / name).is_file():
-                return Tokenizer.load(path)
-        return None
+        path = tokenizer_file(folder)
+        return None if path is None else Tokenizer.load(path)
 
     @staticmethod
     def gpt2() -> Tokenizer:
@@ -334,10 +341,11 @@ class JsonTokenizer(Tokenizer):
     """A tokenizer from Hugging Face's tokenizer.json, if that is byte-level (GPT-2, Llama 3, Qwen, ...). Needs the package tokenizers.
 
     The end-of-text token is the first of these that it has: <|endoftext|>, <|begin_of_text|> (which llm.c takes for Llama 3),
-    <|end_of_text|>, </s>, <eos>.
+    <|end_of_text|>, the one that files beside it call eos (roles.py), </s>, <eos>.
 
     Args:
         path: the file.
+        text: its content, if the file itself is not there.
 
     Raises:
         ImportError: if the package is missing.
@@ -347,12 +355,12 @@ class JsonTokenizer(Tokenizer):
     file_name = "tokenizer.json"
     cuts_at_blanks = False  # it splits text into words in its own way
 
-    def __init__(self, path: StrPath) -> None:
+    def __init__(self, path: StrPath, text: str | None = None) -> None:
         try:
             import tokenizers
         except ImportError as e:
             raise ImportError(f"{path}: reading this needs a package: pip install tokenizers") from e
-        self._text = Path(path).read_text(encoding="utf-8")
+        self._text = Path(path).read_text(encoding="utf-8") if text is None else text
         try:
             self._encoding: Any = tokenizers.Tokenizer.from_str(self._text)
             added = {row["id"]: row["content"] for row in json.loads(self._text).get("added_tokens", [])}
@@ -362,12 +370,17 @@ class JsonTokenizer(Tokenizer):
             raise ValueError(f"{path}: not a byte-level tokenizer, as GPT-2's or Llama 3's; others are not supported")
         self._encoding.encode_special_tokens = True  # '<|endoftext|>' in a text is text like any other
         vocabulary: dict[str, int] = self._encoding.get_vocab(with_added_tokens=True)
-        for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", "</s>", "<eos>"):
+        self.roles = read_roles(Path(path).parent, {text: i for i, text in added.items()})
+        eos = added.get(self.roles.get("eos", -1))
+        for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", eos, "</s>", "<eos>"):
             if name in vocabulary:
                 self.eot_token = vocabulary[name]
                 break
         else:
-            raise ValueError(f"{path}: has no end-of-text token among {', '.join(map(repr, added.values())) or 'none'}")
+            raise ValueError(
+                f"{path}: which token ends a text? Of its special tokens ({', '.join(map(repr, added.values())) or 'none'}) none is named "
+                f"so, nor called eos_token in {ROLES_FILE} beside it"
+            )
         self.name = Path(path).stem
         self.vocab_size = max(vocabulary.values()) + 1
         self.tokens = [UNKNOWN] * self.vocab_size
@@ -392,6 +405,13 @@ class JsonTokenizer(Tokenizer):
     def save(self, path: StrPath) -> None:
         """Write the tokenizer.json that the tokenizer was read from."""
         write_atomically(path, [self._text.encode()])
+        self._save_roles(path)
+
+
+def tokenizer_file(folder: StrPath) -> Path | None:
+    """Return the tokenizer file in a run directory or a folder of token files; None if there is none."""
+    paths = (Path(folder) / name for name in (*TABLE_FILES, "tokenizer.json"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
@@ -37,6 +36,8 @@ def prepare(
     shard_size: int = 10**8,
     shards: int | None = None,
     source: str | Path | None = None,
+    column: str = "text",
+    on_bad_record: str = "stop",
     tokenizer: str = "gpt2",
     workers: int = 0,
     overwrite: bool = False,
@@ -54,6 +55,7 @@ def prepare(
         shards: number of files after which to stop; None for all.
         source: a Parquet file (or another that llmc.datasets.text takes) or a folder of them, if you have them already; None to
             download them.
+        column, on_bad_record: as of DocumentReader.
         tokenizer: as of Tokenizer.from_spec.
         workers: threads that tokenise; 0 for as many as the process may use.
         overwrite: whether to replace shards of an earlier run.
@@ -74,12 +76,12 @@ def prepare(
     )
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
-    pieces = chain.from_iterable(DocumentReader().pieces(path) for path in paths)
+    reader = DocumentReader(column, on_bad_record)
     writer = ShardWriter(
         lambda i: folder / shard_name(name, "train" if i else "val", i), encoder.vocab_size, shard_size
     )
     limit = None if shards is None else shards * shard_size
-    stream = token_stream(pieces, encoder, workers)
+    stream = token_stream(reader.stream(paths), encoder, workers)
     with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer, need_told(writer, bar):
         for tokens in stream:
             remove_files(earlier)
@@ -93,6 +95,8 @@ def prepare(
     if not writer.paths:
         raise ValueError("there are no documents in the input")
     encoder.save(folder / encoder.file_name)
+    for line in reader.report():
+        tqdm.write(line, file=sys.stderr)
     return TokenFiles(writer.paths[1:], writer.paths[:1], sum(writer.counts[1:]), writer.counts[0])
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmc.arguments import Parser
 from llmc.cli import report_errors
 from llmc.data.files import find_shards
 from llmc.data.loader import DataLoader
@@ -40,7 +41,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m llmc.reference", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m llmc.reference", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--input_bin", default="dev/data/tinyshakespeare/tiny_shakespeare_val.bin", help="token files to train on")
     add("--input_val_bin", default="", help="token files for the validation loss")

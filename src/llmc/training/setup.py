@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
-from llmc.checkpoint import FoundCheckpoint, finished_steps, newest_good, receive_state
+from llmc.checkpoint import FoundCheckpoint, finished_steps, model_file, newest_good, receive_state
 from llmc.data.loader import DataLoader
 from llmc.distributed.world import World
 from llmc.evals import check_examples
@@ -348,8 +348,8 @@ def _first_weights(
     path: Path | None = None
     if found is not None:
         path, origin = found.files.model, "intermediate checkpoint"
-    elif config.model is not None and config.model.endswith(".bin"):
-        path, origin = Path(config.model), config.model
+    elif config.model is not None and (path := model_file(config.model)) is not None:
+        origin = str(path)
         for name in ("layers", "heads", "channels", "max_seq_len"):
             if getattr(config, name) is not None:
                 raise ValueError(f"{name} is given, but the model is the checkpoint {path}, which has its own")
