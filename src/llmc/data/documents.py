@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from llmc.data.tokenizer import EOT
-from llmc.data.words import last_boundary
+from llmc.data.words import cut
 
 _PIECE = 1 << 20  # characters
-_LONGEST_WORD = 64 << 20  # characters without a blank: a file that has so many is no text
 _LONGEST_LINE = 1 << 30  # characters of a line of JSON lines
 _HEAD = 512  # bytes by which it is told what a file is
 
@@ -175,7 +174,7 @@ class DocumentReader:
             elif suffix in (".csv", ".tsv"):
                 yield from self._texts(path, _read_csv(path, source.lines(""), self.column, suffix))
             else:
-                yield from _pieces(path, self._parts(path, source))
+                yield from _pieces(self._parts(path, source))
 
     def _parts(self, path: Path, source: _Source) -> Iterator[tuple[str, bool]]:
         """Read a text in parts, each with whether its document ends there."""
@@ -376,18 +375,16 @@ def _cut(texts: Iterable[str], separator: str) -> Iterator[tuple[str, bool]]:
         yield rest, True
 
 
-def _pieces(path: Path, parts: Iterable[tuple[str, bool]]) -> Iterator[Piece]:
+def _pieces(parts: Iterable[tuple[str, bool]]) -> Iterator[Piece]:
     """Cut documents at boundaries between words; an empty document is a piece, too."""
     rest, first = "", True
     for text, ends in parts:
-        rest += text
-        if cut := len(rest) if ends else last_boundary(rest):
-            yield Piece(rest[:cut], first)
-            rest, first = rest[cut:], False
-        elif ends and first:
-            yield Piece("", True)
-        elif len(rest) > _LONGEST_WORD:
-            raise ValueError(f"{path}: no blank in {len(rest)} characters: is this text?")
+        pieces, rest = cut(rest + text)
+        if ends and (rest or (first and not pieces)):
+            pieces, rest = [*pieces, rest], ""
+        for piece in pieces:
+            yield Piece(piece, first)
+            first = False
         first = first or ends
 
 

@@ -111,7 +111,7 @@ def prepare(
     return TokenFiles(train.paths, val_paths, train.total, val_tokens)
 
 
-def _sampled(pieces: Iterator[Piece]) -> tuple[str, Iterator[Piece]]:
+def _sampled(pieces: Iterator[Piece]) -> tuple[Iterator[str], Iterator[Piece]]:
     """Read the text that a BPE is trained on: the first characters, with a blank line between documents.
 
     Returns:
@@ -124,7 +124,7 @@ def _sampled(pieces: Iterator[Piece]) -> tuple[str, Iterator[Piece]]:
         size += len(piece.text)
         if size >= _BPE_SAMPLE:
             break
-    sample = "".join("\n\n" + piece.text if piece.first and i else piece.text for i, piece in enumerate(head))
+    sample = ("\n\n" + piece.text if piece.first and i else piece.text for i, piece in enumerate(head))
 
     def all_pieces() -> Iterator[Piece]:
         while head:
