@@ -283,7 +283,7 @@ def test_json_lines_by_the_name_of_json(tmp_path: Path) -> None:
 def test_marks_fall_anywhere(parts: list[str], size: int) -> None:
     whole = "".join(parts)
     cut = documents._cut((whole[i : i + size] for i in range(0, len(whole), size)), EOT)
-    pieces = list(documents._pieces(Path("a.txt"), cut))
+    pieces = list(documents._pieces(cut))
     expected = [d.strip() for d in whole.split(EOT) if d.strip()]
     assert list(documents.join_pieces(pieces)) == expected and sum(p.first for p in pieces) == len(expected)
 
