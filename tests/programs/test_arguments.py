@@ -133,7 +133,7 @@ def test_help_of_a_command_and_of_its_parts(capsys: pytest.CaptureFixture[str]) 
         ("generate", ["RUN", "--help"], "usage: llmc generate"),
         ("data", ["--help"], "usage: llmc data"),
         ("data", ["text", "a", "--help"], "usage: llmc data text"),
-        ("train", ["-h"], "usage: llmc train"),
+        *((name, ["-h"], f"usage: llmc {name}") for name in COMMANDS),
     ):
         with pytest.raises(SystemExit) as ended:
             meant(command, argv)
