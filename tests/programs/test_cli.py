@@ -368,7 +368,7 @@ def test_a_rank_has_the_run_directory_of_rank_0(own: list[str], monkeypatch: pyt
         def __init__(self, config: TrainConfig) -> None:
             assert config.output_dir == "of rank 0"
 
-        def fit(self) -> SimpleNamespace:
+        def fit(self, pass_on_signal: bool) -> SimpleNamespace:
             return SimpleNamespace(stopped_by=0)
 
     monkeypatch.setattr("llmc.commands.train.open_world", lambda config: world)

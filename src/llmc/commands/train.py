@@ -17,7 +17,7 @@ from llmc.arguments import Parser
 from llmc.distributed.launcher import run_processes
 from llmc.distributed.place import must_launch
 from llmc.distributed.world import World, open_world
-from llmc.training.settings import SETTINGS, Setting, TrainConfig, load_toml
+from llmc.training.settings import SETTINGS, Setting, TrainConfig, load_toml, of_run
 
 
 class _HelpOrHellaSwag(argparse.Action):
@@ -128,7 +128,7 @@ def _settings_of_run(run: Path) -> dict[str, Any]:
     path = run / "config.toml"
     if not path.is_file():
         raise FileNotFoundError(f"'{run}' is not a run directory: it has no config.toml")
-    return load_toml(path)
+    return of_run(load_toml(path))  # older ones have more
 
 
 def _how_to_meet(args: argparse.Namespace) -> TrainConfig:
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
         config = settings_from(args, world)
     directory = _new_run_directory() if _needs_run_directory(config) else config.output_dir
     config = config.replace(output_dir=world.share_value(directory or None))  # rank 0's
-    result = Trainer(config).fit()
+    result = Trainer(config).fit(pass_on_signal=False)  # other ranks and the exit code come first
     world.barrier()
     world.close()
     return 128 + result.stopped_by if result.stopped_by else 0
