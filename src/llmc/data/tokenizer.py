@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data.words import GPT2_PATTERN, cut_all, may_have_long_words, split_long_words
+from llmc.data.words import GPT2_PATTERN, KNOWN_PATTERNS, cut_all, may_have_long_words, split_long_words
 from llmc.system.fs import StrPath, write_atomically
 
 EOT = "<|endoftext|>"
@@ -94,9 +94,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text. '<|endoftext|>' in it is text like any other."""
-        if may_have_long_words(text, self.long_word):
-            return self.encode_to_numpy(text).tolist()
-        return self._encoding.encode_ordinary(text)
+        if not may_have_long_words(text, self.long_word):
+            return self._encoding.encode_ordinary(text)
+        ids: list[int] = self.encode_to_numpy(text).tolist()
+        return ids
 
     def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
         """Return the token ids of a text as an array (n,) of uint32, without making a Python integer per token."""
@@ -332,12 +333,16 @@ class JsonTokenizer(Tokenizer):
         self._text = Path(path).read_text(encoding="utf-8")
         try:
             self._encoding: Any = tokenizers.Tokenizer.from_str(self._text)
-            added = {row["id"]: row["content"] for row in json.loads(self._text).get("added_tokens", [])}
+            parts = json.loads(self._text)
+            added_rows = parts.get("added_tokens", [])
+            added = {row["id"]: row["content"] for row in added_rows}
         except Exception as e:  # the package raises plain Exceptions
             raise ValueError(f"{path}: not a Hugging Face tokenizer: {e}") from e
-        if "ByteLevel" not in json.dumps(json.loads(self._text).get("decoder")):
+        if "ByteLevel" not in json.dumps(parts.get("decoder")):
             raise ValueError(f"{path}: not a byte-level tokenizer, as GPT-2's or Llama 3's; others are not supported")
         self._encoding.encode_special_tokens = True  # '<|endoftext|>' in a text is text like any other
+        self._encoding.no_truncation()  # these two may have been saved with it, for sentences of one length
+        self._encoding.no_padding()
         vocabulary: dict[str, int] = self._encoding.get_vocab(with_added_tokens=True)
         for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", "</s>", "<eos>"):
             if name in vocabulary:
@@ -345,6 +350,12 @@ class JsonTokenizer(Tokenizer):
                 break
         else:
             raise ValueError(f"{path}: has no end-of-text token among {', '.join(map(repr, added.values())) or 'none'}")
+        # These are found before the text is split, so they must not be cut.
+        found_first = [row for row in added_rows if not row["special"]]
+        self._uncut = [row["content"] for row in found_first if len(row["content"]) > 1]
+        self._splits_as_known = _splits_as_known(parts) and not any(
+            row["lstrip"] or row["rstrip"] or row["single_word"] for row in found_first
+        )
         self.name = Path(path).stem
         self.vocab_size = max(vocabulary.values()) + 1
         self.tokens = [UNKNOWN] * self.vocab_size
@@ -353,25 +364,46 @@ class JsonTokenizer(Tokenizer):
             self.tokens[i] = token.encode() if known else bytes(BYTE_OF_LETTER[c] for c in token)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._encoding.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encoding.encode(_whole_characters(text), add_special_tokens=False).ids
         return ids
 
     def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
         return np.asarray(self.encode(text), dtype=np.uint32)
 
     def encode_documents(self, pieces: Sequence[tuple[str, bool]]) -> NDArray[np.uint32]:
-        encoded = self._encoding.encode_batch_fast([text for text, _ in pieces], add_special_tokens=False)
+        texts = [_whole_characters(text) for text, _ in pieces]
+        encoded = self._encoding.encode_batch_fast(texts, add_special_tokens=False)
         parts: list[int] = []
         for (_, first), one in zip(pieces, encoded):
             parts += [self.eot_token, *one.ids] if first else one.ids
         return np.asarray(parts, dtype=np.uint32)
 
     def may_cut(self, before: str, after: str) -> bool:
-        return False
+        return self._splits_as_known and not any(t in before[1 - len(t) :] + after[: len(t) - 1] for t in self._uncut)
 
     def save(self, path: StrPath) -> None:
         """Write the tokenizer.json that the tokenizer was read from."""
         write_atomically(path, [self._text.encode()])
+
+
+def _splits_as_known(parts: dict[str, Any]) -> bool:
+    """Return whether a tokenizer.json splits text in one of the ways for which words.cut() finds boundaries."""
+    if parts.get("normalizer") not in (
+        None,
+        {"type": "NFC"},
+    ):  # NFC joins marks to a letter: no boundary is before a mark
+        return False
+    splitter = parts.get("pre_tokenizer") or {}
+    steps = splitter.get("pretokenizers", [splitter])
+    last = steps[-1]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return False
+    if len(steps) == 1:
+        return bool(last.get("use_regex", True))  # GPT-2's split
+    split = steps[0]
+    kind = (split.get("type"), split.get("behavior"), bool(split.get("invert")), bool(last.get("use_regex", True)))
+    pattern = (split.get("pattern") or {}).get("Regex")
+    return len(steps) == 2 and kind == ("Split", "Isolated", False, False) and pattern in KNOWN_PATTERNS
 
 
 def _whole_characters(text: str) -> str:
