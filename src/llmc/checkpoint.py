@@ -12,10 +12,13 @@ How the files are laid out is in llmc.formats: model_file, state_file, manifest.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
+import shlex
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -175,8 +178,15 @@ class Checkpointer:
         steps, self._completed = self._completed, []
         return steps
 
-    def _check_space(self, layout: _Layout) -> None:
-        """Raise OSError before the disk is full, if it is too small."""
+    def check_space(self, model: Model, optimizer: Optimizer) -> tuple[int, int]:
+        """Find out how many bytes a checkpoint needs, and how many are free.
+
+        Raises:
+            OSError: if that does not suffice.
+        """
+        return self._check_space(_Layout.of(model, optimizer))
+
+    def _check_space(self, layout: _Layout) -> tuple[int, int]:
         needed, free = layout.file_bytes, self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
@@ -184,6 +194,26 @@ class Checkpointer:
                 f"a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
                 str(self.directory),
             )
+        return needed, free
+
+    def most_ahead(self, step: int, total_steps: int, every: int) -> int:
+        """Return how many checkpoints more than now the directory has at most, on the way from a step to the last.
+
+        While one is written the oldest is still there.
+
+        Args:
+            step: the present one.
+            total_steps: the last one, which is saved in any case.
+            every: a checkpoint is saved every so many steps; 0: at the end only.
+        """
+
+        if step >= total_steps:
+            return 0
+        saves = -(-total_steps // every) - step // every if every else 1
+        if self.keep == 0:
+            return saves
+        major = total_steps // m - step // m if every and (m := math.lcm(every, self.major_every)) else 0
+        return min(saves, major + max(1, self.keep + 1 - len(finished_steps(self.directory))))
 
     def _write(self, state: TrainState, record: Manifest, tensors: _Tensors) -> None:
         files = checkpoint_files(self.directory, state.step)
@@ -549,6 +579,40 @@ def newest_good(directory: StrPath, warn: Callable[[str], None], *, model_only: 
         except CheckpointDamaged as e:
             warn(f"checkpoint of step {step} is damaged and passed over: {e}")
     return None
+
+
+def model_file(name: str) -> Path | None:
+    """Find the file of weights that the setting `model` names.
+
+    Args:
+        name: one of llm.c's descriptors, a model file of llm.c's, or a run directory, whose newest_model() it means.
+
+    Returns:
+        The file; None if it is a descriptor.
+
+    Raises:
+        FileNotFoundError: if a run directory has no finished checkpoint.
+        ValueError: if it is none of these, as a model of Hugging Face's, for which the message gives the command that converts it.
+    """
+    try:
+        _llmc.config_from_descriptor(name)
+        return None
+    except ValueError as e:
+        unknown = e
+    path = Path(name)
+    if path.is_dir() and (newest := newest_model(path)) is not None:
+        return newest
+    if (path / "config.toml").is_file():
+        raise FileNotFoundError(f"run directory '{path}' has no finished checkpoint")
+    if path.suffix == ".bin" and not zipfile.is_zipfile(path):  # a zip file is PyTorch's
+        return path
+    if path.exists() or re.fullmatch(r"gpt2(-\w+)?|[\w.-]+/[\w.-]+", name):
+        out = f"{path.absolute().name if path.is_dir() else path.stem}-llmc.bin"
+        raise ValueError(
+            f"model '{name}' is not a file of llm.c's, a run directory or a descriptor (d12, ...). If it is a model of Hugging Face's or "
+            f"nanoGPT's: llmc import {shlex.quote(name)} {shlex.quote(out)}, and give {out}"
+        )
+    raise unknown
 
 
 def newest_model(directory: StrPath) -> Path | None:

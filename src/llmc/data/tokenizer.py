@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llmc import _llmc
+from llmc.data.roles import END_OF_TEXT, ROLES_FILE, read_roles, write_roles
 from llmc.data.words import GPT2_PATTERN, KNOWN_PATTERNS, cut_all, may_have_long_words, split_long_words
 from llmc.system.fs import StrPath, write_atomically
 
-EOT = "<|endoftext|>"
+EOT = END_OF_TEXT
 # The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()
 
@@ -66,6 +67,7 @@ class Tokenizer:
         eot_token: the id of the end-of-text token.
         vocab_size: the number of ids.
         name: as given.
+        roles: ids of special tokens by their role ("pad", ...), if the tokenizer came with more than an end-of-text token (roles.py).
         file_name: what save()'s file is called in a run directory or beside token files.
         long_word: words of so many characters are encoded by our own encoder. tiktoken fails on a million of white space, and before
             its version 0.13 it takes quadratic time.
@@ -88,6 +90,7 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot_token = eot_token
         self.vocab_size = len(tokens)
+        self.roles: dict[str, int] = {}
         self._encoding = tiktoken.Encoding(
             name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: eot_token}
         )
@@ -187,6 +190,10 @@ class Tokenizer:
             )
         header = struct.pack("<4I", _MAGIC, 2, self.vocab_size, self.eot_token).ljust(1024, b"\0")
         write_atomically(path, [header, b"".join(bytes([len(t)]) + t for t in self.tokens)])
+        self._save_roles(path)
+
+    def _save_roles(self, path: StrPath) -> None:
+        write_roles(Path(path).parent, {role: self.tokens[i].decode() for role, i in self.roles.items()})
 
     def save_beside_model(self, folder: StrPath) -> Path:
         """Write the tokenizer into a model's folder, under the name by which llm.c's programs and Tokenizer.beside find it.
@@ -215,7 +222,9 @@ class Tokenizer:
             return JsonTokenizer(path)
         native = _llmc.Tokenizer(Path(path))
         tokens = [native.decode(i) for i in range(native.vocab_size)]
-        return Tokenizer(tokens, native.eot_token, Path(path).stem)
+        tokenizer = Tokenizer(tokens, native.eot_token, Path(path).stem)
+        tokenizer.roles = read_roles(Path(path).parent, {EOT: native.eot_token})
+        return tokenizer
 
     @staticmethod
     def beside(folder: StrPath) -> Tokenizer | None:
@@ -227,10 +236,8 @@ class Tokenizer:
         Raises:
             llmc.Error, ValueError: if it is damaged.
         """
-        for name in (*TABLE_FILES, "tokenizer.json"):
-            if (path := Path(folder) / name).is_file():
-                return Tokenizer.load(path)
-        return None
+        path = tokenizer_file(folder)
+        return None if path is None else Tokenizer.load(path)
 
     @staticmethod
     def gpt2() -> Tokenizer:
@@ -313,10 +320,11 @@ class JsonTokenizer(Tokenizer):
     """A tokenizer from Hugging Face's tokenizer.json, if that is byte-level (GPT-2, Llama 3, Qwen, ...). Needs the package tokenizers.
 
     The end-of-text token is the first of these that it has: <|endoftext|>, <|begin_of_text|> (which llm.c takes for Llama 3),
-    <|end_of_text|>, </s>, <eos>.
+    <|end_of_text|>, the one that files beside it call eos (roles.py), </s>, <eos>.
 
     Args:
         path: the file.
+        text: its content, if the file itself is not there.
 
     Raises:
         ImportError: if the package is missing.
@@ -325,12 +333,12 @@ class JsonTokenizer(Tokenizer):
 
     file_name = "tokenizer.json"
 
-    def __init__(self, path: StrPath) -> None:
+    def __init__(self, path: StrPath, text: str | None = None) -> None:
         try:
             import tokenizers
         except ImportError as e:
             raise ImportError(f"{path}: reading this needs a package: pip install tokenizers") from e
-        self._text = Path(path).read_text(encoding="utf-8")
+        self._text = Path(path).read_text(encoding="utf-8") if text is None else text
         try:
             self._encoding: Any = tokenizers.Tokenizer.from_str(self._text)
             parts = json.loads(self._text)
@@ -344,17 +352,22 @@ class JsonTokenizer(Tokenizer):
         self._encoding.no_truncation()  # these two may have been saved with it, for sentences of one length
         self._encoding.no_padding()
         vocabulary: dict[str, int] = self._encoding.get_vocab(with_added_tokens=True)
-        for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", "</s>", "<eos>"):
+        self.roles = read_roles(Path(path).parent, {text: i for i, text in added.items()})
+        eos = added.get(self.roles.get("eos", -1))
+        for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", eos, "</s>", "<eos>"):
             if name in vocabulary:
                 self.eot_token = vocabulary[name]
                 break
         else:
-            raise ValueError(f"{path}: has no end-of-text token among {', '.join(map(repr, added.values())) or 'none'}")
+            raise ValueError(
+                f"{path}: which token ends a text? Of its special tokens ({', '.join(map(repr, added.values())) or 'none'}) none is named "
+                f"so, nor called eos_token in {ROLES_FILE} beside it"
+            )
         # These are found before the text is split, so they must not be cut.
-        found_first = [row for row in added_rows if not row["special"]]
+        found_first = [row for row in added_rows if not row.get("special")]
         self._uncut = [row["content"] for row in found_first if len(row["content"]) > 1]
         self._splits_as_known = _splits_as_known(parts) and not any(
-            row["lstrip"] or row["rstrip"] or row["single_word"] for row in found_first
+            row.get("lstrip") or row.get("rstrip") or row.get("single_word") for row in found_first
         )
         self.name = Path(path).stem
         self.vocab_size = max(vocabulary.values()) + 1
@@ -384,6 +397,13 @@ class JsonTokenizer(Tokenizer):
     def save(self, path: StrPath) -> None:
         """Write the tokenizer.json that the tokenizer was read from."""
         write_atomically(path, [self._text.encode()])
+        self._save_roles(path)
+
+
+def tokenizer_file(folder: StrPath) -> Path | None:
+    """Return the tokenizer file in a run directory or a folder of token files; None if there is none."""
+    paths = (Path(folder) / name for name in (*TABLE_FILES, "tokenizer.json"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _splits_as_known(parts: dict[str, Any]) -> bool:
@@ -391,7 +411,7 @@ def _splits_as_known(parts: dict[str, Any]) -> bool:
     if parts.get("normalizer") not in (
         None,
         {"type": "NFC"},
-    ):  # NFC joins marks to a letter: no boundary is before a mark
+    ):  # which joins marks to letters: no boundary is between them
         return False
     splitter = parts.get("pre_tokenizer") or {}
     steps = splitter.get("pretokenizers", [splitter])
