@@ -440,6 +440,20 @@ def test_a_damaged_hellaswag_file_is_refused_at_the_start(tmp_path: Path) -> Non
         tiny_run(tmp_path, hellaswag=True, hellaswag_data=str(tmp_path / "h.bin"))
 
 
+def test_a_missing_package_is_found_before_the_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: what is found late and could be known at the start."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match="pip install wandb"):
+        tiny_run(tmp_path, wandb="project", data=("nothing",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_memory_holds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("llmc.commands.train.available_host_memory", lambda: 10**9)
+    assert train_main(["--processes", "1000"]) == 1
+    assert "1000 processes take at least 40.0 GB before they train, 1.0 GB are free" in capsys.readouterr().err
+
+
 def test_data_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no files match '.*nothing-\*\.bin'"):
         tiny_run(tmp_path, data=(str(tmp_path / "nothing-*.bin"),))
