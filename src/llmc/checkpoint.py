@@ -12,6 +12,7 @@ How the files are laid out is in llmc.formats: model_file, state_file, manifest.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import shlex
@@ -177,8 +178,15 @@ class Checkpointer:
         steps, self._completed = self._completed, []
         return steps
 
-    def _check_space(self, layout: _Layout) -> None:
-        """Raise OSError before the disk is full, if it is too small."""
+    def check_space(self, model: Model, optimizer: Optimizer) -> tuple[int, int]:
+        """Find out how many bytes a checkpoint needs, and how many are free.
+
+        Raises:
+            OSError: if that does not suffice.
+        """
+        return self._check_space(_Layout.of(model, optimizer))
+
+    def _check_space(self, layout: _Layout) -> tuple[int, int]:
         needed, free = layout.file_bytes, self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
@@ -186,6 +194,26 @@ class Checkpointer:
                 f"a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
                 str(self.directory),
             )
+        return needed, free
+
+    def most_ahead(self, step: int, total_steps: int, every: int) -> int:
+        """Return how many checkpoints more than now the directory has at most, on the way from a step to the last.
+
+        While one is written the oldest is still there.
+
+        Args:
+            step: the present one.
+            total_steps: the last one, which is saved in any case.
+            every: a checkpoint is saved every so many steps; 0: at the end only.
+        """
+
+        if step >= total_steps:
+            return 0
+        saves = -(-total_steps // every) - step // every if every else 1
+        if self.keep == 0:
+            return saves
+        major = total_steps // m - step // m if every and (m := math.lcm(every, self.major_every)) else 0
+        return min(saves, major + max(1, self.keep + 1 - len(finished_steps(self.directory))))
 
     def _write(self, state: TrainState, record: Manifest, tensors: _Tensors) -> None:
         files = checkpoint_files(self.directory, state.step)

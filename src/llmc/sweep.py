@@ -41,7 +41,7 @@ from llmc import _llmc
 from llmc.distributed.place import find_launcher
 from llmc.formats.metrics import read_rows
 from llmc.system.fs import write_atomically
-from llmc.system.signals import caught_signals
+from llmc.system.signals import caught_signals, pass_on
 from llmc.system.toml import load_toml_file
 from llmc.training.logs import LineConsole
 from llmc.training.settings import TrainConfig, check_names
@@ -134,16 +134,18 @@ class Sweep:
         runs = [SweepRun(n, v, {**settings, **v}) for n, v in zip(_names(combinations), combinations)]
         return Sweep(Path(folder), runs, jobs, devices)
 
-    def execute(self, report: Callable[[str], object] | None = None) -> bool:
+    def execute(self, report: Callable[[str], object] | None = None, *, pass_on_signal: bool = True) -> bool:
         """Execute the runs that are not done yet. If one fails, the others go on.
 
         Args:
             report: called with each line that tells how the sweep goes; None prints it.
+            pass_on_signal: let a signal that stopped the sweep have its effect, as Trainer.fit() does; False returns.
 
         Returns:
             Whether all runs are done.
 
         Raises:
+            KeyboardInterrupt, SystemExit: as of Trainer.fit(), when all runs have stopped.
             ValueError: before any run starts, if a launcher started several processes of this sweep.
             llmc.Error: the same, if the sweep lists GPUs and this build has no CUDA.
         """
@@ -209,6 +211,8 @@ class Sweep:
             report(
                 f"stopped by signal {self.stopped_by}, {done} of {len(self.runs)} runs done; the same command goes on"
             )
+            if pass_on_signal:
+                pass_on(self.stopped_by)
         else:
             self._summarise(report)
         return all(run.status == "done" for run in self.runs)

@@ -36,7 +36,7 @@ def main(path: str) -> int:
     code, rows = 0, []
     for settings in runs:
         callbacks = [Kill()] if settings.pop("kill", False) else []
-        result = llmc.train(**settings, callbacks=callbacks)
+        result = llmc.Trainer(llmc.TrainConfig(**settings), callbacks=callbacks).fit(pass_on_signal=False)
         rows.append({"end": result.step, "stopped_by": result.stopped_by, **result.history})
         code = 128 + result.stopped_by if result.stopped_by else 0
     assert not world.rank or os.listdir() == []

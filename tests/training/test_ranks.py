@@ -293,7 +293,8 @@ class OnStep(llmc.Callback):
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path, in_ranks: Ranks, number: int) -> None:
     settings = ranks_settings(tmp_path, 3, max_steps=50)
     callback = OnStep(2, 1, lambda trainer: setattr(trainer._signals, "received", number))
-    results = in_ranks(3, lambda rank: llmc.train(**settings, callbacks=[callback]))
+    config = llmc.TrainConfig(**settings)
+    results = in_ranks(3, lambda rank: Trainer(config, callbacks=[callback]).fit(pass_on_signal=False))
     # The update that follows carries the news.
     assert [(r.stopped_by, r.step) for r in results] == [(number, 4)] * 3
     assert finished_steps(tmp_path / "run") == [4]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import json
+import os
+import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +20,15 @@ from disks import FailingFs
 from runs import cut_at, same_weights, tiny_run, tiny_settings, weights
 
 import llmc
-from llmc.checkpoint import FoundCheckpoint, finished_steps
+from llmc.checkpoint import Checkpointer, FoundCheckpoint, finished_steps
+from llmc.cli import train_main
 from llmc.formats.manifest import signed
 from llmc.formats.shards import write_shard
 from llmc.formats.state_file import join_master
 from llmc.formats.stream import CheckpointDamaged
 from llmc.system.fs import Fs
 from llmc.training.logs import LineConsole, Log, Logs, MainLog, StepInfo
-from llmc.training.settings import SAME_ON_RESUME, defaults
+from llmc.training.settings import SAME_ON_RESUME, SETTINGS, defaults, load_toml, resolve
 from llmc.training.trainer import Trainer, TrainingStopped
 
 
@@ -194,6 +199,134 @@ def test_changed_data_are_refused(tmp_path: Path) -> None:
         Trainer(llmc.TrainConfig(**settings))
 
 
+def test_consent_holds_for_one_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kind: what one command line writes that a later one obeys."""
+    settings = tiny_settings(tmp_path, max_steps=2)
+    run = str(tmp_path / "run")
+    (tmp_path / "c.toml").write_text(llmc.TrainConfig(**settings).to_toml())
+    assert train_main(["--config", str(tmp_path / "c.toml")]) == 0
+    assert train_main(["--resume", run, "--max-steps", "4", "--allow-changes"]) == 0
+    assert finished_steps(run) == [2, 4]
+    kept = load_toml(tmp_path / "run" / "config.toml")
+    assert kept["max_steps"] == 4 and not of_call(kept)
+    assert train_main(["--resume", run, "--seed", "7"]) == 2
+    assert "seed was 42, is 7" in capsys.readouterr().err
+    with open(tmp_path / "run" / "config.toml", "a") as file:  # as an older llmc wrote it
+        file.write("allow_changes = true\nmax_restarts = 3\nprogress = 'lines'\n")
+    assert train_main(["--resume", run, "--seed", "7"]) == 2
+    assert train_main(["--resume", run]) == 0
+
+
+def of_call(names: Iterable[str]) -> set[str]:
+    return {name for name in names if SETTINGS[name].on_resume == "given anew"}
+
+
+def test_which_settings_hold_for_one_call() -> None:
+    """They are consent, the place of the run, who computes and watches it; a new setting is to be thought of here."""
+    # fmt: off
+    assert of_call(SETTINGS) == {
+        "output_dir", "resume", "allow_changes", "progress", "processes", "rank", "gpus_per_node", "dist_init", "dist_dir",
+        "dist_host", "dist_port", "dist_timeout", "max_restarts", "zero_stage",
+    }
+    # fmt: on
+    config = llmc.TrainConfig(
+        **{name: SETTINGS[name].default for name in SETTINGS},
+    )
+    assert not of_call(resolve(config.replace(allow_changes=True), "cpu").to_dict())
+
+
+# ---- the data of a run that is resumed: kind: what a run has is not asked for again ----
+
+
+@pytest.fixture
+def text_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Train on a text that is named by a relative path; return the run directory. The present directory is then another."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    Path("my.txt").write_text("one two three. " * 200)
+    text = {"data": ("my.txt",), "val_data": (), "tokenizer": "bpe:270", "vocab_size": None, "output_dir": "run"}
+    tiny_run(tmp_path, **text)
+    monkeypatch.chdir(tmp_path / "second")
+    return tmp_path / "first" / "run"
+
+
+MORE = ["--max-steps", "9", "--allow-changes"]
+
+
+def test_resume_from_another_directory_finds_the_text(text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my.txt").write_text("another text of the same name. " * 200)
+    assert train_main(["--resume", str(text_run), *MORE]) == 0
+    assert "own tokens" not in capsys.readouterr().out and finished_steps(text_run) == [8, 9]
+    (text_run.parent / "my.txt").write_text("four five six. " * 200)  # a text that is there is compared
+    assert train_main(["--resume", str(text_run)]) == 2
+    assert "is not what the run was trained on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["the text is gone", "run and tokens on another machine"])
+def test_resume_without_the_text(text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    if what == "the text is gone":
+        (text_run.parent / "my.txt").unlink()
+    else:
+        text_run = Path(shutil.move(text_run, tmp_path / "second" / "moved"))
+        shutil.rmtree(tmp_path / "first")
+    assert train_main(["--resume", str(text_run), "--progress", "lines", *MORE]) == 0
+    assert "no files match 'my.txt': going on from the run's own tokens in " in capsys.readouterr().out
+    assert finished_steps(text_run) == [8, 9]
+    assert train_main(["--resume", str(text_run), "--data", "other.txt"]) == 2  # which this call names
+    assert "no files match 'other.txt'" in capsys.readouterr().err
+
+
+def test_standard_input_and_the_language_reference_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {"val_data": (), "tokenizer": "bpe:270", "vocab_size": None}
+    monkeypatch.setattr("llmc.training.sources.language_reference", lambda: ["of one Python. " * 200])
+    tiny_run(tmp_path, **text, data=())
+    monkeypatch.setattr("llmc.training.sources.language_reference", lambda: ["of the next Python. " * 200])
+    assert tiny_run(tmp_path, **text, data=(), resume=True).step == 8
+    config = llmc.TrainConfig(**tiny_settings(tmp_path, **text, data=("-",)))
+    (tmp_path / "run" / "config.toml").write_text(config.to_toml())
+    assert tiny_run(tmp_path, **text, data=("-",), resume=True).step == 8
+
+
+def test_token_files_and_their_tokenizer_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "a [glob]", tmp_path / "second"
+    second.mkdir()
+    settings = tiny_settings(first, data=("data/tr*.bin",), val_data=("data/val.bin",), output_dir="run")
+    monkeypatch.chdir(first)
+    llmc.Tokenizer.train_bpe("one two three. " * 20, 61 + 200).save("mine.bin")
+    settings.update(tokenizer="mine.bin", vocab_size=300, max_steps=2)
+    llmc.train(**settings)
+    monkeypatch.chdir(second)
+    run = str(first / "run")
+    assert train_main(["--resume", run, *MORE]) == 0
+    assert load_toml(first / "run" / "config.toml")["data"] == [glob.escape(str(first)) + os.sep + "data/tr*.bin"]
+    assert finished_steps(run)[-1] == 9
+    (first / "data").rename(second / "elsewhere")
+    assert train_main(["--resume", run]) == 2
+    said = capsys.readouterr().err
+    assert "no files match" in said and "give --data with the place where the run's data are now" in said
+    assert train_main(["--resume", run, "--data", "elsewhere/train.bin", "--val-data", "elsewhere/val.bin"]) == 0
+
+
+def test_config_toml_holds_every_name(tmp_path: Path) -> None:
+    """Kind: a name that the run takes must not break the file that keeps it. What is no Unicode, no TOML holds."""
+    (tmp_path / "c.toml").write_bytes(
+        llmc.TrainConfig(data=("del\x7f", "\x01\u2028"), prompt="\udcff").to_toml(str(tmp_path)).encode()
+    )
+    values = load_toml(tmp_path / "c.toml")
+    assert values["data"] == ["del\x7f", "\x01\u2028"] and values["prompt"] == "?"
+
+
+def test_a_wrong_value_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("layers = 0\n")
+    with pytest.raises(ValueError, match=r"c\.toml: layers is 0, expected 1 or more"):
+        load_toml(tmp_path / "c.toml")
+
+
 def test_changed_text_is_refused_before_anything_is_overwritten(tmp_path: Path) -> None:
     text = tmp_path / "my.txt"
     text.write_text("one two three. " * 200)
@@ -296,18 +429,79 @@ def test_on_save_error_stop(tmp_path: Path) -> None:
     fs = FailingFs()
     fs.fail_at(3, OSError(errno.ENOSPC, "No space left on device"))
     trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, checkpoint_every=2, on_save_error="stop")), fs=fs)
-    with pytest.raises(TrainingStopped, match=r"No space left on device.*earlier ones are untouched"):
+    with pytest.raises(TrainingStopped, match=r"No space left on device; there is no earlier one"):
         trainer.fit()
 
 
-def test_failed_final_save_is_an_error(tmp_path: Path) -> None:
-    class Full(Fs):
-        def free_bytes(self, path: Path) -> int:
-            return 1000
+class SmallDisk(Fs):
+    """A disk with some bytes free, however much is written."""
 
-    config = llmc.TrainConfig(**tiny_settings(tmp_path, checkpoint_every=3))
-    with pytest.raises(TrainingStopped, match=r"a checkpoint needs 0\.1 MB, 0\.0 MB are free"):
-        Trainer(config, fs=Full()).fit()
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+    def free_bytes(self, path: Path) -> int:
+        return self.free
+
+
+def test_failed_final_save_is_an_error(tmp_path: Path) -> None:
+    disk = SmallDisk(10**9)
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, checkpoint_every=3)), fs=disk)
+
+    class Fill(llmc.Callback):
+        def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+            disk.free = 1000 if info.step == 6 else disk.free
+
+    trainer.callbacks.append(Fill())
+    with pytest.raises(TrainingStopped, match=r"needs 0\.1 MB, 0\.0 MB are free.*; that of step 6 is untouched"):
+        trainer.fit()
+
+
+@pytest.mark.parametrize("on_save_error", ["continue", "stop"])
+def test_no_room_for_a_checkpoint_is_found_before_the_first_step(tmp_path: Path, on_save_error: str) -> None:
+    """Kind: what is found late and could be known at the start."""
+    settings = tiny_settings(tmp_path, on_save_error=on_save_error)
+    with pytest.raises(OSError, match=r"0\.0 MB are free: make room.*--checkpoint-every -1"):
+        Trainer(llmc.TrainConfig(**settings), fs=SmallDisk(1000))
+    assert not (tmp_path / "run" / "config.toml").exists()
+    trainer = Trainer(llmc.TrainConfig(**{**settings, "checkpoint_every": -1}), fs=SmallDisk(1000))
+    assert trainer.fit().step == 8
+
+
+def test_what_the_checkpoints_need_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tiny_settings(tmp_path, checkpoint_every=2, progress="lines")
+    Trainer(llmc.TrainConfig(**settings), fs=SmallDisk(10**9)).fit()
+    said = capsys.readouterr().out
+    assert "a checkpoint needs 0.1 MB, 4 at a time 0.3 MB; 1000.0 MB are free" in said
+    files = [p for p in (tmp_path / "run").iterdir() if p.name.startswith(("model_", "state_"))]
+    assert len(files) == 8 and 0.25e6 < sum(p.stat().st_size for p in files) < 0.35e6
+    again = {**settings, "output_dir": str(tmp_path / "again")}
+    Trainer(llmc.TrainConfig(**again), fs=SmallDisk(150_000)).fit()
+    assert "so that not all can be saved: --keep-checkpoints" in capsys.readouterr().out
+    again = {**settings, "output_dir": str(tmp_path / "third"), "on_save_error": "stop"}
+    with pytest.raises(OSError, match="4 at a time.*--keep-checkpoints N"):
+        Trainer(llmc.TrainConfig(**again), fs=SmallDisk(150_000))
+    Trainer(llmc.TrainConfig(**{**again, "keep_checkpoints": 1}), fs=SmallDisk(150_000)).fit()
+
+
+@pytest.mark.parametrize(
+    ("keep", "major", "there", "step", "total", "every", "most"),
+    [
+        (0, 0, [], 0, 8, 3, 3),  # 3, 6 and 8
+        (0, 0, [3], 4, 8, 3, 2),
+        (0, 0, [], 0, 8, 0, 1),
+        (0, 0, [8], 8, 8, 3, 0),
+        (2, 0, [], 0, 100, 1, 3),
+        (2, 0, [4, 5], 5, 100, 1, 1),
+        (1, 10, [], 0, 100, 5, 12),
+        (5, 0, [], 0, 8, 4, 2),
+    ],
+)
+def test_how_many_checkpoints_are_ahead(
+    tmp_path: Path, keep: int, major: int, there: list[int], step: int, total: int, every: int, most: int
+) -> None:
+    for done in there:
+        (tmp_path / f"DONE_{done:08d}").touch()
+    assert Checkpointer(tmp_path, keep=keep, major_every=major).most_ahead(step, total, every) == most
 
 
 def test_failed_background_save_is_reported(tmp_path: Path) -> None:

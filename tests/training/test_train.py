@@ -21,6 +21,7 @@ from runs import VOCAB, same_weights, tiny_data, tiny_run, tiny_settings, weight
 import llmc
 from llmc import _llmc
 from llmc.checkpoint import finished_steps
+from llmc.cli import train_main
 from llmc.training.logs import BarConsole, LineConsole, StepInfo, step_line
 from llmc.training.memory import check_memory
 from llmc.training.outliers import OutlierDetector
@@ -264,11 +265,60 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None
             if info.step == 3:
                 os.kill(os.getpid(), number)
 
-    result = llmc.train(**tiny_settings(tmp_path), callbacks=[Kill()])
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path)), callbacks=[Kill()])
+    result = trainer.fit(pass_on_signal=False)
     assert result.stopped_by == number and result.step == 4
     assert (tmp_path / "run" / "DONE_00000004").is_file()
     resumed = tiny_run(tmp_path, resume=True)
     assert same_weights(weights(resumed), weights(tiny_run(tmp_path / "whole")))
+
+
+class Signal(Callback):
+    """Sends a signal to this process after the first update."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+@pytest.mark.parametrize("handled", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_has_its_effect_when_all_is_saved(tmp_path: Path, number: signal.Signals, handled: bool) -> None:
+    """A loop over runs ends, unless the program has a handler of its own. Kind: a library must not swallow a signal."""
+    seen: list[int] = []
+    before = signal.getsignal(number)
+    signal.signal(number, (lambda n, frame: seen.append(n)) if handled else before)
+    done = []
+    try:
+        for i in range(2):
+            result = llmc.train(**tiny_settings(tmp_path / str(i)), callbacks=[Signal(number)])
+            done.append((result.step, result.stopped_by))
+    except (KeyboardInterrupt, SystemExit) as e:
+        done.append(getattr(e, "code", "interrupted"))
+    finally:
+        signal.signal(number, before)
+    if handled:
+        assert done == [(1, number)] * 2 and seen == [number] * 2
+    else:
+        assert done == [128 + number if number == signal.SIGTERM else "interrupted"]
+    assert [finished_steps(tmp_path / str(i) / "run") for i in range(2)] == [[1], [1] if handled else []]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_has_the_exit_code_of_the_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    config = tiny_settings(tmp_path, progress="lines")
+    (tmp_path / "c.toml").write_text(llmc.TrainConfig(**config).to_toml())
+    monkeypatch.setattr(Trainer, "_after_step", lambda trainer, info: os.kill(os.getpid(), number))
+    assert train_main(["--config", str(tmp_path / "c.toml")]) == 128 + number
+    printed = capsys.readouterr()
+    assert f"stopped by signal {int(number)} after step 1, saved; continue with: llmc train --resume" in printed.out
+    assert not printed.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
@@ -285,8 +335,9 @@ def test_signal_ends_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(llmc.GPT2, "evaluate", evaluate)
     trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, val_every=3)))
-    result = trainer.fit()
-    assert (result.stopped_by, result.step, evaluated) == (signal.SIGINT, 3, 4)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert (trainer.step, evaluated) == (3, 4)
     assert (tmp_path / "run" / "DONE_00000003").is_file()
     assert trainer.validate() == 1.0  # the trainer can be used again
     assert trainer.fit().step == 8

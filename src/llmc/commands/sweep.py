@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(run.name for run in sweep.runs))
         return 0
-    done = sweep.execute()
+    done = sweep.execute(pass_on_signal=False)
     if sweep.stopped_by:
         return 128 + sweep.stopped_by
     return 0 if done else 1

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmc.arguments import Parser
 from llmc.distributed.launcher import run_processes
 from llmc.distributed.place import must_launch
 from llmc.distributed.world import World, open_world
-from llmc.training.settings import SETTINGS, Setting, TrainConfig, load_toml
+from llmc.training.settings import SETTINGS, Setting, TrainConfig, load_toml, of_run
 
 
 class _HelpOrHellaSwag(argparse.Action):
@@ -80,7 +81,7 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
             group.add_argument(short, type=zero_or_one, metavar="0|1", **options)
         return
     if setting.many:
-        options["nargs"] = "+"
+        options.update(nargs="+", action="extend")  # given again, it adds
     if setting.choices:
         options["choices"] = setting.choices
     else:
@@ -127,7 +128,7 @@ def _settings_of_run(run: Path) -> dict[str, Any]:
     path = run / "config.toml"
     if not path.is_file():
         raise FileNotFoundError(f"'{run}' is not a run directory: it has no config.toml")
-    return load_toml(path)
+    return of_run(load_toml(path))  # older ones have more
 
 
 def _how_to_meet(args: argparse.Namespace) -> TrainConfig:
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
         config = settings_from(args, world)
     directory = _new_run_directory() if _needs_run_directory(config) else config.output_dir
     config = config.replace(output_dir=world.share_value(directory or None))  # rank 0's
-    result = Trainer(config).fit()
+    result = Trainer(config).fit(pass_on_signal=False)  # other ranks and the exit code come first
     world.barrier()
     world.close()
     return 128 + result.stopped_by if result.stopped_by else 0
@@ -194,7 +195,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         SystemExit: with code 2, if an argument is unknown.
         FileNotFoundError, ValueError: as of settings_from().
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False)
     add_arguments(parser)
     config = settings_from(parser.parse_args(list(argv)))
     return config.replace(output_dir=_new_run_directory()) if _needs_run_directory(config) else config

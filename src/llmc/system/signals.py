@@ -2,7 +2,7 @@
 
 A training run (StopSignals) stops after its step or evaluation batch at the first signal, and at once at the second. The same signal
 again within a second is not a second one: launchers pass a Ctrl-C on that the terminal has sent to everybody already. A sweep
-(caught_signals) only takes note of them, and decides itself what to do.
+(caught_signals) only takes note of them, and decides itself what to do. When all is saved, pass_on() lets the signal have its effect.
 """
 
 from __future__ import annotations
@@ -112,3 +112,19 @@ class StopSignals:
         if self._interruptible:
             self._interruptible = False
             raise StopRequested
+
+
+def pass_on(number: int) -> None:
+    """Let a signal that was caught do what it does without that: call the program's own handler, if it has one, else raise.
+
+    Raises:
+        KeyboardInterrupt: for SIGINT.
+        SystemExit: with 128 + number, for another.
+    """
+    handler = signal.getsignal(number)
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(number, None)
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        raise SystemExit(128 + number)

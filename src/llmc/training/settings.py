@@ -7,8 +7,10 @@ fields of TrainConfig. llm.c's short flags keep llm.c's meaning.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import math
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -35,8 +37,10 @@ class Setting:
         choices: the values that it may have.
         least, most: bounds that are allowed values; above, below: bounds that are not. None: no bound.
         also: a value outside of the bounds that has a meaning of its own, named in text.
-        on_resume: "same" if a run must be resumed with the value that it began with, else "may change".
+        on_resume: what a resumed run has: the value that it began with ("same"), that unless this call gives another ("may change"), or
+            what this call gives, else the default ("given anew"). What holds for one call is kept in no file of the run, and read from none.
         by_rank: whether each rank may have its own value. Of the others all must have the same.
+        paths: whether it holds paths and globs of what a run reads again if it is resumed.
     """
 
     group: str
@@ -52,6 +56,7 @@ class Setting:
     also: float | None = None
     on_resume: str = "may change"
     by_rank: bool = False
+    paths: bool = False
     kind: type = str
     many: bool = False
     default: Any = None
@@ -108,6 +113,8 @@ class Setting:
             raise ValueError(f"{name} is {value!r}, expected {self.kind.__name__}")
         if self.choices and value not in self.choices:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, self.choices))}")
+        if self.kind is int and self.most is None and value >= 2**31:
+            raise ValueError(f"{name} is {value}, expected less than 2^31 ({self.text})")
         if self.kind in (int, float) and not self.allows(value):
             raise ValueError(f"{name} is {value}, expected {self.bounds} ({self.text})")
         return value
@@ -122,9 +129,12 @@ class TrainConfig:
     """Settings of a training run; see `llmc-train --help` for the same list by flags."""
 
     # fmt: off
-    data: tuple[str, ...] = _setting((), "data", "text files, folders, or globs of .bin token files; none: the language reference that every Python carries", "-i", by_rank=True)
-    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text, or no validation for .bin", "-j", by_rank=True)
+    data: tuple[str, ...] = _setting((), "data", "texts or token files, their folders, or globs; given again it adds; none: the language reference that every Python carries", "-i", by_rank=True, paths=True)
+    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text; of a folder or glob of token files those with val in their names", "-j", by_rank=True, paths=True)
     tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files", on_resume="same")
+    column: str = _setting("text", "data", "field that has the text or the chat, in files of records; a dot leads into a nested one", on_resume="same")
+    on_bad_record: str = _setting("stop", "data", "when a record has no text", choices=("stop", "skip"))
+    document_separator: str = _setting("", "data", "mark between the documents of a text file, as '<|endoftext|>'; default: a file is one document", on_resume="same")
     shuffle: bool = _setting(True, "data", "draw samples in random order", on_resume="same")
     data_seed: int = _setting(42, "data", "seed of that order", least=0, most=2**32 - 1, on_resume="same")
 
@@ -155,20 +165,20 @@ class TrainConfig:
     skip_grad_z: float = _setting(0.0, "optimizer", "the same by gradient norm", "-sg", least=0, on_resume="same")
     max_bad_steps: int = _setting(10, "optimizer", "stop after this many updates in a row with a NaN or infinite loss or gradient; 0: never", least=0)
 
-    output_dir: str | None = _setting(None, "output", "run directory; default: runs/<time> if no model is named, else none: nothing is kept", "-o", by_rank=True)
+    output_dir: str | None = _setting(None, "output", "run directory; default: runs/<time> if no model is named, else none: nothing is kept", "-o", by_rank=True, on_resume="given anew")
     checkpoint_every: int = _setting(0, "output", "checkpoint every n steps, and at the end; 0: at the end only; -1: never", "-n", least=-1)
     keep_checkpoints: int = _setting(0, "output", "keep this many of them; 0: all", "-nk", least=0)
     major_every: int = _setting(0, "output", "never delete those of steps divisible by this; 0: none is kept for ever", "-nm", least=0)
     save_best: bool = _setting(False, "output", "keep the model of the lowest validation loss as best.bin")
     async_save: bool = _setting(True, "output", "write checkpoints in the background, from a copy in memory")
     on_save_error: str = _setting("continue", "output", "when a checkpoint cannot be written", choices=("continue", "stop"))
-    resume: bool = _setting(False, "output", "continue from the newest good checkpoint of the run directory, if it has one", "-y")
-    allow_changes: bool = _setting(False, "output", "resume although settings or data differ from the checkpoint's")
+    resume: bool = _setting(False, "output", "continue from the newest good checkpoint of the run directory, if it has one", "-y", on_resume="given anew")
+    allow_changes: bool = _setting(False, "output", "resume although settings or data differ from the checkpoint's", on_resume="given anew")
 
     val_every: int | None = _setting(None, "evaluation", "validate every n steps, and at the end; 0: never", "-v", small=50, llm_c=20)
     val_steps: int = _setting(20, "evaluation", "validation batches; -1: all", "-m", least=1, also=-1)
     hellaswag: bool = _setting(False, "evaluation", "evaluate HellaSwag with validation (-h 1)", "-h")
-    hellaswag_data: str = _setting("dev/data/hellaswag/hellaswag_val.bin", "evaluation", "llm.c's HellaSwag file", by_rank=True)
+    hellaswag_data: str = _setting("dev/data/hellaswag/hellaswag_val.bin", "evaluation", "llm.c's HellaSwag file", by_rank=True, paths=True)
     sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never", "-s", small=200, llm_c=20)
     sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included", "-g", small=256, llm_c=64)
     prompt: str = _setting("", "evaluation", "text that samples begin with; default: end-of-text")
@@ -188,20 +198,20 @@ class TrainConfig:
     attention: str = _setting("auto", "machine", "attention on GPUs: auto takes the fastest that there is and that fits the model (the CPU has one kind)", choices=("auto", "cudnn", "wgmma", "flash", "simple"))
     deterministic: bool = _setting(True, "machine", "the same bits on every run; on GPUs it costs cuDNN's attention time and memory (the CPU always is)")
     fused_gelu: str = _setting("auto", "machine", "GELU inside of matmuls on GPUs: auto in bf16 from Hopper on (no effect on the CPU)", choices=("auto", "off", "on"))
-    zero_stage: int | None = _setting(None, "machine", "1: each rank keeps a part of the optimizer's state (ZeRO-1); 0: all of it [1 if there are several ranks]", "-z", choices=(0, 1))
+    zero_stage: int | None = _setting(None, "machine", "1: each rank keeps a part of the optimizer's state (ZeRO-1); 0: all of it [1 if there are several ranks]", "-z", choices=(0, 1), on_resume="given anew")
 
-    processes: int = _setting(1, "processes", "number of processes; `llmc-train --processes N` starts them on this machine; mpirun, srun and torchrun tell it themselves", "-pn", least=1)
-    rank: int = _setting(0, "processes", "this process's number, if it was started by hand (--dist-init tcp or fs)", "-pr", least=0, by_rank=True)
-    gpus_per_node: int = _setting(8, "processes", "llm.c's -pg; accepted, and without effect: each process takes the GPU of its number on its host", "-pg", least=1, by_rank=True)
-    dist_init: str | None = _setting(None, "processes", "how processes find each other [as what started them offers: mpi under mpirun, tcp under torchrun]", "-pi", choices=("mpi", "tcp", "fs"))
-    dist_dir: str = _setting("", "processes", "fs: a folder that all hosts share", "-pf", by_rank=True)
-    dist_host: str = _setting("", "processes", "tcp: name or address of the host of rank 0 [MASTER_ADDR]; mpi, fs: where rank 0 listens [all its addresses]", "-ps", by_rank=True)
-    dist_port: int | None = _setting(None, "processes", "tcp: the port on which rank 0 listens [LLMC_PORT, MASTER_PORT + 1, or 12345]", least=1, most=65535, by_rank=True)
-    dist_timeout: float = _setting(600.0, "processes", "seconds that processes wait for each other, at the start and in each exchange", above=0, below=math.inf)
-    max_restarts: int = _setting(0, "processes", "begin anew from the newest checkpoint, up to n times, if the processes that llmc-train started end badly", least=0)
+    processes: int = _setting(1, "processes", "number of processes; `llmc-train --processes N` starts them on this machine; mpirun, srun and torchrun tell it themselves", "-pn", least=1, on_resume="given anew")
+    rank: int = _setting(0, "processes", "this process's number, if it was started by hand (--dist-init tcp or fs)", "-pr", least=0, by_rank=True, on_resume="given anew")
+    gpus_per_node: int = _setting(8, "processes", "llm.c's -pg; accepted, and without effect: each process takes the GPU of its number on its host", "-pg", least=1, by_rank=True, on_resume="given anew")
+    dist_init: str | None = _setting(None, "processes", "how processes find each other [as what started them offers: mpi under mpirun, tcp under torchrun]", "-pi", choices=("mpi", "tcp", "fs"), on_resume="given anew")
+    dist_dir: str = _setting("", "processes", "fs: a folder that all hosts share", "-pf", by_rank=True, on_resume="given anew")
+    dist_host: str = _setting("", "processes", "tcp: name or address of the host of rank 0 [MASTER_ADDR]; mpi, fs: where rank 0 listens [all its addresses]", "-ps", by_rank=True, on_resume="given anew")
+    dist_port: int | None = _setting(None, "processes", "tcp: the port on which rank 0 listens [LLMC_PORT, MASTER_PORT + 1, or 12345]", least=1, most=65535, by_rank=True, on_resume="given anew")
+    dist_timeout: float = _setting(600.0, "processes", "seconds that processes wait for each other, at the start and in each exchange", above=0, below=math.inf, on_resume="given anew")
+    max_restarts: int = _setting(0, "processes", "begin anew from the newest checkpoint, up to n times, if the processes that llmc-train started end badly", least=0, on_resume="given anew")
 
     gpu_info_every: int = _setting(-1, "logs", "print the GPU's clocks, power and temperature every n steps; -1: never", "-lg")
-    progress: str = _setting("auto", "logs", "a bar, llm.c's lines, or nothing; auto: a bar in a terminal", choices=("auto", "bar", "lines", "none"), by_rank=True)
+    progress: str = _setting("auto", "logs", "a bar, llm.c's lines, or nothing; auto: a bar in a terminal", choices=("auto", "bar", "lines", "none"), by_rank=True, on_resume="given anew")
     tensorboard: bool = _setting(False, "logs", "write TensorBoard events into the run directory")
     wandb: str = _setting("", "logs", "Weights & Biases project to log to")
     plot: bool = _setting(True, "logs", "write loss.png into the run directory at the end")
@@ -226,18 +236,30 @@ class TrainConfig:
         values = {name: getattr(self, name) for name in SETTINGS}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
 
-    def to_toml(self) -> str:
-        """Return the settings as flat TOML, a comment above each group."""
-        lines: list[str] = []
+    def to_toml(self, directory: str | None = None) -> str:
+        """Return the settings as flat TOML, a comment above each group.
+
+        Args:
+            directory: where the relative paths among them are to be looked for, wherever the file is read; None does not say.
+        """
+        lines = [] if directory is None else ["# where relative paths were given", _toml_line("directory", directory)]
         group = None
         for name, value in self.to_dict().items():
             if SETTINGS[name].group != group:
                 group = SETTINGS[name].group
                 lines.append(f"\n# {group}" if lines else f"# {group}")
-            # TOML's strings, numbers, booleans and lists are JSON's, but inf and nan are written as Python does.
-            special = isinstance(value, float) and not math.isfinite(value)
-            lines.append(f"{name} = {value if special else json.dumps(value, ensure_ascii=False)}")
+            lines.append(_toml_line(name, value))
         return "\n".join(lines) + "\n"
+
+
+def _toml_line(name: str, value: Any) -> str:
+    """Return a value of JSON as a line of TOML."""
+    # TOML's strings, numbers, booleans and lists are JSON's, but it writes inf and nan as Python does, and takes neither a bare DEL nor
+    # what is no Unicode: the bytes of a file's name, which are then told by "?".
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name} = {value}"
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{name} = {text.encode(errors='replace').decode()}"
 
 
 def _known_settings() -> dict[str, Setting]:
@@ -256,6 +278,11 @@ SETTINGS = _known_settings()
 # The settings that a resumed run must share with its checkpoint. The others change how it is computed, watched or kept. (batch_size
 # is free because total_batch_size is not; the data are compared by their content.)
 SAME_ON_RESUME = tuple(name for name, setting in SETTINGS.items() if setting.on_resume == "same")
+
+
+def of_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, of settings by name, those that a run keeps. The others hold for the call that gave them."""
+    return {name: value for name, value in values.items() if SETTINGS[name].on_resume != "given anew"}
 
 
 class RunConfig(TrainConfig):
@@ -277,8 +304,8 @@ class RunConfig(TrainConfig):
     zero_stage: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings but those that say how many processes compute the run and how they meet: a run may go on with others."""
-        return {k: v for k, v in super().to_dict().items() if k != "zero_stage" and SETTINGS[k].group != "processes"}
+        """Return the settings that the run keeps; those that hold for one call are left out."""
+        return of_run(super().to_dict())
 
     def shared(self) -> dict[str, Any]:
         """Return the settings that all ranks must share."""
@@ -355,11 +382,27 @@ def check_names(values: Mapping[str, Any], place: str) -> None:
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
-    """Read settings, by name, from a TOML file.
+    """Read settings, by name, from a TOML file. If it says a directory, as a run's config.toml does, paths are looked for there first.
 
     Raises:
-        ValueError: naming the file, and the line or the unknown setting.
+        ValueError: naming the file, and the line or the setting that is unknown or wrong.
     """
     values = load_toml_file(path)
+    directory = values.pop("directory", "")
     check_names(values, str(path))
+    for name, value in values.items():
+        try:
+            value = SETTINGS[name].checked(name, value)
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from e
+        if SETTINGS[name].paths:
+            values[name] = [_found(v, directory) for v in value] if SETTINGS[name].many else _found(value, directory)
     return values
+
+
+def _found(pattern: str, directory: str) -> str:
+    """Return a relative path or glob with the directory before it, if that is another than the present one and has it."""
+    if os.path.isabs(pattern) or not os.path.isabs(directory) or directory == os.getcwd():
+        return pattern
+    there, escaped = os.path.join(directory, pattern), os.path.join(glob.escape(directory), pattern)
+    return there if os.path.exists(there) else escaped if glob.glob(escaped) else pattern

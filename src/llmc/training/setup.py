@@ -143,7 +143,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     comm = world.open_comm(backend) if world.size > 1 else None
     config = config.replace(output_dir=_shared(world, config.output_dir))
     run_dir = _open_run_directory(config, world)
-    sources = _prepare(config, run_dir, world)
+    sources = _prepare(config, run_dir, world, say)
     fingerprint = sources.fingerprint()
     files = {f"file {i}": f"{f.name} of {f.bytes} bytes, CRC-32 {f.crc32:08x}" for i, f in enumerate(fingerprint, 1)}
     world.agree("the data", files)
@@ -155,6 +155,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     optimizer = build_optimizer(config, model, comm)
     rows_per_sample = _shared(world, config.batch_size if found is None else found.rows_per_sample(config.batch_size))
     train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, rows_per_sample, world)
+    if (unused := len(sources.train) - len(train_loader.files)) > 0 and not config.overfit:
+        say(f"note: {unused} of {len(sources.train)} files to train on have less than one batch, and are not used")
     total_steps = _total_steps(config, train_loader)
     lr = lr_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac)
     notes = Notes(world.rank, world.size)
@@ -257,10 +259,10 @@ def _open_run_directory(config: RunConfig, world: World) -> Path | None:
     return Path(config.output_dir) if config.output_dir else None
 
 
-def _prepare(config: RunConfig, run_dir: Path | None, world: World) -> Sources:
+def _prepare(config: RunConfig, run_dir: Path | None, world: World, say: Callable[[str], None]) -> Sources:
     """Find the data, rank 0 first: the others use its tokens if they see them."""
     if world.leads:
-        sources = prepare(config, run_dir)
+        sources = prepare(config, run_dir, say)
         _shared(world, sources.tokenized)
         return sources
     return prepare_beside(config, _shared(world, None))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc.checkpoint import finished_steps, model_file
-from llmc.data.documents import TEXT_SUFFIXES, DocumentReader, language_reference
-from llmc.data.files import document_files, shards_of_folder, shards_or_documents
+from llmc.data.documents import DocumentReader, language_reference
+from llmc.data.files import find_data, is_validation
 from llmc.data.tokenize import tokenize, write_pair, write_splits
 from llmc.data.tokenizer import Tokenizer, tokenizer_file
 from llmc.formats.manifest import DataFile
 from llmc.system.fs import write_atomically
-from llmc.training.settings import TrainConfig
+from llmc.system.toml import load_toml_file
+from llmc.training.settings import TrainConfig, load_toml
 
 DEFAULT_TOKENIZER = "bpe:1024"
 
@@ -60,29 +63,94 @@ class Sources:
         return rows
 
 
-def prepare(config: TrainConfig, directory: Path | None) -> Sources:
+def prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], None] = lambda line: None) -> Sources:
     """Find the data of a run, and tokenise them if they are text.
 
+    A text is read again if a run is resumed, to see whether it is the same. If that cannot be, because it is not there any more, came
+    from standard input, or is what some Python brings along, the run goes on from its own tokens.
+
     Args:
-        config: the settings; `data`, `val_data`, `tokenizer`, `vocab_size`, `model` and `allow_changes` are read.
+        config: the settings; `data`, `val_data`, `tokenizer`, `vocab_size`, `model`, `resume` and `allow_changes` are read.
         directory: the run directory, whose subfolder `data` keeps the tokens of a text; None for a temporary folder.
+        say: is told what folders and globs stand for, what was skipped in a text, or that the text is not there.
 
     Raises:
         FileNotFoundError: if a path or glob matches nothing.
         ValueError: if training and validation data are of different kinds, there is no text, or the text or the tokenizer is not
             the one that the run in the directory was trained on.
     """
-    shards, texts = shards_or_documents(config.data, "the data")
-    val_shards, val_texts = shards_or_documents(config.val_data, "the validation data", validation=True)
-    if shards and not config.val_data:
-        val_shards = [p for folder in map(Path, config.data) if folder.is_dir() for p in shards_of_folder(folder)[1]]
-    if shards:
-        if val_texts:
-            raise ValueError("the data are token files, but the validation data are text; give token files for both")
-        return _from_shards(config, shards, val_shards)
-    if val_shards:
-        raise ValueError("the data are text, but the validation data are token files; give text for both")
-    return _from_text(config, texts, val_texts, directory)
+    place = _place_of_data(config, directory)
+    own = None if place is None or directory is None else _own_tokens(config, directory)
+    if own is not None and (not config.data or "-" in (*config.data, *config.val_data)):
+        return own
+    try:
+        return _prepare(config, directory, say)
+    except FileNotFoundError as e:
+        if own is not None:
+            say(f"{e}: going on from the run's own tokens in {own.train[0].parent}")
+            return own
+        if place is None:
+            raise
+        where = " or ".join(dict.fromkeys(filter(None, (place, os.getcwd()))))
+        raise FileNotFoundError(f"{e} (in {where}): give --data with the place where the run's data are now") from e
+
+
+def _place_of_data(config: TrainConfig, directory: Path | None) -> str | None:
+    """Return where the data of a run that is resumed were when it began, maybe empty; None if it has others, or is a new run."""
+    if directory is None or not config.resume or not (file := directory / "config.toml").is_file():
+        return None
+    before = TrainConfig(**{k: v for k, v in load_toml(file).items() if k in ("data", "val_data")})
+    same = (before.data, before.val_data) == (config.data, config.val_data)
+    return str(load_toml_file(file).get("directory", "")) if same else None
+
+
+def _own_tokens(config: TrainConfig, directory: Path) -> Sources | None:
+    """Return the tokens and the tokenizer that a run keeps in its directory, or None if it has them not, or not all."""
+    try:
+        source = json.loads(_remembered(directory).read_text(encoding="utf-8"))
+        tokenizer = _tokenized(directory, source)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if tokenizer is None or not finished_steps(directory):
+        return None
+    return _of_text(config, directory, tokenizer, source)
+
+
+def _of_text(
+    config: TrainConfig,
+    folder: Path,
+    tokenizer: Tokenizer,
+    source: dict[str, Any],
+    temporary: tempfile.TemporaryDirectory[str] | None = None,
+) -> Sources:
+    train, val = _token_files(folder)
+    vocab_size = config.vocab_size or tokenizer.vocab_size
+    remembered = (str(folder.absolute()), source)
+    return Sources([train], [val], tokenizer, vocab_size, _description(config), temporary, remembered)
+
+
+def _description(config: TrainConfig) -> str:
+    return ", ".join(config.data) or "Python's language reference"
+
+
+def _prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], None]) -> Sources:
+    data = find_data(config.data, "the data")
+    val_data = find_data(config.val_data, "the validation data", validation=True)
+    if config.val_data and data.tokens != val_data.tokens:
+        kinds = ("token files", "text") if data.tokens else ("text", "token files")
+        raise ValueError(f"the data are {kinds[0]}, but the validation data are {kinds[1]}; give {kinds[0]} for both")
+    for name, found in (("data", data), ("validation data", val_data)):
+        if found.searched:
+            say(f"{name}: {found.describe()}")
+    named_val = [path.name for path in data.files if is_validation(path)]
+    if data.tokens and not config.val_data and 0 < len(named_val) < len(data.files):
+        say(
+            f"note: {', '.join(named_val[:3])} (of {len(named_val)}) for validation are trained on, because they are named; "
+            "name the folder, or put the glob in quotes, to validate on them"
+        )
+    if data.tokens:
+        return _from_shards(config, data.files, val_data.files if config.val_data else data.val, directory)
+    return _from_text(config, data.files, val_data.files, directory, say)
 
 
 def prepare_beside(config: TrainConfig, tokenized: tuple[str, dict[str, Any]] | None) -> Sources:
@@ -104,31 +172,32 @@ def prepare_beside(config: TrainConfig, tokenized: tuple[str, dict[str, Any]] | 
     return prepare(config, None)
 
 
-def _from_shards(config: TrainConfig, train: list[Path], val: list[Path]) -> Sources:
+def _from_shards(config: TrainConfig, train: list[Path], val: list[Path], directory: Path | None) -> Sources:
     tokenizer = None
-    if config.tokenizer is not None:
+    if directory is not None and finished_steps(directory):
+        tokenizer = Tokenizer.beside(directory)  # that of the run's weights, wherever it came from
+    if tokenizer is None and config.tokenizer is not None:
         tokenizer = Tokenizer.from_spec(config.tokenizer)
-    else:
+    elif tokenizer is None:
         tokenizer = Tokenizer.beside(train[0].parent) or Tokenizer.beside(Path.cwd())
     vocab_size = config.vocab_size or (tokenizer.vocab_size if tokenizer else 50257)
-    description = ", ".join(config.data)
-    return Sources(train, val, tokenizer, vocab_size, description)
+    return Sources(train, val, tokenizer, vocab_size, _description(config))
 
 
-def _read_texts(paths: list[Path]) -> list[str]:
-    return list(DocumentReader().documents(file for path in paths for file in document_files(path, TEXT_SUFFIXES)))
+def _read_texts(reader: DocumentReader, paths: list[Path]) -> list[str]:
+    return list(reader.documents(paths))
 
 
-def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None) -> Sources:
-    if texts:
-        documents = _read_texts(texts)
-        description = ", ".join(config.data)
-    else:
-        documents = language_reference()
-        description = "Python's language reference"
-    val_documents = _read_texts(val_texts)
+def _from_text(
+    config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None, say: Callable[[str], None]
+) -> Sources:
+    reader = DocumentReader(config.column, config.on_bad_record, config.document_separator)
+    documents = _read_texts(reader, texts) if texts else language_reference()
+    val_documents = _read_texts(reader, val_texts)
+    for line in reader.report():
+        say(line)
     if not any(documents):
-        raise ValueError(f"there is no text in {description}")
+        raise ValueError(f"there is no text in {_description(config)}")
     spec = config.tokenizer or _tokenizer_of(config.model)
 
     temporary = None
@@ -140,7 +209,7 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
         "documents": [len(documents), len(val_documents)],
         "crc32": zlib.crc32("\0".join([*documents, *val_documents]).encode("utf-8", "surrogatepass")),
     }
-    train, val = _token_files(folder)
+    train, _ = _token_files(folder)
     saved = _tokenizer_file(folder, source)
     if (tokenizer := _tokenized(folder, source)) is None:
         if finished_steps(folder):  # the tokenizer that the run's weights belong to must not be lost
@@ -159,8 +228,7 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
             write_splits(tokens, train.parent, tokenizer.vocab_size)
         tokenizer.save(saved)
         write_atomically(_remembered(folder), [json.dumps(source).encode()])
-    vocab_size = config.vocab_size or tokenizer.vocab_size
-    return Sources([train], [val], tokenizer, vocab_size, description, temporary, (str(folder.absolute()), source))
+    return _of_text(config, folder, tokenizer, source, temporary)
 
 
 def _tokenizer_of(model: str | None) -> str:

@@ -9,7 +9,9 @@ stop. What rank 0 alone knows, as whether a checkpoint can be written, it tells 
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +28,7 @@ from llmc.evals import multiple_choice
 from llmc.formats.state_file import TrainState
 from llmc.models.model import Model
 from llmc.system.fs import SYSTEM, Fs, write_atomically
-from llmc.system.signals import StopRequested, StopSignals
+from llmc.system.signals import StopRequested, StopSignals, pass_on
 from llmc.training.history import History, Throughput
 from llmc.training.logs import LineConsole, Log, StepInfo, open_logs
 from llmc.training.outliers import OutlierDetector
@@ -61,7 +63,8 @@ class TrainResult:
     Attributes:
         history: "step", "train_loss", "norm", "lr", "tokens_per_second" by update; "val_step", "val_loss" by validation.
         run_dir: None if nothing was kept.
-        stopped_by: the number of the signal that ended the run, or 0.
+        stopped_by: the number of the signal that ended the run, or 0. It can be another only if fit() was told not to pass the signal
+            on, or the program has a handler for it that returned.
     """
 
     history: dict[str, list[float]]
@@ -123,15 +126,43 @@ class Trainer:
         if run.state is not None:
             self._restore(run.state)
         self._checkpointer: Checkpointer | None = None
+        self._space = ""
         if self.run_dir is not None and self.world.leads:
             self._checkpointer = Checkpointer(
                 self.run_dir, keep=self.config.keep_checkpoints, major_every=self.config.major_every, fs=fs
             )
+            self._space = self._check_space(self._checkpointer)
             # If the ranks needed a smaller batch size, another number of them may have the one that was given.
             kept = self.config.replace(batch_size=config.batch_size or self.config.batch_size)
-            write_atomically(self.run_dir / "config.toml", [kept.to_toml().encode()])
+            write_atomically(self.run_dir / "config.toml", [kept.to_toml(os.getcwd()).encode()])
             if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
                 self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
+
+    def _check_space(self, checkpointer: Checkpointer) -> str:
+        """Return in words what the run's checkpoints need and what is free.
+
+        Raises:
+            OSError: if there is no room for the next one, so that the end of the run could not be saved, or for one of them and the
+                run is to stop if one cannot be written.
+        """
+        every = self.config.checkpoint_every
+        count = checkpointer.most_ahead(self.step, self.total_steps, every) if every >= 0 else 0
+        if count == 0:
+            return ""
+        try:
+            one, free = checkpointer.check_space(self.model, self.optimizer)
+        except OSError as e:
+            e.strerror = (
+                f"{e.strerror}: make room, choose another --output-dir, or keep nothing (--checkpoint-every -1)"
+            )
+            raise
+        room = f"a checkpoint needs {one / 1e6:.1f} MB, {count} at a time {count * one / 1e6:.1f} MB; {free / 1e6:.1f} MB are free"
+        if count * one <= free:
+            return room
+        advice = "--keep-checkpoints N keeps the newest N"
+        if self.config.on_save_error == "stop":
+            raise OSError(errno.ENOSPC, f"{room}: {advice}", str(self.run_dir))
+        return f"warning: {room}, so that not all can be saved: {advice}"
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -140,14 +171,25 @@ class Trainer:
 
     # ---- the loop ----
 
-    def fit(self) -> TrainResult:
+    def fit(self, *, pass_on_signal: bool = True) -> TrainResult:
         """Train to the last step. May be called again.
 
-        A signal (Ctrl-C, SIGTERM) ends it after the update that is under way, with a checkpoint.
+        A signal (Ctrl-C, SIGTERM) ends it after the update that is under way, with a checkpoint, and then does what it would have done.
+
+        Args:
+            pass_on_signal: False returns instead; stopped_by says which signal it was.
 
         Raises:
             TrainingStopped: if the run cannot go on. What was saved stays.
+            KeyboardInterrupt: after Ctrl-C, when everything is saved.
+            SystemExit: with 128 + n, the same after another signal n for which the program has no handler of its own.
         """
+        result = self._fit()
+        if result.stopped_by and pass_on_signal:
+            pass_on(result.stopped_by)
+        return result
+
+    def _fit(self) -> TrainResult:
         with self.world.failure_told(), locked(self.run_dir if self.world.leads else None, self.log.text):
             if self.world.leads:
                 self.log = open_logs(self.config, self.run_dir, self.step, self.total_steps)
@@ -277,6 +319,8 @@ class Trainer:
         if self.run.state is not None:
             self.log.text(f"continuing {self.run_dir} from step {self.step}")
         self.log.start(startup_report(self.run, self.total_steps), short_report(self.run, self.total_steps))
+        if self._space:
+            self.log.text(self._space)
         if config.hellaswag and not self.run.hellaswag_examples:
             self.log.text(
                 f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it"
@@ -508,7 +552,9 @@ class Trainer:
         try:
             save()
         except OSError as e:
-            message = f"checkpoint could not be written: {e}; earlier ones are untouched"
+            steps = finished_steps(self.run_dir or "")
+            kept = f"that of step {steps[-1]} is untouched" if steps else "there is no earlier one"
+            message = f"checkpoint could not be written: {e}; {kept}"
             if final or self.config.on_save_error == "stop":
                 raise TrainingStopped(message) from e
             self.log.text(f"warning: {message}; training goes on")
@@ -555,7 +601,7 @@ def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> TrainResult
     >>> result = llmc.train(data="my.txt", model="d6", seq_len=256, max_steps=1000, output_dir="runs/mine")
     >>> print(result.history["val_loss"][-1], result.model.num_parameters)
 
-    ValueError for an unknown or impossible setting; else see Trainer.
+    ValueError for an unknown or impossible setting; else see Trainer and Trainer.fit().
     """
     check_names(settings, "llmc.train")
     return Trainer(TrainConfig(**settings), callbacks=callbacks).fit()
