@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from llmc.system.fs import Fs
 
@@ -131,3 +135,18 @@ class FailingFs(Fs):
     def free_bytes(self, path: Path) -> int:
         self._call()
         return super().free_bytes(path)
+
+
+def small_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Let the disk take so many bytes more."""
+    real = os.write
+
+    def write(self: Fs, fd: int, data: memoryview) -> int:
+        nonlocal free
+        if not free:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        count = real(fd, data[:free])
+        free -= count
+        return count
+
+    monkeypatch.setattr(Fs, "write", write)

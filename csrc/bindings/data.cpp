@@ -1,4 +1,5 @@
 #include "bindings/bindings.h"
+#include "core/bpe.h"
 #include "core/dataloader.h"
 #include "core/random.h"
 #include "core/sampler.h"
@@ -132,6 +133,41 @@ void bind_data(py::module_& m) {
         .def(
             "decode", [](const Tokenizer& self, std::int64_t token) { return py::bytes(self.decode(token)); },
             "token"_a, "Return the token's bytes, which need not be whole UTF-8 characters.");
+
+    m.def(
+        "train_bpe",
+        [](const std::vector<std::string>& words, const std::vector<std::int64_t>& counts, std::size_t size,
+           const py::function& progress) {
+            std::vector<std::string> tokens;
+            {
+                const py::gil_scoped_release release;
+                tokens = train_bpe(words, counts, size, [&](std::size_t so_far) {
+                    const py::gil_scoped_acquire acquire;
+                    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+                    progress(so_far);
+                });
+            }
+            return py::list(py::cast(std::vector<py::bytes>(tokens.begin(), tokens.end())));
+        },
+        "words"_a, "counts"_a, "size"_a, "progress"_a,
+        "Learn at most `size` tokens from words, bytes that occur counts times; progress is called now and "
+        "then with the "
+        "number of tokens so far: csrc/core/bpe.h.");
+
+    py::class_<BpeEncoder>(m, "BpeEncoder", "Encodes one long word: csrc/core/bpe.h.")
+        .def(py::init<std::vector<std::string>, std::size_t>(), "tokens"_a, "eot"_a)
+        .def(
+            "encode",
+            [](const BpeEncoder& self, const py::bytes& word) {
+                const auto bytes = static_cast<std::string_view>(word);
+                std::vector<std::uint32_t> ids;
+                {
+                    const py::gil_scoped_release release;
+                    ids = self.encode(bytes);
+                }
+                return py::array_t<std::uint32_t>(static_cast<py::ssize_t>(ids.size()), ids.data());
+            },
+            "word"_a, "Return the token ids of a word's bytes, (n) uint32.");
 }
 
 }  // namespace llmc

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from llmc.arguments import Parser
 from llmc.cli import report_errors
 
 
 def parser(doc: str | None, tokenizer: bool = True) -> argparse.ArgumentParser:
     """Make a parser with the options that the scripts share; tokenizer: whether those of the tokenizer are among them."""
-    options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--source", help="the downloaded files, if you have them already")
     if tokenizer:
         options.add_argument("-m", "--model_desc", default="gpt-2", choices=("gpt-2", "llama-3"), help="whose tokens")

@@ -15,8 +15,10 @@ import errno
 import math
 import os
 import re
+import shlex
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -577,6 +579,40 @@ def newest_good(directory: StrPath, warn: Callable[[str], None], *, model_only: 
         except CheckpointDamaged as e:
             warn(f"checkpoint of step {step} is damaged and passed over: {e}")
     return None
+
+
+def model_file(name: str) -> Path | None:
+    """Find the file of weights that the setting `model` names.
+
+    Args:
+        name: one of llm.c's descriptors, a model file of llm.c's, or a run directory, whose newest_model() it means.
+
+    Returns:
+        The file; None if it is a descriptor.
+
+    Raises:
+        FileNotFoundError: if a run directory has no finished checkpoint.
+        ValueError: if it is none of these, as a model of Hugging Face's, for which the message gives the command that converts it.
+    """
+    try:
+        _llmc.config_from_descriptor(name)
+        return None
+    except ValueError as e:
+        unknown = e
+    path = Path(name)
+    if path.is_dir() and (newest := newest_model(path)) is not None:
+        return newest
+    if (path / "config.toml").is_file():
+        raise FileNotFoundError(f"run directory '{path}' has no finished checkpoint")
+    if path.suffix == ".bin" and not zipfile.is_zipfile(path):  # a zip file is PyTorch's
+        return path
+    if path.exists() or re.fullmatch(r"gpt2(-\w+)?|[\w.-]+/[\w.-]+", name):
+        out = f"{path.absolute().name if path.is_dir() else path.stem}-llmc.bin"
+        raise ValueError(
+            f"model '{name}' is not a file of llm.c's, a run directory or a descriptor (d12, ...). If it is a model of Hugging Face's or "
+            f"nanoGPT's: llmc import {shlex.quote(name)} {shlex.quote(out)}, and give {out}"
+        )
+    raise unknown
 
 
 def newest_model(directory: StrPath) -> Path | None:

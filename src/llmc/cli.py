@@ -1,7 +1,7 @@
 """`llmc` and `llmc-train`: finds the command, and turns an error into one line and an exit code.
 
-Exit codes: 0 if all went well; 2 if the command line, a setting or a file name is wrong; 128 + n if signal n stopped the command;
-1 for any other error.
+Exit codes: 0 if all went well; 2 if the command line, a setting or a file name is wrong; 128 + n if signal n stopped the command
+(130: Ctrl-C; 141: the program that read its output has ended); 1 for any other error.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from llmc import _llmc
+from llmc.arguments import Parser
 
 COMMANDS = {
     "train": "train a model (the same as llmc-train)",
@@ -44,22 +47,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "llmc") -> int:
     Returns:
         The exit code.
     """
-    show_any_text()
-    argv = list(sys.argv[1:] if argv is None else argv)
-    listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="GPT-2 and GPT-3 pretraining with hand-written kernels.",
-        epilog=f"commands:\n{listing}\n\n`{prog} COMMAND --help` shows a command's options.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [--version] COMMAND ...",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    head, rest = argv[:1], argv[1:]
-    name: str = parser.parse_args(head).command
-    return run_command(name, rest, prog=f"{prog} {name}")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return report_errors(prog, lambda: _run(arguments, prog), debug=True)  # a command reports its errors itself
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -71,8 +60,24 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    show_any_text()
-    return run_command("train", list(sys.argv[1:] if argv is None else argv), prog="llmc-train")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return report_errors("llmc-train", lambda: run_command("train", arguments, prog="llmc-train"), debug=True)
+
+
+def _run(argv: Sequence[str], prog: str) -> int:
+    """Find the command and run it: it comes first."""
+    listing = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    parser = Parser(
+        prog=prog,
+        description="GPT-2 and GPT-3 pretraining with hand-written kernels.",
+        epilog=f"commands:\n{listing}\n\n`{prog} COMMAND --help` shows a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [--version] COMMAND ...",
+    )
+    parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    name: str = parser.parse_args(argv[:1]).command
+    return run_command(name, argv[1:], prog=f"{prog} {name}")
 
 
 def run_command(name: str, argv: Sequence[str], prog: str) -> int:
@@ -86,22 +91,32 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
     Returns:
         The exit code.
     """
-    module = importlib.import_module(f"llmc.commands.{name}_" if name == "import" else f"llmc.commands.{name}")
-    parser = argparse.ArgumentParser(
+    module = command(name)
+    parser = parser_of(name, prog)
+    args = parser.parse_args(argv)
+    args.argv = list(argv)
+    return report_errors(prog, lambda: module.run(args), debug=args.debug)
+
+
+def command(name: str) -> ModuleType:
+    """Return the module of a command. name: a key of COMMANDS."""
+    return importlib.import_module(f"llmc.commands.{name}_" if name == "import" else f"llmc.commands.{name}")
+
+
+def parser_of(name: str, prog: str) -> Parser:
+    """Return the parser of a command's arguments. name: a key of COMMANDS; prog: as of run_command()."""
+    parser = Parser(
         prog=prog,
-        description=(module.__doc__ or "").strip(),
+        description=(command(name).__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("--help", action="help", help="show this and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if name == "train":
         parser.add_argument("--version", action="version", version=f"llmc {_llmc.__version__}")
-    module.add_arguments(parser)
-    args = parser.parse_args(argv)
-    args.argv = list(argv)
-    return report_errors(prog, lambda: module.run(args), debug=args.debug)
+    command(name).add_arguments(parser)
+    return parser
 
 
 def show_any_text() -> None:
@@ -114,7 +129,7 @@ def show_any_text() -> None:
 
 
 def report_errors(prog: str, action: Callable[[], int | None], debug: bool = False) -> int:
-    """Call action, and report an expected error as one line on stderr.
+    """Call action, and report an expected error, and each warning, as one line on stderr.
 
     Args:
         prog: the name that the line begins with.
@@ -125,19 +140,29 @@ def report_errors(prog: str, action: Callable[[], int | None], debug: bool = Fal
         The exit code. An error that is not expected (a bug) is raised.
     """
     show_any_text()
+
+    def warn(message: Warning | str, *rest: object, **more: object) -> None:
+        print(f"{prog}: warning: {message}", file=sys.stderr)
+
+    before, warnings.showwarning = warnings.showwarning, warn
     try:
-        return action() or 0
+        try:
+            return action() or 0
+        finally:
+            print(end="", flush=True)  # here a pipe that has closed, or a full disk, can still be answered
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the program that reads this one's output has ended: `llmc ... | head`
-        sys.stderr.close()
-        return 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest there when it ends
+        return 141
     except _EXPECTED_ERRORS as e:
         if debug:
             raise
         print(f"{prog}: error: {_message(e)}", file=sys.stderr)
         return 2 if isinstance(e, _USAGE_ERRORS) else 1
+    finally:
+        warnings.showwarning = before
 
 
 def _message(error: BaseException) -> str:

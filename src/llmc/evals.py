@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llmc import _llmc
+from llmc.data.files import find_shards
 from llmc.data.loader import DataLoader
 from llmc.formats.eval_file import Example, read_eval_file
 from llmc.models.config import ModelConfig
@@ -55,7 +56,7 @@ def validation_loss(
 
     Args:
         model: the model.
-        data: token files, as of find_shards.
+        data: token files, as of find_shards: those for validation, if a folder or glob has both kinds.
         batch_size: rows at a time.
         seq_len: tokens of a row; None for the model's longest context, but at most 1024.
         max_batches: number of batches; -1 for all whole batches.
@@ -64,13 +65,16 @@ def validation_loss(
     Raises:
         FileNotFoundError: if no file matches.
         llmc.Error: if a file is damaged.
-        ValueError: if the files hold no whole batch, or a token outside of the model's vocabulary.
+        ValueError: if max_batches is 0 or below -1, or the files hold no whole batch, or a token outside of the model's vocabulary.
     """
+    if max_batches != -1 and max_batches < 1:
+        raise ValueError(f"max_batches is {max_batches}, expected 1 or more, or -1 for all")
     T = min(1024, model.config.max_seq_len) if seq_len is None else seq_len
-    loader = DataLoader(data, batch_size, T, vocab_size=model.config.vocab_size)
+    files = find_shards(data, validation=True)
+    loader = DataLoader(files, batch_size, T, vocab_size=model.config.vocab_size)
     # num_batches() counts the shards' tails as well: with as many batches, the first ones would be measured twice.
     count = sum((shard.tokens - 1) // (batch_size * T) for shard in loader.shards)
-    count = count if max_batches < 0 else min(count, max_batches)
+    count = count if max_batches == -1 else min(count, max_batches)
     if count == 0:
         raise ValueError(f"the data hold no whole batch of {batch_size} rows of {T} tokens")
     steps = tqdm(range(count), unit="batch", disable=not progress)

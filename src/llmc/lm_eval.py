@@ -14,6 +14,8 @@ model_args:
     max_length: tokens of context to use; by default the model's.
     max_gen_toks: tokens to generate if a task does not say how many, by default 256. Of a prompt the last max_length - max_gen_toks
         tokens are used.
+
+The harness's --device is cuda:0 unless another is given, which means the CPU to llmc if there is no GPU, or the build is for CPUs alone.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from llmc import _llmc
 from llmc.cli import show_any_text
 from llmc.load import load_model, tokenizer_for
 
@@ -62,7 +65,7 @@ class LlmcLM(TemplateLM):  # type: ignore[misc]
         threads: int = 0,
     ) -> None:
         super().__init__()
-        self.model = load_model(pretrained, dtype=dtype, device=device or "cpu", threads=int(threads))
+        self.model = load_model(pretrained, dtype=dtype, backend=_open_device(device, int(threads)))
         self.llmc_tokenizer = tokenizer_for(pretrained, self.model.config.vocab_size, tokenizer)
         # "auto" asks the harness's models to search for the largest batch that fits; a CPU would gain nothing by it.
         self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
@@ -169,6 +172,19 @@ class LlmcLM(TemplateLM):  # type: ignore[misc]
             out.append(text)
             self.cache_hook.add_partial("generate_until", (context, options), text)
         return out
+
+
+def _open_device(device: str | None, threads: int) -> _llmc.Backend:
+    """Open the device. The harness says cuda:0 if its user says nothing, so that one means a GPU if there is one."""
+    if device == "cuda:0":
+        try:
+            return _llmc.Backend(device, threads)
+        except _llmc.Error as e:
+            print(
+                f"llmc: the CPU computes, as there is no GPU for --device cuda:0, the harness's default ({e})",
+                file=sys.stderr,
+            )
+    return _llmc.Backend(device if device not in (None, "cuda:0") else "cpu", threads)
 
 
 def _score(logits: NDArray[np.float32], targets: Sequence[int]) -> Scored:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from llmc.checkpoint import newest_model
 from llmc.data.tokenizer import TABLE_FILES, Tokenizer
-from llmc.hub.reading import download, open_hub_model
+from llmc.hub.reading import download, is_pytorch_file, open_hub_model
 from llmc.hub.tokenizer import read_tokenizer
 from llmc.models.gpt2 import GPT2
 from llmc.system.fs import StrPath
@@ -34,21 +35,17 @@ def load_model(source: StrPath, *, dtype: str | None = None, **options: Any) -> 
         path = newest
     elif (path / "config.toml").is_file():
         raise FileNotFoundError(f"run directory '{path}' has no finished checkpoint")
-    if path.is_file() and path.suffix == ".bin" and not _is_pytorch_file(path):
+    if path.is_file() and path.suffix == ".bin" and not is_pytorch_file(path):
         return GPT2.from_checkpoint(path, dtype=dtype, **options)
     if path.suffix == ".bin" and not path.exists():
         raise FileNotFoundError(f"there is no model file '{path}'")
     hub_model = open_hub_model(source)
+    for note in hub_model.notes:
+        warnings.warn(note, stacklevel=2)
     model = GPT2(hub_model.config, dtype=dtype or "f32", seed=None, **options)
     for name, array in hub_model.parameters().items():
         model.parameters[name] = array
     return model
-
-
-def _is_pytorch_file(path: Path) -> bool:
-    """Tell whether a .bin file is PyTorch's, a zip file or a pickle, rather than llm.c's."""
-    with open(path, "rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
 
 
 def find_tokenizer(source: StrPath) -> Tokenizer | None:
@@ -71,9 +68,7 @@ def find_tokenizer(source: StrPath) -> Tokenizer | None:
     else:
         folder = download(os.fspath(source))
     is_llm_c = any((folder / name).is_file() for name in TABLE_FILES)
-    if not is_llm_c and (folder / "vocab.json").is_file():
-        return read_tokenizer(folder)
-    return Tokenizer.beside(folder)
+    return Tokenizer.beside(folder) if is_llm_c else read_tokenizer(folder)
 
 
 def tokenizer_for(source: StrPath, vocab_size: int, spec: str | None = None) -> Tokenizer:

@@ -241,7 +241,8 @@ def _tokens_per_step(run: Run, given: int | None) -> int:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    names = [run.name for run in runs]
+    # Bytes of a folder's name that are not UTF-8 cannot be drawn, and between two "$" matplotlib reads a formula.
+    names = [run.name.encode(errors="replace").decode().replace("$", r"\$") for run in runs]
     return [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
 
 

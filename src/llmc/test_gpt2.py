@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmc.arguments import Parser
 from llmc.cli import report_errors
 from llmc.formats.debug_state import LOSS_RECIPE, DebugState, read_debug_state
 from llmc.models.gpt2 import GPT2
@@ -159,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code. argv: the arguments, None for those of the process."""
-    parser = argparse.ArgumentParser(prog="python -m llmc.test_gpt2", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m llmc.test_gpt2", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", nargs="?", help="model file [gpt2_124M.bin, with --dtype bf16 gpt2_124M_bf16.bin]")
     parser.add_argument(
         "state", nargs="?", default="gpt2_124M_debug_state.bin", help="debug state [gpt2_124M_debug_state.bin]"

@@ -8,7 +8,6 @@ trained by hand.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from llmc import _llmc
+from llmc.arguments import Parser
 from llmc.cli import report_errors
 from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
@@ -125,7 +125,7 @@ def run(model_path: Path | None, data: Path, threads: int = 0) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code. argv: the arguments, None for those of the process."""
-    parser = argparse.ArgumentParser(prog="python -m llmc.train_gpt2", description=(__doc__ or "").split("\n\n", 1)[1])
+    parser = Parser(prog="python -m llmc.train_gpt2", description=(__doc__ or "").split("\n\n", 1)[1])
     parser.add_argument(
         "--model", type=Path, help="llm.c checkpoint; default: gpt2_124M.bin if it is here, else random weights"
     )

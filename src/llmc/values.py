@@ -52,3 +52,20 @@ def check_seed(seed: int, bits: int, lowest: int = 0) -> None:
     """
     if not lowest <= seed < 2**bits:
         raise ValueError(f"seed is {seed}, expected {lowest} to 2^{bits} - 1")
+
+
+def check_whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int:
+    """Return value, a whole number from least to most.
+
+    Args:
+        name: what an error calls it.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is out of its range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} is {value!r}, expected a whole number")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value}, expected {least} to {most}")
+    return int(value)

@@ -7,6 +7,7 @@ Of a large result some windows are compared: the first rows, the last, and those
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,7 +305,7 @@ def update(cuda, rng, n, grad_dtype):
 
 @pytest.fixture
 def room(cuda, emulated) -> Iterator[Any]:
-    """Return a function that skips the test if the card has not as many bytes. Processes that test side by side take turns."""
+    """Return a function that skips the test if the card has not as many bytes. A user's processes take turns."""
     if emulated:
         pytest.skip("2^31 elements take too long on the emulated device")
     with contextlib.ExitStack() as stack:
@@ -313,7 +314,7 @@ def room(cuda, emulated) -> Iterator[Any]:
         except ImportError:
             fcntl = None  # type: ignore[assignment]
         if fcntl:
-            file = stack.enter_context(open(Path(tempfile.gettempdir()) / "llmc_large_tests.lock", "w"))
+            file = stack.enter_context(open(Path(tempfile.gettempdir()) / f"llmc_large_tests_{os.getuid()}.lock", "w"))
             fcntl.flock(file, fcntl.LOCK_EX)
 
         def need(gigabytes: float) -> None:

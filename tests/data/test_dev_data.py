@@ -56,4 +56,4 @@ def test_from_a_local_source(scripts: Path, tmp_path: Path) -> None:
 
 def test_an_error_is_one_line(scripts: Path) -> None:
     done = run(scripts / "fineweb.py", "--source", "mistyped", "--tokenizer", "bytes")
-    assert done.returncode == 2 and done.stderr == "fineweb.py: error: 'mistyped' does not exist\n"
+    assert done.returncode == 2 and done.stderr == "fineweb.py: error: no files match 'mistyped'\n"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 
 from llmc.datasets import download, fineweb, hellaswag, tinystories
 from llmc.datasets.download import Remote, fetch, hub_files
@@ -140,6 +141,16 @@ def test_a_download_is_continued_by_the_next_run(server: Server) -> None:
     server.requests.clear()
     assert fetch(remote(server)).read_bytes() == CONTENT
     assert [r for _, r in server.requests] == [f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_a_full_disk_keeps_what_came(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as full:
+        small_disk(full, 300_000)
+        with pytest.raises(OSError, match=r"No space left on device after 0\.3 MB of 1\.0: .*data\.bin'"):
+            fetch(remote(server, size=len(CONTENT)))
+    server.requests.clear()
+    assert fetch(remote(server, size=len(CONTENT))).read_bytes() == CONTENT
+    assert [r for _, r in server.requests] == ["bytes=300000-"]
 
 
 def test_a_server_that_knows_no_range_sends_all_again(server: Server) -> None:

@@ -220,6 +220,13 @@ def test_validation_loss_equals_torch(
     assert first.loss == pytest.approx(losses[0], rel=1e-5)
 
 
+def test_validation_loss_of_a_folder_of_both_kinds(model: llmc.GPT2, shards: list[Path], tmp_path: Path) -> None:
+    write_shard(tmp_path / "train_0.bin", np.zeros(100, int))
+    alone = evals.validation_loss(model, shards, seq_len=7)
+    assert alone == evals.validation_loss(model, tmp_path, seq_len=7)
+    assert alone == evals.validation_loss(model, tmp_path / "*.bin", seq_len=7)
+
+
 def test_validation_errors(model: llmc.GPT2, shards: list[Path], tmp_path: Path) -> None:
     with pytest.raises(llmc.Error, match="too few"):
         evals.validation_loss(model, shards, batch_size=300, seq_len=T)

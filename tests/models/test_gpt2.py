@@ -378,7 +378,55 @@ def test_streaming(tiny):
     assert list(model.stream([1, 2, 3], 30)) == model.generate([1, 2, 3], 30)
     first = model.generate([1, 2, 3], 30)
     assert list(model.stream([1, 2, 3], 30, stop_token=first[4])) == first[: first.index(first[4])]
+    assert list(model.stream([1, 2, 3], 30, stop_token=[first[6], first[4], 10**6])) == first[: first.index(first[4])]
     assert list(model.stream([1], 0)) == [] and model.generate([1], 0) == []
+
+
+def test_prompts_as_arrays(tiny):
+    model = tiny()
+    rows = np.array([[1, 2, 3], [4, 5, 6]])
+    assert model.generate(rows, 9) == model.generate(rows.tolist(), 9) == model.generate(list(rows), 9)
+    assert list(model.stream(rows[0], 9)) == model.generate(rows[0].astype(np.uint16), 9) == model.generate(rows, 9)[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ("text", TypeError, "got text: a tokenizer's encode"),
+        (["one", "two"], TypeError, "got text"),
+        ([[1], "two"], TypeError, "got text"),
+        (b"bytes", TypeError, "got text"),
+        (np.zeros((2, 2, 2), int), ValueError, r"one row of token ids, got shape \(2, 2\)"),
+        ([1.5], ValueError, "must be integers, got float64"),
+        ([True], ValueError, "must be integers, got bool"),
+        ([2**40], ValueError, "does not fit 32 bits"),
+        ([], ValueError, "the prompt is empty"),
+        ([[1], []], ValueError, "the prompt is empty"),
+    ],
+)
+def test_what_is_no_prompt(tiny, prompt, error, message):
+    with pytest.raises(error, match=message):
+        tiny().generate(prompt, 3)
+
+
+def test_options_of_generation_are_checked_at_once(tiny):
+    """stream() is called, not read: who prints the prompt first hears of a wrong option before."""
+    model = tiny()
+    for name, value in {
+        "max_new_tokens": -1, "temperature": math.nan, "top_k": 2**70, "top_p": 0, "seed": 0, "stop_token": [-1],
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} is "):
+            model.stream([1], **{"max_new_tokens": 3, name: value})
+    for name, value in {"max_new_tokens": 2**70, "top_k": -1}.items():
+        with pytest.raises(ValueError, match=f"{name} is {value}, expected 0 to 2147483647"):
+            model.generate([1], **{"max_new_tokens": 3, name: value})
+    for name, value in {"max_new_tokens": 1.5, "top_k": "3", "stop_token": "a"}.items():
+        with pytest.raises(TypeError, match=f"{name} is {value!r}"):
+            model.stream([1], **{"max_new_tokens": 3, name: value})
+    with pytest.raises(ValueError, match="one row of token ids, got shape"):
+        model.stream([[1, 2]], 3)
+    with pytest.raises(ValueError, match="threads is -1, expected 0 to 1024"):
+        llmc.GPT2(TINY, threads=-1)
 
 
 def test_generation_errors(tiny):

@@ -279,21 +279,29 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 
 
 def test_tokenizer_of_another_kind(tmp_path: Path) -> None:
+    """A file that is no byte-level BPE is refused; one that a table cannot hold is kept as tokenizer.json."""
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
     letters = dict(BYTE_OF_LETTER)
     good = {**letters, "ab": 256, "abc": 257, "<|endoftext|>": 258}
     for vocab, message in (
-        ({k: v for k, v in good.items() if k != "<|endoftext|>"}, "has no token"),
-        ({**good, "abc": 300}, "do not have the ids 0 to 258"),
-        ({**good, "ab": 257, "abc": 256}, "order of its merges"),
+        ({**good, "abc": "257"}, "an id is not a number"),
         ({**{k: v for k, v in good.items() if k != "ab"}, "xy": 256}, "not a byte-level BPE"),
         ({**{k: v for k, v in good.items() if k != "!"}, "漢": good["!"]}, "not a byte-level BPE"),
     ):
         (tmp_path / "vocab.json").write_text(json.dumps(vocab))
         with pytest.raises(llmc.Error, match=message):
             read_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({k: v for k, v in good.items() if k != "<|endoftext|>"}))
+    with pytest.raises(ValueError, match="which token ends a text"):
+        read_tokenizer(tmp_path)
+    for vocab in ({**good, "abc": 300}, {**good, "ab": 257, "abc": 256}):
+        (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+        found = read_tokenizer(tmp_path)
+        assert found is not None and found.file_name == "tokenizer.json" and found.eot_token == 258
+        assert found.encode("abcab") == [vocab["abc"], vocab["ab"]] and found.tokens[vocab["abc"]] == b"abc"
     (tmp_path / "vocab.json").write_text(json.dumps(good))
-    assert read_tokenizer(tmp_path) is not None
+    found = read_tokenizer(tmp_path)
+    assert found is not None and found.file_name == "tokenizer.bin"
 
 
 # ---- the commands, and where models come from ----

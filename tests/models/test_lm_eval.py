@@ -136,14 +136,29 @@ def test_command(
         "--tasks",
         "llmc_choice",
     ]
-    monkeypatch.setattr(
-        sys, "argv", [*argv, "--include_path", str(folder / "tasks"), "--batch_size", "auto", "--device", "cpu"]
-    )
+    monkeypatch.setattr(sys, "argv", [*argv, "--include_path", str(folder / "tasks"), "--batch_size", "auto"])
     # A folder is a model if it has a checkpoint.
     (folder / "llmc" / "DONE_00000001").touch()
     (folder / "llmc" / "model_00000001.bin").write_bytes((folder / "llmc" / "model.bin").read_bytes())
     adapter.main()
     assert "llmc_choice" in capsys.readouterr().out
+
+
+def test_devices(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kind: the default of another program. cuda:0 is what the harness says if its user does not, so the CPU does where there is no GPU."""
+    try:
+        llmc.GPT2(llmc.GPT2Config(8, 17, 1, 1, 4), device="cuda:0")
+        name = "cuda"
+    except llmc.Error:
+        name = "cpu"
+    lm = adapter.LlmcLM(folder / "llmc" / "model.bin", device="cuda:0")
+    assert lm.model.backend.info().name == name
+    assert ("the CPU computes" in capsys.readouterr().err) == (name == "cpu")
+    assert adapter.LlmcLM(folder / "llmc" / "model.bin").model.backend.info().name == "cpu"
+    assert not capsys.readouterr().err
+    for device in ("mps", "cuda:99"):  # what somebody chose is not replaced
+        with pytest.raises((ValueError, llmc.Error)):
+            adapter.LlmcLM(folder / "llmc" / "model.bin", device=device)
 
 
 def test_errors(folder: Path, tmp_path: Path) -> None:

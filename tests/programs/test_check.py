@@ -255,7 +255,8 @@ def test_all_kernel_sets_pass(capsys):
         for dtype in DTYPES:
             for op in ("matmul_backward", "adamw", "training step", "threads 1 and 2"):
                 assert any(line.startswith(op) and f" {isa} " in line and f" {dtype} " in line for line in lines)
-    assert all(line.endswith(" ok") for line in lines[1:-1])
+    assert lines[0] == f"checking {', '.join(_llmc.isa()['usable'])}"
+    assert all(line.endswith(" ok") for line in lines[2:-1])
     assert lines[-1].startswith(f"llmc {_llmc.__version__}, cpu: ") and lines[-1].endswith("all right")
 
 
@@ -277,7 +278,7 @@ def test_a_broken_kernel_is_named(monkeypatch, capsys, only_layernorm):
     assert len(shown.err.splitlines()) == 1
     assert f"error: wrong: layernorm_backward ({isa}, bf16). The first: layernorm_backward ({isa}, bf16, " in shown.err
     assert "dweight is off by" in shown.err and "llmc info" in shown.err
-    verdicts = {line.split()[0]: line.split()[-1] for line in shown.out.splitlines()[1:-1]}
+    verdicts = {line.split()[0]: line.split()[-1] for line in shown.out.splitlines()[2:-1]}
     assert verdicts == {
         "layernorm_forward": "ok",
         "fused_residual_layernorm_forward": "ok",
@@ -309,18 +310,35 @@ def test_an_op_that_raises_is_named(monkeypatch, capsys, only_layernorm, for_goo
     assert out.count("WRONG\n") == 2 and ("takes no more calls" in out) == for_good  # its line and the last one
 
 
+@pytest.mark.parametrize("error", [MemoryError(), _llmc.Error("cpu: out of memory (allocating 9 MB)")])
+def test_too_little_memory_is_no_wrong_kernel(monkeypatch, capsys, only_layernorm, error):
+    def without_memory(backend: Any, case: Case, kernel: str) -> Any:
+        class Raises(Broken):
+            def __getattr__(self, name: str) -> Any:
+                raise error
+
+        return run_case(Raises(backend, "", one_element), case, kernel)
+
+    monkeypatch.setattr(devices, "run_case", without_memory)
+    assert cli.main(["check", "--device", "cpu", "--dtype", "f32"]) == 1
+    out, said = capsys.readouterr()
+    assert "WRONG" not in out and len(said.splitlines()) == 1
+    assert "error: there is not enough memory to check layernorm_forward (" in said and "memory" in said.split(": ")[-1]
+
+
 def test_verbose_has_a_line_for_each_result(capsys, only_layernorm):
     assert cli.main(["check", "--device", "cpu", "--dtype", "f32", "--verbose", "--seed", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f": {len(lines) - 2} results in " in lines[-1] and len(lines) > 30
+    assert f": {len(lines) - 3} results in " in lines[-1] and len(lines) > 30
 
 
 @pytest.mark.parametrize(
     "argv,code,message",
     [
-        (["--isa", "sse9"], 2, "LLMC_ISA=sse9: unknown instruction set"),
+        (["--isa", "sse9"], 2, "--isa sse9: expected all, or a kernel set that is usable here: baseline"),
         (["--isa", "all", "--device", "cuda"], 2, "--isa all is a kernel set of the CPU"),
         (["--dtype", "f16"], 2, "unknown dtype 'f16'"),
+        (["--isa", ""], 2, "--isa : expected all, or"),
         (["--seed", "-1"], 2, "seed is -1"),
         (["--device", "tpu"], 2, "'tpu'"),
     ],

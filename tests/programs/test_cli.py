@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from runs import VOCAB, tiny_data
 
 import llmc
-from llmc.cli import train_main
+from llmc.cli import report_errors, train_main
 from llmc.commands.train import parse
 from llmc.distributed.world import World
 from llmc.formats.metrics import follow_rows
@@ -278,9 +279,42 @@ def test_lm_eval_without_its_package(tmp_path: Path) -> None:
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     if sys.platform == "win32":
         pytest.skip("a shell pipe of POSIX")
-    command = f"{sys.executable} -m llmc train --help | head -1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert "Traceback" not in done.stderr
+    config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=257)
+    llmc.GPT2(config).save(tmp_path / "model.bin")
+    for argv in ("train --help", "info", "generate model.bin --tokenizer bytes --past-eot -n 1000000"):
+        command = [sys.executable, "-m", "llmc", *argv.split()]
+        child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert child.stdout is not None and child.stderr is not None
+        if argv.startswith("generate"):
+            child.stdout.read(1)
+        child.stdout.close()  # for a short text, before the program has written it
+        assert child.stderr.read() == b""
+        assert child.wait(60) in ((0, 141) if "--help" in argv else (141,))  # argparse passes over what it cannot write
+        child.stderr.close()
+
+
+def test_how_an_action_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C, bugs and exits of argparse; warnings are a line each, without the source's."""
+
+    def raises(error: BaseException) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("checkpoint of step 4 is damaged", stacklevel=2)
+        raise error
+
+    before = warnings.showwarning
+    for error, code, line in (
+        (KeyboardInterrupt(), 130, "\nllmc x: interrupted\n"),
+        (ValueError("wrong"), 2, "llmc x: error: wrong\n"),
+        (OSError(28, "No space left on device", "f"), 1, "llmc x: error: f: No space left on device\n"),
+        (MemoryError(), 1, "llmc x: error: MemoryError\n"),
+    ):
+        assert report_errors("llmc x", lambda error=error: raises(error)) == code
+        assert capsys.readouterr().err == f"llmc x: warning: checkpoint of step 4 is damaged\n{line}"
+    for error in (SystemExit(2), ZeroDivisionError()):
+        with pytest.raises(type(error)):
+            report_errors("llmc x", lambda error=error: raises(error))
+    assert warnings.showwarning is before
 
 
 # ---- settings ----

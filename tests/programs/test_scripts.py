@@ -50,8 +50,13 @@ def small(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", LLM_C)
 def test_llm_c_flags_train(name: str, tmp_path: Path) -> None:
-    """Two steps with llm.c's command line, on a small model and small data."""
-    command = [sys.executable, "-m", "llmc", "train", *LLM_C[name].split(), *small(tmp_path)]
+    """Two steps with llm.c's command line, on a small model and small data, which are put at the places that it names."""
+    flags, (_, train, _, val, *others) = LLM_C[name].split(), small(tmp_path)
+    for pattern, file in ((flags[1], train), (flags[3], val)):
+        place = tmp_path / pattern.replace("*", "000001")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    command = [sys.executable, "-m", "llmc", "train", *flags, *others]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "step    2/2 | loss" in done.stdout and (tmp_path / "log" / "DONE_00000002").is_file()

@@ -1,4 +1,4 @@
-"""What a run trains on if its data are a folder."""
+"""What a run trains on if its data are a folder or a glob (which files these mean: tests/data/test_files.py), and what it says of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import tiny_run, tiny_settings
 
 import llmc
 from llmc.datasets import text
@@ -66,3 +67,53 @@ def test_a_folder_of_texts_may_have_other_files(tmp_path: Path) -> None:
     llmc.Tokenizer.byte_level().save(tmp_path / "tokenizer.bin")
     found = sources.prepare(llmc.TrainConfig(data=(str(tmp_path),), tokenizer="bytes"), tmp_path / "run")
     assert names(found.train) == ["train.bin"] and found.train[0].parent == tmp_path / "run" / "data"
+
+
+@pytest.mark.parametrize("pattern", ["", "*.bin"])
+def test_a_glob_of_llmc_data(folder: Path, pattern: str) -> None:
+    """The tokenizer beside the tokens is used, and the validation files are kept for validation."""
+    said: list[str] = []
+    data = str(folder / pattern)
+    found = sources.prepare(llmc.TrainConfig(data=(data,)), None, said.append)
+    assert names(found.train) == ["text_train_000000.bin", "text_train_000001.bin"]
+    assert names(found.val) == ["text_val_000000.bin"] and found.vocab_size == 257
+    assert said == [f"data: 2 token files of {data}, and 1 for validation"]
+
+
+def test_named_files_are_trained_on(folder: Path) -> None:
+    """A shell that expands a glob names the files: that validation files are among them is said."""
+    said: list[str] = []
+    files = tuple(map(str, sorted(folder.glob("text_*.bin"))))
+    found = sources.prepare(llmc.TrainConfig(data=files), None, said.append)
+    assert len(found.train) == 3 and not found.val
+    (line,) = said
+    assert line.startswith("note: text_val_000000.bin (of 1) for validation are trained on")
+
+
+def test_a_folder_of_texts_says_what_is_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    (folder / ".git").mkdir(parents=True)
+    for name in ("a.txt", "b.jsonl", ".git/c.txt", "._a.txt", "d.pdf"):
+        (folder / name).write_text('{"text": "some words"}\n' * 10)
+    said: list[str] = []
+    config = llmc.TrainConfig(data=(str(folder),), tokenizer="bytes")
+    found = sources.prepare(config, tmp_path / "run", said.append)
+    assert said == [f"data: 2 files of {folder}; passed over: 2 hidden, 1 .pdf"]
+    assert found.tokenized is not None and found.tokenized[1]["documents"] == [11, 0]
+
+
+def test_both_kinds_at_once_are_refused(folder: Path, tmp_path: Path) -> None:
+    text_file, tokens = str(tmp_path / "my.txt"), str(folder)
+    for data, val in (((tokens,), (text_file,)), ((text_file,), (tokens,)), ((), (tokens,)), ((tokens, text_file), ())):
+        with pytest.raises(ValueError, match="give (text|token files) for both|give one kind"):
+            sources.prepare(llmc.TrainConfig(data=data, val_data=val), None)
+
+
+def test_files_without_a_whole_batch_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They may be what was left over for the last file. A run that is resumed finds the same files."""
+    tiny_settings(tmp_path)
+    write_shard(tmp_path / "data" / "z.bin", np.arange(20), vocab_size=61)
+    options = {"data": (str(tmp_path / "data"),), "val_data": (), "progress": "lines", "checkpoint_every": 4}
+    tiny_run(tmp_path, **options, max_steps=4)
+    assert "note: 1 of 2 files to train on have less than one batch" in capsys.readouterr().out
+    assert len(tiny_run(tmp_path, **options, max_steps=8, resume=True, allow_changes=True).history["train_loss"]) > 0

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from llmc import _llmc
+from llmc.arguments import threads
 from llmc.selfcheck.devices import Kernels, check, cpu_backend, open_libraries, with_options
 from llmc.selfcheck.run import Outcome
 from llmc.training.setup import open_device
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--isa", metavar="NAME", help="check this kernel set of the CPU, or all [what training would take]"
     )
     parser.add_argument("--dtype", help="f32 or bf16 [both]")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: as many as the process may use [0]")
+    parser.add_argument("--threads", type=threads, default=0, metavar="N", help="0: as many as the process may use [0]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs [0]")
     parser.add_argument("--verbose", action="store_true", help="a line for each result")
 
@@ -37,10 +38,15 @@ def run(args: argparse.Namespace) -> int:
     check_seed(args.seed, 32)
     dtypes = [canonical_dtype(args.dtype)] if args.dtype else ["f32", "bf16"]
     start, absent = time.monotonic(), list[str]()
-    if args.isa:
+    if args.isa is not None:
         if args.device not in ("auto", "cpu"):
             raise ValueError(f"--isa {args.isa} is a kernel set of the CPU, but the device is {args.device}")
-        names = _llmc.isa()["usable"] if args.isa == "all" else [args.isa]
+        usable = _llmc.isa()["usable"]
+        if args.isa not in (*usable, "all"):
+            raise ValueError(
+                f"--isa {args.isa}: expected all, or a kernel set that is usable here: {', '.join(usable)}"
+            )
+        names = usable if args.isa == "all" else [args.isa]
         kernels = [Kernels(cpu_backend(name, args.threads), name) for name in names]
     else:
         device, backend = open_device(args.device, args.threads)
@@ -52,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         elif args.device == "auto" and _llmc.cuda_built():
             absent = [f"the GPU: {_llmc.cuda_status()}"]
     info = kernels[0].backend.info()
+    sets = ", ".join(k.name for k in kernels if k.option is None)
+    print(f"checking {sets}", flush=True)  # before: a kernel that this machine cannot execute ends the process
     _print(_HEADER)
     outcomes: list[Outcome] = []
     for group in check(kernels, dtypes, args.seed):
@@ -64,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
         print("left out: what comes after, as the device takes no more calls")
     elif fallbacks := kernels[0].backend.info().fallbacks:
         print(f"right, but by slower means than chosen: {fallbacks}")
-    sets = ", ".join(k.name for k in kernels if k.option is None)
     threads = f", {info.threads} threads" if info.name == "cpu" else ""
     print(
         f"llmc {_llmc.__version__}, {info.name}: {info.description}, {sets}{threads}: {len(outcomes)} results in "

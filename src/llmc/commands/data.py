@@ -1,7 +1,8 @@
 """Download or tokenise a data set into llm.c's files.
 
 Named data sets are downloaded once into a cache (LLMC_CACHE, or the system's place for caches) and checked. A download that broke off
-is continued. `llmc data text` takes your own text, JSON lines, JSON, CSV or Parquet.
+is continued. `llmc data text` takes your own text, JSON lines, JSON, CSV or Parquet; `llmc data tokens` token ids that another program
+has written.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import os
 import sys
 from pathlib import Path
 
+from llmc.arguments import threads, whole
 from llmc.datasets.common import TokenFiles
+
+DTYPES = ("uint16", "uint32", "int32", "int64")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(
         name: str, help: str, tokenizer: bool = True, workers: bool = True, source: str = ""
     ) -> argparse.ArgumentParser:
-        sub = names.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        sub = names.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
         # --debug is the command's; after NAME it is the same.
         sub.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -46,9 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         if workers:
             sub.add_argument(
-                "--workers", type=int, default=0, metavar="N", help="threads that tokenise; 0: all cores [0]"
+                "--workers", type=threads, default=0, metavar="N", help="threads that tokenise; 0: all cores [0]"
             )
         return sub
+
+    def add_shard_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "-s", "--shard-size", type=whole(2), default=10**8, metavar="N", help="tokens in a file [10^8]"
+        )
+        sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
+        sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
 
     add("tinyshakespeare", "1 MB of plays", source="input.txt")
     add("tinystories", "2 GB of short stories", source="the archive, or the folder of its JSON files")
@@ -60,36 +71,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "-v", "--version", default="10B", choices=("10B", "100B"), help="size of the sample, in tokens [10B]"
         )
-        sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
         sub.add_argument(
-            "-n", "--shards", type=int, metavar="N", help="only the first N files (with --tokenized: N for training)"
+            "-s", "--shard-size", type=whole(2), default=10**8, metavar="N", help="tokens in a file [10^8]"
+        )
+        sub.add_argument(
+            "-n",
+            "--shards",
+            type=whole(1),
+            metavar="N",
+            help="only the first N files (with --tokenized: N for training)",
         )
         sub.add_argument(
             "--tokenized", action="store_true", help="download files of the 100B sample that are tokenised already"
         )
+        add_record_options(sub)
         sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
     add("hellaswag", "10,042 scenes to continue, for evaluation", workers=False, source="hellaswag_val.jsonl")
     add("mmlu", "14,042 questions, for evaluation", workers=False, source="data.tar, or the folder of the CSV files")
 
     sub = add("text", "your own text, JSON lines, JSON, CSV, TSV or Parquet")
-    sub.add_argument("files", nargs="+", metavar="FILE", help="files, folders or globs; a text file is one document")
     sub.add_argument(
-        "--column", default="text", metavar="NAME", help="field that has the text, in files of records [text]"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="files, folders, globs, or - for standard input; a text file is one document",
+    )
+    add_record_options(sub)
+    sub.add_argument(
+        "--document-separator",
+        default="",
+        metavar="TEXT",
+        help="mark between the documents of a text file, as '<|endoftext|>' [none: a file is one document]",
     )
     sub.add_argument(
         "--val", type=float, default=0.1, metavar="X", help="last part of the tokens, for validation; 0: none [0.1]"
     )
-    sub.add_argument("--val-files", nargs="+", default=(), metavar="FILE", help="files for validation instead")
-    sub.add_argument("-s", "--shard-size", type=int, default=10**8, metavar="N", help="tokens in a file [10^8]")
-    sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
-    sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+    sub.add_argument(
+        "--val-files", nargs="+", action="extend", default=[], metavar="FILE", help="files for validation instead"
+    )
+    add_shard_options(sub)
+
+    sub = add(
+        "tokens", "convert token ids of other programs (nanoGPT's train.bin, .npy)", tokenizer=False, workers=False
+    )
+    sub.add_argument("files", nargs="+", metavar="FILE", help="files or globs; `val` in a name: for validation")
+    sub.add_argument("--dtype", choices=DTYPES, help="type of the ids in a file without a header; nanoGPT's: uint16")
+    sub.add_argument("--vocab-size", type=whole(1), default=50257, metavar="N", help="ids must be below [50257]")
+    add_shard_options(sub)
+
+
+def add_record_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of reading files of records."""
+    sub.add_argument(
+        "--column",
+        default="text",
+        metavar="NAME",
+        help="field that has the text or the chat, in files of records; a dot leads into a nested one [text]",
+    )
+    sub.add_argument(
+        "--on-bad-record", default="stop", choices=("stop", "skip"), help="when a record has no text [stop]"
+    )
 
 
 def _default_output(name: str, version: str) -> str:
     """Return the folder to write by default: for llm.c's data sets the one that its command lines read, else one in data/."""
     if name.startswith("fineweb"):
         return f"dev/data/{'edu_' if name == 'fineweb-edu' else ''}fineweb{version}"
-    return "data/text" if name == "text" else f"dev/data/{name}"
+    return f"data/{name}" if name in ("text", "tokens") else f"dev/data/{name}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,11 +164,25 @@ def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> TokenFil
             output,
             tokenizer=args.tokenizer,
             column=args.column,
+            on_bad_record=args.on_bad_record,
+            separator=args.document_separator,
             val=args.val,
             val_inputs=args.val_files,
             shard_size=args.shard_size,
             name=args.prefix,
             workers=args.workers,
+            overwrite=args.overwrite,
+        )
+    if name == "tokens":
+        from llmc.datasets import tokens
+
+        return tokens.prepare(
+            args.files,
+            output,
+            dtype=args.dtype,
+            vocab_size=args.vocab_size,
+            shard_size=args.shard_size,
+            name=args.prefix,
             overwrite=args.overwrite,
         )
     if name in ("tinyshakespeare", "tinystories"):
@@ -140,6 +202,8 @@ def _write_tokens(name: str, output: Path, args: argparse.Namespace) -> TokenFil
         shard_size=args.shard_size,
         shards=args.shards,
         source=args.source,
+        column=args.column,
+        on_bad_record=args.on_bad_record,
         tokenizer=args.tokenizer,
         workers=args.workers,
         overwrite=args.overwrite,
@@ -155,6 +219,9 @@ def print_token_files(files: TokenFiles) -> None:
         if paths:
             where = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files, {paths[0]} to {paths[-1].name}"
             sys.stdout.write(f"{split}: {tokens:,} tokens in {where}\n")
+    if not files.train:
+        sys.stdout.write("no file to train on: name other input, or give a smaller --shard-size\n")
+        return
     options = [f'{flag} "{_pattern(paths)}"' for flag, paths in (("-i", files.train), ("-j", files.val)) if paths]
     sys.stdout.write(f"train on them: llmc-train {' '.join(options)}\n")
 

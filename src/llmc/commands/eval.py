@@ -10,22 +10,28 @@ import json
 import sys
 from typing import Any
 
+from llmc.arguments import threads, whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="model file (.bin), run directory, or Hugging Face folder"
     )
-    parser.add_argument("-j", "--data", nargs="+", metavar="FILE", help="token files to measure the loss on")
+    parser.add_argument(
+        "-j", "--data", nargs="+", action="extend", metavar="FILE", help="token files to measure the loss on"
+    )
     parser.add_argument("--hellaswag", metavar="FILE", help="llm.c's hellaswag_val.bin")
     parser.add_argument("--mmlu", metavar="FILE", help="MMLU as an eval file")
-    parser.add_argument("-b", "--batch-size", type=int, default=4, help="rows at a time [4]")
-    parser.add_argument("-t", "--seq-len", type=int, help="row length for --data [the model's longest, at most 1024]")
-    parser.add_argument("-m", "--max-batches", type=int, default=-1, help="batches of --data; -1: all [-1]")
-    parser.add_argument("--limit", type=int, help="only the first N examples of HellaSwag and MMLU")
+    parser.add_argument("-b", "--batch-size", type=whole(1), default=4, help="rows at a time [4]")
+    parser.add_argument(
+        "-t", "--seq-len", type=whole(1), help="row length for --data [the model's longest, at most 1024]"
+    )
+    parser.add_argument("-m", "--max-batches", type=whole(-1), default=-1, help="batches of --data; -1: all [-1]")
+    parser.add_argument("--limit", type=whole(1), help="only the first N examples of HellaSwag and MMLU")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N [cpu]")
     parser.add_argument("--dtype", help="f32 or bf16 [the model's]")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as the process may use [0]")
+    parser.add_argument("--threads", type=threads, default=0, help="CPU threads; 0: as many as the process may use [0]")
     parser.add_argument(
         "--json", metavar="FILE", help="write the results; - for the standard output, and nothing else there"
     )
@@ -37,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from llmc.load import load_model
     from llmc.system.fs import write_atomically
 
-    if not (args.data or args.hellaswag or args.mmlu):
+    if args.data is args.hellaswag is args.mmlu is None:
         raise ValueError("nothing to evaluate on: give --data, --hellaswag or --mmlu")
     model = load_model(args.checkpoint, dtype=args.dtype, device=args.device, threads=args.threads)
     progress = sys.stderr.isatty()
@@ -55,18 +61,15 @@ def run(args: argparse.Namespace) -> int:
         results["validation"] = {"loss": loss.loss, "perplexity": loss.perplexity, "tokens": loss.tokens}
         lines.append(f"validation: loss {loss.loss:.6f}, perplexity {loss.perplexity:.4f}, {loss.tokens:,} tokens")
     for name, path in (("hellaswag", args.hellaswag), ("mmlu", args.mmlu)):
-        if path:
+        if path is not None:
             choice = getattr(evals, name)(model, path, batch_size=args.batch_size, limit=args.limit, progress=progress)
             results[name] = choice.summary()
             lines.append(
                 f"{name}: acc {choice.acc:.4f}, acc_norm {choice.acc_norm:.4f}, {choice.total:,} examples"
                 + (f", {choice.truncated} of their rows cut to the model's context" if choice.truncated else "")
             )
-    if args.json:
-        text = json.dumps(results, indent=2) + "\n"
-        if args.json == "-":
-            print(text, end="")
-            return 0
-        write_atomically(args.json, [text.encode()])
-    print("\n".join(lines))
+    text = json.dumps(results, indent=2)
+    print(text if args.json == "-" else "\n".join(lines))
+    if args.json not in (None, "-"):  # after the lines, which are there if the file cannot be written
+        write_atomically(args.json, [text.encode(), b"\n"])
     return 0

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from llmc.arguments import above_zero
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="gpt2, bytes, or a tokenizer file [the one beside the model]")
     parser.add_argument(
         "--max-shard-size",
-        type=float,
+        type=above_zero,
         default=5.0,
         metavar="GB",
         help="split larger models into files of this size [5]",

@@ -1,12 +1,13 @@
 """Turn a Hugging Face GPT-2 into a llm.c model file.
 
-SOURCE is a folder with config.json and safetensors or PyTorch weights, or a name on the Hub: gpt2, gpt2-medium, gpt2-large,
-gpt2-xl.
+SOURCE is a folder with config.json and safetensors or PyTorch weights, a checkpoint of nanoGPT's (ckpt.pt), or a name on the Hub:
+gpt2, gpt2-medium, gpt2-large, gpt2-xl. A folder of that name goes before the Hub.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +21,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from llmc.hub.reading import import_model
 
-    model = import_model(args.source, args.output, dtype=args.dtype)
-    print(
-        f"{args.output}: {model.config.num_parameters:,} parameters, {model.config.num_layers} layers of {model.config.channels}"
-    )
+    def warn(text: str) -> None:
+        print(f"llmc import: {text}", file=sys.stderr)
+
+    model = import_model(args.source, args.output, dtype=args.dtype, warn=warn)
+    c = model.config
+    print(f"{args.output}: {c.num_parameters:,} parameters, {c.num_layers} layers of {c.channels}, from {model.folder}")
     return 0

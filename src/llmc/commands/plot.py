@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from llmc.arguments import whole
 from llmc.plot import BASELINES
 
 
@@ -15,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a log file (main.log, metrics.jsonl)")
     parser.add_argument("-o", "--output", default="runs.png", help="figure to write: .png, .svg or .pdf [runs.png]")
     parser.add_argument("--x", choices=("steps", "tokens"), default="steps", help="horizontal axis [steps]")
-    parser.add_argument("--tokens-per-step", type=int, help="for --x tokens, if a run does not say (llm.c's logs)")
+    parser.add_argument("--tokens-per-step", type=whole(1), help="for --x tokens, if a run does not say (llm.c's logs)")
     parser.add_argument(
-        "--smooth", type=int, default=1, metavar="N", help="average training loss and norm over N steps [1]"
+        "--smooth", type=whole(1), default=1, metavar="N", help="average training loss and norm over N steps [1]"
     )
     parser.add_argument(
         "--baseline",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmc.arguments import Parser
 from llmc.distributed.launcher import run_processes
 from llmc.distributed.place import must_launch
 from llmc.distributed.world import World, open_world
@@ -83,7 +84,7 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, setting: Setting) ->
             group.add_argument(short, type=zero_or_one, metavar="0|1", **options)
         return
     if setting.many:
-        options["nargs"] = "+"
+        options.update(nargs="+", action="extend")  # given again, it adds
     if setting.choices:
         options["choices"] = setting.choices
     else:
@@ -179,6 +180,10 @@ def _launch(argv: Sequence[str], config: TrainConfig) -> int:
         raise MemoryError(
             f"{config.processes} processes take at least {need / 1e9:.1f} GB before they train, {free / 1e9:.1f} GB are free"
         )
+    if "-" in (*config.data, *config.val_data) and not config.resume:  # a run that is resumed has the tokens
+        raise ValueError(
+            "the standard input, '-', cannot be shared by processes: tokenise it first, by `llmc data text -`"
+        )
     if _needs_run_directory(config):
         config = config.replace(output_dir=_new_run_directory())
     every = [*argv, "--max-restarts", "0"]
@@ -202,7 +207,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         SystemExit: with code 2, if an argument is unknown.
         FileNotFoundError, ValueError: as of settings_from().
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False)
     add_arguments(parser)
     config = settings_from(parser.parse_args(list(argv)))
     return config.replace(output_dir=_new_run_directory()) if _needs_run_directory(config) else config

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from llmc.arguments import above_zero
 from llmc.formats.metrics import follow_rows, read_rows
 from llmc.training.settings import load_toml
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--once", action="store_true", help="show what is there and end")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="[%(default)s]")
+    parser.add_argument("--interval", type=above_zero, default=1.0, metavar="SECONDS", help="[%(default)s]")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,12 +1,19 @@
-"""The files that a user means by paths, folders and globs: token shards to train on, documents to tokenise.
+"""The files that a user means by paths, folders and globs: token files to train on, documents to tokenise.
 
 The rules, for every setting and command:
 
-- A path that exists is meant literally, even if its name has the characters of a glob.
-- Anything else is a glob. It must match something; its matches are sorted.
-- A folder of token files stands for the shards directly in it. Those with `val` in their names, as `llmc data` writes them
-  (text_val_000000.bin), are for validation, the others for training.
-- A folder of documents stands for all files in it, at any depth, that have a known suffix.
+- A path that exists and is no folder is meant literally, whatever its name: a glob's characters, a dot before it, any suffix.
+- A folder, and a glob (in the syntax of the module glob, without `**`), stand for the data among their files. A folder that a glob
+  matches is searched like any other.
+- Files and folders whose names begin with a dot are no data. Links to folders are followed, each folder once.
+- If there are token files (directly in a folder, or among a glob's matches), these are meant and nothing else. If some have `val` in
+  their names, as `llmc data` writes them (text_val_000000.bin), and others have not, those are for validation, the others for
+  training.
+- If there is none, documents are meant: texts and files of records (TEXT_SUFFIXES, RECORD_SUFFIXES) in the folder, at any depth, or
+  among the glob's matches. JSON, CSV and TSV (TABLE_SUFFIXES without those) are read if there is nothing else: beside texts they
+  are often something else. If a glob matches no known suffix, all its matches are meant.
+- What is passed over is counted by kind, so that a command can say it: Found.describe().
+- The order is llm.c's: patterns as they are given, and the files of each by their whole path as a string.
 """
 
 from __future__ import annotations
@@ -14,135 +21,240 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmc.data.documents import TABLE_SUFFIXES, TEXT_SUFFIXES
-from llmc.formats.shards import is_shard
+from llmc.data.documents import STDIN, TABLE_SUFFIXES, TEXT_SUFFIXES, suffix_of
+from llmc.formats.shards import check_token_file, foreign_tokens, is_shard
 from llmc.system.fs import StrPath
+
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+
+
+@dataclass
+class Found:
+    """What patterns stand for: token files, or documents.
+
+    Attributes:
+        patterns: the paths, folders and globs.
+        files: the files to read, in order.
+        val: of token files those for validation, if files are for training.
+        tokens: whether files are token files.
+        passed_over: what else is there, by kind.
+        searched: whether a folder or a glob is among the patterns, so that there is something to tell.
+    """
+
+    patterns: list[str]
+    files: list[Path] = field(default_factory=list)
+    val: list[Path] = field(default_factory=list)
+    tokens: bool = False
+    passed_over: Counter[str] = field(default_factory=Counter)
+    searched: bool = False
+
+    def describe(self) -> str:
+        """Return one line: "2 token files of sh, and 1 for validation; passed over: 1 .pdf"."""
+        count = len(self.files)
+        patterns = self.patterns if len(self.patterns) <= 4 else [*self.patterns[:3], "..."]
+        line = f"{count} {'token ' if self.tokens else ''}file{'' if count == 1 else 's'} of {', '.join(patterns)}"
+        if self.val:
+            line += f", and {len(self.val)} for validation"
+        if self.passed_over:
+            line += "; passed over: " + ", ".join(f"{n} {kind}" for kind, n in self.passed_over.most_common())
+            if any(kind in TABLE_SUFFIXES for kind in self.passed_over):
+                line += " (name them to read them)"
+        return line
+
+    def add(self, other: Found) -> None:
+        """Append what another pattern stands for."""
+        self.files += other.files
+        self.val += other.val
+        self.tokens |= other.tokens
+        self.passed_over += other.passed_over
+        self.searched |= other.searched
 
 
 def matching_paths(pattern: StrPath) -> list[Path]:
     """Expand a path or a glob.
 
-    Args:
-        pattern: a path, or a glob in the syntax of the module glob, without `**`.
-
     Returns:
-        The path itself if it exists, else the files and folders that the glob matches, in sorted order.
+        The path itself if it exists, else the files and folders that the glob matches, in order.
 
     Raises:
         FileNotFoundError: if nothing matches.
     """
     text = os.fspath(pattern)
-    if os.path.exists(text):
+    if os.path.exists(text) or text == str(STDIN):
         return [Path(text)]
-    found = sorted(Path(match) for match in glob.glob(text))
+    found = _in_order(Path(match) for match in glob.glob(text))
     if not found:
         raise FileNotFoundError(f"no files match '{text}'")
     return found
 
 
-# ---- token shards ----
-
-
-def find_shards(patterns: StrPath | Sequence[StrPath]) -> list[Path]:
-    """Expand paths and globs of token files; folders are not searched.
+def find_shards(patterns: StrPath | Sequence[StrPath], *, validation: bool = False) -> list[Path]:
+    """Expand paths, folders and globs of token files.
 
     Args:
-        patterns: one path or glob, or several.
-
-    Returns:
-        The matches of each pattern in turn, in llm.c's order: sorted by the whole path as a string, not folder by folder.
+        patterns: one, or several.
+        validation: which files a folder or glob stands for, if it has some for training and some for validation.
 
     Raises:
         FileNotFoundError: if one of the patterns matches nothing.
+        ValueError: if one means files that are clearly something else than token files.
     """
-    if isinstance(patterns, (str, os.PathLike)):
-        patterns = [patterns]
-    return [path for pattern in patterns for path in sorted(matching_paths(pattern), key=os.fspath)]
+    return [path for pattern in _listed(patterns) for path in _find(pattern, validation).files]
 
 
-def shards_of_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the token files of a folder.
-
-    Returns:
-        The files to train on, and those for validation, each sorted. Files that are not token files are left out.
-    """
-    shards = sorted(p for p in folder.glob("*.bin") if p.is_file() and not p.name.startswith(".") and is_shard(p))
-    val = [p for p in shards if re.search(r"(^|_)val(_|$)", p.stem)]
-    return [p for p in shards if p not in val], val
-
-
-def shards_or_documents(
-    patterns: Sequence[str], what: str, *, validation: bool = False
-) -> tuple[list[Path], list[Path]]:
+def find_data(patterns: Sequence[str], what: str, *, validation: bool = False) -> Found:
     """Expand the paths, folders and globs of a run's data, which are token files or documents.
 
     Args:
-        patterns: a folder without token files is kept as it is, to be searched for documents.
+        patterns: any number.
         what: the data's name in an error, as "the validation data".
-        validation: whether a folder stands for its validation files, if it has any, instead of its training files.
-
-    Returns:
-        Token files, and files and folders of documents; one of the two lists is empty.
+        validation: as of find_shards().
 
     Raises:
         FileNotFoundError: if one of the patterns matches nothing.
-        ValueError: if they are of both kinds, or if a folder to train on has validation files only.
+        ValueError: if they are of both kinds, if a folder to train on has validation files only, or a file is neither kind.
     """
-    paths = [path for pattern in patterns for path in _shards_or_path(pattern, validation)]
-    shards = [p for p in paths if p.suffix == ".bin"]
-    documents = [p for p in paths if p.suffix != ".bin"]
-    if shards and documents:
-        raise ValueError(f"{what} are token files and text at once: '{shards[0]}' and '{documents[0]}'; give one kind")
-    return shards, documents
+    each = [_find(pattern, validation) for pattern in patterns]
+    tokens, documents = ([f.files[0] for f in each if f.files and f.tokens is kind] for kind in (True, False))
+    if tokens and documents:
+        raise ValueError(f"{what} are token files and text at once: '{tokens[0]}' and '{documents[0]}'; give one kind")
+    return _together(patterns, each)
 
 
-def _shards_or_path(pattern: str, validation: bool) -> list[Path]:
-    folder = Path(pattern)
-    if not folder.is_dir():
-        return matching_paths(pattern)
-    train, val = shards_of_folder(folder)
-    if validation:
-        return val or train or [folder]
-    if val and not train:
+def find_documents(patterns: StrPath | Iterable[StrPath]) -> Found:
+    """Expand paths, folders and globs of documents, whether or not token files are there too.
+
+    Raises:
+        FileNotFoundError: if one of the patterns matches nothing, or has no documents.
+        ValueError: if a file that is named has tokens.
+    """
+    patterns = list(_listed(patterns))
+    return _together(patterns, [_documents(pattern) for pattern in patterns])
+
+
+def is_validation(path: Path) -> bool:
+    """Return whether a token file's name says that it is for validation: text_val_000000.bin, val.bin."""
+    return re.search(r"(?<![a-z])val(id|idation)?(?![a-z])", path.stem, re.IGNORECASE) is not None
+
+
+# ---- one pattern ----
+
+
+def _listed(patterns: StrPath | Iterable[StrPath]) -> Iterable[StrPath]:
+    return [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns
+
+
+def _together(patterns: Iterable[StrPath], each: Iterable[Found]) -> Found:
+    found = Found([os.fspath(p) for p in patterns])
+    for one in each:
+        found.add(one)
+    return found
+
+
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=Path.as_posix)  # with "/" also on Windows, so that the order is the same everywhere
+
+
+def _find(pattern: StrPath, validation: bool) -> Found:
+    text = os.fspath(pattern)
+    matches = matching_paths(text)
+    if matches == [Path(text)] and not matches[0].is_dir():
+        tokens = matches[0].is_file() and (matches[0].suffix == ".bin" or is_shard(matches[0]))
+        (check_token_file if tokens else _check_document)(matches[0])
+        return Found([text], matches, tokens=tokens)
+    beside = [p for match in matches for p in (_visible(match) if match.is_dir() else [match])]
+    shards = _in_order({p for p in beside if p.suffix == ".bin" and is_shard(p)})
+    if not shards and all(p.suffix == ".bin" for p in matches):
+        shards = _in_order(matches)  # to be refused, by name
+        for path in shards:
+            check_token_file(path)
+    if not shards:
+        return _documents(text)
+    val = [p for p in shards if is_validation(p)]
+    train = [p for p in shards if not is_validation(p)]
+    if val and not train and not validation and matches == [Path(text)]:
         raise ValueError(
-            f"folder '{folder}' has token files for validation only, as '{val[0].name}'; name files to train on"
+            f"folder '{text}' has token files for validation only, as '{val[0].name}'; name files to train on"
         )
-    return train or [folder]
+    # A tokenizer beside token files is not passed over, but used.
+    rest = {p for p in beside if p.is_file() and p.stem not in ("tokenizer", "gpt2_tokenizer")}.difference(shards)
+    others = Counter(map(_kind, _in_order(rest)))
+    if validation or not train:
+        return Found([text], val or train, [], True, others, True)
+    return Found([text], train, val, True, others, True)
 
 
-# ---- documents ----
+def _visible(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if not p.name.startswith(".")]
 
 
-def document_files(path: Path, suffixes: tuple[str, ...] = TEXT_SUFFIXES + TABLE_SUFFIXES) -> list[Path]:
-    """List the documents that a path stands for.
+def _documents(pattern: StrPath) -> Found:
+    text = os.fspath(pattern)
+    matches = matching_paths(text)
+    if matches == [Path(text)] and not matches[0].is_dir():
+        _check_document(matches[0])
+        return Found([text], matches)
+    passed_over: Counter[str] = Counter()
+    files = [p for match in matches for p in (_walk(match, passed_over) if match.is_dir() else [match])]
+    files = _in_order(set(files))
+    usual = [p for p in files if suffix_of(p) in (*TEXT_SUFFIXES, *RECORD_SUFFIXES)]
+    chosen = usual or [p for p in files if suffix_of(p) in TABLE_SUFFIXES]
+    if not chosen:
+        if all(match.is_dir() for match in matches):
+            known = ", ".join(dict.fromkeys(TEXT_SUFFIXES + TABLE_SUFFIXES))
+            others = Found([], [], passed_over=passed_over + Counter(map(_kind, files))).describe().partition("; ")[2]
+            raise FileNotFoundError(f"folder '{text}' has no text ({known}){others and '; ' + others}")
+        chosen = [p for p in matches if not p.is_dir()]
+        for path in chosen:
+            _check_document(path)
+    taken = set(chosen)
+    passed_over += Counter(_kind(p) for p in files if p not in taken)
+    return Found([text], chosen, passed_over=passed_over, searched=True)
 
-    Args:
-        path: a file, taken whatever its suffix, or a folder, searched with its subfolders.
-        suffixes: the suffixes, in lower case, of the files to take from a folder.
 
-    Returns:
-        The files, sorted; at least one.
+def _walk(top: Path, passed_over: Counter[str]) -> Iterator[Path]:
+    """List the files of a folder at any depth, hidden ones aside, which are counted."""
 
-    Raises:
-        FileNotFoundError: if the path does not exist, or the folder has no such file.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"'{path}' does not exist")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in suffixes)
-    if not files:
-        raise FileNotFoundError(f"folder '{path}' has no text ({', '.join(suffixes)})")
-    return files
+    def stop(error: OSError) -> None:
+        raise error
+
+    # A link that leads to a folder seen before, or to one that has the top in it, is not followed: it would never end.
+    real = Path(os.path.realpath(top))
+    seen = {real, *real.parents}
+    for where, folders, names in os.walk(top, onerror=stop, followlinks=True):
+        passed_over["hidden"] += sum(name.startswith(".") for name in folders + names)
+        kept = []
+        for name in sorted(folders):
+            target = Path(os.path.realpath(os.path.join(where, name)))
+            if not name.startswith(".") and target not in seen:
+                seen.add(target)
+                kept.append(name)
+        folders[:] = kept
+        for path in (Path(where, name) for name in names if not name.startswith(".")):
+            if path.is_file():
+                yield path
+            else:
+                passed_over["broken link" if path.is_symlink() else "no plain file"] += 1
 
 
-def find_documents(patterns: Iterable[StrPath]) -> list[Path]:
-    """Expand paths, folders and globs of documents, with or without fields.
+def _kind(path: Path) -> str:
+    """Return what a file that is passed over is counted as."""
+    if suffix_of(path) in (".bin", ".npy"):
+        if is_shard(path):
+            return ".bin of tokens"
+        return "of tokens to convert (llmc data tokens)" if foreign_tokens(path) else f"{suffix_of(path)} of no tokens"
+    return suffix_of(path) or "without a suffix"
 
-    Raises:
-        FileNotFoundError: if one of the patterns matches nothing, or a folder has no documents.
-    """
-    return [file for pattern in patterns for path in matching_paths(pattern) for file in document_files(path)]
+
+def _check_document(path: Path) -> None:
+    if not path.is_file():  # a pipe, which can be read only once, or standard input
+        return
+    if is_shard(path):
+        raise ValueError(f"{path}: a token file, not text; `llmc-train --data` takes it as it is")
+    if suffix_of(path) in (".bin", ".npy"):
+        check_token_file(path)

@@ -17,10 +17,12 @@ from llmc.values import check_seed
 class DataLoader:
     """An endless iterator over batches (inputs, targets) from llm.c's token files.
 
-    Epoch follows epoch. The tail of a file that does not fill a sample is not used.
+    Epoch follows epoch. The tail of a file that does not fill a sample is not used; so a file that does not fill one is not used at
+    all, if another does.
 
     Args:
-        files: a path, a glob pattern, or several of them.
+        files: a path, a folder, a glob pattern, or several of them, as of llmc.data.files: if a folder or a glob has files for training
+            and for validation, those for training.
         batch_size: B, the rows of a batch.
         seq_len: T, the tokens of a row.
         shuffle: draw a new order of files and samples for each epoch (with a Mersenne Twister); if False, keep the order of the files.
@@ -32,7 +34,7 @@ class DataLoader:
 
     Raises:
         FileNotFoundError: if a pattern matches no file.
-        llmc.Error: if a file is damaged, or too short for one batch.
+        llmc.Error: if a file is damaged, or all are too short for one batch.
         ValueError: if an argument is out of range.
     """
 
@@ -52,6 +54,9 @@ class DataLoader:
         check_seed(seed, 32)
         self.files = find_shards(files)
         self.batch_size, self.seq_len = batch_size, seq_len
+        needed = (rows_per_sample or ranks * batch_size) * seq_len + 1
+        if len(self.files) > 1:
+            self.files = [f for f in self.files if _llmc.inspect_shard(f).tokens >= needed] or self.files
         self._native = _llmc.DataLoader(
             self.files, batch_size, seq_len, rank, ranks, shuffle, seed, vocab_size, rows_per_sample
         )

@@ -8,7 +8,7 @@ result does not depend on the number of workers, and the memory does not depend 
 from __future__ import annotations
 
 import collections
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
-from llmc.data.documents import Piece, join_pieces
+from llmc.data.documents import Piece
 from llmc.data.tokenizer import Tokenizer
 from llmc.formats.shards import write_shard
 
@@ -36,6 +36,18 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
+def _joined(pieces: Iterable[Piece], may_cut: Callable[[str, str], bool]) -> Iterator[Piece]:
+    """Put pieces of a document together again, but between those that may be encoded one by one."""
+    held: list[Piece] = []
+    for piece in pieces:
+        if held and (piece.first or may_cut(held[-1].text, piece.text)):
+            yield Piece("".join(p.text for p in held), held[0].first)
+            held = []
+        held.append(piece)
+    if held:
+        yield Piece("".join(p.text for p in held), held[0].first)
+
+
 def token_stream(
     pieces: Iterable[Piece], tokenizer: Tokenizer, workers: int = 0
 ) -> Generator[NDArray[np.uint32], None, None]:
@@ -43,7 +55,7 @@ def token_stream(
 
     Args:
         pieces: the documents, whole or in pieces as of DocumentReader.pieces.
-        tokenizer: the encoder. Pieces are joined again for one with a split into words of its own (JsonTokenizer).
+        tokenizer: the encoder. Pieces are joined again if it may not be given them one by one (Tokenizer.may_cut).
         workers: number of threads; 0 for as many as the process may use.
 
     Yields:
@@ -55,8 +67,7 @@ def token_stream(
     if workers < 0:
         raise ValueError(f"workers is {workers}, expected 0 (all cores) or more")
     workers = workers or _llmc.default_threads()
-    if not tokenizer.cuts_at_blanks:
-        pieces = (Piece(document, True) for document in join_pieces(pieces))
+    pieces = _joined(pieces, tokenizer.may_cut)
     waiting: collections.deque[Future[NDArray[np.uint32]]] = collections.deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="llmc-tokenize")
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import codecs
 import collections
-import heapq
+import functools
+import itertools
 import json
 import os
 import struct
@@ -20,12 +21,14 @@ import numpy as np
 import regex
 import tiktoken
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data.words import GPT2_PATTERN
+from llmc.data.roles import END_OF_TEXT, ROLES_FILE, read_roles, write_roles
+from llmc.data.words import GPT2_PATTERN, cut_all, may_have_long_words, split_long_words
 from llmc.system.fs import StrPath, write_atomically
 
-EOT = "<|endoftext|>"
+EOT = END_OF_TEXT
 # The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()
 
@@ -45,6 +48,7 @@ BYTE_OF_LETTER = {letter: b for b, letter in enumerate(BYTE_LETTERS)}
 TABLE_FILES = ("tokenizer.bin", "gpt2_tokenizer.bin")
 
 _MAGIC = 20240328
+_LEARNT_FROM = 16 << 20  # bytes of different words that a BPE is trained on
 
 
 class Tokenizer:
@@ -63,12 +67,14 @@ class Tokenizer:
         eot_token: the id of the end-of-text token.
         vocab_size: the number of ids.
         name: as given.
+        roles: ids of special tokens by their role ("pad", ...), if the tokenizer came with more than an end-of-text token (roles.py).
         file_name: what save()'s file is called in a run directory or beside token files.
-        cuts_at_blanks: whether text that is cut before a blank after a word has the same tokens as the whole (see data/documents.py).
+        long_word: words of so many characters are encoded by our own encoder. tiktoken fails on a million of white space, and before
+            its version 0.13 it takes quadratic time.
     """
 
     file_name = "tokenizer.bin"
-    cuts_at_blanks = True
+    long_word = 1024
 
     def __init__(self, tokens: Sequence[bytes], eot_token: int, name: str) -> None:
         if not 0 <= eot_token < len(tokens):
@@ -84,17 +90,26 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot_token = eot_token
         self.vocab_size = len(tokens)
+        self.roles: dict[str, int] = {}
         self._encoding = tiktoken.Encoding(
             name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: eot_token}
         )
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text. '<|endoftext|>' in it is text like any other."""
+        if may_have_long_words(text, self.long_word):
+            return self.encode_to_numpy(text).tolist()
         return self._encoding.encode_ordinary(text)
 
     def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
         """Return the token ids of a text as an array (n,) of uint32, without making a Python integer per token."""
-        return self._to_numpy(text, special=False)
+        if not may_have_long_words(text, self.long_word):
+            return self._encode_short_words(text, special=False)
+        parts = [
+            self._long_words.encode(part.encode()) if is_long else self._encode_short_words(part, special=False)
+            for part, is_long in split_long_words(_whole_characters(text), self.long_word)
+        ]
+        return np.concatenate(parts)
 
     def encode_documents(self, pieces: Sequence[tuple[str, bool]]) -> NDArray[np.uint32]:
         """Encode pieces of documents, with an end-of-text token before each document.
@@ -105,23 +120,33 @@ class Tokenizer:
         Returns:
             The token ids of all pieces in their order, (n,) of uint32.
         """
-        if any(EOT in text for text, _ in pieces):  # '<|endoftext|>' of a document must not become the special token
+        # One call encodes many documents, and other threads of Python run meanwhile.
+        joined = "".join(EOT + text if first else text for text, first in pieces)
+        # '<|endoftext|>' of a document must not become the special token.
+        if may_have_long_words(joined, self.long_word) or any(EOT in text for text, _ in pieces):
             eot = np.asarray([self.eot_token], dtype=np.uint32)
             parts = [
                 part for text, first in pieces for part in ((eot,) if first else ()) + (self.encode_to_numpy(text),)
             ]
             return np.concatenate(parts)
-        # One call encodes many documents, and other threads of Python run meanwhile.
-        return self._to_numpy("".join(EOT + text if first else text for text, first in pieces), special=True)
+        return self._encode_short_words(joined, special=True)
 
-    def _to_numpy(self, text: str, special: bool) -> NDArray[np.uint32]:
+    def _encode_short_words(self, text: str, special: bool) -> NDArray[np.uint32]:
         allowed = {EOT} if special else set()
         try:
             tokens = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
-        except UnicodeEncodeError:  # half a surrogate pair, out of JSON: it becomes U+FFFD, as in tiktoken's encode()
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        except UnicodeEncodeError:
+            text = _whole_characters(text)
             tokens = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         return np.asarray(tokens, dtype=np.uint32)
+
+    @functools.cached_property
+    def _long_words(self) -> _llmc.BpeEncoder:
+        return _llmc.BpeEncoder(self.tokens, self.eot_token)
+
+    def may_cut(self, before: str, after: str) -> bool:
+        """Return whether two pieces of a text, as of words.cut(), have the tokens of both together."""
+        return True
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
         """Return the bytes of tokens in a row; an id outside of the vocabulary is U+FFFD."""
@@ -164,6 +189,10 @@ class Tokenizer:
             )
         header = struct.pack("<4I", _MAGIC, 2, self.vocab_size, self.eot_token).ljust(1024, b"\0")
         write_atomically(path, [header, b"".join(bytes([len(t)]) + t for t in self.tokens)])
+        self._save_roles(path)
+
+    def _save_roles(self, path: StrPath) -> None:
+        write_roles(Path(path).parent, {role: self.tokens[i].decode() for role, i in self.roles.items()})
 
     def save_beside_model(self, folder: StrPath) -> Path:
         """Write the tokenizer into a model's folder, under the name by which llm.c's programs and Tokenizer.beside find it.
@@ -192,7 +221,9 @@ class Tokenizer:
             return JsonTokenizer(path)
         native = _llmc.Tokenizer(Path(path))
         tokens = [native.decode(i) for i in range(native.vocab_size)]
-        return Tokenizer(tokens, native.eot_token, Path(path).stem)
+        tokenizer = Tokenizer(tokens, native.eot_token, Path(path).stem)
+        tokenizer.roles = read_roles(Path(path).parent, {EOT: native.eot_token})
+        return tokenizer
 
     @staticmethod
     def beside(folder: StrPath) -> Tokenizer | None:
@@ -204,10 +235,8 @@ class Tokenizer:
         Raises:
             llmc.Error, ValueError: if it is damaged.
         """
-        for name in (*TABLE_FILES, "tokenizer.json"):
-            if (path := Path(folder) / name).is_file():
-                return Tokenizer.load(path)
-        return None
+        path = tokenizer_file(folder)
+        return None if path is None else Tokenizer.load(path)
 
     @staticmethod
     def gpt2() -> Tokenizer:
@@ -236,14 +265,14 @@ class Tokenizer:
         return Tokenizer([bytes([b]) for b in range(256)] + [EOT.encode()], 256, "bytes")
 
     @staticmethod
-    def train_bpe(text: str, vocab_size: int) -> Tokenizer:
+    def train_bpe(text: str | Iterable[str], vocab_size: int) -> Tokenizer:
         """Train a byte-level BPE on a text.
 
-        The most frequent pair is merged first; of pairs that are equally frequent, the one with the smaller ids. Words are counted
-        once, and only those that hold a merged pair are visited again, so a few megabytes take seconds.
+        The most frequent pair is merged first; of pairs that are equally frequent, the one with the smaller ids. Each different word is
+        looked at once, with the number of its occurrences; the first 16 MiB of different words are looked at.
 
         Args:
-            text: what to train on.
+            text: what to train on, as one string or several.
             vocab_size: number of tokens, end-of-text among them. There are fewer if the text has no more pairs.
 
         Raises:
@@ -251,57 +280,13 @@ class Tokenizer:
         """
         if vocab_size < 257:
             raise ValueError(f"vocab_size is {vocab_size}; a byte-level BPE has 256 bytes and end-of-text at the least")
-        counts = collections.Counter(regex.findall(GPT2_PATTERN, text))
-        words = [list(word.encode("utf-8", errors="surrogatepass")) for word in counts]
-        weights = list(counts.values())
-        tokens = [bytes([b]) for b in range(256)]
-        known = set(tokens)
-
-        pairs: collections.Counter[tuple[int, int]] = collections.Counter()
-        holders: dict[tuple[int, int], set[int]] = collections.defaultdict(set)
-        for w, word in enumerate(words):
-            for pair in zip(word, word[1:]):
-                pairs[pair] += weights[w]
-                holders[pair].add(w)
-        # Counts in the heap may be out of date: an entry that is taken out counts only if pairs still has the same number.
-        heap = [(-count, pair) for pair, count in pairs.items()]
-        heapq.heapify(heap)
-
-        while len(tokens) < vocab_size - 1 and heap:
-            negative, pair = heapq.heappop(heap)
-            count = pairs[pair]
-            if count != -negative:
-                if count > 0:
-                    heapq.heappush(heap, (-count, pair))
-                continue
-            if count < 2:
-                break
-            merged = tokens[pair[0]] + tokens[pair[1]]
-            if merged in known or len(merged) > 255:  # another pair gave the same bytes: two ids must not share them
-                del pairs[pair]
-                continue
-            new = len(tokens)
-            tokens.append(merged)
-            known.add(merged)
-            changed: set[tuple[int, int]] = set()
-            for w in holders.pop(pair):
-                before, after = words[w], _merge(words[w], pair, new)
-                for old in zip(before, before[1:]):
-                    pairs[old] -= weights[w]
-                    changed.add(old)
-                for fresh in zip(after, after[1:]):
-                    pairs[fresh] += weights[w]
-                    holders[fresh].add(w)
-                    changed.add(fresh)
-                words[w] = after
-            del pairs[pair]
-            for p in sorted(changed - {pair}):
-                if pairs[p] > 0:
-                    heapq.heappush(heap, (-pairs[p], p))
+        words, counts = _count_words([text] if isinstance(text, str) else text)
+        with tqdm(total=vocab_size, desc="train BPE", unit="token", delay=1, leave=False) as bar:
+            tokens = _llmc.train_bpe(words, counts, vocab_size - 1, lambda so_far: bar.update(so_far - bar.n))
         return Tokenizer([*tokens, EOT.encode()], len(tokens), f"bpe:{len(tokens) + 1}")
 
     @staticmethod
-    def from_spec(spec: str, text: str | None = None) -> Tokenizer:
+    def from_spec(spec: str, text: str | Iterable[str] | None = None) -> Tokenizer:
         """Make the tokenizer that a setting names.
 
         Args:
@@ -334,10 +319,11 @@ class JsonTokenizer(Tokenizer):
     """A tokenizer from Hugging Face's tokenizer.json, if that is byte-level (GPT-2, Llama 3, Qwen, ...). Needs the package tokenizers.
 
     The end-of-text token is the first of these that it has: <|endoftext|>, <|begin_of_text|> (which llm.c takes for Llama 3),
-    <|end_of_text|>, </s>, <eos>.
+    <|end_of_text|>, the one that files beside it call eos (roles.py), </s>, <eos>.
 
     Args:
         path: the file.
+        text: its content, if the file itself is not there.
 
     Raises:
         ImportError: if the package is missing.
@@ -345,14 +331,13 @@ class JsonTokenizer(Tokenizer):
     """
 
     file_name = "tokenizer.json"
-    cuts_at_blanks = False  # it splits text into words in its own way
 
-    def __init__(self, path: StrPath) -> None:
+    def __init__(self, path: StrPath, text: str | None = None) -> None:
         try:
             import tokenizers
         except ImportError as e:
             raise ImportError(f"{path}: reading this needs a package: pip install tokenizers") from e
-        self._text = Path(path).read_text(encoding="utf-8")
+        self._text = Path(path).read_text(encoding="utf-8") if text is None else text
         try:
             self._encoding: Any = tokenizers.Tokenizer.from_str(self._text)
             added = {row["id"]: row["content"] for row in json.loads(self._text).get("added_tokens", [])}
@@ -362,12 +347,19 @@ class JsonTokenizer(Tokenizer):
             raise ValueError(f"{path}: not a byte-level tokenizer, as GPT-2's or Llama 3's; others are not supported")
         self._encoding.encode_special_tokens = True  # '<|endoftext|>' in a text is text like any other
         vocabulary: dict[str, int] = self._encoding.get_vocab(with_added_tokens=True)
-        for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", "</s>", "<eos>"):
+        if len(set(vocabulary.values())) < len(vocabulary):
+            raise ValueError(f"{path}: two tokens have the same id")
+        self.roles = read_roles(Path(path).parent, {text: i for i, text in added.items()})
+        eos = added.get(self.roles.get("eos", -1))
+        for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", eos, "</s>", "<eos>"):
             if name in vocabulary:
                 self.eot_token = vocabulary[name]
                 break
         else:
-            raise ValueError(f"{path}: has no end-of-text token among {', '.join(map(repr, added.values())) or 'none'}")
+            raise ValueError(
+                f"{path}: which token ends a text? Of its special tokens ({', '.join(map(repr, added.values())) or 'none'}) none is named "
+                f"so, nor called eos_token in {ROLES_FILE} beside it"
+            )
         self.name = Path(path).stem
         self.vocab_size = max(vocabulary.values()) + 1
         self.tokens = [UNKNOWN] * self.vocab_size
@@ -389,20 +381,37 @@ class JsonTokenizer(Tokenizer):
             parts += [self.eot_token, *one.ids] if first else one.ids
         return np.asarray(parts, dtype=np.uint32)
 
+    def may_cut(self, before: str, after: str) -> bool:
+        return False
+
     def save(self, path: StrPath) -> None:
         """Write the tokenizer.json that the tokenizer was read from."""
         write_atomically(path, [self._text.encode()])
+        self._save_roles(path)
 
 
-def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
-    """Return a word's tokens with the token `new` in place of each occurrence of the pair."""
-    out: list[int] = []
-    i = 0
-    while i < len(word):
-        if i + 1 < len(word) and (word[i], word[i + 1]) == pair:
-            out.append(new)
-            i += 2
-        else:
-            out.append(word[i])
-            i += 1
-    return out
+def tokenizer_file(folder: StrPath) -> Path | None:
+    """Return the tokenizer file in a run directory or a folder of token files; None if there is none."""
+    paths = (Path(folder) / name for name in (*TABLE_FILES, "tokenizer.json"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _whole_characters(text: str) -> str:
+    """Return the text with U+FFFD for half a surrogate pair, which JSON may hold, as tiktoken's encode() does."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _count_words(texts: Iterable[str]) -> tuple[list[bytes], list[int]]:
+    """Count the different words of texts, of which the first _LEARNT_FROM bytes are kept."""
+    counts: collections.Counter[str] = collections.Counter()
+    words: list[bytes] = []
+    room = _LEARNT_FROM
+    with tqdm(desc="count words", unit="char", unit_scale=True, delay=1, leave=False) as bar:
+        for piece in cut_all(texts):
+            found = regex.findall(GPT2_PATTERN, piece)
+            counts.update(found if room > 0 else filter(counts.__contains__, found))
+            for word in itertools.islice(counts, len(words), None):
+                words.append(word.encode("utf-8", "surrogatepass")[:room])
+                room -= len(words[-1])
+            bar.update(len(piece))
+    return words, list(counts.values())

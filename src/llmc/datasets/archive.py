@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llmc.system.cache import cache_directory
-from llmc.system.fs import SYSTEM
+from llmc.system.fs import SYSTEM, named_errors
 
 
 def unpacked(archive: Path, name: str, suffix: str) -> Path:
@@ -42,7 +42,10 @@ def unpacked(archive: Path, name: str, suffix: str) -> Path:
                 file_name = Path(member.name).name
                 wanted = member.isfile() and file_name.endswith(suffix) and not file_name.startswith(".")
                 if wanted and (stream := tar.extractfile(member)) is not None:
-                    with open(partial / file_name, "wb") as out:
+                    with (
+                        named_errors(folder / file_name, partial / file_name, member.size),
+                        open(partial / file_name, "wb") as out,
+                    ):
                         shutil.copyfileobj(stream, out)
             _check_end(tar)
         SYSTEM.rename(partial, folder)

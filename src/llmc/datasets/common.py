@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
+
+from llmc.formats.shards import ShardWriter
+from llmc.system.fs import FULL
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,16 @@ def remove_files(paths: list[Path]) -> None:
     """
     while paths:
         paths.pop().unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def need_told(writer: ShardWriter, bar: tqdm[None]) -> Iterator[None]:
+    """Add to the error of a full disk how much all files of the writer need, judged by the part of the input that the bar has."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in FULL and e.strerror and bar.n and bar.total:
+            e.strerror += f"; all files need about {writer.bytes / 1e6 * bar.total / bar.n:.1f} MB"
+            if writer.paths:
+                e.strerror += f" (complete, and kept: {len(writer.paths)})"
+        raise

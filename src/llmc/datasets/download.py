@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llmc.system.cache import cache_directory
-from llmc.system.fs import write_atomically
+from llmc.system.fs import named_errors, write_all, write_atomically
 
 _CHUNK = 1 << 16  # bytes written at a time; if the connection breaks, an unfinished chunk is lost
 _ATTEMPTS = 4  # attempts in a row without a new byte, after which to give up
@@ -173,11 +173,12 @@ def _receive(url: str, path: Path, part: Path, have: int, size: int | None) -> b
         if size is not None and total != size:  # checked before anything is written, so that the .part file stays good
             raise ConnectionError(_another_file(url, f"{size} bytes, not {total}", path))
         with (
-            open(part, "ab" if resumed else "wb") as file,
+            named_errors(path, part, total),  # what came is kept
+            open(part, "ab" if resumed else "wb", buffering=0) as file,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.name.removesuffix(".part")) as bar,
         ):
             for chunk in response.iter_content(_CHUNK):
-                file.write(chunk)
+                write_all(file.fileno(), chunk)
                 have += len(chunk)
                 bar.update(len(chunk))
     return total is None or have >= total

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
 from llmc import _llmc
 from llmc.data.documents import DocumentReader
-from llmc.data.files import document_files
+from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.common import TokenFiles, earlier_shards, remove_files, shard_name
+from llmc.datasets.common import TokenFiles, earlier_shards, need_told, remove_files, shard_name
 from llmc.datasets.download import Remote, fetch, hub_files
 from llmc.formats.shards import ShardWriter
 from llmc.system.fs import remove_temporaries
@@ -37,6 +36,8 @@ def prepare(
     shard_size: int = 10**8,
     shards: int | None = None,
     source: str | Path | None = None,
+    column: str = "text",
+    on_bad_record: str = "stop",
     tokenizer: str = "gpt2",
     workers: int = 0,
     overwrite: bool = False,
@@ -54,6 +55,7 @@ def prepare(
         shards: number of files after which to stop; None for all.
         source: a Parquet file (or another that llmc.datasets.text takes) or a folder of them, if you have them already; None to
             download them.
+        column, on_bad_record: as of DocumentReader.
         tokenizer: as of Tokenizer.from_spec.
         workers: threads that tokenise; 0 for as many as the process may use.
         overwrite: whether to replace shards of an earlier run.
@@ -68,31 +70,33 @@ def prepare(
     folder, name = Path(output), NAMES[kind]
     earlier = earlier_shards(folder, name, overwrite)
     paths = (
-        document_files(Path(source))
+        find_documents(source).files
         if source is not None
         else _fetched(hub_files(REPOSITORIES[kind], SAMPLES[version]))
     )
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
-    pieces = chain.from_iterable(DocumentReader().pieces(path) for path in paths)
+    reader = DocumentReader(column, on_bad_record)
     writer = ShardWriter(
         lambda i: folder / shard_name(name, "train" if i else "val", i), encoder.vocab_size, shard_size
     )
     limit = None if shards is None else shards * shard_size
-    stream = token_stream(pieces, encoder, workers)
-    with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer:
+    stream = token_stream(reader.stream(paths), encoder, workers)
+    with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer, need_told(writer, bar):
         for tokens in stream:
             remove_files(earlier)
             if limit is not None:
                 tokens = tokens[: limit - writer.total]
-            writer.write(tokens)
             bar.update(len(tokens))
+            writer.write(tokens)
             if writer.total == limit:
                 break
         stream.close()
     if not writer.paths:
         raise ValueError("there are no documents in the input")
     encoder.save(folder / encoder.file_name)
+    for line in reader.report():
+        tqdm.write(line, file=sys.stderr)
     return TokenFiles(writer.paths[1:], writer.paths[:1], sum(writer.counts[1:]), writer.counts[0])
 
 

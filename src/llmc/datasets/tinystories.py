@@ -12,7 +12,7 @@ from llmc.data.documents import Piece, load_json
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.archive import unpacked
-from llmc.datasets.common import TokenFiles
+from llmc.datasets.common import TokenFiles, need_told
 from llmc.datasets.download import fetch, hub_files
 from llmc.formats.shards import ShardWriter
 
@@ -46,6 +46,7 @@ def prepare(
         with (
             tqdm(total=len(paths), unit="file", desc=f"tokenize {split}") as bar,
             ShardWriter(lambda i, target=target: target, encoder.vocab_size) as writer,  # type: ignore[misc]
+            need_told(writer, bar),
         ):
             for tokens in token_stream(_documents(paths, bar), encoder, workers):
                 writer.write(tokens)

@@ -5,6 +5,8 @@ The Hub's matrices are (in, out), those of llm.c (out, in); the Hub's vocabulary
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,21 @@ from llmc import _llmc
 from llmc.models.config import GPT2Config
 
 PREFIX = "transformer."  # of all tensors of a model with a head; OpenAI's files on the Hub are without
+# Modules that hold a model as a whole or a part of it, and whose names come into those of its tensors: transformers' and nanoGPT's
+# "transformer" and "model", torch.compile, DataParallel and DDP, FSDP, DeepSpeed. No tensor of GPT-2 has such a part in its own name.
+_WRAPPERS = frozenset(
+    (
+        "transformer",
+        "model",
+        "_orig_mod",
+        "module",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+    )
+)
+# The causal mask, which old versions of transformers and of nanoGPT saved.
+_MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 TIED_HEAD = "lm_head.weight"  # some files have it; it must be equal to wte
 
 # For llm.c's name of a tensor its name on the Hub, in which {l} is the number of the block, and whether the Hub has it transposed.
@@ -71,6 +88,37 @@ def hub_tensors(config: GPT2Config) -> dict[str, HubTensor]:
     return tensors
 
 
+def bare_name(name: str) -> str:
+    """Return the name of a tensor without those of the modules around it, wherever they stand and however often."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def unknown_names(names: Iterable[str], tensors: Mapping[str, HubTensor]) -> list[str]:
+    """Return those of some bare names that no tensor of the model has."""
+    known = {TIED_HEAD, *(name for tensor in tensors.values() for name in tensor.names)}
+    return [name for name in names if name not in known and not _MASK.fullmatch(name)]
+
+
+def nanogpt_config(model_args: Mapping[str, Any], path: Path) -> GPT2Config:
+    """Return the model's shape that a checkpoint of nanoGPT names.
+
+    Args:
+        model_args: what the checkpoint has under this name.
+        path: the file, for error messages.
+
+    Raises:
+        llmc.Error: if a size is missing, or out of range.
+    """
+    sizes = {
+        "n_positions": "block_size",
+        "vocab_size": "vocab_size",
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "n_embd": "n_embd",
+    }
+    return parse_config({name: model_args.get(theirs) for name, theirs in sizes.items()}, path)
+
+
 def parse_config(values: dict[str, Any], path: Path) -> GPT2Config:
     """Check what a config.json says, and return the model's shape.
 
@@ -112,13 +160,13 @@ def parse_config(values: dict[str, Any], path: Path) -> GPT2Config:
         raise _llmc.Error(f"{path}: {e}") from e
 
 
-def config_values(config: GPT2Config, dtype: str, eot_token: int) -> dict[str, Any]:
+def config_values(config: GPT2Config, dtype: str, roles: Mapping[str, int]) -> dict[str, Any]:
     """Return the fields of config.json for a model.
 
     Args:
         config: the model's shape.
         dtype: "f32" or "bf16", that of the tensors beside it.
-        eot_token: id of the end-of-text token.
+        roles: ids of special tokens; those of "bos", "eos" and "pad" are written.
     """
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -127,8 +175,7 @@ def config_values(config: GPT2Config, dtype: str, eot_token: int) -> dict[str, A
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
-        "bos_token_id": eot_token,
-        "eos_token_id": eot_token,
+        **{f"{role}_token_id": roles[role] for role in ("bos", "eos", "pad") if role in roles},
         "initializer_range": 0.02,
         "layer_norm_epsilon": 1e-05,
         "n_ctx": config.max_seq_len,

@@ -2,69 +2,109 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
+from llmc.data.roles import ROLES_FILE, read_roles
 from llmc.data.tokenizer import BYTE_LETTERS, BYTE_OF_LETTER, EOT, JsonTokenizer, Tokenizer
 from llmc.hub.json_files import read_object, read_text, write_json
 from llmc.system.fs import StrPath, write_atomically
 
+# Files of tokenizers that are not byte-level BPE, by which users may know why a model came without its own.
+_OTHER_KINDS = {
+    "vocab.txt": "WordPiece",
+    "spiece.model": "SentencePiece",
+    "sentencepiece.bpe.model": "SentencePiece",
+    "tokenizer.model": "SentencePiece",
+    "vocab.json": "merges.txt is missing",
+}
+
 
 def read_tokenizer(folder: StrPath) -> Tokenizer | None:
-    """Read the tokenizer of a Hugging Face folder.
+    """Read the tokenizer of a Hugging Face folder: tokenizer.json, or vocab.json with merges.txt.
 
-    A tokenizer with GPT-2's split into words and GPT-2's merging becomes a table of llm.c's, read from vocab.json and merges.txt or
-    from tokenizer.json. A tokenizer.json with other rules is used as it is (JsonTokenizer).
+    A tokenizer that splits and merges as GPT-2's does, and has <|endoftext|> and no other special token, becomes a table of llm.c's.
+    Any other is kept as it is (JsonTokenizer).
 
     Returns:
         The tokenizer; None if the folder has none.
 
     Raises:
-        llmc.Error: if it is damaged, or its ids are not in the order of its merges.
-        ValueError: if a tokenizer.json with other rules is none that JsonTokenizer supports.
+        llmc.Error: if it is damaged.
+        ValueError: if it is of a kind that llmc does not have.
         ImportError: if it needs the package tokenizers, which is not installed.
     """
     folder = Path(folder)
-    json_file, vocab_file, merges_file = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if json_file.is_file() and not _has_gpt2_rules(read_object(json_file)):
-        return Tokenizer.load(json_file)
-    if vocab_file.is_file() and merges_file.is_file():
-        path = vocab_file
-        vocab = read_object(vocab_file)
-        lines = read_text(merges_file).splitlines()
-        merges: list[Any] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    elif json_file.is_file():
-        path = json_file
-        whole = read_object(json_file)
-        try:
-            vocab = {**whole["model"]["vocab"], **{t["content"]: t["id"] for t in whole.get("added_tokens") or []}}
-            merges = [m.split(" ") if isinstance(m, str) else m for m in whole["model"]["merges"]]
-        except (KeyError, TypeError, AttributeError) as e:
-            raise _llmc.Error(f"{path}: not a byte-level BPE: {type(e).__name__}: {e}") from e
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        whole = read_object(path)
+        if not _has_gpt2_rules(whole):
+            return JsonTokenizer(path)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        path = folder / "vocab.json"
+        whole = _as_tokenizer_json(folder)
     else:
+        for name, kind in _OTHER_KINDS.items():
+            if (folder / name).is_file():
+                raise ValueError(f"{folder / name}: not a byte-level BPE ({kind}); others are not supported")
         return None
-    if EOT not in vocab:
-        raise _llmc.Error(f"{path}: has no token {EOT}")
-    ids = sorted(i for i in vocab.values() if isinstance(i, int))
-    if ids != list(range(len(vocab))):
-        raise _llmc.Error(f"{path}: its {len(vocab)} tokens do not have the ids 0 to {len(vocab) - 1}")
-    tokens = [b""] * len(vocab)
+    return _table(whole, path) or JsonTokenizer(path, json.dumps(whole, ensure_ascii=False))
+
+
+def _as_tokenizer_json(folder: Path) -> dict[str, Any]:
+    """Write vocab.json, merges.txt and what was added to them as the content of tokenizer.json."""
+    vocab = read_object(folder / "vocab.json")
+    lines = read_text(folder / "merges.txt").splitlines()
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    added_file, config_file = folder / "added_tokens.json", folder / "tokenizer_config.json"
+    special = vocab.keys() - set(BYTE_LETTERS) - {"".join(pair) for pair in merges}
+    added = {token: vocab[token] for token in special} | (read_object(added_file) if added_file.is_file() else {})
+    if not all(isinstance(i, int) for i in [*vocab.values(), *added.values()]):
+        raise _llmc.Error(f"{folder / 'vocab.json'}: damaged: an id is not a number")
+    known = (read_object(config_file) if config_file.is_file() else {}).get("added_tokens_decoder", {})
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {**plain, **known.get(str(i), {}), "id": i, "content": token}
+            for i, token in sorted((i, token) for token, i in added.items())
+        ],
+        "pre_tokenizer": split,
+        "decoder": split,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }
+
+
+def _table(tokenizer_json: dict[str, Any], path: Path) -> Tokenizer | None:
+    """Return a tokenizer with GPT-2's rules as a table, or None if it has other special tokens or ids than a table can have."""
     try:
-        for text, i in vocab.items():
-            tokens[i] = EOT.encode() if text == EOT else bytes(BYTE_OF_LETTER[letter] for letter in text)
-        merged_ids = [vocab[a + b] for a, b in merges]
-    except (KeyError, ValueError, TypeError) as e:
+        model, added = tokenizer_json["model"], tokenizer_json.get("added_tokens") or []
+        vocab = {**model["vocab"], **{t["content"]: t["id"] for t in added}}
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        ids = sorted(vocab.values())
+        merged = {a + b: vocab[a + b] for a, b in merges}
+        for letter in BYTE_LETTERS:
+            vocab[letter]
+    except (KeyError, ValueError, TypeError, AttributeError) as e:
         raise _llmc.Error(f"{path}: not a byte-level BPE: {type(e).__name__}: {e}") from e
-    if any(a >= b for a, b in zip(merged_ids, merged_ids[1:])):
-        raise _llmc.Error(
-            f"{path}: its ids are not in the order of its merges, so llm.c's tokenizer file cannot hold it"
-        )
+    order = list(merged.values())
+    if (
+        vocab.keys() - set(BYTE_LETTERS) - merged.keys() != {EOT}
+        or ids != list(range(len(vocab)))
+        or order != sorted(order)
+    ):
+        return None
     try:
-        return Tokenizer(tokens, vocab[EOT], folder.name)
-    except ValueError as e:
-        raise _llmc.Error(f"{path}: {e}") from e
+        tokens = {i: EOT.encode() if t == EOT else bytes(BYTE_OF_LETTER[c] for c in t) for t, i in vocab.items()}
+        table = Tokenizer([tokens[i] for i in ids], vocab[EOT], path.parent.name)
+    except (KeyError, ValueError) as e:
+        raise _llmc.Error(f"{path}: not a byte-level BPE: {type(e).__name__}: {e}") from e
+    table.roles = read_roles(path.parent, {EOT: table.eot_token})
+    return table
 
 
 def _has_gpt2_rules(tokenizer_json: dict[str, Any]) -> bool:
@@ -82,6 +122,16 @@ def _has_gpt2_rules(tokenizer_json: dict[str, Any]) -> bool:
     )
 
 
+# What a tokenizer may consist of in a folder.
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", ROLES_FILE)
+
+
+def role_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the ids of a tokenizer's special tokens by their role, for transformers: bos and eos are among them."""
+    usual = ("bos", "eos") if isinstance(tokenizer, JsonTokenizer) else ("bos", "eos", "unk")
+    return {**dict.fromkeys(usual, tokenizer.eot_token), **tokenizer.roles}
+
+
 def write_tokenizer(tokenizer: Tokenizer, folder: StrPath, max_seq_len: int) -> None:
     """Write a tokenizer as transformers reads it.
 
@@ -96,15 +146,15 @@ def write_tokenizer(tokenizer: Tokenizer, folder: StrPath, max_seq_len: int) -> 
         ValueError: if a token is not a merge of two earlier ones.
     """
     folder = Path(folder)
-    for stale in ("vocab.json", "merges.txt", "tokenizer.json"):
+    for stale in FILES:
         (folder / stale).unlink(missing_ok=True)
     is_json = isinstance(tokenizer, JsonTokenizer)
-    eot = tokenizer.tokens[tokenizer.eot_token].decode()
+    roles = role_ids(tokenizer)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast" if is_json else "GPT2Tokenizer",
         "model_max_length": max_seq_len,
         "add_prefix_space": False,
-        **{f"{role}_token": eot for role in ("bos", "eos", "unk")},
+        **{f"{role}_token": tokenizer.tokens[i].decode() for role, i in roles.items()},
     }
     write_json(folder / "tokenizer_config.json", config)
     if is_json:

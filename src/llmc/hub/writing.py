@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 from llmc.data.tokenizer import Tokenizer
 from llmc.hub import gpt2
 from llmc.hub.json_files import write_json
-from llmc.hub.tokenizer import write_tokenizer
+from llmc.hub.tokenizer import FILES as TOKENIZER_FILES
+from llmc.hub.tokenizer import role_ids, write_tokenizer
 from llmc.models.gpt2 import GPT2
 from llmc.models.model import Model
-from llmc.system.fs import StrPath, write_atomically
+from llmc.system.fs import StrPath, temporary_name, write_atomically
 from llmc.values import VALUE_DTYPES, canonical_dtype
 
 
@@ -36,15 +38,20 @@ def export_model(
 ) -> None:
     """Write a model as model.safetensors (or shards and their index) with config.json, and its tokenizer.
 
+    All of it is written under another name first: if something fails, there is no folder, or an existing one is as it was.
+
     Args:
         model: the model.
-        folder: the folder to write, made if it is missing. Weights of an earlier export in it are removed.
+        folder: the folder to write, made if it is missing. Weights of an earlier export in it are removed, and its tokenizer if there
+            is another one to write.
         dtype: "f32" or "bf16", that of the file; None for the model's.
         tokenizer: the tokenizer to write; None for none.
         max_shard_bytes: the largest size of a file's tensors; a larger model is split into shards.
 
     Raises:
-        ValueError: if the model is not a GPT-2, an argument is out of range, or the tokenizer has more tokens than the model.
+        ValueError: if the model is not a GPT-2, an argument is out of range, the tokenizer has more tokens than the model, or cannot be
+            written as merges.
+        OSError: if a file cannot be written.
     """
     if not isinstance(model, GPT2):
         raise ValueError(f"the model is a {model.family}: only a GPT-2 can be exported")
@@ -56,10 +63,30 @@ def export_model(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model a vocabulary of {model.config.vocab_size}: not a pair"
         )
     out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in (*out.glob("model*.safetensors"), out / "model.safetensors.index.json"):
-        stale.unlink(missing_ok=True)  # an earlier export may have had another number of shards
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"'{out}' is a file, expected a folder")
+    exists = out.is_dir()
+    # On the same disk: beside the folder, or inside of it if it exists, as the one above it may be closed to the user.
+    staged = temporary_name(out / "export" if exists else out)
+    staged.mkdir(parents=True)
+    try:
+        _write_folder(model, staged, dtype, tokenizer, max_shard_bytes)
+        if not exists:
+            staged.rename(out)
+            return
+        new = {path.name for path in staged.iterdir()}
+        for name in new:
+            (staged / name).replace(out / name)
+        weights = {path.name for path in out.glob("model*.safetensors")} | {"model.safetensors.index.json"}
+        for name in (weights | set(TOKENIZER_FILES if tokenizer is not None else ())) - new:
+            (out / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
+
+def _write_folder(model: GPT2, out: Path, dtype: str, tokenizer: Tokenizer | None, max_shard_bytes: int) -> None:
+    if tokenizer is not None:
+        write_tokenizer(tokenizer, out, model.config.max_seq_len)  # first, as it may be refused
     shards: list[list[_Entry]] = [[]]
     for entry in _entries(model, VALUE_DTYPES[dtype]):
         if shards[-1] and sum(e.bytes for e in shards[-1]) + entry.bytes > max_shard_bytes:
@@ -76,10 +103,8 @@ def export_model(
         write_json(out / "model.safetensors.index.json", index)
     for name, shard in zip(names, shards):
         write_atomically(out / name, _safetensors(shard, dtype))
-    eot_token = tokenizer.eot_token if tokenizer is not None else model.config.vocab_size - 1
-    write_json(out / "config.json", gpt2.config_values(model.config, dtype, eot_token))
-    if tokenizer is not None:
-        write_tokenizer(tokenizer, out, model.config.max_seq_len)
+    roles = role_ids(tokenizer) if tokenizer is not None else dict.fromkeys(("bos", "eos"), model.config.vocab_size - 1)
+    write_json(out / "config.json", gpt2.config_values(model.config, dtype, roles))
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmc import _llmc
-from llmc.values import check_seed
+from llmc.values import check_seed, check_whole
 
 
 class _Sequence:
     """One sequence of a batch: its tokens, its coin, its place in the cache. The newest token is not in the cache yet."""
 
-    def __init__(self, cache: _llmc.KVCache, index: int, prompt: Sequence[int], seed: int) -> None:
+    def __init__(self, cache: _llmc.KVCache, index: int, prompt: NDArray[np.int32], seed: int) -> None:
         self.cache, self.index = cache, index
-        self.tokens = [int(t) for t in prompt]
+        self.tokens = prompt.tolist()
         self.coin = _llmc.XorShift(seed)
         self.new: list[int] = []
         self.done = False
@@ -37,8 +38,8 @@ class _Sequence:
     def toss(self) -> float:
         return -1.0 if self.done else self.coin.randfloat32()
 
-    def append(self, token: int, stop: int | None) -> None:
-        self.done = token == stop
+    def append(self, token: int, stops: Collection[int]) -> None:
+        self.done = token in stops
         if not self.done:
             self.tokens.append(token)
             self.new.append(token)
@@ -46,41 +47,57 @@ class _Sequence:
 
 def generate(
     model: _llmc.Model,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[NDArray[np.int32]],
     max_new_tokens: int,
     temperature: float,
     top_k: int,
     top_p: float,
     seed: int,
-    stop_token: int | None,
+    stop_token: int | Sequence[int] | None,
 ) -> Iterator[list[list[int]]]:
     """Generate for all prompts in one batch, which reads the weights once a step; a finished sequence idles along.
 
     Args:
         model: the extension's model.
-        prompts, max_new_tokens, ...: as of GPT2.generate.
+        prompts: each (n,), not empty.
+        max_new_tokens, ...: as of GPT2.generate.
 
-    Yields:
-        After each step the new tokens of every prompt so far.
+    Returns:
+        An iterator that yields, after each step, the new tokens of every prompt so far.
 
     Raises:
-        ValueError: if a prompt is empty, a token is not in the vocabulary, or an option is out of its range.
+        TypeError, ValueError: at once, if an option is out of its range.
     """
-    if any(len(p) == 0 for p in prompts):
-        raise ValueError("the prompt is empty: start from the end-of-text token")
+    check_whole("max_new_tokens", max_new_tokens, 0)
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}, expected 0 (the most likely token) or more")
-    if top_k < 0:
-        raise ValueError(f"top_k is {top_k}, expected 0 (no limit) or more")
-    if not 0 < top_p <= 1:
+    check_whole("top_k", top_k, 0)
+    if not 0 < np.float32(top_p) <= 1:  # as the sampler has it
         raise ValueError(f"top_p is {top_p}, expected above 0, to 1 (no limit)")
     check_seed(seed, 64, lowest=1)
-    if max_new_tokens <= 0 or not prompts:
+    if stop_token is None:
+        stops: set[int] = set()
+    elif isinstance(stop_token, (int, np.integer)):
+        stops = {int(stop_token)}
+    else:
+        stops = {check_whole("stop_token", t, 0) for t in stop_token}
+    options = _llmc.SamplerOptions(temperature, top_k, top_p)
+    return _steps(model, prompts, max_new_tokens, options, seed, stops)
+
+
+def _steps(
+    model: _llmc.Model,
+    prompts: Sequence[NDArray[np.int32]],
+    max_new_tokens: int,
+    options: _llmc.SamplerOptions,
+    seed: int,
+    stops: Collection[int],
+) -> Iterator[list[list[int]]]:
+    if max_new_tokens == 0 or not prompts:
         return
     length = min(model.max_seq_len, max(len(p) for p in prompts) + max_new_tokens)
     cache = _llmc.KVCache(model, len(prompts), length)
     batch = [_Sequence(cache, i, p, (seed + i) % 2**64 or 1) for i, p in enumerate(prompts)]
-    options = _llmc.SamplerOptions(temperature, top_k, top_p)
     for s in batch:
         s.begin()
 
@@ -104,7 +121,7 @@ def generate(
         tokens = cache.read_tokens()
         for s in batch:
             if not s.done:
-                s.append(_llmc.token_of(int(tokens[s.index])), stop_token)
+                s.append(_llmc.token_of(int(tokens[s.index])), stops)
         yield [s.new for s in batch]
         if all(s.done for s in batch):
             return

@@ -15,7 +15,7 @@ from llmc.formats.stream import pieces
 from llmc.models.config import ModelConfig
 from llmc.models.generate import generate
 from llmc.system.fs import SYSTEM, Fs
-from llmc.values import VALUE_DTYPES, canonical_dtype, check_seed
+from llmc.values import VALUE_DTYPES, canonical_dtype, check_seed, check_whole
 
 
 def default_grad_dtype(device: str, dtype: str) -> str:
@@ -108,6 +108,7 @@ class Model:
         dtype = canonical_dtype(dtype)
         if seed is not None:
             check_seed(seed, 32)
+        check_whole("threads", threads, 0, 1024)
         if backend is None:
             backend = _llmc.Backend(device, threads)
         elif (device, threads) != ("cpu", 0):
@@ -264,14 +265,14 @@ class Model:
 
     def generate(
         self,
-        prompts: Sequence[int] | Sequence[Sequence[int]],
+        prompts: Sequence[int] | Sequence[Sequence[int]] | NDArray[Any],
         max_new_tokens: int,
         *,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 1337,
-        stop_token: int | None = None,
+        stop_token: int | Sequence[int] | None = None,
     ) -> list[int] | list[list[int]]:
         """Continue one prompt, or several in one batch.
 
@@ -279,48 +280,62 @@ class Model:
         positions from 0 on, and generation goes on from there: positions are learned, so older context cannot be kept.
 
         Args:
-            prompts: token ids of one prompt, or a list of such.
+            prompts: token ids of one prompt, or a list of such; an array (n,), or (B, n) for B prompts.
             max_new_tokens: how many tokens to generate for each.
             temperature: 0 takes the most likely token.
             top_k: how many of the most likely tokens to choose from; 0 for no limit.
             top_p: nucleus sampling; 1 for no limit.
             seed: of llm.c's xorshift*, 1 to 2^64 - 1. Prompt i of a batch draws from seed + i, so its text does not depend on its
                 neighbours.
-            stop_token: ends a sequence, and is not returned.
+            stop_token: ends a sequence, and is not returned; of several the first that comes.
 
         Returns:
             The new tokens, of each prompt if there are several.
 
         Raises:
+            TypeError: if a prompt is text.
             ValueError: if a prompt is empty, a token is not in the vocabulary, or an option is out of its range.
         """
-        several = len(prompts) > 0 and isinstance(prompts[0], (Sequence, np.ndarray))
-        batch: Any = prompts if several else [prompts]
-        steps = list(generate(self._native, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token))
-        new = steps[-1] if steps else [[] for _ in batch]
+        several = not isinstance(prompts, (str, bytes)) and np.ndim(next(iter(prompts), 0)) > 0
+        batch = [_prompt(p) for p in (prompts if several else [prompts])]
+        new: list[list[int]] = [[] for _ in batch]
+        for step in generate(self._native, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token):
+            new = step
         return new if several else new[0]
 
     def stream(
         self,
-        prompt: Sequence[int],
+        prompt: Sequence[int] | NDArray[Any],
         max_new_tokens: int,
         *,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 1337,
-        stop_token: int | None = None,
+        stop_token: int | Sequence[int] | None = None,
     ) -> Iterator[int]:
-        """Yield what generate() returns for one prompt, token by token as they are found."""
-        for count, (new,) in enumerate(
-            generate(self._native, [prompt], max_new_tokens, temperature, top_k, top_p, seed, stop_token)
-        ):
-            if len(new) > count:
-                yield new[-1]
+        """Return an iterator over what generate() returns for one prompt, which yields each token when it is found.
+
+        Raises:
+            TypeError, ValueError: as of generate(), and at once, if an argument is wrong.
+        """
+        steps = generate(self._native, [_prompt(prompt)], max_new_tokens, temperature, top_k, top_p, seed, stop_token)
+        return (new[-1] for count, (new,) in enumerate(steps) if len(new) > count)
+
+
+def _prompt(tokens: ArrayLike) -> NDArray[np.int32]:
+    if np.size(tokens) == 0:
+        raise ValueError("the prompt is empty: start from the end-of-text token")
+    array = _tokens(tokens)
+    if np.ndim(tokens) != 1:
+        raise ValueError(f"a prompt is one row of token ids, got shape {np.shape(tokens)}")
+    return array
 
 
 def _tokens(tokens: ArrayLike) -> NDArray[np.int32]:
     array = np.asarray(tokens)
+    if array.dtype.kind in "US":
+        raise TypeError("token ids must be integers, got text: a tokenizer's encode() makes them of it")
     if array.dtype.kind not in "iu":
         raise ValueError(f"token ids must be integers, got {array.dtype}")
     fits = np.can_cast(array.dtype, np.int32)  # as what a loader gives does: then there is nothing to look through

@@ -22,7 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmc.arguments import Parser
 from llmc.cli import report_errors
+from llmc.data.files import find_shards
 from llmc.data.loader import DataLoader
 from llmc.data.tokenizer import Tokenizer
 from llmc.formats.debug_state import LOSS_RECIPE, DebugState, write_debug_state
@@ -39,7 +41,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m llmc.reference", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m llmc.reference", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--input_bin", default="dev/data/tinyshakespeare/tiny_shakespeare_val.bin", help="token files to train on")
     add("--input_val_bin", default="", help="token files for the validation loss")
@@ -273,7 +275,8 @@ def _train(args: argparse.Namespace, processes: Processes, device: torch.device,
         tokenizer = None
         print(f"no tokenizer is written, and samples are token ids: {e}", file=sys.stderr)
 
-    def loader(files: str, shuffle: bool) -> DataLoader:
+    def loader(pattern: str, shuffle: bool, validation: bool = False) -> DataLoader:
+        files = find_shards(pattern, validation=validation)
         vocab_size = raw_model.config.vocab_size
         return DataLoader(
             files, B, T, shuffle=shuffle, rank=processes.rank, ranks=processes.size, vocab_size=vocab_size
@@ -284,7 +287,7 @@ def _train(args: argparse.Namespace, processes: Processes, device: torch.device,
         return x, y
 
     train_loader = loader(args.input_bin, bool(args.shuffle))
-    val_loader = loader(args.input_val_bin, False) if args.input_val_bin else None
+    val_loader = loader(args.input_val_bin, False, validation=True) if args.input_val_bin else None
     say(f"DataLoader: total number of tokens: {train_loader.num_tokens:,} across {len(train_loader.files)} files")
     if processes.rank == 0 and args.write_tensors and not args.inference_only:
         write_tensors(raw_model, tokenizer, *batch(loader(args.input_bin, False)), Path(args.tensors_dir), name)

@@ -111,7 +111,19 @@ def judged(op: str, kernel: str, dtype: str, size: str, result: str, x: Any, exa
 
 
 def failed(backend: Any | None, op: str, kernel: str, dtype: str, size: str, error: BaseException) -> Outcome:
-    """Return the outcome of an op that raised an exception. backend: whether it still works is asked."""
+    """Return the outcome of an op that raised an exception.
+
+    Args:
+        backend: is asked whether it still works.
+        op, kernel, dtype, size: of the outcome.
+        error: the exception.
+
+    Raises:
+        MemoryError: if memory was too small, which says nothing of the kernel.
+    """
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        why = str(error) or "no more memory"
+        raise MemoryError(f"there is not enough memory to check {op} ({kernel}, {dtype}, {size}): {why}") from error
     fatal = False
     try:
         if backend is not None:

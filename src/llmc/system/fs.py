@@ -7,12 +7,13 @@ llm.c takes every file that begins with DONE_ for a finished checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import psutil
 
 StrPath = str | os.PathLike[str]
 
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # errors of a full disk, file or account
 _PREFIX = ".tmp-"
 _PIECE = 32 << 20  # bytes per call to write: Python handles a signal only between two calls
 
@@ -89,6 +91,38 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{os.getpid()}-{path.name}")
 
 
+def write_all(fd: int, data: Any, *, fs: Fs = SYSTEM) -> int:
+    """Write all of a bytes-like object, and return the number of bytes."""
+    view = memoryview(data).cast("B")
+    total = len(view)
+    while len(view):
+        count = fs.write(fd, view[:_PIECE])
+        if count <= 0:
+            raise OSError(errno.EIO, "the system wrote nothing")
+        view = view[count:]
+    return total
+
+
+@contextlib.contextmanager
+def named_errors(path: StrPath, temporary: Path, needed: int | None = None) -> Iterator[None]:
+    """Make an OSError name the file that was to be written; of a full disk it also tells how much was written, and how much there is.
+
+    Args:
+        path: what the file will be called.
+        temporary: what it is called while it is written.
+        needed: its size in bytes, if that is known.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.filename != os.fspath(path) and e.strerror is not None:
+            e.filename = os.fspath(path)
+            if e.errno in FULL:
+                written = temporary.stat().st_size if temporary.exists() else 0
+                e.strerror += f" after {written / 1e6:.1f} MB" + ("" if needed is None else f" of {needed / 1e6:.1f}")
+        raise
+
+
 def stage(
     path: Path, pieces: Iterable[Any], *, fs: Fs = SYSTEM, tap: Callable[[memoryview], None] | None = None
 ) -> int:
@@ -107,23 +141,20 @@ def stage(
         OSError: if a step failed. The temporary file is removed then.
     """
     temporary = temporary_name(path)
+    needed = sum(memoryview(piece).nbytes for piece in pieces) if isinstance(pieces, list) else None
     total = 0
     try:
-        fd = fs.open_new(temporary)
-        try:
-            for piece in pieces:
-                view = memoryview(piece).cast("B")
-                if tap is not None:
-                    tap(view)
-                while len(view):
-                    count = fs.write(fd, view[:_PIECE])
-                    if count <= 0:
-                        raise OSError(errno.EIO, "the system wrote nothing", str(temporary))
-                    view = view[count:]
-                    total += count
-            fs.fsync(fd)
-        finally:
-            fs.close(fd)
+        with named_errors(path, temporary, needed):
+            fd = fs.open_new(temporary)
+            try:
+                for piece in pieces:
+                    view = memoryview(piece).cast("B")
+                    if tap is not None:
+                        tap(view)
+                    total += write_all(fd, view, fs=fs)
+                fs.fsync(fd)
+            finally:
+                fs.close(fd)
     except BaseException:
         unstage(path, fs=fs)
         raise

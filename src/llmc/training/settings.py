@@ -136,13 +136,16 @@ class TrainConfig:
     """Settings of a training run; see `llmc-train --help` for the same list by flags."""
 
     # fmt: off
-    data: tuple[str, ...] = _setting((), "data", "text files, folders, or globs of .bin token files; none: the language reference that every Python carries", "-i", by_rank=True, paths=True)
-    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text, or no validation for .bin", "-j", by_rank=True, paths=True)
+    data: tuple[str, ...] = _setting((), "data", "texts or token files, their folders, or globs; given again it adds; none: the language reference that every Python carries", "-i", by_rank=True, paths=True)
+    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text; of a folder or glob of token files those with val in their names", "-j", by_rank=True, paths=True)
     tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files", on_resume="same")
+    column: str = _setting("text", "data", "field that has the text or the chat, in files of records; a dot leads into a nested one", on_resume="same")
+    on_bad_record: str = _setting("stop", "data", "when a record has no text", choices=("stop", "skip"))
+    document_separator: str = _setting("", "data", "mark between the documents of a text file, as '<|endoftext|>'; default: a file is one document", on_resume="same")
     shuffle: bool = _setting(True, "data", "draw samples in random order", on_resume="same")
     data_seed: int = _setting(42, "data", "seed of that order", least=0, most=2**32 - 1, on_resume="same")
 
-    model: str | None = _setting(None, "model", "d12, gpt3:c768, ..., or a checkpoint (.bin); default: a small model", "-e", on_resume="same")
+    model: str | None = _setting(None, "model", "d12, gpt3:c768, ..., a checkpoint (.bin), or a run directory; default: a small model", "-e", on_resume="same")
     layers: int | None = _setting(None, "model", "transformer blocks, in place of the model's", least=1, on_resume="same")
     heads: int | None = _setting(None, "model", "attention heads, in place of the model's", least=1, on_resume="same")
     channels: int | None = _setting(None, "model", "width, in place of the model's", least=1, on_resume="same")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
-from llmc.checkpoint import FoundCheckpoint, finished_steps, newest_good, receive_state
+from llmc.checkpoint import FoundCheckpoint, finished_steps, model_file, newest_good, receive_state
 from llmc.data.loader import DataLoader
 from llmc.distributed.world import World
 from llmc.evals import check_examples
@@ -155,6 +155,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     optimizer = build_optimizer(config, model, comm)
     rows_per_sample = _shared(world, config.batch_size if found is None else found.rows_per_sample(config.batch_size))
     train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, rows_per_sample, world)
+    if (unused := len(sources.train) - len(train_loader.files)) > 0 and not config.overfit:
+        say(f"note: {unused} of {len(sources.train)} files to train on have less than one batch, and are not used")
     total_steps = _total_steps(config, train_loader)
     lr = lr_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac)
     notes = Notes(world.rank, world.size)
@@ -346,8 +348,8 @@ def _first_weights(
     path: Path | None = None
     if found is not None:
         path, origin = found.files.model, "intermediate checkpoint"
-    elif config.model is not None and config.model.endswith(".bin"):
-        path, origin = Path(config.model), config.model
+    elif config.model is not None and (path := model_file(config.model)) is not None:
+        origin = str(path)
         for name in ("layers", "heads", "channels", "max_seq_len"):
             if getattr(config, name) is not None:
                 raise ValueError(f"{name} is given, but the model is the checkpoint {path}, which has its own")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.checkpoint import finished_steps
-from llmc.data.documents import TEXT_SUFFIXES, DocumentReader, language_reference
-from llmc.data.files import document_files, shards_of_folder, shards_or_documents
+from llmc.checkpoint import finished_steps, model_file
+from llmc.data.documents import DocumentReader, language_reference
+from llmc.data.files import find_data, is_validation
 from llmc.data.tokenize import tokenize, write_pair, write_splits
-from llmc.data.tokenizer import Tokenizer
+from llmc.data.tokenizer import Tokenizer, tokenizer_file
 from llmc.formats.manifest import DataFile
 from llmc.system.fs import write_atomically
 from llmc.system.toml import load_toml_file
@@ -72,7 +72,7 @@ def prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], No
     Args:
         config: the settings; `data`, `val_data`, `tokenizer`, `vocab_size`, `model`, `resume` and `allow_changes` are read.
         directory: the run directory, whose subfolder `data` keeps the tokens of a text; None for a temporary folder.
-        say: is told if the text is not there.
+        say: is told what folders and globs stand for, what was skipped in a text, or that the text is not there.
 
     Raises:
         FileNotFoundError: if a path or glob matches nothing.
@@ -84,7 +84,7 @@ def prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], No
     if own is not None and (not config.data or "-" in (*config.data, *config.val_data)):
         return own
     try:
-        return _prepare(config, directory)
+        return _prepare(config, directory, say)
     except FileNotFoundError as e:
         if own is not None:
             say(f"{e}: going on from the run's own tokens in {own.train[0].parent}")
@@ -106,12 +106,8 @@ def _place_of_data(config: TrainConfig, directory: Path | None) -> str | None:
 
 def _own_tokens(config: TrainConfig, directory: Path) -> Sources | None:
     """Return the tokens and the tokenizer that a run keeps in its directory, or None if it has them not, or not all."""
-    try:
-        source = json.loads(_remembered(directory).read_text(encoding="utf-8"))
-        tokenizer = _tokenized(directory, source)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    if tokenizer is None or not finished_steps(directory):
+    source = _read_remembered(directory)
+    if not source or not finished_steps(directory) or (tokenizer := _tokenized(directory, source)) is None:
         return None
     return _of_text(config, directory, tokenizer, source)
 
@@ -133,18 +129,24 @@ def _description(config: TrainConfig) -> str:
     return ", ".join(config.data) or "Python's language reference"
 
 
-def _prepare(config: TrainConfig, directory: Path | None) -> Sources:
-    shards, texts = shards_or_documents(config.data, "the data")
-    val_shards, val_texts = shards_or_documents(config.val_data, "the validation data", validation=True)
-    if shards and not config.val_data:
-        val_shards = [p for folder in map(Path, config.data) if folder.is_dir() for p in shards_of_folder(folder)[1]]
-    if shards:
-        if val_texts:
-            raise ValueError("the data are token files, but the validation data are text; give token files for both")
-        return _from_shards(config, shards, val_shards, directory)
-    if val_shards:
-        raise ValueError("the data are text, but the validation data are token files; give text for both")
-    return _from_text(config, texts, val_texts, directory)
+def _prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], None]) -> Sources:
+    data = find_data(config.data, "the data")
+    val_data = find_data(config.val_data, "the validation data", validation=True)
+    if config.val_data and data.tokens != val_data.tokens:
+        kinds = ("token files", "text") if data.tokens else ("text", "token files")
+        raise ValueError(f"the data are {kinds[0]}, but the validation data are {kinds[1]}; give {kinds[0]} for both")
+    for name, found in (("data", data), ("validation data", val_data)):
+        if found.searched:
+            say(f"{name}: {found.describe()}")
+    named_val = [path.name for path in data.files if is_validation(path)]
+    if data.tokens and not config.val_data and 0 < len(named_val) < len(data.files):
+        say(
+            f"note: {', '.join(named_val[:3])} (of {len(named_val)}) for validation are trained on, because they are named; "
+            "name the folder, or put the glob in quotes, to validate on them"
+        )
+    if data.tokens:
+        return _from_shards(config, data.files, val_data.files if config.val_data else data.val, directory)
+    return _from_text(config, data.files, val_data.files, directory, say)
 
 
 def prepare_beside(config: TrainConfig, tokenized: tuple[str, dict[str, Any]] | None) -> Sources:
@@ -178,23 +180,24 @@ def _from_shards(config: TrainConfig, train: list[Path], val: list[Path], direct
     return Sources(train, val, tokenizer, vocab_size, _description(config))
 
 
-def _read_texts(paths: list[Path]) -> list[str]:
-    return list(DocumentReader().documents(file for path in paths for file in document_files(path, TEXT_SUFFIXES)))
-
-
-def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None) -> Sources:
-    documents = _read_texts(texts) if texts else language_reference()
-    val_documents = _read_texts(val_texts)
+def _from_text(
+    config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None, say: Callable[[str], None]
+) -> Sources:
+    reader = DocumentReader(config.column, config.on_bad_record, config.document_separator)
+    documents = list(reader.documents(texts)) if texts else language_reference()
+    val_documents = list(reader.documents(val_texts))
+    for line in reader.report():
+        say(line)
     if not any(documents):
         raise ValueError(f"there is no text in {_description(config)}")
-    spec = config.tokenizer or (DEFAULT_TOKENIZER if config.model is None else "gpt2")
 
     temporary = None
     if directory is None:
         temporary = tempfile.TemporaryDirectory(prefix="llmc-", ignore_cleanup_errors=True)
     folder = Path(temporary.name) if temporary is not None else Path(directory or "")
-    source = {
-        "tokenizer": spec,
+    before = _read_remembered(folder) if finished_steps(folder) else {}  # the weights of a run belong to its tokenizer
+    source: dict[str, Any] = {
+        "tokenizer": config.tokenizer or before.get("tokenizer") or _tokenizer_of(config.model),
         "documents": [len(documents), len(val_documents)],
         "crc32": zlib.crc32("\0".join([*documents, *val_documents]).encode("utf-8", "surrogatepass")),
     }
@@ -209,7 +212,7 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
                 )
             tokenizer = Tokenizer.load(saved)
         else:
-            tokenizer = Tokenizer.from_spec(spec, text="\n\n".join(documents))
+            tokenizer = Tokenizer.from_spec(source["tokenizer"], text="\n\n".join(documents))
         tokens = tokenize(documents, tokenizer)
         if val_documents:
             write_pair(tokens, tokenize(val_documents, tokenizer), train.parent, tokenizer.vocab_size)
@@ -218,6 +221,15 @@ def _from_text(config: TrainConfig, texts: list[Path], val_texts: list[Path], di
         tokenizer.save(saved)
         write_atomically(_remembered(folder), [json.dumps(source).encode()])
     return _of_text(config, folder, tokenizer, source, temporary)
+
+
+def _tokenizer_of(model: str | None) -> str:
+    """Return the tokenizer that fits a model: the one beside its weights, else GPT-2's; for the small model one is trained."""
+    if model is None:
+        return DEFAULT_TOKENIZER
+    weights = model_file(model)
+    beside = None if weights is None else tokenizer_file(weights.parent)
+    return "gpt2" if beside is None else str(beside)
 
 
 def _token_files(folder: Path) -> tuple[Path, Path]:
@@ -232,11 +244,17 @@ def _remembered(folder: Path) -> Path:
     return folder / "data" / "source.json"
 
 
+def _read_remembered(folder: Path) -> dict[str, Any]:
+    """Return what a folder remembers of the text whose tokens it has; empty if it has none, or that cannot be read."""
+    try:
+        source = json.loads(_remembered(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return source if isinstance(source, dict) and isinstance(source.get("tokenizer"), str) else {}
+
+
 def _tokenized(folder: Path, source: dict[str, Any]) -> Tokenizer | None:
     """Return the tokenizer in a folder if it and the tokens there are those of a text, else None."""
     files = (*_token_files(folder), _tokenizer_file(folder, source))
-    try:
-        unchanged = json.loads(_remembered(folder).read_text(encoding="utf-8")) == source
-    except (OSError, ValueError):
-        return None
-    return Tokenizer.load(files[-1]) if unchanged and all(p.is_file() for p in files) else None
+    whole = _read_remembered(folder) == source and all(p.is_file() for p in files)
+    return Tokenizer.load(files[-1]) if whole else None

@@ -1,0 +1,67 @@
+"""What a tokenizer's special tokens are for (bos, eos, pad, ...), as Hugging Face's files beside it say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmc.system.fs import write_atomically
+
+END_OF_TEXT = "<|endoftext|>"
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+ROLES_FILE = "special_tokens_map.json"
+
+
+def read_roles(folder: Path, special: Mapping[str, int]) -> dict[str, int]:
+    """Read which special token has which role.
+
+    Args:
+        folder: the tokenizer's folder. Of special_tokens_map.json, tokenizer_config.json and config.json the first that knows a role
+            counts.
+        special: the ids of the tokenizer's special tokens. A role of another token is none: transformers writes GPT-2's ids into the
+            config.json of any vocabulary.
+
+    Returns:
+        The id for each role. That <|endoftext|> is bos, eos and unk, as GPT-2 has it, is left out.
+
+    Raises:
+        ValueError: if a file is damaged.
+    """
+    texts = {i: text for text, i in special.items()}
+    roles: dict[str, int] = {}
+    for name in ("config.json", "tokenizer_config.json", ROLES_FILE):  # a later one replaces what an earlier one said
+        fields = _object(folder / name)
+        for role in ROLES:
+            value = fields.get(f"{role}_token")
+            text = value.get("content") if isinstance(value, dict) else value
+            if name == "config.json":
+                number = fields.get(f"{role}_token_id")
+                text = texts.get(number) if isinstance(number, int) else None
+            if isinstance(text, str) and text in special:
+                roles[role] = special[text]
+    return {k: i for k, i in roles.items() if texts[i] != END_OF_TEXT or k not in ("bos", "eos", "unk")}
+
+
+def write_roles(folder: Path, roles: Mapping[str, str]) -> None:
+    """Write special_tokens_map.json, unless there are no roles, or the folder's files say the same.
+
+    Args:
+        folder: the tokenizer's folder.
+        roles: the token of each role.
+    """
+    special = {text: i for i, text in enumerate(sorted(set(roles.values())))}
+    if read_roles(folder, special) != {role: special[text] for role, text in roles.items()}:
+        text = json.dumps({f"{role}_token": token for role, token in roles.items()}, indent=2, ensure_ascii=False)
+        write_atomically(folder / ROLES_FILE, [(text + "\n").encode()])
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: damaged: {e}") from e
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,101 @@
+"""`llmc generate`: prompts from anywhere, texts that end it, and what is wrong being said before any text."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import llmc
+from llmc import cli
+from llmc.commands.generate import before_stop, read_prompt
+from llmc.data.tokenizer import Tokenizer
+
+TEXT = "one two\n\nthree two four"
+
+
+@pytest.mark.parametrize(
+    ("stops", "left"),
+    [
+        (["two"], "one "),
+        (["\n\n"], "one two"),
+        (["two f", "ee"], "one two\n\nthr"),
+        (["three t", "thr"], "one two\n\n"),  # of stops that begin together the one that is complete first
+        (["e t", "two\n"], "on"),
+        (["ne two\n", "tw"], "one "),  # complete before the longer one, which begins earlier
+        (["four!", "wo fourx"], TEXT),
+        (["r", "four"], "one two\n\nth"),
+        ([], TEXT),
+    ],
+)
+def test_text_ends_before_a_stop_wherever_tokens_are_cut(stops: list[str], left: str) -> None:
+    for size in (1, 2, 3, 5, 100):
+        pieces = [TEXT[i : i + size] for i in range(0, len(TEXT), size)]
+        assert "".join(before_stop(pieces, stops)) == left
+
+
+def test_no_more_is_held_back_than_may_be_a_stop() -> None:
+    assert [p for p in before_stop("abxaby!", ["abz", "y?"]) if p] == ["abx", "ab", "y!"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=257)
+    llmc.GPT2(config).save(folder / "model.bin")
+    Tokenizer.byte_level().save(folder / "tokenizer.bin")
+    return str(folder / "model.bin")
+
+
+@pytest.mark.parametrize("raw", [b"two\nlines\n", b"two\r\nlines\r\n", b"\xef\xbb\xbftwo\nlines", b"two\nlines"])
+def test_prompt_file(model: str, tmp_path: Path, raw: bytes, monkeypatch, capsys) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(raw)
+    assert read_prompt(str(path)) == "two\nlines"
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
+    for argv in (["--prompt-file", "-"], ["--prompt-file", str(path), "--samples", "1"], ["--", "two\nlines"]):
+        assert cli.main(["generate", model, "-n", "4", *argv]) == 0
+    first, second, third = capsys.readouterr().out.split("two\nlines")[1:]
+    assert first == second == third
+
+
+def test_stop_texts(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", model, "ab", "-n", "30", "--temperature", "0", "--past-eot"]
+    assert cli.main(argv) == 0
+    whole = capsys.readouterr().out.removesuffix("\n")
+    stop = whole[8:10]
+    expected = "ab" + whole[2 : whole.index(stop, 2)]
+    assert cli.main([*argv, "--stop", "no such text", "--stop", stop]) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+    assert cli.main([*argv, "--stop", stop, "--samples", "2"]) == 0
+    assert capsys.readouterr().out == 2 * f"{expected}\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--temperature", "nan"], "temperature is nan"),
+        (["--top-p", "2"], "top_p is 2.0"),
+        (["--top-p", "1e-320"], "top_p is 1e-320, expected above 0"),
+        (["--top-k", "-1"], "top_k is -1"),
+        (["--top-k", str(2**70)], "top_k is 1180591620717411303424, expected 0 to"),
+        (["--seed", "0"], "seed is 0"),
+        (["--stop", ""], "--stop: the text is empty"),
+        (["--prompt-file", "absent"], "absent: No such file"),
+        (["--tokenizer", "absent"], "absent"),
+    ],
+)
+def test_nothing_is_printed_before_an_error(model: str, argv: list[str], message: str, capsys) -> None:
+    prompt = [] if "--prompt-file" in argv else ["hello"]
+    assert cli.main(["generate", model, *prompt, *argv]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and message in shown.err and len(shown.err.splitlines()) == 1
+
+
+def test_two_prompts_and_a_prompt_that_is_no_text(model: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "p").write_bytes(b"a\xff")
+    for argv, message in ((["text"], "both given"), ([], "not UTF-8 (invalid start byte at byte 1)")):
+        assert cli.main(["generate", model, *argv, "--prompt-file", str(tmp_path / "p")]) == 2
+        assert message in capsys.readouterr().err
