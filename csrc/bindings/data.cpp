@@ -1,3 +1,5 @@
+#include <pybind11/functional.h>
+
 #include "bindings/bindings.h"
 #include "core/bpe.h"
 #include "core/dataloader.h"
@@ -136,18 +138,19 @@ void bind_data(py::module_& m) {
 
     m.def(
         "train_bpe",
-        [](const std::vector<std::string>& words, const std::vector<std::int64_t>& counts, std::size_t size,
-           const py::function& progress) {
+        [](const std::vector<py::bytes>& words, const std::vector<std::int64_t>& counts, std::size_t size,
+           const std::function<void(std::size_t)>& progress) {
+            const std::vector<std::string> native(words.begin(), words.end());
             std::vector<std::string> tokens;
             {
                 const py::gil_scoped_release release;
-                tokens = train_bpe(words, counts, size, [&](std::size_t so_far) {
+                tokens = train_bpe(native, counts, size, [&](std::size_t so_far) {
                     const py::gil_scoped_acquire acquire;
                     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
                     progress(so_far);
                 });
             }
-            return py::list(py::cast(std::vector<py::bytes>(tokens.begin(), tokens.end())));
+            return std::vector<py::bytes>(tokens.begin(), tokens.end());
         },
         "words"_a, "counts"_a, "size"_a, "progress"_a,
         "Learn at most `size` tokens from words, bytes that occur counts times; progress is called now and "
@@ -155,7 +158,11 @@ void bind_data(py::module_& m) {
         "number of tokens so far: csrc/core/bpe.h.");
 
     py::class_<BpeEncoder>(m, "BpeEncoder", "Encodes one long word: csrc/core/bpe.h.")
-        .def(py::init<std::vector<std::string>, std::size_t>(), "tokens"_a, "eot"_a)
+        .def(py::init([](const std::vector<py::bytes>& tokens, std::size_t eot) {
+                 return std::make_unique<BpeEncoder>(std::vector<std::string>(tokens.begin(), tokens.end()),
+                                                     eot);
+             }),
+             "tokens"_a, "eot"_a)
         .def(
             "encode",
             [](const BpeEncoder& self, const py::bytes& word) {

@@ -78,6 +78,11 @@ struct Candidate {
     }
 };
 
+std::size_t index_of_two(std::string_view bytes) {
+    return static_cast<std::size_t>(static_cast<unsigned char>(bytes[0])) << 8 |
+           static_cast<unsigned char>(bytes[1]);
+}
+
 }  // namespace
 
 std::vector<std::string> train_bpe(const std::vector<std::string>& words,
@@ -171,16 +176,19 @@ std::vector<std::string> train_bpe(const std::vector<std::string>& words,
 
 BpeEncoder::BpeEncoder(std::vector<std::string> tokens, std::size_t eot) : tokens_(std::move(tokens)) {
     ids_.reserve(tokens_.size());
+    of_two_.assign(1 << 16, kNone);
     for (std::size_t i = 0; i < tokens_.size(); ++i) {
         if (i == eot) continue;
         ids_.emplace(tokens_[i], static_cast<std::uint32_t>(i));
         longest_ = std::max(longest_, tokens_[i].size());
+        if (tokens_[i].size() == 2) of_two_[index_of_two(tokens_[i])] = static_cast<std::uint32_t>(i);
     }
     for (int byte = 0; byte < 256; ++byte)
         LLMC_CHECK(id_of(std::string(1, static_cast<char>(byte))) != kNone, "byte {} has no token", byte);
 }
 
 std::uint32_t BpeEncoder::id_of(std::string_view bytes) const {
+    if (bytes.size() == 2) return of_two_[index_of_two(bytes)];
     if (bytes.size() > longest_) return kNone;
     const auto found = ids_.find(bytes);
     return found == ids_.end() ? kNone : found->second;

@@ -35,6 +35,7 @@ class BpeEncoder {
 
     std::vector<std::string> tokens_;
     std::unordered_map<std::string_view, std::uint32_t> ids_;  // views of tokens_
+    std::vector<std::uint32_t> of_two_;                        // ids of two bytes, most of what is looked for
     std::size_t longest_ = 0;
 };
 

@@ -21,6 +21,7 @@ __all__: list[str] = [
     "AdamWOperands",
     "AdamWStep",
     "Backend",
+    "BpeEncoder",
     "Comm",
     "DataLoader",
     "DeviceInfo",
@@ -63,6 +64,7 @@ __all__: list[str] = [
     "set_tune_file",
     "thread_comms",
     "token_of",
+    "train_bpe",
 ]
 
 class Error(RuntimeError):
@@ -1149,6 +1151,16 @@ class Tokenizer:
         The number of tokens.
         """
 
+class BpeEncoder:
+    """
+    Encodes one long word: csrc/core/bpe.h.
+    """
+    def __init__(self, tokens: collections.abc.Sequence[bytes], eot: int) -> None: ...
+    def encode(self, word: bytes) -> numpy.typing.NDArray[numpy.uint32]:
+        """
+        Return the token ids of a word's bytes, (n) uint32.
+        """
+
 def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
     """
     Return the 1024 bytes that a llm.c model file begins with.
@@ -1258,6 +1270,16 @@ def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:
 def token_of(token_or_fault: int) -> int:
     """
     Return the token, or raise the Error that a fault stands for.
+    """
+
+def train_bpe(
+    words: collections.abc.Sequence[bytes],
+    counts: collections.abc.Sequence[int],
+    size: int,
+    progress: collections.abc.Callable[[int], None],
+) -> list[bytes]:
+    """
+    Learn at most `size` tokens from words, bytes that occur counts times; progress is called now and then with the number of tokens so far: csrc/core/bpe.h.
     """
 
 NORM_DIGITS: int = 40

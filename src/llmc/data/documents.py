@@ -245,13 +245,16 @@ _NO_TEXT = {
     b"Obj\x01": "an Avro file: save it as Parquet or JSON lines",
     b"SQLite format 3\x00": "an SQLite database: save the table as CSV",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file: save its text as JSON lines",
-    b"\x93NUMPY": "a NumPy array, not text",
+    b"\x93NUMPY": "a NumPy array, not text: `llmc data tokens` converts one of token ids",
     **{bytes([0x80, n]): "a pickle: save its text as JSON lines" for n in (2, 3, 4, 5)},
     b"\x89PNG\r\n": "a picture, not text",
     b"\xff\xd8\xff": "a picture, not text",
     b"GIF8": "a picture, not text",
     b"\x7fELF": "a program, not text",
-    **{struct.pack("<i", n): "a token file, which llmc-train reads as it is" for n in (20240520, 20240801)},
+    **{
+        struct.pack("<i", n): "a token file, not text: llmc-train reads it, if it is not compressed"
+        for n in (20240520, 20240801)
+    },
     **{struct.pack("<i", n): "a model or tokenizer of llm.c, not text" for n in (20240326, 20240328)},
 }
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from llmc import _llmc
 from llmc.data.roles import END_OF_TEXT, ROLES_FILE, read_roles, write_roles
-from llmc.data.words import GPT2_PATTERN, cut_all, may_have_long_words, split_long_words
+from llmc.data.words import GPT2_PATTERN, KNOWN_PATTERNS, cut_all, may_have_long_words, split_long_words
 from llmc.system.fs import StrPath, write_atomically
 
 EOT = END_OF_TEXT
@@ -97,9 +97,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text. '<|endoftext|>' in it is text like any other."""
-        if may_have_long_words(text, self.long_word):
-            return self.encode_to_numpy(text).tolist()
-        return self._encoding.encode_ordinary(text)
+        if not may_have_long_words(text, self.long_word):
+            return self._encoding.encode_ordinary(text)
+        ids: list[int] = self.encode_to_numpy(text).tolist()
+        return ids
 
     def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
         """Return the token ids of a text as an array (n,) of uint32, without making a Python integer per token."""
@@ -340,12 +341,16 @@ class JsonTokenizer(Tokenizer):
         self._text = Path(path).read_text(encoding="utf-8") if text is None else text
         try:
             self._encoding: Any = tokenizers.Tokenizer.from_str(self._text)
-            added = {row["id"]: row["content"] for row in json.loads(self._text).get("added_tokens", [])}
+            parts = json.loads(self._text)
+            added_rows = parts.get("added_tokens", [])
+            added = {row["id"]: row["content"] for row in added_rows}
         except Exception as e:  # the package raises plain Exceptions
             raise ValueError(f"{path}: not a Hugging Face tokenizer: {e}") from e
-        if "ByteLevel" not in json.dumps(json.loads(self._text).get("decoder")):
+        if "ByteLevel" not in json.dumps(parts.get("decoder")):
             raise ValueError(f"{path}: not a byte-level tokenizer, as GPT-2's or Llama 3's; others are not supported")
         self._encoding.encode_special_tokens = True  # '<|endoftext|>' in a text is text like any other
+        self._encoding.no_truncation()  # these two may have been saved with it, for sentences of one length
+        self._encoding.no_padding()
         vocabulary: dict[str, int] = self._encoding.get_vocab(with_added_tokens=True)
         if len(set(vocabulary.values())) < len(vocabulary):
             raise ValueError(f"{path}: two tokens have the same id")
@@ -360,6 +365,12 @@ class JsonTokenizer(Tokenizer):
                 f"{path}: which token ends a text? Of its special tokens ({', '.join(map(repr, added.values())) or 'none'}) none is named "
                 f"so, nor called eos_token in {ROLES_FILE} beside it"
             )
+        # These are found before the text is split, so they must not be cut.
+        found_first = [row for row in added_rows if not row.get("special")]
+        self._uncut = [row["content"] for row in found_first if len(row["content"]) > 1]
+        self._splits_as_known = _splits_as_known(parts) and not any(
+            row.get("lstrip") or row.get("rstrip") or row.get("single_word") for row in found_first
+        )
         self.name = Path(path).stem
         self.vocab_size = max(vocabulary.values()) + 1
         self.tokens = [UNKNOWN] * self.vocab_size
@@ -368,21 +379,22 @@ class JsonTokenizer(Tokenizer):
             self.tokens[i] = token.encode() if known else bytes(BYTE_OF_LETTER[c] for c in token)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._encoding.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encoding.encode(_whole_characters(text), add_special_tokens=False).ids
         return ids
 
     def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
         return np.asarray(self.encode(text), dtype=np.uint32)
 
     def encode_documents(self, pieces: Sequence[tuple[str, bool]]) -> NDArray[np.uint32]:
-        encoded = self._encoding.encode_batch_fast([text for text, _ in pieces], add_special_tokens=False)
+        texts = [_whole_characters(text) for text, _ in pieces]
+        encoded = self._encoding.encode_batch_fast(texts, add_special_tokens=False)
         parts: list[int] = []
         for (_, first), one in zip(pieces, encoded):
             parts += [self.eot_token, *one.ids] if first else one.ids
         return np.asarray(parts, dtype=np.uint32)
 
     def may_cut(self, before: str, after: str) -> bool:
-        return False
+        return self._splits_as_known and not any(t in before[1 - len(t) :] + after[: len(t) - 1] for t in self._uncut)
 
     def save(self, path: StrPath) -> None:
         """Write the tokenizer.json that the tokenizer was read from."""
@@ -394,6 +406,26 @@ def tokenizer_file(folder: StrPath) -> Path | None:
     """Return the tokenizer file in a run directory or a folder of token files; None if there is none."""
     paths = (Path(folder) / name for name in (*TABLE_FILES, "tokenizer.json"))
     return next((path for path in paths if path.is_file()), None)
+
+
+def _splits_as_known(parts: dict[str, Any]) -> bool:
+    """Return whether a tokenizer.json splits text in one of the ways for which words.cut() finds boundaries."""
+    if parts.get("normalizer") not in (
+        None,
+        {"type": "NFC"},
+    ):  # which joins marks to letters: no boundary is between them
+        return False
+    splitter = parts.get("pre_tokenizer") or {}
+    steps = splitter.get("pretokenizers", [splitter])
+    last = steps[-1]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return False
+    if len(steps) == 1:
+        return bool(last.get("use_regex", True))  # GPT-2's split
+    split = steps[0]
+    kind = (split.get("type"), split.get("behavior"), bool(split.get("invert")), bool(last.get("use_regex", True)))
+    pattern = (split.get("pattern") or {}).get("Regex")
+    return len(steps) == 2 and kind == ("Split", "Isolated", False, False) and pattern in KNOWN_PATTERNS
 
 
 def _whole_characters(text: str) -> str:
