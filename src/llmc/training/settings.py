@@ -109,11 +109,11 @@ class Setting:
             return None
         if self.many:
             return tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
-        free = self.kind is float or (
-            self.kind is int and self.most is None
-        )  # of a bound that is small enough for C++'s int
+        # Whole numbers with no bound of their own must fit into C++'s int.
+        free = self.kind is float or (self.kind is int and self.most is None)
         if free and isinstance(value, int) and not -(2**31) <= value < 2**31:
-            raise ValueError(f"{name} has {value.bit_length()} bits, expected {self.bounds}, and at most 31")
+            shown = value if value.bit_length() < 128 else f"a number of {value.bit_length()} bits"
+            raise ValueError(f"{name} is {shown}, expected {'less than ' if value > 0 else 'more than -'}2^31 ({self.text})")
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         elif self.kind is bool and isinstance(value, int):
