@@ -337,8 +337,8 @@ def import_model(
         IsADirectoryError: if out is a folder.
         FileNotFoundError, llmc.Error, ConnectionError, ImportError: as open_hub_model and read_tokenizer. Nothing is written then.
     """
-    dtype, out = canonical_dtype(dtype), Path(out)
-    if out.is_dir():
+    dtype, named_as_folder, out = canonical_dtype(dtype), os.fspath(out).endswith(("/", os.sep)), Path(out)
+    if named_as_folder or out.is_dir():
         raise IsADirectoryError(f"'{out}' is a folder: give the file to write, as '{out / 'model.bin'}'")
     model = open_hub_model(source)
     for note in model.notes:

@@ -113,7 +113,9 @@ class Setting:
         free = self.kind is float or (self.kind is int and self.most is None)
         if free and isinstance(value, int) and not -(2**31) <= value < 2**31:
             shown = value if value.bit_length() < 128 else f"a number of {value.bit_length()} bits"
-            raise ValueError(f"{name} is {shown}, expected {'less than ' if value > 0 else 'more than -'}2^31 ({self.text})")
+            raise ValueError(
+                f"{name} is {shown}, expected {'less than ' if value > 0 else 'more than -'}2^31 ({self.text})"
+            )
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         elif self.kind is bool and isinstance(value, int):
