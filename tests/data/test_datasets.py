@@ -326,6 +326,24 @@ def test_the_command_that_an_error_suggests_works(tmp_path: Path) -> None:
         text.prepare([tmp_path / "a.jsonl"], tmp_path / "none", tokenizer="bytes", val=0)
 
 
+def test_a_folder_has_one_tokenizer(tmp_path: Path) -> None:
+    """Kind: token files beside the tokenizer of others, by which they would be read as other text."""
+    (tmp_path / "a.txt").write_text(REFERENCE)
+    (tmp_path / "bad.txt").write_bytes(b"a b " * (1 << 20) + b"\xff")
+    out = tmp_path / "out"
+    text.prepare([tmp_path / "a.txt"], out, tokenizer="bpe:300")
+    with pytest.raises(FileExistsError, match=r"text_\w+\.bin there has another tokenizer, tokenizer\.bin: give"):
+        text.prepare([tmp_path / "a.txt"], out, tokenizer="bytes", name="two")
+    assert Tokenizer.beside(out).vocab_size == 300 and not [*out.glob("two*")]
+    text.prepare([tmp_path / "a.txt"], out, tokenizer=str(out / "tokenizer.bin"), name="two")
+    for path in out.glob("two*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"bad\.txt: not UTF-8"):
+        text.prepare([tmp_path / "bad.txt"], out, tokenizer="bytes", shard_size=10**5, overwrite=True, workers=1)
+    assert Tokenizer.beside(out).vocab_size == 257  # of what is left, too
+    assert max(read_shard(out / "text_train_000000.bin")) < 257
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in.txt").write_bytes(REFERENCE.encode())
     parser = argparse.ArgumentParser()

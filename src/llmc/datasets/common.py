@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import glob
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from llmc.data.roles import ROLES_FILE
+from llmc.data.tokenizer import TABLE_FILES, Tokenizer, tokenizer_file
 from llmc.formats.shards import ShardWriter
 from llmc.system.fs import FULL
 
@@ -54,6 +56,32 @@ def earlier_shards(directory: Path, name: str, overwrite: bool) -> list[Path]:
     if earlier and not overwrite:
         raise FileExistsError(f"{directory} already has {len(earlier)} shards of '{name}': --overwrite replaces them")
     return earlier
+
+
+def put_tokenizer(tokenizer: Tokenizer, folder: Path, own: Collection[Path]) -> None:
+    """Save a tokenizer beside token files. A folder has one: that of all its token files, or of its model.
+
+    Call it once the first new tokens are there, so that what an interruption leaves has its tokenizer.
+
+    Args:
+        tokenizer: of the new files.
+        folder: the output folder.
+        own: files in it that are replaced.
+
+    Raises:
+        FileExistsError: if it has other files with another tokenizer.
+    """
+    beside = tokenizer_file(folder)
+    if beside is not None and Tokenizer.load(beside).tokens != tokenizer.tokens:
+        tokenizers = [folder / name for name in (*TABLE_FILES, "tokenizer.json", ROLES_FILE)]
+        others = [p for p in folder.glob("*.bin") if p not in (*own, *tokenizers) and not p.name.startswith(".")]
+        if others:
+            raise FileExistsError(
+                f"{folder}: {others[0].name} there has another tokenizer, {beside.name}: give another folder (-o)"
+            )
+        for path in tokenizers:
+            path.unlink(missing_ok=True)
+    tokenizer.save(folder / tokenizer.file_name)
 
 
 def remove_files(paths: list[Path]) -> None:

@@ -16,7 +16,7 @@ from llmc.data.documents import DocumentReader
 from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.common import TokenFiles, earlier_shards, need_told, remove_files, shard_name
+from llmc.datasets.common import TokenFiles, earlier_shards, need_told, put_tokenizer, remove_files, shard_name
 from llmc.datasets.download import Remote, fetch, hub_files
 from llmc.formats.shards import ShardWriter
 from llmc.system.fs import remove_temporaries
@@ -84,6 +84,8 @@ def prepare(
     stream = token_stream(reader.stream(paths), encoder, workers)
     with tqdm(total=limit, unit="tok", unit_scale=True, desc=name) as bar, writer, need_told(writer, bar):
         for tokens in stream:
+            if not writer.total:
+                put_tokenizer(encoder, folder, earlier)
             remove_files(earlier)
             if limit is not None:
                 tokens = tokens[: limit - writer.total]
@@ -94,7 +96,6 @@ def prepare(
         stream.close()
     if not writer.paths:
         raise ValueError("there are no documents in the input")
-    encoder.save(folder / encoder.file_name)
     for line in reader.report():
         tqdm.write(line, file=sys.stderr)
     return TokenFiles(writer.paths[1:], writer.paths[:1], sum(writer.counts[1:]), writer.counts[0])

@@ -15,7 +15,7 @@ from llmc.data.documents import DocumentReader, Piece, input_size
 from llmc.data.files import find_documents
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.common import TokenFiles, earlier_shards, need_told, remove_files, shard_name
+from llmc.datasets.common import TokenFiles, earlier_shards, need_told, put_tokenizer, remove_files, shard_name
 from llmc.formats.shards import ShardWriter
 from llmc.system.fs import SYSTEM, remove_temporaries
 
@@ -82,6 +82,8 @@ def prepare(
             need_told(writer, bar),
         ):
             for tokens in token_stream(pieces, encoder, workers):
+                if not writer.total:
+                    put_tokenizer(encoder, output, earlier)
                 remove_files(earlier)
                 writer.write(tokens)
         return writer
@@ -108,7 +110,6 @@ def prepare(
             remove_files(train.paths)
             raise ValueError(f"{train.total} tokens are too few to hold out {val:g} of them: give --val 0")
         val_paths, val_tokens = _hold_out(train, count, output, name, encoder.vocab_size)
-    encoder.save(output / encoder.file_name)
     for line in reader.report():
         tqdm.write(line, file=sys.stderr)  # like tqdm's bars
     return TokenFiles(train.paths, val_paths, train.total, val_tokens)

@@ -9,7 +9,7 @@ import numpy as np
 from llmc.data.documents import Piece
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
-from llmc.datasets.common import TokenFiles
+from llmc.datasets.common import TokenFiles, put_tokenizer
 from llmc.datasets.download import Remote, fetch
 from llmc.formats.shards import write_shard
 
@@ -52,7 +52,7 @@ def prepare(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     train, val = folder / "tiny_shakespeare_train.bin", folder / "tiny_shakespeare_val.bin"
+    put_tokenizer(encoder, folder, [train, val])
     write_shard(val, tokens[:VAL_TOKENS], vocab_size=encoder.vocab_size)
     write_shard(train, tokens[VAL_TOKENS:], vocab_size=encoder.vocab_size)
-    encoder.save(folder / encoder.file_name)
     return TokenFiles([train], [val], len(tokens) - VAL_TOKENS, VAL_TOKENS)

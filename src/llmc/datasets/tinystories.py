@@ -12,7 +12,7 @@ from llmc.data.documents import Piece, load_json
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.archive import unpacked
-from llmc.datasets.common import TokenFiles, need_told
+from llmc.datasets.common import TokenFiles, need_told, put_tokenizer
 from llmc.datasets.download import fetch, hub_files
 from llmc.formats.shards import ShardWriter
 
@@ -40,18 +40,19 @@ def prepare(
     encoder = Tokenizer.from_spec(tokenizer)
     files = _stories(Path(source) if source is not None else None)
     folder = Path(output)
+    targets = {split: folder / f"TinyStories_{split}.bin" for split in ("val", "train")}
+    folder.mkdir(parents=True, exist_ok=True)
+    put_tokenizer(encoder, folder, targets.values())
     totals = {}
     for split, paths in (("val", files[:1]), ("train", files[1:])):
-        target = folder / f"TinyStories_{split}.bin"
         with (
             tqdm(total=len(paths), unit="file", desc=f"tokenize {split}") as bar,
-            ShardWriter(lambda i, target=target: target, encoder.vocab_size) as writer,  # type: ignore[misc]
+            ShardWriter(lambda i, target=targets[split]: target, encoder.vocab_size) as writer,  # type: ignore[misc]
             need_told(writer, bar),
         ):
             for tokens in token_stream(_documents(paths, bar), encoder, workers):
                 writer.write(tokens)
         totals[split] = writer
-    encoder.save(folder / encoder.file_name)
     train, val = totals["train"], totals["val"]
     return TokenFiles(train.paths, val.paths, train.total, val.total)
 
