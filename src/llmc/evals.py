@@ -64,8 +64,8 @@ def validation_loss(
 
     Raises:
         FileNotFoundError: if no file matches.
-        llmc.Error: if a file is damaged.
-        ValueError: if max_batches is 0 or below -1, or the files hold no whole batch, or a token outside of the model's vocabulary.
+        llmc.Error: if a file is damaged, or holds no whole batch.
+        ValueError: if max_batches is 0 or below -1, or the files hold a token outside of the model's vocabulary.
     """
     if max_batches != -1 and max_batches < 1:
         raise ValueError(f"max_batches is {max_batches}, expected 1 or more, or -1 for all")
@@ -75,8 +75,6 @@ def validation_loss(
     # num_batches() counts the shards' tails as well: with as many batches, the first ones would be measured twice.
     count = sum((shard.tokens - 1) // (batch_size * T) for shard in loader.shards)
     count = count if max_batches == -1 else min(count, max_batches)
-    if count == 0:
-        raise ValueError(f"the data hold no whole batch of {batch_size} rows of {T} tokens")
     steps = tqdm(range(count), unit="batch", disable=not progress)
     loss = math.fsum(model.evaluate(*loader.next_batch()) for _ in steps) / count
     return LossResult(loss, count * batch_size * T)

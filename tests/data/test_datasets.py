@@ -575,6 +575,7 @@ def test_gpt2_from_its_file_encodes_as_tiktoken_does(tmp_path: Path, gpt2: Token
         ("pyarrow", "pyarrow"),
         ("tokenizers", "tokenizers"),
         ("tensorboardX", "tensorboardX"),
+        ("wandb", "wandb"),
     ],
 )
 def test_a_missing_package_is_named_as_pip_knows_it(
@@ -582,7 +583,7 @@ def test_a_missing_package_is_named_as_pip_knows_it(
 ) -> None:
     """The message gives the package's own name: `pip install 'llmc[...]'` would bring another project, and `'.[...]'` needs a clone."""
     from llmc.datasets.download import Remote, fetch
-    from llmc.training.logs import TensorBoardLog
+    from llmc.training.logs import check_packages
 
     (tmp_path / "a.parquet").touch()
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -590,7 +591,8 @@ def test_a_missing_package_is_named_as_pip_knows_it(
         "pooch": lambda: fetch(Remote("http://localhost/", "name", "0"), tmp_path),
         "pyarrow": lambda: list(DocumentReader().pieces(tmp_path / "a.parquet")),
         "tokenizers": lambda: Tokenizer.load(tmp_path / "tokenizer.json"),
-        "tensorboardX": lambda: TensorBoardLog(tmp_path),
+        "tensorboardX": lambda: check_packages(llmc.TrainConfig(tensorboard=True)),
+        "wandb": lambda: check_packages(llmc.TrainConfig(wandb="project")),
     }
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=f"pip install {packages}$"):

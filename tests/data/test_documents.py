@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmc
+from llmc import cli
 from llmc.commands import data as data_command
 from llmc.data import documents
 from llmc.data.documents import STDIN, DocumentReader, Piece, input_size, kind_of
@@ -283,7 +284,7 @@ def test_json_lines_by_the_name_of_json(tmp_path: Path) -> None:
 def test_marks_fall_anywhere(parts: list[str], size: int) -> None:
     whole = "".join(parts)
     cut = documents._cut((whole[i : i + size] for i in range(0, len(whole), size)), EOT)
-    pieces = list(documents._pieces(Path("a.txt"), cut))
+    pieces = list(documents._pieces(cut))
     expected = [d.strip() for d in whole.split(EOT) if d.strip()]
     assert list(documents.join_pieces(pieces)) == expected and sum(p.first for p in pieces) == len(expected)
 
@@ -301,6 +302,11 @@ def test_marks_are_letters_unless_they_are_named(tmp_path: Path) -> None:
 
 
 # ---- training ----
+
+
+def test_processes_cannot_share_standard_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train_main(["--data", "-", "--processes", "2"]) == 2
+    assert "llmc data text -" in capsys.readouterr().err
 
 
 def test_a_run_reads_as_llmc_data_does(tmp_path: Path) -> None:

@@ -232,7 +232,11 @@ def test_the_command_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_other_contents_of_a_bin_are_not_taken_for_ids(tmp_path: Path) -> None:
-    for name, content in (("text", b"plain words " * 20), ("noise", bytes(range(256)) * 8), ("odd", bytes(9))):
+    (tmp_path / "text.bin").write_bytes(b"plain words " * 20)
+    for take in (find_shards, lambda path: tokens.prepare([path], tmp_path / "out", dtype="uint16")):
+        with pytest.raises(ValueError, match=r"text\.bin: text, not"):
+            take(tmp_path / "text.bin")
+    for name, content in (("noise", bytes(range(256)) * 8), ("odd", bytes(9))):
         (tmp_path / f"{name}.bin").write_bytes(content)
         with pytest.raises(llmc.Error, match=f"{name}.bin: "):  # as of any damaged token file
             llmc.DataLoader(tmp_path / f"{name}.bin", 1, 4)

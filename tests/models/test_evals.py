@@ -230,8 +230,9 @@ def test_validation_loss_of_a_folder_of_both_kinds(model: llmc.GPT2, shards: lis
 def test_validation_errors(model: llmc.GPT2, shards: list[Path], tmp_path: Path) -> None:
     with pytest.raises(llmc.Error, match="too few"):
         evals.validation_loss(model, shards, batch_size=300, seq_len=T)
-    with pytest.raises(ValueError, match="no whole batch"):
-        evals.validation_loss(model, shards, max_batches=0, seq_len=5)
+    for count in (0, -2):
+        with pytest.raises(ValueError, match=f"max_batches is {count}, expected 1 or more, or -1 for all"):
+            evals.validation_loss(model, shards, max_batches=count, seq_len=5)
     with pytest.raises(FileNotFoundError, match="no files match"):
         evals.validation_loss(model, tmp_path / "*.absent")
     write_shard(shards[0], np.full(300, V))

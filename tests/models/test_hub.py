@@ -338,29 +338,6 @@ def test_load_model_from_a_run_directory(folder: Path, tmp_path: Path) -> None:
     assert load_model(folder / "model.safetensors", dtype="bf16").dtype == "bf16"
 
 
-def test_hub_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
-    asked = []
-
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        if name == "offline":
-            raise OSError("no route to host")
-        return str(folder if name == "some/one" else tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert open_hub_model("some/one").config.channels == C
-    assert len(asked) == 1 and "model*.safetensors*" in asked[0][1]
-    with pytest.raises(ConnectionError, match="offline.*no route to host"):
-        open_hub_model("offline")
-    with pytest.raises(FileNotFoundError, match="no GPT-2 weights"):
-        open_hub_model("someone/empty")
-    with pytest.raises(FileNotFoundError, match="no name on the Hugging Face Hub"):
-        open_hub_model("no/such/folder")
-    with pytest.raises(FileNotFoundError, match="no model file"):
-        load_model("absent.bin")
-
-
 # ---- bad input ----
 
 

@@ -187,7 +187,7 @@ def test_added_tokens_and_roles_go_round(folder: Path, tmp_path: Path, slow: boo
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (258, 258, 259)
     config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
-    assert (config["eos_token"], config["pad_token"]) == (EOT, "[PAD]")
+    assert (config["eos_token"], config["unk_token"], config["pad_token"]) == (EOT, EOT, "[PAD]")
     again, reference = (
         find_tokenizer(tmp_path / "out"),
         tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")),
@@ -346,6 +346,29 @@ def test_import_into_a_folder(folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert (
         f"from {folder}" in out and "no tokenizer comes along" in err
     )  # a folder goes before a name on the Hub; it is said
+
+
+def test_hub_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        if name == "offline":
+            raise OSError("no route to host")
+        return str(folder if name == "some/one" else tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert open_hub_model("some/one").config.channels == C
+    assert len(asked) == 1 and "model*.safetensors*" in asked[0][1]
+    with pytest.raises(ConnectionError, match="offline.*no route to host"):
+        open_hub_model("offline")
+    with pytest.raises(FileNotFoundError, match="no GPT-2 weights"):
+        open_hub_model("someone/empty")
+    with pytest.raises(FileNotFoundError, match="no name on the Hugging Face Hub"):
+        open_hub_model("no/such/folder")
+    with pytest.raises(FileNotFoundError, match="no model file"):
+        load_model("absent.bin")
 
 
 # ---- llmc-train -e ----

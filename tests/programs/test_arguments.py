@@ -133,7 +133,7 @@ def test_help_of_a_command_and_of_its_parts(capsys: pytest.CaptureFixture[str]) 
         ("generate", ["RUN", "--help"], "usage: llmc generate"),
         ("data", ["--help"], "usage: llmc data"),
         ("data", ["text", "a", "--help"], "usage: llmc data text"),
-        ("train", ["-h"], "usage: llmc train"),
+        *((name, ["-h"], f"usage: llmc {name}") for name in COMMANDS),
     ):
         with pytest.raises(SystemExit) as ended:
             meant(command, argv)
@@ -155,7 +155,7 @@ def test_help_of_a_command_and_of_its_parts(capsys: pytest.CaptureFixture[str]) 
         ("watch", ["RUN", "--interval", "nan"], "argument --interval: nan, expected a number above 0"),
         ("export", ["RUN", "F", "--max-shard-size", "-inf"], "-inf, expected a number above 0"),
         ("data", ["text", "F", "--workers", "-1"], "argument --workers: -1, expected 0 to 1024"),
-        ("data", ["text", "F", "-s", "0"], "argument -s/--shard-size: 0, expected 1 to"),
+        ("data", ["text", "F", "-s", "0"], "argument -s/--shard-size: 0, expected 2 to"),
         ("data", ["fineweb", "-n", "0"], "argument -n/--shards: 0, expected 1 to"),
     ],
 )

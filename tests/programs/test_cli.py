@@ -249,22 +249,13 @@ def test_debug_of_a_data_set_before_or_after_its_name(tmp_path: Path) -> None:
     fails(run("data", "tinystories", "--source", "absent", "-tk", "bytes", cwd=tmp_path), 2, "'absent' does not exist")
 
 
-def test_generate_with_another_tokenizer_and_bad_options(tmp_path: Path) -> None:
+def test_generate_with_another_tokenizer(tmp_path: Path) -> None:
     config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=2000)
     llmc.GPT2(config).save(tmp_path / "model.bin")
-    options = ("model.bin", "a", "-n", "8", "--tokenizer", "bytes")
-    done = run("generate", *options, cwd=tmp_path)  # for nearly all ids the tokenizer has no token
+    done = run(
+        "generate", "model.bin", "-n", "8", "--tokenizer", "bytes", "a", cwd=tmp_path
+    )  # few of the ids have a token
     assert done.returncode == 0 and "\ufffd" in done.stdout, done.stderr
-    for option, value, expected in (
-        ("--seed", "-1", r"seed is -1, expected 1 to 2\^64 - 1"),
-        ("--seed", str(2**64), r"expected 1 to 2\^64 - 1"),
-        ("--temperature", "-1", r"temperature is -1.0, expected 0"),
-        ("--temperature", "nan", r"temperature is nan, expected 0"),
-        ("--top-k", "-1", r"top_k is -1, expected 0"),
-        ("--top-p", "0", r"top_p is 0.0, expected above 0"),
-        ("--top-p", "1.5", r"top_p is 1.5, expected above 0"),
-    ):
-        fails(run("generate", *options, option, value, cwd=tmp_path), 2, expected)
 
 
 def test_lm_eval_without_its_package(tmp_path: Path) -> None:
@@ -281,7 +272,7 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
         pytest.skip("a shell pipe of POSIX")
     config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=257)
     llmc.GPT2(config).save(tmp_path / "model.bin")
-    for argv in ("train --help", "info", "generate model.bin --tokenizer bytes --past-eot -n 1000000"):
+    for argv in ("train --help", "generate model.bin --tokenizer bytes --past-eot -n 1000000"):
         command = [sys.executable, "-m", "llmc", *argv.split()]
         child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert child.stdout is not None and child.stderr is not None

@@ -86,6 +86,30 @@ def test_errors_name_the_file(encoding: str, tmp_path: Path) -> None:
         assert done.returncode == 2 and rb"\U0001f642" in done.stderr, done
 
 
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="their file systems have names in Unicode alone")
+def test_names_that_are_not_unicode(tmp_path: Path) -> None:
+    """A name may have any bytes, and costs no more than a "?" in what is printed, drawn or written of it."""
+    code = (
+        "import os\n"
+        "from llmc.cli import main\n"
+        "text, run, tokens, picture = map(os.fsdecode, (b'\\xff.txt', b'run\\xff', b'tokens\\xff', b'\\xff.png'))\n"
+        f"shape = {SHAPE!r}\n"
+        "for argv in (\n"
+        "    ['train', '--data', text, '-o', run, *shape], ['train', '--resume', run], ['plot', run, '-o', picture],\n"
+        "    ['generate', run, 'é', '-n', '4'], ['watch', '--once', run], ['data', 'text', text, '-tk', 'bytes', '-o', tokens],\n"
+        "    ['train', '--data', tokens, '-o', run + '2', '--no-plot', *shape], ['train', '--resume', run + '2']\n"
+        "):\n"
+        "    assert main(argv) == 0, argv\n"
+        "assert main(['train', '--data', run + '3']) == 2\n"
+    )
+    with open(os.path.join(os.fsencode(tmp_path), b"\xff.txt"), "w", encoding="utf-8") as file:
+        file.write(TEXT)
+    (tmp_path / "script.py").write_text(code, encoding="utf-8")
+    done = python("ascii", "script.py", cwd=tmp_path)
+    assert done.returncode == 0 and b"run?: best training loss" in done.stdout, done
+    assert rb"run\udcff3" in done.stderr
+
+
 @encodings
 @pytest.mark.parametrize(
     "command",

@@ -76,12 +76,15 @@ def test_stop_texts(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--temperature", "nan"], "temperature is nan"),
-        (["--top-p", "2"], "top_p is 2.0"),
+        (["--temperature", "nan"], "temperature is nan, expected 0"),
+        (["--temperature", "-1"], "temperature is -1.0, expected 0"),
+        (["--top-p", "2"], "top_p is 2.0, expected above 0"),
+        (["--top-p", "0"], "top_p is 0.0, expected above 0"),
         (["--top-p", "1e-320"], "top_p is 1e-320, expected above 0"),
         (["--top-k", "-1"], "top_k is -1"),
         (["--top-k", str(2**70)], "top_k is 1180591620717411303424, expected 0 to"),
-        (["--seed", "0"], "seed is 0"),
+        (["--seed", "0"], "seed is 0, expected 1 to 2^64 - 1"),
+        (["--seed", str(2**64)], "expected 1 to 2^64 - 1"),
         (["--stop", ""], "--stop: the text is empty"),
         (["--prompt-file", "absent"], "absent: No such file"),
         (["--tokenizer", "absent"], "absent"),

@@ -115,5 +115,7 @@ def test_files_without_a_whole_batch_are_passed_over(tmp_path: Path, capsys: pyt
     write_shard(tmp_path / "data" / "z.bin", np.arange(20), vocab_size=61)
     options = {"data": (str(tmp_path / "data"),), "val_data": (), "progress": "lines", "checkpoint_every": 4}
     tiny_run(tmp_path, **options, max_steps=4)
-    assert "note: 1 of 2 files to train on have less than one batch" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "note: 1 of 2 files to train on have less than one batch" in out
+    assert "| val data pattern      | of the train data " in out and "val loss" in out
     assert len(tiny_run(tmp_path, **options, max_steps=8, resume=True, allow_changes=True).history["train_loss"]) > 0

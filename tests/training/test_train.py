@@ -25,7 +25,7 @@ from llmc.cli import train_main
 from llmc.training.logs import BarConsole, LineConsole, StepInfo, step_line
 from llmc.training.memory import check_memory
 from llmc.training.outliers import OutlierDetector
-from llmc.training.settings import load_toml
+from llmc.training.settings import SETTINGS, load_toml, resolve
 from llmc.training.trainer import Callback, Trainer, TrainingStopped
 
 
@@ -346,6 +346,49 @@ def test_signal_ends_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # ---- settings that cannot be ----
 
 
+ODD: list[Any] = [
+    -1,
+    0,
+    1,
+    2**31,
+    -(2**70),
+    2**70,
+    10**400,
+    -0.5,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "x",
+    True,
+    None,
+    [1],
+    {},
+    b"x",
+]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_takes_a_value_or_names_itself(name: str) -> None:
+    """Kind: any value of any setting is taken or is one error that names the setting; a new setting needs bounds."""
+    taken = []
+    for value in ODD:
+        try:
+            config = llmc.TrainConfig(**{name: value})
+        except ValueError as e:
+            assert name in str(e) or "dtype" in name
+            continue
+        taken.append(getattr(config, name))
+        try:
+            resolve(config, "cpu")
+        except ValueError as e:
+            assert name in str(e) or name in ("processes", "seq_len", "batch_size")  # which make up total_batch_size
+    numbers = [v for v in taken if isinstance(v, (int, float))]
+    assert not any(math.isnan(v) for v in numbers)
+    assert all(abs(v) < 2**32 for v in numbers if isinstance(v, int))  # as the kernels' numbers are
+    if SETTINGS[name].kind in (int, float):
+        assert any(v not in taken for v in (-1, 0, -0.5, 2**70))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -395,6 +438,20 @@ def test_a_damaged_hellaswag_file_is_refused_at_the_start(tmp_path: Path) -> Non
     (tmp_path / "h.bin").write_bytes(bytes(2000))
     with pytest.raises(llmc.Error, match="magic 0 version 0, expected an eval file"):
         tiny_run(tmp_path, hellaswag=True, hellaswag_data=str(tmp_path / "h.bin"))
+
+
+def test_a_missing_package_is_found_before_the_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: what is found late and could be known at the start."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match="pip install wandb"):
+        tiny_run(tmp_path, wandb="project", data=("nothing",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_memory_holds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("llmc.commands.train.available_host_memory", lambda: 10**9)
+    assert train_main(["--processes", "1000"]) == 1
+    assert "1000 processes take at least 40.0 GB before they train, 1.0 GB are free" in capsys.readouterr().err
 
 
 def test_data_that_are_not_there(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ from llmc.arguments import Parser
 from llmc.distributed.launcher import run_processes
 from llmc.distributed.place import must_launch
 from llmc.distributed.world import World, open_world
+from llmc.system.memory import available_host_memory
 from llmc.training.settings import SETTINGS, Setting, TrainConfig, load_toml, of_run
+
+_LEAST_MEMORY = 40_000_000  # bytes that a rank has to itself when it has imported llmc and MPI
 
 
 class _HelpOrHellaSwag(argparse.Action):
@@ -172,6 +175,15 @@ def _launch(argv: Sequence[str], config: TrainConfig) -> int:
     """Start the run's processes, and begin anew if they end badly."""
     from llmc.checkpoint import finished_steps
 
+    if "-" in (*config.data, *config.val_data):
+        raise ValueError(
+            "the standard input, '-', cannot be shared by processes: tokenise it first, by `llmc data text -`"
+        )
+    need, free = config.processes * _LEAST_MEMORY, available_host_memory()
+    if need > free:
+        raise MemoryError(
+            f"{config.processes} processes take at least {need / 1e9:.1f} GB before they train, {free / 1e9:.1f} GB are free"
+        )
     if _needs_run_directory(config):
         config = config.replace(output_dir=_new_run_directory())
     every = [*argv, "--max-restarts", "0"]

@@ -19,7 +19,7 @@ import json
 import shlex
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -126,8 +126,22 @@ class DocumentReader:
         """
         suffix = suffix_of(path)
         if suffix == ".parquet":
-            return self._texts(path, _read_parquet(path, self.column, progress))
-        return self._read(path, suffix, progress)
+            # Closed at once, also after an error: Windows neither replaces nor removes an open file.
+            with contextlib.closing(_read_parquet(path, self.column, progress)) as records:
+                yield from self._texts(path, records)
+            return
+        if path == STDIN and self._stdin_read:
+            raise ValueError("the standard input, '-', is named twice, but can be read only once")
+        self._stdin_read |= path == STDIN
+        with _open(path, progress) as source:
+            if suffix in (".jsonl", ".ndjson"):
+                yield from self._texts(path, _read_json_lines(path, source.lines("\n")))
+            elif suffix == ".json":
+                yield from self._texts(path, _read_json(path, source.lines("\n")))
+            elif suffix in (".csv", ".tsv"):
+                yield from self._texts(path, _read_csv(path, source.lines(""), self.column, suffix))
+            else:
+                yield from _pieces(self._parts(path, source))
 
     def stream(self, paths: Iterable[Path], progress: Progress = lambda count: None) -> Iterator[Piece]:
         """Read the documents of several files; errors as of pieces().
@@ -161,20 +175,6 @@ class DocumentReader:
                 f"{self._with_marks} has {EOT}, which is read as letters; --document-separator '{EOT}' cuts documents there"
             )
         return lines
-
-    def _read(self, path: Path, suffix: str, progress: Progress) -> Iterator[Piece]:
-        if path == STDIN and self._stdin_read:
-            raise ValueError("the standard input, '-', is named twice, but can be read only once")
-        self._stdin_read |= path == STDIN
-        with _open(path, progress) as source:
-            if suffix in (".jsonl", ".ndjson"):
-                yield from self._texts(path, _read_json_lines(path, source.lines("\n")))
-            elif suffix == ".json":
-                yield from self._texts(path, _read_json(path, source.lines("\n")))
-            elif suffix in (".csv", ".tsv"):
-                yield from self._texts(path, _read_csv(path, source.lines(""), self.column, suffix))
-            else:
-                yield from _pieces(self._parts(path, source))
 
     def _parts(self, path: Path, source: _Source) -> Iterator[tuple[str, bool]]:
         """Read a text in parts, each with whether its document ends there."""
@@ -245,13 +245,16 @@ _NO_TEXT = {
     b"Obj\x01": "an Avro file: save it as Parquet or JSON lines",
     b"SQLite format 3\x00": "an SQLite database: save the table as CSV",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file: save its text as JSON lines",
-    b"\x93NUMPY": "a NumPy array, not text",
+    b"\x93NUMPY": "a NumPy array, not text: `llmc data tokens` converts one of token ids",
     **{bytes([0x80, n]): "a pickle: save its text as JSON lines" for n in (2, 3, 4, 5)},
     b"\x89PNG\r\n": "a picture, not text",
     b"\xff\xd8\xff": "a picture, not text",
     b"GIF8": "a picture, not text",
     b"\x7fELF": "a program, not text",
-    **{struct.pack("<i", n): "a token file, which llmc-train reads as it is" for n in (20240520, 20240801)},
+    **{
+        struct.pack("<i", n): "a token file, not text: llmc-train reads it, if it is not compressed"
+        for n in (20240520, 20240801)
+    },
     **{struct.pack("<i", n): "a model or tokenizer of llm.c, not text" for n in (20240326, 20240328)},
 }
 
@@ -346,7 +349,7 @@ def _decompressor(path: Path, module: str) -> Callable[[Any], Any]:
     except ImportError as e:
         backport = "reading zstandard needs a package: pip install backports.zstd"
         raise ImportError(
-            f"{path}: {backport if 'zstd' in module else f'this Python was built without {module}'}"
+            f"{path}: {backport if module.startswith('backports') else f'this Python was built without {module}'}"
         ) from e
     return opener
 
@@ -556,7 +559,7 @@ def _read_csv(path: Path, file: IO[str], column: str, suffix: str) -> Iterator[t
         yield f"line {rows.line_num}", record
 
 
-def _read_parquet(path: Path, column: str, progress: Progress) -> Iterator[tuple[str, Any]]:
+def _read_parquet(path: Path, column: str, progress: Progress) -> Generator[tuple[str, Any], None, None]:
     try:
         import pyarrow
         import pyarrow.parquet

@@ -164,7 +164,7 @@ def _find(pattern: StrPath, validation: bool) -> Found:
     text = os.fspath(pattern)
     matches = matching_paths(text)
     if matches == [Path(text)] and not matches[0].is_dir():
-        tokens = matches[0].suffix == ".bin" or is_shard(matches[0])
+        tokens = matches[0].is_file() and (matches[0].suffix == ".bin" or is_shard(matches[0]))
         (check_token_file if tokens else _check_document)(matches[0])
         return Found([text], matches, tokens=tokens)
     beside = [p for match in matches for p in (_visible(match) if match.is_dir() else [match])]
@@ -252,6 +252,8 @@ def _kind(path: Path) -> str:
 
 
 def _check_document(path: Path) -> None:
+    if not path.is_file():  # a pipe, which can be read only once, or standard input
+        return
     if is_shard(path):
         raise ValueError(f"{path}: a token file, not text; `llmc-train --data` takes it as it is")
     if suffix_of(path) in (".bin", ".npy"):

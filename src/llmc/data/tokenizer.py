@@ -352,6 +352,8 @@ class JsonTokenizer(Tokenizer):
         self._encoding.no_truncation()  # these two may have been saved with it, for sentences of one length
         self._encoding.no_padding()
         vocabulary: dict[str, int] = self._encoding.get_vocab(with_added_tokens=True)
+        if len(set(vocabulary.values())) < len(vocabulary):
+            raise ValueError(f"{path}: two tokens have the same id")
         self.roles = read_roles(Path(path).parent, {text: i for i, text in added.items()})
         eos = added.get(self.roles.get("eos", -1))
         for name in (EOT, "<|begin_of_text|>", "<|end_of_text|>", eos, "</s>", "<eos>"):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from llmc.data.files import is_validation, matching_paths
 from llmc.datasets.common import TokenFiles, earlier_shards, need_told, remove_files, shard_name
-from llmc.formats.shards import ShardWriter, foreign_tokens, is_shard
+from llmc.formats.shards import ShardWriter, foreign_tokens, is_shard, other_file
 from llmc.system.fs import remove_temporaries
 
 _PART = 1 << 20  # ids read at a time
@@ -82,6 +82,8 @@ def _ids(path: Path, dtype: str | None) -> NDArray[Any]:
         raise ValueError(f"{path}: no file; name files of ids")
     if is_shard(path):
         raise ValueError(f"{path}: a token file already: `llmc-train --data` takes it as it is")
+    if other := other_file(path):
+        raise ValueError(f"{path}: {other}, not token ids")
     if foreign_tokens(path) == "npy":
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)

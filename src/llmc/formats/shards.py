@@ -55,9 +55,9 @@ def foreign_tokens(path: StrPath) -> str | None:
         size = file.seek(0, 2)
     if head.startswith(b"\x93NUMPY"):
         return "npy"
-    if size % 2 or len(head) < 2 or (len(head) >= 1024 and not any(head[12:1024])):  # the last is a header
-        return None
-    if b"\0" not in head and _is_text(head):
+    if (
+        other_file(path) or size % 2 or len(head) < 2 or (len(head) >= 1024 and not any(head[12:1024]))
+    ):  # the last is a header
         return None
     # Of bytes that are no ids nearly a quarter of the pairs is above.
     return "uint16" if int(np.frombuffer(head[: len(head) // 2 * 2], "<u2").max()) < _GPT2_IDS else None
@@ -79,15 +79,21 @@ def check_token_file(path: StrPath) -> None:
     """
     if not Path(path).is_file() or is_shard(path):
         return
-    with open(path, "rb") as file:
-        start = file.read(4)
-    other = next((name for magic, name in _OTHER_FILES.items() if start == struct.pack("<i", magic)), None)
-    if other is not None:
+    if other := other_file(path):
         raise ValueError(f"{path}: {other}, not a token file. Name the token files, or their folder")
     if kind := foreign_tokens(path):
         what = "a NumPy array" if kind == "npy" else "token ids of uint16 without a header, as nanoGPT writes them"
         command = f'llmc data tokens "{path}" -o data/mine' + ("" if kind == "npy" else " --dtype uint16")
         raise ValueError(f"{path}: seems to be {what}, not a token file of llm.c's. If so, convert it: {command}")
+
+
+def other_file(path: StrPath) -> str | None:
+    """Return what a file is if it is another file of llm.c's, or text: "a tokenizer"; else None."""
+    with open(path, "rb") as file:
+        head = file.read(_SAMPLE)
+    if b"\0" not in head and len(head) >= 64 and _is_text(head):
+        return "text"
+    return next((name for magic, name in _OTHER_FILES.items() if head.startswith(struct.pack("<i", magic))), None)
 
 
 def _token_format(vocab_size: int) -> tuple[tuple[int, int], str]:

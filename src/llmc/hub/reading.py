@@ -339,7 +339,7 @@ def import_model(
     for note in model.notes:
         warn(note)
     tokenizer = _tokenizer_of(model, warn)
-    beside = Tokenizer.beside(out.parent)
+    beside = Tokenizer.beside(out.parent) if tokenizer is not None else None
     if tokenizer is not None and beside is not None and beside.tokens != tokenizer.tokens:
         raise ValueError(
             f"'{out.parent}' has the tokenizer of another model: give a file in another folder, or remove that tokenizer"

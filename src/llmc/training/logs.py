@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from llmc.formats.metrics import format_row
-from llmc.training.settings import RunConfig
+from llmc.training.settings import RunConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -254,14 +255,26 @@ class BarConsole(LineConsole):
         self._bar.close()
 
 
+def check_packages(config: TrainConfig) -> None:
+    """Check that there are the packages of the logs that the settings ask for.
+
+    Raises:
+        ImportError: naming the one that is missing.
+    """
+    for wanted, what, package in (
+        (config.tensorboard, "TensorBoard events need", "tensorboardX"),
+        (config.wandb, "logging to Weights & Biases needs", "wandb"),
+    ):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ImportError(f"{what} a package: pip install {package}")
+
+
 class TensorBoardLog(Log):
-    """Writes TensorBoard events into a directory. Raises ImportError if the package tensorboardX is missing."""
+    """Writes TensorBoard events into a directory. The package tensorboardX must be there: check_packages()."""
 
     def __init__(self, directory: Path) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as e:
-            raise ImportError("TensorBoard events need a package: pip install tensorboardX") from e
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(directory))
 
     def step(self, info: StepInfo) -> None:
@@ -279,7 +292,7 @@ class TensorBoardLog(Log):
 
 
 class WandbLog(Log):
-    """Sends the numbers to Weights & Biases. Raises ImportError if the package wandb is missing.
+    """Sends the numbers to Weights & Biases. The package wandb must be there: check_packages().
 
     Args:
         project: its name there.
@@ -288,10 +301,8 @@ class WandbLog(Log):
     """
 
     def __init__(self, project: str, directory: Path | None, settings: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as e:
-            raise ImportError("logging to Weights & Biases needs a package: pip install wandb") from e
+        import wandb
+
         self._run = wandb.init(project=project, dir=None if directory is None else str(directory), config=settings)
 
     def step(self, info: StepInfo) -> None:

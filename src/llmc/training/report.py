@@ -22,7 +22,7 @@ def startup_report(run: Run, total_steps: int) -> str:
         [("Parameter", "Value")],
         [
             ("train data pattern", " ".join(c.data) or run.sources.description),
-            ("val data pattern", " ".join(c.val_data) or "NULL"),
+            ("val data pattern", " ".join(c.val_data) or ("of the train data" if run.sources.val else "NULL")),
             ("output log dir", c.output_dir or "NULL"),
             ("checkpoint_every", c.checkpoint_every),
             ("resume", int(c.resume)),

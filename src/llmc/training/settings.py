@@ -73,6 +73,8 @@ class Setting:
     @property
     def bounds(self) -> str:
         """The bounds in words: "0 or more", "at least 0 and below 1"."""
+        if self.least is None and self.above is None:
+            return "a number"
         lower = f"{self.least} or more" if self.least is not None else f"above {self.above}"
         if self.below == math.inf:
             lower += " and finite"
@@ -103,8 +105,15 @@ class Setting:
         Raises:
             ValueError: if it has another type, or is out of bounds.
         """
+        if value is None and self.default is None:
+            return None
         if self.many:
             return tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
+        free = self.kind is float or (
+            self.kind is int and self.most is None
+        )  # of a bound that is small enough for C++'s int
+        if free and isinstance(value, int) and not -(2**31) <= value < 2**31:
+            raise ValueError(f"{name} has {value.bit_length()} bits, expected {self.bounds}, and at most 31")
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         elif self.kind is bool and isinstance(value, int):
@@ -148,18 +157,18 @@ class TrainConfig:
 
     batch_size: int | None = _setting(None, "batch", "rows per micro-batch, B", "-b", small=16, llm_c=4, least=1)
     seq_len: int | None = _setting(None, "batch", "tokens per row, T", "-t", small=128, llm_c=1024, least=1, on_resume="same")
-    total_batch_size: int = _setting(-1, "batch", "tokens per update; a multiple of B*T*processes; -1: that product, or what a resumed run had", "-d", on_resume="same")
+    total_batch_size: int = _setting(-1, "batch", "tokens per update; a multiple of B*T*processes; -1: that product, or what a resumed run had", "-d", least=1, also=-1, on_resume="same")
     max_steps: int | None = _setting(None, "batch", "updates; -1: one epoch", "-x", small=400, llm_c=-1, least=-1, on_resume="same")
     overfit: bool = _setting(False, "batch", "train on the first batch of the validation data, over and over", "-a", on_resume="same")
 
     learning_rate: float | None = _setting(None, "optimizer", "highest learning rate", "-l", small=1e-3, llm_c=3e-4, least=0, below=math.inf, on_resume="same")
     schedule: str = _setting("cosine", "optimizer", "learning rate schedule", "-k", choices=SCHEDULES, on_resume="same")
     warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up", "-u", small=40, llm_c=0, least=0, on_resume="same")
-    final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest", "-q", small=0.1, llm_c=1.0, least=0, on_resume="same")
+    final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest", "-q", small=0.1, llm_c=1.0, least=0, below=math.inf, on_resume="same")
     weight_decay: float = _setting(0.0, "optimizer", "decay of matrices and embeddings", "-c", least=0, below=math.inf, on_resume="same")
     beta1: float = _setting(0.9, "optimizer", "AdamW's first decay", least=0, below=1, on_resume="same")
     beta2: float = _setting(0.95, "optimizer", "AdamW's second decay", least=0, below=1, on_resume="same")
-    eps: float = _setting(1e-8, "optimizer", "AdamW's epsilon", above=0, on_resume="same")
+    eps: float = _setting(1e-8, "optimizer", "AdamW's epsilon", above=0, below=math.inf, on_resume="same")
     grad_clip: float = _setting(1.0, "optimizer", "largest global gradient norm; 0: no clipping", least=0, on_resume="same")
     skip_loss_z: float = _setting(0.0, "optimizer", "skip an update whose loss is more than this many standard deviations above its recent mean; 0: never", "-sl", least=0, on_resume="same")
     skip_grad_z: float = _setting(0.0, "optimizer", "the same by gradient norm", "-sg", least=0, on_resume="same")
@@ -175,14 +184,14 @@ class TrainConfig:
     resume: bool = _setting(False, "output", "continue from the newest good checkpoint of the run directory, if it has one", "-y", on_resume="given anew")
     allow_changes: bool = _setting(False, "output", "resume although settings or data differ from the checkpoint's", on_resume="given anew")
 
-    val_every: int | None = _setting(None, "evaluation", "validate every n steps, and at the end; 0: never", "-v", small=50, llm_c=20)
+    val_every: int | None = _setting(None, "evaluation", "validate every n steps, and at the end; 0: never", "-v", small=50, llm_c=20, least=-1)
     val_steps: int = _setting(20, "evaluation", "validation batches; -1: all", "-m", least=1, also=-1)
     hellaswag: bool = _setting(False, "evaluation", "evaluate HellaSwag with validation (-h 1)", "-h")
     hellaswag_data: str = _setting("dev/data/hellaswag/hellaswag_val.bin", "evaluation", "llm.c's HellaSwag file", by_rank=True, paths=True)
-    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never", "-s", small=200, llm_c=20)
-    sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included", "-g", small=256, llm_c=64)
+    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never", "-s", small=200, llm_c=20, least=-1)
+    sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included", "-g", small=256, llm_c=64, least=1)
     prompt: str = _setting("", "evaluation", "text that samples begin with; default: end-of-text")
-    temperature: float | None = _setting(None, "evaluation", "of samples; 0: the most likely token", small=0.8, llm_c=1.0, least=0)
+    temperature: float | None = _setting(None, "evaluation", "of samples; 0: the most likely token", small=0.8, llm_c=1.0, least=0, below=math.inf)
     top_k: int = _setting(0, "evaluation", "sample among this many most likely tokens; 0: all", least=0)
     top_p: float = _setting(1.0, "evaluation", "sample among the most likely tokens of this total probability", above=0, most=1)
 
@@ -210,7 +219,7 @@ class TrainConfig:
     dist_timeout: float = _setting(600.0, "processes", "seconds that processes wait for each other, at the start and in each exchange", above=0, below=math.inf, on_resume="given anew")
     max_restarts: int = _setting(0, "processes", "begin anew from the newest checkpoint, up to n times, if the processes that llmc-train started end badly", least=0, on_resume="given anew")
 
-    gpu_info_every: int = _setting(-1, "logs", "print the GPU's clocks, power and temperature every n steps; -1: never", "-lg")
+    gpu_info_every: int = _setting(-1, "logs", "print the GPU's clocks, power and temperature every n steps; -1: never", "-lg", least=-1)
     progress: str = _setting("auto", "logs", "a bar, llm.c's lines, or nothing; auto: a bar in a terminal", choices=("auto", "bar", "lines", "none"), by_rank=True, on_resume="given anew")
     tensorboard: bool = _setting(False, "logs", "write TensorBoard events into the run directory")
     wandb: str = _setting("", "logs", "Weights & Biases project to log to")
@@ -219,8 +228,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, setting in SETTINGS.items():
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, setting.checked(name, value))
+            object.__setattr__(self, name, setting.checked(name, getattr(self, name)))
         for name in ("dtype", "grad_dtype"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, canonical_dtype(value))

@@ -184,16 +184,12 @@ def _from_shards(config: TrainConfig, train: list[Path], val: list[Path], direct
     return Sources(train, val, tokenizer, vocab_size, _description(config))
 
 
-def _read_texts(reader: DocumentReader, paths: list[Path]) -> list[str]:
-    return list(reader.documents(paths))
-
-
 def _from_text(
     config: TrainConfig, texts: list[Path], val_texts: list[Path], directory: Path | None, say: Callable[[str], None]
 ) -> Sources:
     reader = DocumentReader(config.column, config.on_bad_record, config.document_separator)
-    documents = _read_texts(reader, texts) if texts else language_reference()
-    val_documents = _read_texts(reader, val_texts)
+    documents = list(reader.documents(texts)) if texts else language_reference()
+    val_documents = list(reader.documents(val_texts))
     for line in reader.report():
         say(line)
     if not any(documents):

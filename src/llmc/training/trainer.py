@@ -30,7 +30,7 @@ from llmc.models.model import Model
 from llmc.system.fs import SYSTEM, Fs, write_atomically
 from llmc.system.signals import StopRequested, StopSignals, pass_on
 from llmc.training.history import History, Throughput
-from llmc.training.logs import LineConsole, Log, StepInfo, open_logs
+from llmc.training.logs import LineConsole, Log, StepInfo, check_packages, open_logs
 from llmc.training.outliers import OutlierDetector
 from llmc.training.ranks import SlowRanks
 from llmc.training.report import short_report, startup_report
@@ -103,6 +103,8 @@ class Trainer:
             self._set_up(config, callbacks, fs)
 
     def _set_up(self, config: TrainConfig, callbacks: Sequence[Callback], fs: Fs) -> None:
+        if self.world.leads:
+            check_packages(config)
         self.run = run = setup(config, self.world, say=self.log.text)
         self.config, self.run_dir, self.sources = run.config, run.run_dir, run.sources
         self.model, self.optimizer, self.lr = run.model, run.optimizer, run.lr
