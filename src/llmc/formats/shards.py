@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmc import _llmc
-from llmc.system.fs import SYSTEM, StrPath, named_errors, temporary_name, unstage, write_all, write_atomically
+from llmc.system.fs import (
+    SYSTEM,
+    StrPath,
+    named_errors,
+    shell_word,
+    temporary_name,
+    unstage,
+    write_all,
+    write_atomically,
+)
 
 _UINT16 = (20240520, 1)  # magic, version
 _UINT32 = (20240801, 7)
@@ -83,7 +92,7 @@ def check_token_file(path: StrPath) -> None:
         raise ValueError(f"{path}: {other}, not a token file. Name the token files, or their folder")
     if kind := foreign_tokens(path):
         what = "a NumPy array" if kind == "npy" else "token ids of uint16 without a header, as nanoGPT writes them"
-        command = f'llmc data tokens "{path}" -o data/mine' + ("" if kind == "npy" else " --dtype uint16")
+        command = f"llmc data tokens {shell_word(path)} -o data/mine" + ("" if kind == "npy" else " --dtype uint16")
         raise ValueError(f"{path}: seems to be {what}, not a token file of llm.c's. If so, convert it: {command}")
 
 
