@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import collections
+import json
 import pydoc_data.topics
+import random
 import struct
 
+import numpy as np
 import pytest
+import regex
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmc
 from llmc import Tokenizer, _llmc
+from llmc.data import documents, words
+from llmc.data import tokenizer as module
+from llmc.data.documents import DocumentReader
+from llmc.data.tokenize import token_stream
+from llmc.data.words import GPT2_PATTERN
 
 TEXT = "\n\n".join(list(pydoc_data.topics.topics.values())[:12])
 ODD = "naïve café — “quotes”, 北京 🙂👩‍👩‍👧 \u202e\x00\x7f\n\n \t  end  it's I'LL they've  12345 ½ Ⅷ\r\n<|endoftext|>"
@@ -106,29 +116,67 @@ def test_training_finds_the_frequent(trained):
         assert trained.decode(trained.encode(text)) == text
 
 
-def naive_bpe(words, merges):
+def naive_bpe(text, vocab_size):
     """Train as a textbook does: count all pairs, merge the most frequent (among equals that of smaller ids), repeat."""
-    words, tokens = [list(w) for w in words], [bytes([b]) for b in range(256)]
-    for _ in range(merges):
-        counts = {}
-        for word in words:
-            for pair in zip(word, word[1:]):
-                counts[pair] = counts.get(pair, 0) + 1
-        pair = min(counts, key=lambda p: (-counts[p], p))
+    words = [list(w.encode("utf-8", "surrogatepass")) for w in regex.findall(GPT2_PATTERN, text)]
+    tokens, passed_over = [bytes([b]) for b in range(256)], set()
+    while len(tokens) < vocab_size - 1:
+        counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
+        pair = min(counts.keys() - passed_over, key=lambda p: (-counts[p], p), default=None)
+        if pair is None or counts[pair] < 2:
+            break
+        merged = tokens[pair[0]] + tokens[pair[1]]
+        if merged in tokens or len(merged) > 255:
+            passed_over.add(pair)
+            continue
         for word in words:
             i = 0
             while i + 1 < len(word):
                 if (word[i], word[i + 1]) == pair:
                     word[i : i + 2] = [len(tokens)]
                 i += 1
-        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        tokens.append(merged)
     return tokens
 
 
-def test_training_is_the_textbooks():
-    text = " low low low low lower newest newest newest widest widest aaaa aaaaa abab"
-    words = [w.encode() for w in text.replace(" ", "\n ").split("\n") if w]
-    assert Tokenizer.train_bpe(text, 257 + 12).tokens[:-1] == naive_bpe(words, 12)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    parts=st.lists(st.tuples(st.sampled_from(["a", "b", "ab", " ", "\n", "é", "'s"]), st.integers(1, 9)), max_size=40)
+)
+def test_training_is_the_textbooks(parts):
+    text = "".join(letters * times for letters, times in parts)
+    assert Tokenizer.train_bpe(text, 257 + 30).tokens[:-1] == naive_bpe(text, 257 + 30)
+
+
+@pytest.mark.parametrize("times", [255, 256, 511, 700])
+def test_tokens_learnt_have_up_to_255_bytes(times):
+    assert Tokenizer.train_bpe("a" * times, 400).tokens[:-1] == naive_bpe("a" * times, 400)
+
+
+def test_training_on_a_long_word():
+    """Such as DNA, base64, or a script without blanks: the time must not be quadratic in its length."""
+    text = "".join(random.Random(0).choices("ACGT", k=100_000))
+    trained = Tokenizer.train_bpe(text, 400)
+    assert trained.vocab_size == 400 and trained.decode(trained.encode(text)) == text
+
+
+def test_training_looks_at_the_first_different_words(monkeypatch):
+    """Its memory is bounded; words that are known by then are counted to the end."""
+    monkeypatch.setattr(module, "_LEARNT_FROM", 12)
+    texts = ["abc abc ", "defghi jkl", "m abc"]
+    assert module._count_words(texts) == ([b"abc", b" abc", b" ", b"defg"], [1, 2, 1, 1])
+
+
+def test_training_can_be_interrupted():
+    def interrupt(so_far):
+        assert 256 < so_far <= 5000
+        raise KeyboardInterrupt
+
+    text = "".join(random.Random(0).choices("ACGT", k=300_000)).encode()
+    with pytest.raises(KeyboardInterrupt):
+        _llmc.train_bpe([text], [1], 5000, interrupt)
+    with pytest.raises(ValueError, match="1 words and 2 counts"):
+        _llmc.train_bpe([text], [1, 2], 300, interrupt)
 
 
 def test_training_is_repeatable(trained):
@@ -142,6 +190,210 @@ def test_training_on_little_text():
     assert Tokenizer.train_bpe("x", 257).decode([120, 256]) == "x<|endoftext|>"
     with pytest.raises(ValueError, match="vocab_size is 256"):
         Tokenizer.train_bpe("abc", 256)
+
+
+# ---- any text ----
+
+# What the splits into words tell apart, and what they have rules for.
+NASTY = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                *"abAé'sl1².,/!世\uff0c🙂 \n\t\r\0\x1c\u0301\u3000\xa0\x85\u1100\u1161",
+                "'s",
+                "'ll",
+                "<|endoftext|>",
+                " \n",
+            ]
+        ),
+        st.integers(1, 12),
+    ),
+    max_size=30,
+).map(lambda parts: "".join(letters * times for letters, times in parts))
+
+LONG = {
+    "blanks": " " * 1_000_000 + "a",
+    "lines": "\n" * 1_000_000 + "a",
+    "blanks and lines": " \n\t" * 400_000 + "a ",
+    "letters": "a" * 100_000,
+    "dna": "".join(random.Random(0).choices("ACGT", k=100_000)),
+    "digits": "".join(random.Random(0).choices("0123456789", k=100_000)),
+    "marks": "!" * 100_000,
+    "emoji": "🙂👩\u200d" * 10_000,
+    "chinese": "世界你好" * 10_000,
+    "combining": "e" + "\u0301" * 100_000,
+    "apostrophes": "'" * 100_000 + "s",
+    "nul": "\0" * 100_000,
+}
+
+
+@pytest.fixture(scope="module", params=["bytes", "gpt2", "llm.c"])
+def any_tokenizer(request, tmp_path_factory):
+    if request.param == "bytes":
+        return Tokenizer.byte_level()
+    if request.param == "gpt2":
+        return request.getfixturevalue("gpt2")
+    path = tmp_path_factory.mktemp("llm.c") / "tokenizer.bin"
+    request.getfixturevalue("trained").save(path)
+    return Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_words(any_tokenizer, name):
+    text = LONG[name]
+    ids = any_tokenizer.encode_to_numpy(text)
+    assert any_tokenizer.decode(ids.tolist()) == text
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=NASTY, length=st.integers(2, 9))
+def test_long_words_are_encoded_as_by_tiktoken(any_tokenizer, text, length):
+    expected = any_tokenizer._encoding.encode_ordinary(text)
+    any_tokenizer.long_word = length
+    try:
+        eot = any_tokenizer.eot_token
+        assert any_tokenizer.encode(text) == any_tokenizer.encode_to_numpy(text).tolist() == expected
+        pieces = [(text, True), (text, True), (text, False)]
+        assert any_tokenizer.encode_documents(pieces).tolist() == [eot, *expected, eot, *expected, *expected]
+    finally:
+        del any_tokenizer.long_word
+
+
+def test_half_a_surrogate_pair_in_a_long_word(any_tokenizer):
+    text = "\ud800" + "a" * 2000
+    assert any_tokenizer.decode(any_tokenizer.encode(text)) == "\ufffd" + "a" * 2000
+    with pytest.raises(ValueError, match="byte 0 has no token"):
+        _llmc.BpeEncoder([b"a", b"b"], 1)
+
+
+# ---- cutting ----
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def splitters():
+    yield "gpt2", BYTE_LEVEL
+    for i, pattern in enumerate(words.KNOWN_PATTERNS):
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        yield f"pattern {i}", {"type": "Sequence", "pretokenizers": [split, {**BYTE_LEVEL, "use_regex": False}]}
+
+
+def json_tokenizer(path, splitter, normalizer=None, **added):
+    """Write a tokenizer.json of single bytes and a few merges, and load it."""
+    merges = ["e r", "t h", "Ġ t", "Ġ Ġ", "Ċ Ċ", "1 1", "a b", "ab ab"]
+    tokens = [*module.BYTE_LETTERS, *(m.replace(" ", "") for m in merges), "<|endoftext|>", "a b"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    parts = {
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "added_tokens": [
+            {"id": len(tokens) - 2, "content": tokens[-2], **flags, "special": True},
+            {"id": len(tokens) - 1, "content": tokens[-1], **flags, "special": False, **added},
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": splitter,
+        "decoder": BYTE_LEVEL,
+        "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens[:-2])}, "merges": merges},
+    }
+    path.write_text(json.dumps(parts))
+    return Tokenizer.load(path)
+
+
+@pytest.fixture(scope="module")
+def json_tokenizers(tmp_path_factory):
+    """One of each split that is known."""
+    pytest.importorskip("tokenizers")
+    path = tmp_path_factory.mktemp("json") / "tokenizer.json"
+    return {name: json_tokenizer(path, splitter, {"type": "NFC"}) for name, splitter in splitters()}
+
+
+def test_texts_are_cut_at_boundaries():
+    for text, at in [("ab cd", 2), ("a  b", 1), ("世界\uff0c你好", 2), ("a1", 1), ("1a", 1), ("!\na", 2)]:
+        assert words.last_boundary(text) == at, text
+    for text in ("", "abc", " a", "!?", "!a", "it's", "!\n/", "a\n", "e\u0301"):
+        assert words.last_boundary(text) == 0, text
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(text=NASTY, at=st.integers(1, 100))
+def test_pieces_have_the_tokens_of_the_whole(trained, text, at):
+    """Wherever the text that has come so far ends."""
+    cut = words.last_boundary(text[:at])
+    assert trained.encode(text[:cut]) + trained.encode(text[cut:]) == trained.encode(text)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=NASTY, at=st.integers(1, 100))
+def test_pieces_have_the_tokens_of_the_whole_with_tokenizer_json(json_tokenizers, text, at):
+    cut = words.last_boundary(text[:at])
+    for tokenizer in json_tokenizers.values():
+        if tokenizer.may_cut(text[:cut], text[cut:]):
+            assert tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == tokenizer.encode(text)
+
+
+def test_which_tokenizer_json_may_be_cut(json_tokenizers, tmp_path):
+    """Not one with another split, nor inside of an added token, which is found before the text is split."""
+    for tokenizer in json_tokenizers.values():
+        assert tokenizer.may_cut("xyz", " xyz") and not tokenizer.may_cut("xa", " bz")
+    path = tmp_path / "tokenizer.json"
+    blank_first = {**BYTE_LEVEL, "add_prefix_space": True}
+    for other in (
+        json_tokenizer(path, blank_first),
+        json_tokenizer(path, {**BYTE_LEVEL, "use_regex": False}),
+        json_tokenizer(
+            path, {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]}
+        ),
+        json_tokenizer(path, BYTE_LEVEL, {"type": "NFKC"}),
+        json_tokenizer(path, BYTE_LEVEL, lstrip=True),
+    ):
+        assert not other.may_cut("xyz", " xyz")
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_tokenizer_json_on_long_words(json_tokenizers, name):
+    """Truncation that was saved with it does not cut the text."""
+    text = LONG[name][-20_000:]
+    tokenizer = json_tokenizers["pattern 0"]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode_documents([("\ud800" + text, True)]).tolist()[1:] == tokenizer.encode("\ufffd" + text)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=NASTY, sizes=st.lists(st.integers(1, 16), min_size=1))
+def test_long_words_are_cut_at_the_same_places_however_the_text_comes(text, sizes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "LONGEST_WORD", 16)
+        expected = [len(piece) for piece in words.cut_all([text])]
+        pieces, rest, at = [], "", 0
+        for i in range(len(text)):
+            if at >= len(text):
+                break
+            size = sizes[i % len(sizes)]
+            new, rest = words.cut(rest + text[at : at + size])
+            pieces, at = pieces + new, at + size
+        pieces.append(rest)
+    ends = set(np.cumsum([len(p) for p in pieces]).tolist())
+    assert "".join(pieces) == text and max(len(p) for p in pieces) <= 2 * 16
+    # Those that are no boundary between words were cut because the word was too long.
+    boundaries = {m.start() for m in regex.finditer(words._LAST_BOUNDARY.pattern.replace("(?r)", ""), text)} | {
+        0,
+        len(text),
+    }
+    assert ends - boundaries == set(np.cumsum(expected).tolist()) - boundaries
+
+
+def test_a_file_without_a_blank_is_read_in_pieces(monkeypatch, tmp_path, trained):
+    """It used to be refused. Its tokens do not depend on the number of workers, and are the whole's if no word is too long."""
+    monkeypatch.setattr(words, "LONGEST_WORD", 1000)
+    monkeypatch.setattr(documents, "_PIECE", 700)
+    for text, cut_words in (("世界\uff0c你好。" * 2000, False), ("ACGT" * 3000, True), ("🙂" * 3000, True)):
+        path = tmp_path / "a.txt"
+        path.write_bytes(text.encode())
+        pieces = list(DocumentReader().pieces(path))
+        assert "".join(p.text for p in pieces) == text and max(len(p.text) for p in pieces) <= 1700 and len(pieces) > 2
+        tokens = [np.concatenate(list(token_stream(pieces, trained, workers))).tolist() for workers in (1, 3)]
+        assert tokens[0] == tokens[1] and trained.decode(tokens[0][1:]) == text
+        assert (len(pieces[0].text) == 1000) == cut_words and (cut_words or tokens[0][1:] == trained.encode(text))
 
 
 # ---- files ----

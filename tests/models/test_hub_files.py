@@ -187,7 +187,7 @@ def test_added_tokens_and_roles_go_round(folder: Path, tmp_path: Path, slow: boo
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (258, 258, 259)
     config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
-    assert (config["eos_token"], config["pad_token"]) == (EOT, "[PAD]")
+    assert (config["eos_token"], config["unk_token"], config["pad_token"]) == (EOT, EOT, "[PAD]")
     again, reference = (
         find_tokenizer(tmp_path / "out"),
         tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")),

@@ -29,6 +29,7 @@ from llmc.formats.stream import CheckpointDamaged
 from llmc.system.fs import Fs
 from llmc.training.logs import LineConsole, Log, Logs, MainLog, StepInfo
 from llmc.training.settings import SAME_ON_RESUME, SETTINGS, defaults, load_toml, resolve
+from llmc.training.sources import prepare
 from llmc.training.trainer import Trainer, TrainingStopped
 
 
@@ -277,6 +278,18 @@ def test_resume_without_the_text(text_run: Path, tmp_path: Path, capsys: pytest.
     assert "no files match 'other.txt'" in capsys.readouterr().err
 
 
+def test_a_run_keeps_the_tokenizer_that_was_found_beside_its_model(
+    text_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model may be named by a relative path, too, or be gone."""
+    source = text_run / "data" / "source.json"
+    monkeypatch.setattr("llmc.training.sources._tokenizer_of", lambda model: "gpt2")
+    config = llmc.TrainConfig(**load_toml(text_run / "config.toml"), output_dir=str(text_run), resume=True)
+    found = prepare(config.replace(tokenizer=None), text_run)
+    assert found.tokenizer is not None and 257 < found.tokenizer.vocab_size <= 270
+    assert json.loads(source.read_text())["tokenizer"] == "bpe:270"
+
+
 def test_standard_input_and_the_language_reference_are_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,7 +442,7 @@ def test_on_save_error_stop(tmp_path: Path) -> None:
     fs = FailingFs()
     fs.fail_at(3, OSError(errno.ENOSPC, "No space left on device"))
     trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, checkpoint_every=2, on_save_error="stop")), fs=fs)
-    with pytest.raises(TrainingStopped, match=r"No space left on device; there is no earlier one"):
+    with pytest.raises(TrainingStopped, match=r"No space left on device.*; there is no earlier one"):
         trainer.fit()
 
 

@@ -175,14 +175,14 @@ def _launch(argv: Sequence[str], config: TrainConfig) -> int:
     """Start the run's processes, and begin anew if they end badly."""
     from llmc.checkpoint import finished_steps
 
-    if "-" in (*config.data, *config.val_data):
-        raise ValueError(
-            "the standard input, '-', cannot be shared by processes: tokenise it first, by `llmc data text -`"
-        )
     need, free = config.processes * _LEAST_MEMORY, available_host_memory()
     if need > free:
         raise MemoryError(
             f"{config.processes} processes take at least {need / 1e9:.1f} GB before they train, {free / 1e9:.1f} GB are free"
+        )
+    if "-" in (*config.data, *config.val_data) and not config.resume:  # a run that is resumed has the tokens
+        raise ValueError(
+            "the standard input, '-', cannot be shared by processes: tokenise it first, by `llmc data text -`"
         )
     if _needs_run_directory(config):
         config = config.replace(output_dir=_new_run_directory())

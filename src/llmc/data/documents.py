@@ -1,8 +1,8 @@
 """The reader of documents: plain text, JSON lines, JSON, CSV and Parquet, compressed or not, as a stream.
 
 A document comes as one piece or several. A long text is cut at places at which GPT-2's split into words has a boundary, whatever text
-follows: before the first blank after a word. The pieces' tokens in a row are then the tokens of the whole text, so a file of any
-size is tokenised in parallel and in little memory.
+follows (words.py). The pieces' tokens in a row are then the tokens of the whole text, so a file of any size is tokenised in parallel
+and in little memory.
 
 What is wrong is of two kinds. A record that has no text (not JSON, null, another type, no such field, ...) is a bad record: the
 caller chooses whether it ends the reading or is skipped and counted. A file that is damaged, or is no text, always ends it.

@@ -46,7 +46,7 @@ def prepare(
     Args:
         inputs: files, folders and globs, or "-" for the standard input; the files of a folder or glob are taken in sorted order.
         output: the folder to write, made if it is missing.
-        tokenizer: as of Tokenizer.from_spec. bpe:N is trained on the first 64 million characters.
+        tokenizer: as of Tokenizer.from_spec. bpe:N is trained on the first 64 million characters, as of Tokenizer.train_bpe.
         column, on_bad_record, separator: as of DocumentReader.
         val: the last part of the tokens, from 0 to below 1, that is for validation; 0 for none.
         val_inputs: files, folders and globs for validation, instead of a part of the inputs.

@@ -128,7 +128,7 @@ FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tok
 
 def role_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Return the ids of a tokenizer's special tokens by their role, for transformers: bos and eos are among them."""
-    usual = ("bos", "eos") if isinstance(tokenizer, JsonTokenizer) else ("bos", "eos", "unk")
+    usual = ("bos", "eos", "unk") if tokenizer.tokens[tokenizer.eot_token] == EOT.encode() else ("bos", "eos")
     return {**dict.fromkeys(usual, tokenizer.eot_token), **tokenizer.roles}
 
 

@@ -122,8 +122,6 @@ class Setting:
             raise ValueError(f"{name} is {value!r}, expected {self.kind.__name__}")
         if self.choices and value not in self.choices:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, self.choices))}")
-        if self.kind is int and self.most is None and value >= 2**31:
-            raise ValueError(f"{name} is {value}, expected less than 2^31 ({self.text})")
         if self.kind in (int, float) and not self.allows(value):
             raise ValueError(f"{name} is {value}, expected {self.bounds} ({self.text})")
         return value

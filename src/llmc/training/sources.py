@@ -106,12 +106,8 @@ def _place_of_data(config: TrainConfig, directory: Path | None) -> str | None:
 
 def _own_tokens(config: TrainConfig, directory: Path) -> Sources | None:
     """Return the tokens and the tokenizer that a run keeps in its directory, or None if it has them not, or not all."""
-    try:
-        source = json.loads(_remembered(directory).read_text(encoding="utf-8"))
-        tokenizer = _tokenized(directory, source)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    if tokenizer is None or not finished_steps(directory):
+    source = _read_remembered(directory)
+    if not source or not finished_steps(directory) or (tokenizer := _tokenized(directory, source)) is None:
         return None
     return _of_text(config, directory, tokenizer, source)
 
@@ -194,14 +190,14 @@ def _from_text(
         say(line)
     if not any(documents):
         raise ValueError(f"there is no text in {_description(config)}")
-    spec = config.tokenizer or _tokenizer_of(config.model)
 
     temporary = None
     if directory is None:
         temporary = tempfile.TemporaryDirectory(prefix="llmc-", ignore_cleanup_errors=True)
     folder = Path(temporary.name) if temporary is not None else Path(directory or "")
-    source = {
-        "tokenizer": spec,
+    before = _read_remembered(folder) if finished_steps(folder) else {}  # the weights of a run belong to its tokenizer
+    source: dict[str, Any] = {
+        "tokenizer": config.tokenizer or before.get("tokenizer") or _tokenizer_of(config.model),
         "documents": [len(documents), len(val_documents)],
         "crc32": zlib.crc32("\0".join([*documents, *val_documents]).encode("utf-8", "surrogatepass")),
     }
@@ -216,7 +212,7 @@ def _from_text(
                 )
             tokenizer = Tokenizer.load(saved)
         else:
-            tokenizer = Tokenizer.from_spec(spec, text="\n\n".join(documents))
+            tokenizer = Tokenizer.from_spec(source["tokenizer"], text="\n\n".join(documents))
         tokens = tokenize(documents, tokenizer)
         if val_documents:
             write_pair(tokens, tokenize(val_documents, tokenizer), train.parent, tokenizer.vocab_size)
@@ -248,11 +244,17 @@ def _remembered(folder: Path) -> Path:
     return folder / "data" / "source.json"
 
 
+def _read_remembered(folder: Path) -> dict[str, Any]:
+    """Return what a folder remembers of the text whose tokens it has; empty if it has none, or that cannot be read."""
+    try:
+        source = json.loads(_remembered(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return source if isinstance(source, dict) and isinstance(source.get("tokenizer"), str) else {}
+
+
 def _tokenized(folder: Path, source: dict[str, Any]) -> Tokenizer | None:
     """Return the tokenizer in a folder if it and the tokens there are those of a text, else None."""
     files = (*_token_files(folder), _tokenizer_file(folder, source))
-    try:
-        unchanged = json.loads(_remembered(folder).read_text(encoding="utf-8")) == source
-    except (OSError, ValueError):
-        return None
-    return Tokenizer.load(files[-1]) if unchanged and all(p.is_file() for p in files) else None
+    whole = _read_remembered(folder) == source and all(p.is_file() for p in files)
+    return Tokenizer.load(files[-1]) if whole else None
