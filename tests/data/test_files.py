@@ -236,6 +236,7 @@ def test_other_contents_of_a_bin_are_not_taken_for_ids(tmp_path: Path) -> None:
     for take in (find_shards, lambda path: tokens.prepare([path], tmp_path / "out", dtype="uint16")):
         with pytest.raises(ValueError, match=r"text\.bin: text, not"):
             take(tmp_path / "text.bin")
+    assert names(find_documents(tmp_path / "text.bin").files) == ["text.bin"]  # as text it may be read
     for name, content in (("noise", bytes(range(256)) * 8), ("odd", bytes(9))):
         (tmp_path / f"{name}.bin").write_bytes(content)
         with pytest.raises(llmc.Error, match=f"{name}.bin: "):  # as of any damaged token file
