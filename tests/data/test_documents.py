@@ -29,7 +29,7 @@ from llmc import cli
 from llmc.commands import data as data_command
 from llmc.data import documents
 from llmc.data.documents import STDIN, DocumentReader, Piece, input_size
-from llmc.data.tokenizer import EOT
+from llmc.data.roles import EOT
 from llmc.datasets import text
 from llmc.formats.shards import read_shard
 from llmc.training import sources

@@ -13,8 +13,8 @@ from runs import tiny_settings
 
 import llmc
 from llmc.commands import import_
-from llmc.data.roles import read_roles
-from llmc.data.tokenizer import BYTE_LETTERS, EOT
+from llmc.data.roles import EOT, read_roles
+from llmc.data.tokenizer import BYTE_LETTERS
 from llmc.hub import writing
 from llmc.hub.reading import import_model, open_hub_model
 from llmc.hub.tokenizer import read_tokenizer, write_tokenizer

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from llmc.data.tokenizer import EOT
+from llmc.data.roles import EOT
 from llmc.data.words import cut
 
 _PIECE = 1 << 20  # characters
@@ -473,19 +473,6 @@ def _read_json_lines(path: Path, file: IO[str], first: str = "") -> Iterator[tup
         except (ValueError, RecursionError) as e:
             record = BadRecord(f"not JSON: {e}")
         yield f"line {number}", record
-
-
-def load_json(path: Path) -> Any:
-    """Read a whole JSON file.
-
-    Raises:
-        ValueError: if it is not JSON.
-    """
-    with open(path, "rb") as file:
-        try:
-            return json.load(file)
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path}: not JSON: {e}") from e
 
 
 def _read_json(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
