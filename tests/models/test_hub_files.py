@@ -343,9 +343,7 @@ def test_import_into_a_folder(folder: Path, tmp_path: Path, capsys: pytest.Captu
     import_.add_arguments(parser)
     assert import_.run(parser.parse_args([str(folder), str(tmp_path / "m.bin")])) == 0
     out, err = capsys.readouterr()
-    assert (
-        f"from {folder}" in out and "no tokenizer comes along" in err
-    )  # a folder goes before a name on the Hub; it is said
+    assert f"from {folder}" in out and "no tokenizer comes along" in err  # a folder goes before a name on the Hub
 
 
 def test_hub_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -495,7 +495,7 @@ def _read_csv(path: Path, file: IO[str], column: str, suffix: str) -> Iterator[t
     csv.field_size_limit(_LONGEST_LINE)
     rows = csv.reader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
-        names = next(rows, [])
+        names = next(filter(None, rows), [])  # blank lines may come first
         _field(dict.fromkeys(names, ""), column)
     except (csv.Error, BadRecord) as e:
         raise ValueError(f"{path}: {e}") from e
