@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 # -n5: a one-letter option with its number. Letters would be ambiguous: -zz is no -z.
 _NUMBER_ATTACHED = re.compile(r"(-[A-Za-z])([-+]?\.?\d\S*)")
@@ -33,6 +33,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the arguments, which must all be known: as of ArgumentParser.parse_known_args()."""
         return super().parse_known_args(self._ordered(sys.argv[1:] if args is None else list(args)), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with one line; argparse's own has all options before it."""
+        self.exit(2, f"{self.prog}: error: {message} (--help shows what there is)\n")
 
     def _ordered(self, argv: Sequence[str]) -> list[str]:
         """Return options with their values, joined by "=", and then "--" and the arguments without a name."""

@@ -15,7 +15,6 @@ import errno
 import math
 import os
 import re
-import shlex
 import threading
 import warnings
 import zipfile
@@ -41,7 +40,7 @@ from llmc.formats.state_file import (
 from llmc.formats.stream import CheckpointDamaged, ReadableTensor, pieces
 from llmc.models.model import Model
 from llmc.optim.optimizer import Optimizer
-from llmc.system.fs import SYSTEM, Fs, StrPath, publish, stage, unstage, write_atomically
+from llmc.system.fs import SYSTEM, Fs, StrPath, publish, shell_word, stage, unstage, write_atomically
 from llmc.system.memory import available_host_memory
 from llmc.values import MEMORY_DTYPES
 
@@ -608,7 +607,7 @@ def model_file(name: str) -> Path | None:
         out = f"{path.absolute().name if path.is_dir() else path.stem}-llmc.bin"
         raise ValueError(
             f"model '{name}' is not a file of llm.c's, a run directory or a descriptor (d12, ...). If it is a model of Hugging Face's or "
-            f"nanoGPT's: llmc import {shlex.quote(name)} {shlex.quote(out)}, and give {out}"
+            f"nanoGPT's: llmc import {shell_word(name)} {shell_word(out)}, and give {out}"
         )
     raise unknown
 

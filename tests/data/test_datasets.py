@@ -316,6 +316,17 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
     assert not list((tmp_path / "out").glob("*.bin"))
 
 
+def test_the_command_that_an_error_suggests_works(tmp_path: Path) -> None:
+    """Kind: what a failed command leaves behind, on which the corrected one fails."""
+    (tmp_path / "a.txt").write_text("ab")
+    with pytest.raises(ValueError, match="3 tokens are too few to hold out 0.1 of them: give --val 0"):
+        text.prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer="bytes")
+    assert text.prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer="bytes", val=0).train_tokens == 3
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(ValueError, match="there is no text in .*a.jsonl"):
+        text.prepare([tmp_path / "a.jsonl"], tmp_path / "none", tokenizer="bytes", val=0)
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in.txt").write_bytes(REFERENCE.encode())
     parser = argparse.ArgumentParser()

@@ -484,14 +484,14 @@ def test_what_the_checkpoints_need_is_said(tmp_path: Path, capsys: pytest.Captur
     settings = tiny_settings(tmp_path, checkpoint_every=2, progress="lines")
     Trainer(llmc.TrainConfig(**settings), fs=SmallDisk(10**9)).fit()
     said = capsys.readouterr().out
-    assert "a checkpoint needs 0.1 MB, 4 at a time 0.3 MB; 1000.0 MB are free" in said
+    assert "a checkpoint needs 0.1 MB, 4 of them 0.3 MB; 1,000.0 MB are free" in said
     files = [p for p in (tmp_path / "run").iterdir() if p.name.startswith(("model_", "state_"))]
     assert len(files) == 8 and 0.25e6 < sum(p.stat().st_size for p in files) < 0.35e6
     again = {**settings, "output_dir": str(tmp_path / "again")}
     Trainer(llmc.TrainConfig(**again), fs=SmallDisk(150_000)).fit()
     assert "so that not all can be saved: --keep-checkpoints" in capsys.readouterr().out
     again = {**settings, "output_dir": str(tmp_path / "third"), "on_save_error": "stop"}
-    with pytest.raises(OSError, match="4 at a time.*--keep-checkpoints N"):
+    with pytest.raises(OSError, match="4 of them.*--keep-checkpoints N"):
         Trainer(llmc.TrainConfig(**again), fs=SmallDisk(150_000))
     Trainer(llmc.TrainConfig(**{**again, "keep_checkpoints": 1}), fs=SmallDisk(150_000)).fit()
 

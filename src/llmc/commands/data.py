@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmc.arguments import threads, whole
 from llmc.datasets.common import TokenFiles
+from llmc.system.fs import shell_word
 
 DTYPES = ("uint16", "uint32", "int32", "int64")
 
@@ -218,7 +219,9 @@ def print_token_files(files: TokenFiles) -> None:
     if not files.train:
         sys.stdout.write("no file to train on: name other input, or give a smaller --shard-size\n")
         return
-    options = [f'{flag} "{_pattern(paths)}"' for flag, paths in (("-i", files.train), ("-j", files.val)) if paths]
+    options = [
+        f"{flag} {shell_word(_pattern(paths))}" for flag, paths in (("-i", files.train), ("-j", files.val)) if paths
+    ]
     sys.stdout.write(f"train on them: llmc-train {' '.join(options)}\n")
 
 

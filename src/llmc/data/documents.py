@@ -16,7 +16,6 @@ import csv
 import importlib
 import io
 import json
-import shlex
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import IO, Any, NamedTuple
 
 from llmc.data.roles import EOT
 from llmc.data.words import cut
+from llmc.system.fs import shell_word
 
 _PIECE = 1 << 20  # characters
 _LONGEST_LINE = 1 << 30  # characters of a line of JSON lines
@@ -404,9 +404,9 @@ def _field(record: Any, column: str) -> Any:
 def _hint(record: dict[str, Any], column: str) -> str:
     """Name a record's fields, and the option that chooses one; if one alone other than column has text, that one."""
     texts = [name for name, value in _leaves(record) if name != column and (isinstance(value, str) or _is_chat(value))]
-    choice = shlex.quote(texts[0]) if len(texts) == 1 else "NAME"
     names = [f"{name!r:.60}" for name in [*record][:20]] + ["..."] * (len(record) > 20)
-    return f"; its fields are {', '.join(names) or 'none'}: choose one with --column {choice}"
+    choice = f": choose one with --column {shell_word(texts[0]) if len(texts) == 1 else 'NAME'}" if texts else ""
+    return f"; its fields are {', '.join(names) or 'none'}{choice}"
 
 
 def _leaves(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

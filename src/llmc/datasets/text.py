@@ -95,6 +95,8 @@ def prepare(
         output.mkdir(parents=True, exist_ok=True)
         remove_temporaries(output)
         train = write(pieces, "train", bar)
+    if train.total == 0:
+        raise ValueError(f"there is no text in {', '.join(found.patterns)}")
     val_paths, val_tokens = [], 0
     if val_files:
         with progress_bar(val_files, "val") as bar:
@@ -103,6 +105,7 @@ def prepare(
     elif val > 0:
         count = int(train.total * val)
         if count == 0 or train.total - count < 2 or train.total < 4:
+            remove_files(train.paths)
             raise ValueError(f"{train.total} tokens are too few to hold out {val:g} of them: give --val 0")
         val_paths, val_tokens = _hold_out(train, count, output, name, encoder.vocab_size)
     encoder.save(output / encoder.file_name)

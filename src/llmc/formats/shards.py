@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmc import _llmc
-from llmc.system.fs import SYSTEM, StrPath, named_errors, temporary_name, unstage, write_all, write_atomically
+from llmc.system.fs import (
+    SYSTEM,
+    StrPath,
+    named_errors,
+    shell_word,
+    temporary_name,
+    unstage,
+    write_all,
+    write_atomically,
+)
 
 _UINT16 = (20240520, 1)  # magic, version
 _UINT32 = (20240801, 7)
@@ -83,7 +92,9 @@ def check_token_file(path: StrPath) -> None:
     """
     content = content_of(path)
     if content in (ARRAY, BARE_IDS):
-        command = f'llmc data tokens "{path}" -o data/mine' + (" --dtype uint16" if content == BARE_IDS else "")
+        command = f"llmc data tokens {shell_word(path)} -o data/mine" + (
+            " --dtype uint16" if content == BARE_IDS else ""
+        )
         raise ValueError(f"{path}: seems to be {content}, not a token file of llm.c's. If so, convert it: {command}")
     if content not in (TOKENS, None):
         raise ValueError(f"{path}: {content}, not a token file. Name the token files, or their folder")

@@ -11,7 +11,10 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +27,12 @@ StrPath = str | os.PathLike[str]
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # errors of a full disk, file or account
 _PREFIX = ".tmp-"
 _PIECE = 32 << 20  # bytes per call to write: Python handles a signal only between two calls
+
+
+def shell_word(text: StrPath) -> str:
+    """Return a path as a word of a command line that a user may copy into a shell."""
+    text = os.fspath(text)
+    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 class Fs:

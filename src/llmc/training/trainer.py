@@ -27,7 +27,7 @@ from llmc.distributed.world import open_world
 from llmc.evals import multiple_choice
 from llmc.formats.state_file import TrainState
 from llmc.models.model import Model
-from llmc.system.fs import SYSTEM, Fs, write_atomically
+from llmc.system.fs import SYSTEM, Fs, shell_word, write_atomically
 from llmc.system.signals import StopRequested, StopSignals, pass_on
 from llmc.training.history import History, Throughput
 from llmc.training.logs import LineConsole, Log, StepInfo, check_packages, open_logs
@@ -158,7 +158,8 @@ class Trainer:
                 f"{e.strerror}: make room, choose another --output-dir, or keep nothing (--checkpoint-every -1)"
             )
             raise
-        room = f"a checkpoint needs {one / 1e6:.1f} MB, {count} at a time {count * one / 1e6:.1f} MB; {free / 1e6:.1f} MB are free"
+        all_of_them = f", {count} of them {count * one / 1e6:,.1f} MB" if count > 1 else ""
+        room = f"a checkpoint needs {one / 1e6:,.1f} MB{all_of_them}; {free / 1e6:,.1f} MB are free"
         if count * one <= free:
             return room
         advice = "--keep-checkpoints N keeps the newest N"
@@ -342,9 +343,8 @@ class Trainer:
             self._finish_saving(self._checkpointer.wait)
         milliseconds = self._throughput.mean_milliseconds
         if stopped_by:
-            folder = f'"{self.run_dir}"' if " " in str(self.run_dir) else self.run_dir
             ranks = f" --processes {self.world.size}" if self.world.size > 1 and started_by_launcher() else ""
-            again = f"; continue with: llmc train --resume {folder}{ranks}" if self.run_dir else ""
+            again = f"; continue with: llmc train --resume {shell_word(self.run_dir)}{ranks}" if self.run_dir else ""
             saved = "saved" if self.run_dir else "not saved (no run directory)"
             self.log.text(f"stopped by signal {stopped_by} after step {self.step}, {saved}{again}")
         elif milliseconds is not None:
