@@ -356,7 +356,7 @@ def _pieces(parts: Iterable[tuple[str, bool]]) -> Iterator[Piece]:
     """Cut documents at boundaries between words; an empty document is a piece, too."""
     rest, first = "", True
     for text, ends in parts:
-        pieces, rest = cut(rest + text)
+        pieces, rest = cut(rest, text)
         if ends and (rest or (first and not pieces)):
             pieces, rest = [*pieces, rest], ""
         for piece in pieces:
