@@ -29,7 +29,7 @@ from llmc import cli
 from llmc.commands import data as data_command
 from llmc.data import documents
 from llmc.data.documents import STDIN, DocumentReader, Piece, input_size
-from llmc.data.tokenizer import EOT
+from llmc.data.roles import EOT
 from llmc.datasets import text
 from llmc.formats.shards import read_shard
 from llmc.training import sources
@@ -79,9 +79,7 @@ def test_compressed_files(tmp_path: Path, suffix: str) -> None:
     for name in ("a.jsonl", "a.txt"):
         whole = (tmp_path / name).read_bytes()
         path = tmp_path / f"{name}.{suffix}"
-        path.write_bytes(
-            compress(whole[:999]) + compress(whole[999:])
-        )  # two members in a row, as `cat a.gz b.gz` makes them
+        path.write_bytes(compress(whole[:999]) + compress(whole[999:]))  # as `cat a.gz b.gz` makes it
         consumed: list[int] = []
         assert "".join(p.text for p in DocumentReader().pieces(path, consumed.append)) == "".join(TEXTS)
         assert sum(consumed) == input_size([path]) == path.stat().st_size

@@ -294,9 +294,8 @@ def test_a_file_without_a_whole_sample_is_not_used(tmp_path: Path) -> None:
         write_shard(tmp_path / f"{name}.bin", np.arange(count))
     loader = llmc.DataLoader(tmp_path / "*.bin", 2, 4)
     assert names(loader.files) == ["b.bin", "d.bin"] and loader.num_tokens == 59
-    again = llmc.DataLoader(
-        tmp_path / "*.bin", 1, 4, rows_per_sample=2
-    )  # goes on with other batches, over the same files
+    # It goes on with other batches, over the same files.
+    again = llmc.DataLoader(tmp_path / "*.bin", 1, 4, rows_per_sample=2)
     again.set_state(loader.state())
     assert names(llmc.DataLoader(tmp_path / "*.bin", 1, 4).files) == ["a.bin", "b.bin", "c.bin", "d.bin"]
     with pytest.raises(llmc.Error, match=r"a\.bin: 5 tokens are too few .* 100 \+ 1 = 101 are needed"):

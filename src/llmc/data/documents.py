@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from llmc.data.tokenizer import EOT
+from llmc.data.roles import EOT
 from llmc.data.words import cut
 from llmc.system.fs import shell_word
 
@@ -475,19 +475,6 @@ def _read_json_lines(path: Path, file: IO[str], first: str = "") -> Iterator[tup
         yield f"line {number}", record
 
 
-def load_json(path: Path) -> Any:
-    """Read a whole JSON file.
-
-    Raises:
-        ValueError: if it is not JSON.
-    """
-    with open(path, "rb") as file:
-        try:
-            return json.load(file)
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path}: not JSON: {e}") from e
-
-
 def _read_json(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
     """Read a file that is one array, which is held in memory as a whole, or JSON lines in spite of its name."""
     first = file.readline()
@@ -508,7 +495,7 @@ def _read_csv(path: Path, file: IO[str], column: str, suffix: str) -> Iterator[t
     csv.field_size_limit(_LONGEST_LINE)
     rows = csv.reader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
-        names = next(rows, [])
+        names = next(filter(None, rows), [])  # blank lines may come first
         _field(dict.fromkeys(names, ""), column)
     except (csv.Error, BadRecord) as e:
         raise ValueError(f"{path}: {e}") from e
