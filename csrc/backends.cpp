@@ -1,10 +1,22 @@
-// The only file that names the folders cpu/ and cuda/ together.
+// The only file that names the folders cpu/ and cuda/ together, and the process.
 #include "backends.h"
 
 #include "cpu/make_cpu.h"
 #include "cuda/make_cuda.h"
 
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
 namespace llmc {
+
+int process_id() {
+#if defined(_WIN32)
+    return 1;  // there is no fork
+#else
+    return static_cast<int>(getpid());
+#endif
+}
 
 std::shared_ptr<Backend> make_backend(const std::string& device, int threads) {
     if (device == "cpu") return make_cpu(threads);

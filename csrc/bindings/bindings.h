@@ -25,14 +25,29 @@ struct OwnedTensor {
     std::shared_ptr<void> owner;
 };
 
-// Held while a backend works: without the GIL, and by one thread at a time.
+// Held while a backend works: without the GIL, and by one thread at a time. A process that was made by fork has its parent's backends:
+// not one in which another thread was working then, as that thread is not there to end what it began, nor one on a GPU.
 class Busy {
   public:
-    explicit Busy(Backend& backend) : lock_(backend.mutex) {}
+    explicit Busy(Backend& backend) : backend_(backend), lock_(backend.mutex, std::defer_lock) {
+        const int process = process_id(), worker = backend.worker;
+        if (process != backend.maker && (backend.runs_ahead() || (worker != 0 && worker != process)))
+            throw Error(
+                backend.runs_ahead()
+                    ? kForkedFromGpu
+                    : "this process was forked while another thread computed with this backend, which is "
+                      "unusable here: make another one, or start processes by 'spawn'");
+        lock_.lock();
+        backend.worker = process;
+    }
+    ~Busy() { backend_.worker = 0; }
+    Busy(const Busy&) = delete;
+    Busy& operator=(const Busy&) = delete;
 
   private:
     py::gil_scoped_release release_;  // before waiting for the lock
-    std::lock_guard<std::mutex> lock_;
+    Backend& backend_;
+    std::unique_lock<std::mutex> lock_;
 };
 
 // The same object, which other threads of Python need not wait for when it is destroyed. It may wait for the device, to free

@@ -16,6 +16,7 @@
 // tested against.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -82,11 +83,20 @@ struct AdamWOperands {
     std::int64_t first = 0;  // the index of this part's first element in the tensor
 };
 
-// Only one thread at a time may call it, because ops share scratch memory. The bindings hold `mutex` for that.
+int process_id();  // tells a forked child from its parent; in backends.cpp, as it is the system's
+
+inline constexpr const char* kForkedFromGpu =
+    "CUDA does not work in a process that was forked from one that had used it: start processes by 'spawn' "
+    "(multiprocessing.set_start_method), or use the GPU in them alone";
+
+// Only one thread at a time may call it, because ops share scratch memory. The bindings hold `mutex` for that, and
+// note in `worker` who has it.
 class Backend {
   public:
     virtual ~Backend() = default;
     std::mutex mutex;
+    std::atomic<int> worker{0};  // the process_id() of the thread that holds the mutex, or 0
+    const int maker = process_id();
 
     // ---- memory and order ----
     virtual DeviceInfo info() const = 0;

@@ -146,24 +146,32 @@ std::vector<std::string> train_bpe(const std::vector<std::string>& words,
             found->second.places.push_back(place);
             if (inserted) fresh.push_back(added);
         };
+        const auto take = [&](Pair taken, std::int64_t times) {
+            if (const auto found = pairs.find(taken); found != pairs.end()) found->second.count -= times;
+        };
         for (const std::int32_t place : places) {
             if (symbols[place] != left || symbols[symbols.after(place)] != right) continue;
             const std::int64_t times = count_of(place);
             const std::int32_t previous = symbols[place - 1],
                                next = symbols[symbols.after(symbols.after(place))];
             if (previous != Symbols::kEnd) {
-                pairs[pair_of(previous, left)].count -= times;
+                take(pair_of(previous, left), times);
                 add(pair_of(previous, token), symbols.before(place), times);
             }
             if (next != Symbols::kEnd) {
-                pairs[pair_of(right, next)].count -= times;
+                take(pair_of(right, next), times);
                 add(pair_of(token, next), place, times);
             }
             symbols.merge(place, token);
         }
         pairs.erase(pair);
-        for (const Pair added : fresh)
-            if (const std::int64_t times = pairs[added].count; times > 0) candidates.push({times, added});
+        // Of the pairs of a new token there are never more than now. So those that occur once, which are most, are forgotten.
+        for (const Pair added : fresh) {
+            if (const auto found = pairs.find(added); found->second.count >= 2)
+                candidates.push({found->second.count, added});
+            else
+                pairs.erase(found);
+        }
 
         visited += places.size() + 1000;
         if (visited > 1'000'000) {

@@ -41,7 +41,7 @@ DeviceInfo CpuBackend::info() const {
     info.name = "cpu";
     info.isa = kernels_->isa;
     info.threads = threads_;
-    info.pinning = pinning(threads_);
+    info.pinning = pinning();
 #if defined(__linux__)
     std::ifstream cpuinfo("/proc/cpuinfo");
     for (std::string line; std::getline(cpuinfo, line);)

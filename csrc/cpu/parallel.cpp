@@ -1,14 +1,18 @@
-// parallel_for by OpenMP; on macOS by Grand Central Dispatch, because a bundled libomp crashes beside
-// PyTorch's. Both run one worker per thread, which takes tasks from a counter: dynamic balance without an
-// OpenMP feature that MSVC lacks.
+// parallel_for by teams of threads. OpenMP makes the threads and places them, so OMP_PROC_BIND and its like hold; how they
+// wait is ours (doc/design.md says why). On macOS Grand Central Dispatch runs the loops, because a bundled libomp crashes
+// beside PyTorch's. Either way tasks are taken from a counter: dynamic balance without an OpenMP feature that MSVC lacks.
 #include "cpu/parallel.h"
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <fstream>
+#include <mutex>
 #include <thread>
 #include <vector>
+
+#include "core/check.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -18,6 +22,9 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -85,38 +92,168 @@ int cgroup_cpus() {
 
 #endif
 
-#if defined(__linux__) && defined(_OPENMP) && !defined(__SANITIZE_THREAD__)
-// If two threads run on one CPU, everything takes twice as long, and the scheduler does let that happen. So if the
-// process may use exactly as many CPUs as it has threads, each worker is bound to a CPU of its own, other than the one
-// that the calling thread is on. The calling thread is not bound: it is the user's, and threads that it starts later
-// would inherit the binding. If there are more CPUs, nothing is bound, because a second process of this program would
-// choose the same ones.
-class Pinning {
-    std::atomic<int> threads_{0};
+#if defined(__APPLE__)
+// A forked child may not use Grand Central Dispatch if its parent has.
+bool lost_by_fork = false;
+#else
+inline void pause_briefly() {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_pause();
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+    asm volatile("isb");
+#endif
+}
+
+// How long a thread spins before it sleeps, by what its last waits showed: a wait that spinning ended makes the limit a little
+// longer, one that took longer than the limit halves it. So where loops follow one another closely threads spin; if others want
+// the CPUs, so that a partner is late or this thread loses its CPU while it spins, they soon sleep at once.
+class Patience {
+    using Clock = std::chrono::steady_clock;
+    static constexpr std::chrono::nanoseconds kMost{100'000}, kMore{1'000};
+    std::chrono::nanoseconds limit_ = kMost;
 
   public:
-    bool wanted(int threads) const {
-        return threads > 1 && !std::getenv("OMP_PROC_BIND") && !std::getenv("GOMP_CPU_AFFINITY") &&
-               threads_.load(std::memory_order_relaxed) < threads;
-    }
-    void done(int threads) { threads_.store(threads, std::memory_order_relaxed); }
-    static void bind(int thread, const cpu_set_t& allowed, int caller_cpu) {
-        int seen = 0;
-        for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-            if (!CPU_ISSET(cpu, &allowed) || cpu == caller_cpu) continue;
-            if (++seen == thread) {
-                cpu_set_t one;
-                CPU_ZERO(&one);
-                CPU_SET(cpu, &one);
-                sched_setaffinity(0, sizeof one, &one);
-                return;
+    template <class Ready>
+    bool spin(Ready ready) {  // false: it is not ready, and the thread should sleep
+        if (ready()) return true;
+        const Clock::time_point start = Clock::now();
+        for (;;) {
+            bool is_ready = false;
+            for (int i = 0; i < 16 && !is_ready; ++i) {
+                pause_briefly();
+                is_ready = ready();
+            }
+            if (Clock::now() - start > limit_) {
+                limit_ /= 2;
+                return is_ready;
+            }
+            if (is_ready) {
+                limit_ = std::min(limit_ + kMore, kMost);
+                return true;
             }
         }
     }
 };
-Pinning& workers() {
-    static Pinning p;
-    return p;
+
+// A calling thread and its workers, which run loop after loop. Nobody waits for a worker that comes late: the caller begins at
+// once, and when no task is left it closes the loop and waits only for the workers that have entered it. All that must change
+// together is in one atomic number, so a worker enters the loop that is open or none, and never touches one that was closed.
+// A team is never destroyed: its threads sleep until the process ends.
+class Team {
+    // state_: how many workers are in the loop, three flags, and the loop's number. That may wrap: a worker that slept through all
+    // of them would miss one more.
+    static constexpr std::uint32_t kWorkers = 0x7ff, kOpen = 0x800, kCallerSleeps = 0x1000;
+    static constexpr std::uint32_t kWorkersSleep = 0x2000, kLoop = 0x4000;
+    alignas(64) std::atomic<std::uint32_t> state_{0};
+    alignas(64) std::atomic<std::uint32_t> all_left_{0};  // what the caller sleeps on
+    std::atomic<int> wanted_{0};                          // threads that the loop can use
+    Tasks* tasks_ = nullptr;
+    Patience patience_;
+
+    // Enters the loop that is open, if there is a place in it and its number is not `last`, which becomes its number. `state` is
+    // the state in which that was so or not.
+    bool enter(int thread, std::uint32_t& state, std::uint32_t& last) {
+        state = state_.load(std::memory_order_acquire);
+        while ((state & kOpen) && state / kLoop != last && thread < wanted_.load(std::memory_order_relaxed))
+            if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) {
+                last = state / kLoop;
+                return true;
+            }
+        return false;
+    }
+
+    void leave() {
+        const std::uint32_t before = state_.fetch_sub(1, std::memory_order_acq_rel);
+        if ((before & kCallerSleeps) && (before & kWorkers) == 1) {
+            all_left_.store(1, std::memory_order_release);
+            all_left_.notify_one();
+        }
+    }
+
+    [[noreturn]] void work(int thread) {
+        Patience patience;
+        for (std::uint32_t state = 0, last = 0;;) {
+            if (!patience.spin([&] { return enter(thread, state, last); })) {
+                // Whoever opens a loop after the flag was set wakes this thread, or has changed the number before it slept.
+                while (!enter(thread, state, last))
+                    if (state_.compare_exchange_weak(state, state | kWorkersSleep, std::memory_order_relaxed))
+                        state_.wait(state | kWorkersSleep, std::memory_order_relaxed);
+            }
+            tasks_->work(thread);
+            leave();
+        }
+    }
+
+  public:
+    const int threads;
+
+    explicit Team(int threads_) : threads(threads_) {
+        // ThreadSanitizer does not see how OpenMP starts its threads.
+#if defined(_OPENMP) && !defined(__SANITIZE_THREAD__)
+        std::thread([this] {
+            const int members = threads;  // cl.exe does not know members of a class here
+#pragma omp parallel num_threads(members)
+            {
+                // The first one's place is the caller's.
+                while (omp_get_thread_num() == 0) std::this_thread::sleep_for(std::chrono::hours(24));
+                work(omp_get_thread_num());
+            }
+        }).detach();
+#else
+        for (int thread = 1; thread < threads; ++thread)
+            std::thread([this, thread] { work(thread); }).detach();
+#endif
+    }
+
+    void run(Tasks& tasks, int wanted) {
+        tasks_ = &tasks;
+        wanted_.store(wanted, std::memory_order_relaxed);
+        const std::uint32_t loop = state_.load(std::memory_order_relaxed) / kLoop + 1;
+        if (state_.exchange(loop * kLoop | kOpen, std::memory_order_acq_rel) & kWorkersSleep)
+            state_.notify_all();
+        tasks.work(0);
+        if ((state_.fetch_and(~kOpen, std::memory_order_acquire) & kWorkers) == 0) return;
+        if (patience_.spin([&] { return (state_.load(std::memory_order_acquire) & kWorkers) == 0; })) return;
+        all_left_.store(0, std::memory_order_relaxed);
+        if ((state_.fetch_or(kCallerSleeps, std::memory_order_acq_rel) & kWorkers) == 0) return;
+        all_left_.wait(0, std::memory_order_acquire);
+    }
+};
+
+// The teams that no thread is using, the last one used at the end. A forked child has none of their threads, so it forgets them.
+class IdleTeams {
+    std::mutex mutex_;
+    std::vector<Team*> teams_;
+
+  public:
+    IdleTeams();
+    Team* take(int threads) {
+        {
+            const std::lock_guard lock(mutex_);
+            for (std::size_t i = teams_.size(); i-- > 0;)
+                if (teams_[i]->threads == threads) {
+                    Team* const team = teams_[i];
+                    teams_.erase(teams_.begin() + static_cast<std::ptrdiff_t>(i));
+                    return team;
+                }
+        }
+        return new Team(threads);
+    }
+    void give_back(Team* team) {
+        const std::lock_guard lock(mutex_);
+        teams_.push_back(team);
+    }
+};
+IdleTeams& idle_teams = *new IdleTeams;  // for as long as there are threads
+
+IdleTeams::IdleTeams() {
+#if !defined(_WIN32)
+    pthread_atfork([] { idle_teams.mutex_.lock(); }, [] { idle_teams.mutex_.unlock(); },
+                   [] {
+                       idle_teams.teams_.clear();
+                       idle_teams.mutex_.unlock();
+                   });
+#endif
 }
 #endif
 
@@ -137,63 +274,39 @@ int default_threads() {
         const int n = std::atoi(set);
         if (n > 0) cpus = n;
     }
-#if !defined(_OPENMP) && !defined(__APPLE__)
-    cpus = 1;
-#endif
     return std::clamp(cpus, 1, 1024);
 }
 
-std::string pinning(int threads) {
-    (void)threads;
+std::string pinning() {
 #if defined(__APPLE__)
     return "left to Grand Central Dispatch";
-#elif !defined(_OPENMP)
-    return "one thread: built without OpenMP";
-#elif defined(__linux__)
+#elif defined(__linux__) && defined(_OPENMP)
     if (const char* bind = std::getenv("OMP_PROC_BIND")) return std::string("by OMP_PROC_BIND=") + bind;
     if (std::getenv("GOMP_CPU_AFFINITY")) return "by GOMP_CPU_AFFINITY";
-    if (threads == allowed_cpus()) return "each worker on a CPU of its own";
-    return "left to the system";
-#else
-    return "left to the system";
 #endif
+    return "left to the system";
 }
 
 void run_tasks(int threads, std::int64_t tasks, void (*body)(void*, std::int64_t, int), void* context) {
     if (tasks <= 0) return;
     Tasks t{{}, tasks, body, context};
-    threads = static_cast<int>(std::min<std::int64_t>(threads, tasks));
-    if (threads <= 1) return t.work(0);
+    const int wanted = static_cast<int>(std::min<std::int64_t>(threads, tasks));
+    if (wanted <= 1) return t.work(0);
 #if defined(__APPLE__)
-    dispatch_apply_f(static_cast<std::size_t>(threads), DISPATCH_APPLY_AUTO, &t,
+    [[maybe_unused]] static const int registered =
+        pthread_atfork(nullptr, nullptr, [] { lost_by_fork = true; });
+    if (lost_by_fork)
+        throw Error("this process was forked from one that had computed with several threads, which macOS "
+                    "does not allow: "
+                    "start processes by 'spawn', or compute with one thread");
+    dispatch_apply_f(static_cast<std::size_t>(wanted), DISPATCH_APPLY_AUTO, &t,
                      [](void* tasks_, std::size_t thread) {
                          static_cast<Tasks*>(tasks_)->work(static_cast<int>(thread));
                      });
-#elif defined(__SANITIZE_THREAD__)
-    // ThreadSanitizer does not see OpenMP's barriers; it sees threads begin and end.
-    std::vector<std::thread> workers;
-    for (int thread = 1; thread < threads; ++thread) workers.emplace_back([&t, thread] { t.work(thread); });
-    t.work(0);
-    for (std::thread& worker : workers) worker.join();
-#elif defined(_OPENMP)
-#if defined(__linux__)
-    if (workers().wanted(threads)) {
-        cpu_set_t allowed;
-        const bool enough =
-            sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) == threads;
-        const int caller = sched_getcpu();
-        if (enough) {
-#pragma omp parallel num_threads(threads)
-            if (omp_get_thread_num() > 0) Pinning::bind(omp_get_thread_num(), allowed, caller);
-        }
-        workers().done(threads);
-    }
-#endif
-#pragma omp parallel num_threads(threads)
-    t.work(omp_get_thread_num());
 #else
-    t.work(0);
+    Team* const team = idle_teams.take(threads);
+    team->run(t, wanted);
+    idle_teams.give_back(team);
 #endif
 }
-
 }  // namespace llmc

@@ -14,8 +14,8 @@ int usable_cpus();
 // OMP_NUM_THREADS if set, else usable_cpus().
 int default_threads();
 
-// How that many threads are bound to CPUs, in words, for `llmc info`.
-std::string pinning(int threads);
+// How threads are bound to CPUs, in words, for `llmc info`.
+std::string pinning();
 
 // Runs body(context, task, thread) for every task; thread < threads tells scratch buffers apart. Denormals
 // are flushed to zero inside, and the caller's floating-point mode is restored after. Bodies must not throw.

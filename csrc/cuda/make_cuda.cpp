@@ -1,8 +1,10 @@
 // Whether there is a GPU to make a backend of, and what `llmc info` says of it.
 #include "cuda/make_cuda.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
+#include <stdexcept>
 
 #include "cuda/cuda_backend.h"
 #include "cuda/dynamic_library.h"
@@ -28,8 +30,14 @@ std::string version_text(int version) { return filled("{}.{}", version / 1000, v
 // Why there are no devices; empty if there are some.
 std::string absence(int* count) {
     *count = 0;
+    // The process that has found GPUs. One forked from it finds none, which must not look as if there were none.
+    static std::atomic<int> user{0};
+    if (user != 0 && user != process_id()) throw std::runtime_error(kForkedFromGpu);
     const cudaError_t error = cudaGetDeviceCount(count);
-    if (error == cudaSuccess && *count > 0) return "";
+    if (error == cudaSuccess && *count > 0) {
+        user = process_id();
+        return "";
+    }
     cudaGetLastError();
     if (error == cudaSuccess || error == cudaErrorNoDevice) return "no NVIDIA GPU was found";
     if (error == cudaErrorInsufficientDriver) {

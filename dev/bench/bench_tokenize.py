@@ -119,19 +119,23 @@ def encoding(text: str) -> None:
 def write_random(path: Path, kind: str, size: int) -> None:
     """Write a file of at least `size` bytes."""
     rng = np.random.default_rng(0)
-    letters = {"dna": list("ACGT"), "emoji": [chr(c) for c in range(0x1F600, 0x1F640)]}
+    letters = {
+        "dna": [ord(c) for c in "ACGT"],
+        "emoji": range(0x1F600, 0x1F640),
+        "chinese": range(0x4E00, 0x4E00 + 3000),
+    }
     vocabulary = sorted(set(" ".join(language_reference()).split()))
     with open(path, "wb") as file:
         while file.tell() < size:
             if kind in letters:
-                text = "".join(rng.choice(letters[kind], 1 << 18))
-            elif kind == "chinese":
-                codes = rng.integers(0x4E00, 0x4E00 + 3000, 1 << 18)
-                codes[rng.random(len(codes)) < 1 / 12] = ord("\uff0c")
-                text = "".join(map(chr, codes))
+                codes = rng.choice(np.asarray(letters[kind], dtype="<u4"), 1 << 18)
+                if kind == "chinese":
+                    codes[rng.random(len(codes)) < 1 / 12] = ord("\uff0c")
+                text = codes.tobytes().decode("utf-32-le")
             else:
-                words = rng.choice(vocabulary, 1 << 16)
-                words[rng.random(len(words)) < 1 / 10] = "\n" if kind == "words" else "and"
+                words = [vocabulary[i] for i in rng.integers(len(vocabulary), size=1 << 16)]
+                if kind == "words":
+                    words[::10] = ["\n"] * len(words[::10])
                 text = " ".join(words) + " "
             file.write(text.encode())
 

@@ -14,11 +14,11 @@ fi
 sets=(-DLLMC_COMPILES_AVX512=OFF -DLLMC_COMPILES_AVX512_BF16=OFF -DLLMC_COMPILES_AMX=OFF)
 address_tests=(tests/ops/test_ops.py tests/models/test_{bindings,gpt2,model_checkpoint}.py tests/training/test_comm.py tests/distributed/test_host_comm.py)
 address_tests+=(tests/data/test_{dataloader,tokenizer}.py)
-thread_tests=(tests/ops/test_ops.py tests/models/test_bindings.py tests/training/test_comm.py tests/distributed/test_host_comm.py tests/models/test_gpt2.py::test_threads_change_nothing)
+thread_tests=(tests/ops/test_ops.py tests/ops/test_threads.py::test_many_callers_at_once tests/models/test_bindings.py tests/training/test_comm.py tests/distributed/test_host_comm.py tests/models/test_gpt2.py::test_threads_change_nothing)
 if [ "${1:-}" = --full ]; then
   sets=("-ULLMC_COMPILES_*" -DLLMC_AMX_EMULATION=ON)
   address_tests=(tests --deselect tests/project/test_extension.py) # whose subject is what the extension exports and is linked to
-  thread_tests=(tests/ops/test_ops.py tests/models/test_{bindings,gpt2,schedule_mirror}.py tests/training/test_{optim,comm,interrupt}.py tests/distributed/test_host_comm.py)
+  thread_tests=(tests/ops/test_ops.py tests/ops/test_threads.py::test_many_callers_at_once tests/models/test_{bindings,gpt2,schedule_mirror}.py tests/training/test_{optim,comm,interrupt}.py tests/distributed/test_host_comm.py)
 fi
 
 build_sanitized() { # NAME FLAGS -D...: in a folder of its own

@@ -601,8 +601,6 @@ def model_file(name: str) -> Path | None:
     path = Path(name)
     if path.is_dir() and (newest := newest_model(path)) is not None:
         return newest
-    if (path / "config.toml").is_file():
-        raise FileNotFoundError(f"run directory '{path}' has no finished checkpoint")
     if path.suffix == ".bin" and not zipfile.is_zipfile(path):  # a zip file is PyTorch's
         return path
     if path.exists() or re.fullmatch(r"gpt2(-\w+)?|[\w.-]+/[\w.-]+", name):
@@ -618,10 +616,17 @@ def newest_model(directory: StrPath) -> Path | None:
     """Find the model file of a run directory's newest good checkpoint, else its best.bin.
 
     Returns:
-        The file, or None if there is neither. Damage is warned of.
+        The file; None if the folder is no run directory. Damage is warned of.
+
+    Raises:
+        FileNotFoundError: if a run directory has neither.
     """
     found = newest_good(directory, warn=lambda text: warnings.warn(text, stacklevel=2), model_only=True)
     if found is not None:
         return found.files.model
     best = Path(directory) / "best.bin"
-    return best if best.is_file() else None
+    if best.is_file():
+        return best
+    if (Path(directory) / "config.toml").is_file():
+        raise FileNotFoundError(f"run directory '{directory}' has no finished checkpoint")
+    return None

@@ -111,9 +111,7 @@ def parser_of(name: str, prog: str) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    short = (
-        () if name == "train" else ("-h",)
-    )  # of train's it is llm.c's flag for HellaSwag, and help if it stands alone
+    short = () if name == "train" else ("-h",)  # train has llm.c's flag for HellaSwag, which is help if it stands alone
     parser.add_argument(*short, "--help", action="help", help="show this and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if name == "train":

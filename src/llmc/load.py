@@ -33,8 +33,6 @@ def load_model(source: StrPath, *, dtype: str | None = None, **options: Any) -> 
     path = Path(source)
     if path.is_dir() and (newest := newest_model(path)) is not None:
         path = newest
-    elif (path / "config.toml").is_file():
-        raise FileNotFoundError(f"run directory '{path}' has no finished checkpoint")
     if path.is_file() and path.suffix == ".bin" and not is_pytorch_file(path):
         return GPT2.from_checkpoint(path, dtype=dtype, **options)
     if path.suffix == ".bin" and not path.exists():

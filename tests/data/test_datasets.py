@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 import llmc
 from llmc.commands import data as data_command
 from llmc.data.documents import DocumentReader, Piece, language_reference
+from llmc.data.roles import EOT
 from llmc.data.tokenize import token_stream
-from llmc.data.tokenizer import EOT, Tokenizer
+from llmc.data.tokenizer import Tokenizer
 from llmc.data.words import last_boundary
 from llmc.datasets import fineweb, hellaswag, mmlu, text, tinyshakespeare, tinystories
 from llmc.datasets.archive import unpacked

@@ -246,6 +246,7 @@ def test_other_contents_of_a_bin_are_not_taken_for_ids(tmp_path: Path) -> None:
     for take in (find_shards, lambda path: tokens.prepare([path], tmp_path / "out", dtype="uint16")):
         with pytest.raises(ValueError, match=r"text\.bin: text, not"):
             take(tmp_path / "text.bin")
+    assert names(find_documents(tmp_path / "text.bin").files) == ["text.bin"]  # as text it may be read
     for name, content in (("noise", bytes(range(256)) * 8), ("odd", bytes(9))):
         (tmp_path / f"{name}.bin").write_bytes(content)
         with pytest.raises(llmc.Error, match=f"{name}.bin: "):  # as of any damaged token file
@@ -293,9 +294,8 @@ def test_a_file_without_a_whole_sample_is_not_used(tmp_path: Path) -> None:
         write_shard(tmp_path / f"{name}.bin", np.arange(count))
     loader = llmc.DataLoader(tmp_path / "*.bin", 2, 4)
     assert names(loader.files) == ["b.bin", "d.bin"] and loader.num_tokens == 59
-    again = llmc.DataLoader(
-        tmp_path / "*.bin", 1, 4, rows_per_sample=2
-    )  # goes on with other batches, over the same files
+    # It goes on with other batches, over the same files.
+    again = llmc.DataLoader(tmp_path / "*.bin", 1, 4, rows_per_sample=2)
     again.set_state(loader.state())
     assert names(llmc.DataLoader(tmp_path / "*.bin", 1, 4).files) == ["a.bin", "b.bin", "c.bin", "d.bin"]
     with pytest.raises(llmc.Error, match=r"a\.bin: 5 tokens are too few .* 100 \+ 1 = 101 are needed"):

@@ -369,7 +369,7 @@ def test_long_words_are_cut_at_the_same_places_however_the_text_comes(text, size
             if at >= len(text):
                 break
             size = sizes[i % len(sizes)]
-            new, rest = words.cut(rest + text[at : at + size])
+            new, rest = words.cut(rest, text[at : at + size])
             pieces, at = pieces + new, at + size
         pieces.append(rest)
     ends = set(np.cumsum([len(p) for p in pieces]).tolist())

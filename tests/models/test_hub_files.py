@@ -13,8 +13,8 @@ from runs import tiny_settings
 
 import llmc
 from llmc.commands import import_
-from llmc.data.roles import read_roles
-from llmc.data.tokenizer import BYTE_LETTERS, EOT
+from llmc.data.roles import EOT, read_roles
+from llmc.data.tokenizer import BYTE_LETTERS
 from llmc.hub import writing
 from llmc.hub.reading import import_model, open_hub_model
 from llmc.hub.tokenizer import read_tokenizer, write_tokenizer
@@ -343,9 +343,7 @@ def test_import_into_a_folder(folder: Path, tmp_path: Path, capsys: pytest.Captu
     import_.add_arguments(parser)
     assert import_.run(parser.parse_args([str(folder), str(tmp_path / "m.bin")])) == 0
     out, err = capsys.readouterr()
-    assert (
-        f"from {folder}" in out and "no tokenizer comes along" in err
-    )  # a folder goes before a name on the Hub; it is said
+    assert f"from {folder}" in out and "no tokenizer comes along" in err  # a folder goes before a name on the Hub
 
 
 def test_hub_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,9 +252,8 @@ def test_debug_of_a_data_set_before_or_after_its_name(tmp_path: Path) -> None:
 def test_generate_with_another_tokenizer(tmp_path: Path) -> None:
     config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=16, vocab_size=2000)
     llmc.GPT2(config).save(tmp_path / "model.bin")
-    done = run(
-        "generate", "model.bin", "-n", "8", "--tokenizer", "bytes", "a", cwd=tmp_path
-    )  # few of the ids have a token
+    # Few of the ids have a token.
+    done = run("generate", "model.bin", "-n", "8", "--tokenizer", "bytes", "a", cwd=tmp_path)
     assert done.returncode == 0 and "\ufffd" in done.stdout, done.stderr
 
 

@@ -192,9 +192,7 @@ def test_a_second_signal_is_passed_on(tmp_path: Path, monkeypatch: pytest.Monkey
     presser = threading.Thread(target=press, daemon=True)
     presser.start()
     start = time.monotonic()
-    with pytest.raises(
-        SystemExit, match=str(128 + signal.SIGTERM)
-    ):  # for the program that runs the sweep is to end, too
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):  # the program that runs the sweep is to end, too
         sweep.execute(lambda text: None)
     assert sweep.stopped_by == signal.SIGTERM
     assert time.monotonic() - start < 50  # the program would end by itself after 60

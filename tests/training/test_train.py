@@ -403,7 +403,7 @@ def test_a_setting_takes_a_value_or_names_itself(name: str) -> None:
         ({"recompute": 3}, "recompute is 3"),
         ({"processes": 8}, "processes is 8"),
         ({"vocab_size": 12}, "vocab"),
-        ({"layers": 0}, "layers is 0, expected 1 or more"),
+        ({"layers": 0}, "layers is 0, expected 1 to 2147483647"),
         ({"batch_size": 2.5}, "batch_size is 2.5, expected int"),
         ({"learning_rte": 1.0}, "unknown setting 'learning_rte'; did you mean 'learning_rate'"),
         ({"dtype": "fp7"}, "fp7"),

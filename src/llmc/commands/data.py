@@ -55,13 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         return sub
 
-    def add_shard_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "-s", "--shard-size", type=whole(2), default=10**8, metavar="N", help="tokens in a file [10^8]"
-        )
-        sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
-        sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
-
     add("tinyshakespeare", "1 MB of plays", source="input.txt")
     add("tinystories", "2 GB of short stories", source="the archive, or the folder of its JSON files")
     for name, text in (
@@ -73,9 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "-v", "--version", default="10B", choices=("10B", "100B"), help="size of the sample, in tokens [10B]"
         )
         sub.add_argument(
-            "-s", "--shard-size", type=whole(2), default=10**8, metavar="N", help="tokens in a file [10^8]"
-        )
-        sub.add_argument(
             "-n",
             "--shards",
             type=whole(1),
@@ -85,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--tokenized", action="store_true", help="download files of the 100B sample that are tokenised already"
         )
-        add_record_options(sub)
-        sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+        _add_record_options(sub)
+        _add_shard_options(sub)
     add("hellaswag", "10,042 scenes to continue, for evaluation", workers=False, source="hellaswag_val.jsonl")
     add("mmlu", "14,042 questions, for evaluation", workers=False, source="data.tar, or the folder of the CSV files")
 
@@ -97,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="files, folders, globs, or - for standard input; a text file is one document",
     )
-    add_record_options(sub)
+    _add_record_options(sub)
     sub.add_argument(
         "--document-separator",
         default="",
@@ -110,7 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--val-files", nargs="+", action="extend", default=[], metavar="FILE", help="files for validation instead"
     )
-    add_shard_options(sub)
+    sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
+    _add_shard_options(sub)
 
     sub = add(
         "tokens", "convert token ids of other programs (nanoGPT's train.bin, .npy)", tokenizer=False, workers=False
@@ -118,11 +109,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("files", nargs="+", metavar="FILE", help="files or globs; `val` in a name: for validation")
     sub.add_argument("--dtype", choices=DTYPES, help="type of the ids in a file without a header; nanoGPT's: uint16")
     sub.add_argument("--vocab-size", type=whole(1), default=50257, metavar="N", help="ids must be below [50257]")
-    add_shard_options(sub)
+    sub.add_argument("--prefix", default="text", metavar="NAME", help="what file names begin with [text]")
+    _add_shard_options(sub)
 
 
-def add_record_options(sub: argparse.ArgumentParser) -> None:
-    """Add the options of reading files of records."""
+def _add_shard_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-s", "--shard-size", type=whole(2), default=10**8, metavar="N", help="tokens in a file [10^8]")
+    sub.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+
+
+def _add_record_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--column",
         default="text",

@@ -71,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
     }
     start, count = time.perf_counter(), 0
     if args.samples == 1:
-        stream = model.stream(
-            prompt, args.max_tokens, **options
-        )  # what is wrong with the options is said before the text
+        stream = model.stream(prompt, args.max_tokens, **options)  # says what is wrong with them before the text
 
         def counted() -> Iterator[int]:
             nonlocal count

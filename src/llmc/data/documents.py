@@ -16,14 +16,13 @@ import csv
 import importlib
 import io
 import json
-import struct
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from llmc.data.tokenizer import EOT
+from llmc.data.roles import EOT
 from llmc.data.words import cut
 from llmc.system.fs import shell_word
 
@@ -43,12 +42,6 @@ def suffix_of(path: Path) -> str:
     """Return the suffix that says what a file is, in lower case: .jsonl of a.JSONL and of a.jsonl.gz."""
     name = Path(path.name.lower())
     return Path(name.stem).suffix if name.suffix in COMPRESSED_SUFFIXES else name.suffix
-
-
-def kind_of(path: Path) -> Literal["text", "table"] | None:
-    """Tell by its suffix whether a file is text, or records with fields; None if the suffix is neither's."""
-    suffix = suffix_of(path)
-    return "text" if suffix in TEXT_SUFFIXES else "table" if suffix in TABLE_SUFFIXES else None
 
 
 def input_size(paths: Iterable[Path]) -> int | None:
@@ -232,30 +225,13 @@ _BYTE_ORDER_MARKS = {  # UTF-32's first: it begins like UTF-16's
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-_NO_TEXT = {
+_NO_TEXT = {  # for which there is better advice than where its first byte of 0 is
     b"%PDF-": "a PDF: extract its text first, as with pdftotext",
-    b"PK\x03\x04": "a zip archive, or a file made of one (.docx, .xlsx, .epub, .npz, .pt): unpack it, or save it as text",
-    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive: unpack it first",
-    b"Rar!\x1a\x07": "a RAR archive: unpack it first",
     b"{\\rtf": "RTF: save it as plain text",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of old Microsoft Office: save it as plain text",
+    b"PK\x03\x04": "a zip archive, or a file made of one (.docx, .xlsx, .epub, .npz, .pt): unpack it, or save it as text",
     b"PAR1": "Parquet: give the file the suffix .parquet",
-    b"ARROW1": "an Arrow file: save it as Parquet or JSON lines",
     b"\xff\xff\xff\xff": "an Arrow stream, as save_to_disk of datasets writes it: save it by to_parquet() or to_json()",
-    b"Obj\x01": "an Avro file: save it as Parquet or JSON lines",
-    b"SQLite format 3\x00": "an SQLite database: save the table as CSV",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file: save its text as JSON lines",
     b"\x93NUMPY": "a NumPy array, not text: `llmc data tokens` converts one of token ids",
-    **{bytes([0x80, n]): "a pickle: save its text as JSON lines" for n in (2, 3, 4, 5)},
-    b"\x89PNG\r\n": "a picture, not text",
-    b"\xff\xd8\xff": "a picture, not text",
-    b"GIF8": "a picture, not text",
-    b"\x7fELF": "a program, not text",
-    **{
-        struct.pack("<i", n): "a token file, not text: llmc-train reads it, if it is not compressed"
-        for n in (20240520, 20240801)
-    },
-    **{struct.pack("<i", n): "a model or tokenizer of llm.c, not text" for n in (20240326, 20240328)},
 }
 
 
@@ -298,8 +274,6 @@ class _Source(io.RawIOBase):
         for magic, what in _NO_TEXT.items():
             if self.head.startswith(magic):
                 raise ValueError(f"{self._path}: {what}")
-        if self.head[257:262] == b"ustar":
-            raise ValueError(f"{self._path}: a tar archive: unpack it first")
         if self._encoding == "utf-8" and (at := self.head.find(b"\0")) >= 0:
             raise ValueError(f"{self._path}: not text: byte {at} is 0 (UTF-16 is read if it has its byte order mark)")
 
@@ -382,7 +356,7 @@ def _pieces(parts: Iterable[tuple[str, bool]]) -> Iterator[Piece]:
     """Cut documents at boundaries between words; an empty document is a piece, too."""
     rest, first = "", True
     for text, ends in parts:
-        pieces, rest = cut(rest + text)
+        pieces, rest = cut(rest, text)
         if ends and (rest or (first and not pieces)):
             pieces, rest = [*pieces, rest], ""
         for piece in pieces:
@@ -501,19 +475,6 @@ def _read_json_lines(path: Path, file: IO[str], first: str = "") -> Iterator[tup
         yield f"line {number}", record
 
 
-def load_json(path: Path) -> Any:
-    """Read a whole JSON file.
-
-    Raises:
-        ValueError: if it is not JSON.
-    """
-    with open(path, "rb") as file:
-        try:
-            return json.load(file)
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path}: not JSON: {e}") from e
-
-
 def _read_json(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
     """Read a file that is one array, which is held in memory as a whole, or JSON lines in spite of its name."""
     first = file.readline()
@@ -533,29 +494,28 @@ def _read_json(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
 def _read_csv(path: Path, file: IO[str], column: str, suffix: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_LONGEST_LINE)
     rows = csv.reader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-    at: int | None = None
+    try:
+        names = next(filter(None, rows), [])  # blank lines may come first
+        _field(dict.fromkeys(names, ""), column)
+    except (csv.Error, BadRecord) as e:
+        raise ValueError(f"{path}: {e}") from e
+    at = names.index(column)
     record: Any
     while True:
         try:
-            row = next(rows, None)
-            if at is None:
-                names = row or []
-                _field(dict.fromkeys(names, ""), column)
-                at = names.index(column)
-                continue
-            if row is None:
+            if (row := next(rows, None)) is None:
                 return
             if not row:  # a blank line
                 continue
             if len(row) <= at:
                 raise BadRecord(f"the row ends before column '{column}'")
             _check_bytes(record := row[at])
-        except (csv.Error, BadRecord) as e:
-            if at is None:
-                raise ValueError(f"{path}: {e}") from e
+        except BadRecord as e:
+            record = e
+        except csv.Error as e:
             if "end of data" in str(e):
                 raise ValueError(f"{path}: line {rows.line_num}: the file ends inside of quotes") from e
-            record = e if isinstance(e, BadRecord) else BadRecord(f"not CSV: {e}")
+            record = BadRecord(f"not CSV: {e}")
         yield f"line {rows.line_num}", record
 
 

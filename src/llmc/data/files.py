@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmc.data.documents import STDIN, TABLE_SUFFIXES, TEXT_SUFFIXES, suffix_of
-from llmc.formats.shards import check_token_file, foreign_tokens, is_shard
+from llmc.formats.shards import ARRAY, BARE_IDS, TEXT, TOKENS, check_token_file, content_of, is_shard
 from llmc.system.fs import StrPath
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
@@ -60,19 +60,7 @@ class Found:
         line = f"{count} {'token ' if self.tokens else ''}file{'' if count == 1 else 's'} of {', '.join(patterns)}"
         if self.val:
             line += f", and {len(self.val)} for validation"
-        if self.passed_over:
-            line += "; passed over: " + ", ".join(f"{n} {kind}" for kind, n in self.passed_over.most_common())
-            if any(kind in TABLE_SUFFIXES for kind in self.passed_over):
-                line += " (name them to read them)"
-        return line
-
-    def add(self, other: Found) -> None:
-        """Append what another pattern stands for."""
-        self.files += other.files
-        self.val += other.val
-        self.tokens |= other.tokens
-        self.passed_over += other.passed_over
-        self.searched |= other.searched
+        return line + _passed_over(self.passed_over)
 
 
 def matching_paths(pattern: StrPath) -> list[Path]:
@@ -126,7 +114,7 @@ def find_data(patterns: Sequence[str], what: str, *, validation: bool = False) -
     tokens, documents = ([f.files[0] for f in each if f.files and f.tokens is kind] for kind in (True, False))
     if tokens and documents:
         raise ValueError(f"{what} are token files and text at once: '{tokens[0]}' and '{documents[0]}'; give one kind")
-    return _together(patterns, each)
+    return _together(each)
 
 
 def find_documents(patterns: StrPath | Iterable[StrPath]) -> Found:
@@ -136,8 +124,7 @@ def find_documents(patterns: StrPath | Iterable[StrPath]) -> Found:
         FileNotFoundError: if one of the patterns matches nothing, or has no documents.
         ValueError: if a file that is named has tokens.
     """
-    patterns = list(_listed(patterns))
-    return _together(patterns, [_documents(pattern) for pattern in patterns])
+    return _together(_documents(pattern) for pattern in _listed(patterns))
 
 
 def is_validation(path: Path) -> bool:
@@ -152,21 +139,37 @@ def _listed(patterns: StrPath | Iterable[StrPath]) -> Iterable[StrPath]:
     return [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns
 
 
-def _together(patterns: Iterable[StrPath], each: Iterable[Found]) -> Found:
-    found = Found([os.fspath(p) for p in patterns])
+def _together(each: Iterable[Found]) -> Found:
+    whole = Found([])
     for one in each:
-        found.add(one)
-    return found
+        whole.patterns += one.patterns
+        whole.files += one.files
+        whole.val += one.val
+        whole.tokens |= one.tokens
+        whole.passed_over += one.passed_over
+        whole.searched |= one.searched
+    return whole
+
+
+def _passed_over(kinds: Counter[str]) -> str:
+    listed = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+    hint = " (name them to read them)" if any(kind in TABLE_SUFFIXES for kind in kinds) else ""
+    return f"; passed over: {listed}{hint}" if listed else ""
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=Path.as_posix)  # with "/" also on Windows, so that the order is the same everywhere
 
 
+def _is_named(matches: list[Path], text: str) -> bool:
+    """Return whether the matches of a pattern are one file, named literally."""
+    return matches == [Path(text)] and not matches[0].is_dir()
+
+
 def _find(pattern: StrPath, validation: bool) -> Found:
     text = os.fspath(pattern)
     matches = matching_paths(text)
-    if matches == [Path(text)] and not matches[0].is_dir():
+    if _is_named(matches, text):
         tokens = matches[0].is_file() and (matches[0].suffix == ".bin" or is_shard(matches[0]))
         (check_token_file if tokens else _check_document)(matches[0])
         return Found([text], matches, tokens=tokens)
@@ -187,9 +190,8 @@ def _find(pattern: StrPath, validation: bool) -> Found:
     # A tokenizer beside token files is not passed over, but used.
     rest = {p for p in beside if p.is_file() and p.stem not in ("tokenizer", "gpt2_tokenizer")}.difference(shards)
     others = Counter(map(_kind, _in_order(rest)))
-    if validation or not train:
-        return Found([text], val or train, [], True, others, True)
-    return Found([text], train, val, True, others, True)
+    files, val = (val or train, []) if validation or not train else (train, val)
+    return Found([text], files, val, tokens=True, passed_over=others, searched=True)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -199,7 +201,7 @@ def _visible(folder: Path) -> list[Path]:
 def _documents(pattern: StrPath) -> Found:
     text = os.fspath(pattern)
     matches = matching_paths(text)
-    if matches == [Path(text)] and not matches[0].is_dir():
+    if _is_named(matches, text):
         _check_document(matches[0])
         return Found([text], matches)
     passed_over: Counter[str] = Counter()
@@ -210,8 +212,8 @@ def _documents(pattern: StrPath) -> Found:
     if not chosen:
         if all(match.is_dir() for match in matches):
             known = ", ".join(dict.fromkeys(TEXT_SUFFIXES + TABLE_SUFFIXES))
-            others = Found([], [], passed_over=passed_over + Counter(map(_kind, files))).describe().partition("; ")[2]
-            raise FileNotFoundError(f"folder '{text}' has no text ({known}){others and '; ' + others}")
+            others = _passed_over(passed_over + Counter(map(_kind, files)))
+            raise FileNotFoundError(f"folder '{text}' has no text ({known}){others}")
         chosen = [p for p in matches if not p.is_dir()]
         for path in chosen:
             _check_document(path)
@@ -252,17 +254,18 @@ def _plain(paths: Iterable[Path], passed_over: Counter[str]) -> Iterator[Path]:
 
 def _kind(path: Path) -> str:
     """Return what a file that is passed over is counted as."""
-    if suffix_of(path) in (".bin", ".npy"):
-        if is_shard(path):
-            return ".bin of tokens"
-        return "of tokens to convert (llmc data tokens)" if foreign_tokens(path) else f"{suffix_of(path)} of no tokens"
-    return suffix_of(path) or "without a suffix"
+    suffix = suffix_of(path)
+    if suffix not in (".bin", ".npy"):
+        return suffix or "without a suffix"
+    content = content_of(path)
+    if content in (ARRAY, BARE_IDS):
+        return "of tokens to convert (llmc data tokens)"
+    return f"{suffix} of {'tokens' if content == TOKENS else 'no tokens'}"
 
 
 def _check_document(path: Path) -> None:
-    if not path.is_file():  # a pipe, which can be read only once, or standard input
-        return
-    if is_shard(path):
+    content = content_of(path)
+    if content == TOKENS:
         raise ValueError(f"{path}: a token file, not text; `llmc-train --data` takes it as it is")
-    if suffix_of(path) in (".bin", ".npy"):
+    if content != TEXT and suffix_of(path) in (".bin", ".npy"):
         check_token_file(path)

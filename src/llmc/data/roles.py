@@ -9,7 +9,7 @@ from typing import Any
 
 from llmc.system.fs import write_atomically
 
-END_OF_TEXT = "<|endoftext|>"
+EOT = "<|endoftext|>"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 ROLES_FILE = "special_tokens_map.json"
 
@@ -41,7 +41,7 @@ def read_roles(folder: Path, special: Mapping[str, int]) -> dict[str, int]:
                 text = texts.get(number) if isinstance(number, int) else None
             if isinstance(text, str) and text in special:
                 roles[role] = special[text]
-    return {k: i for k, i in roles.items() if texts[i] != END_OF_TEXT or k not in ("bos", "eos", "unk")}
+    return {k: i for k, i in roles.items() if texts[i] != EOT or k not in ("bos", "eos", "unk")}
 
 
 def write_roles(folder: Path, roles: Mapping[str, str]) -> None:

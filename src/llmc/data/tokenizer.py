@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llmc import _llmc
-from llmc.data.roles import END_OF_TEXT, ROLES_FILE, read_roles, write_roles
+from llmc.data.roles import EOT, ROLES_FILE, read_roles, write_roles
 from llmc.data.words import GPT2_PATTERN, KNOWN_PATTERNS, cut_all, may_have_long_words, split_long_words
 from llmc.system.fs import StrPath, write_atomically
 
-EOT = END_OF_TEXT
 # The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()
 
@@ -410,10 +409,8 @@ def tokenizer_file(folder: StrPath) -> Path | None:
 
 def _splits_as_known(parts: dict[str, Any]) -> bool:
     """Return whether a tokenizer.json splits text in one of the ways for which words.cut() finds boundaries."""
-    if parts.get("normalizer") not in (
-        None,
-        {"type": "NFC"},
-    ):  # which joins marks to letters: no boundary is between them
+    # NFC joins marks to letters: no boundary is between them.
+    if parts.get("normalizer") not in (None, {"type": "NFC"}):
         return False
     splitter = parts.get("pre_tokenizer") or {}
     steps = splitter.get("pretokenizers", [splitter])

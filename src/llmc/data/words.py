@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterable, Iterator
 
 import regex
@@ -27,26 +28,32 @@ LONGEST_WORD = 1 << 20  # characters: where a stream has more without a boundary
 _LAST_BOUNDARY = regex.compile(
     r"(?r)(?<=\S)(?= )|(?<=[\p{L}\p{N}])(?=[^\p{L}\p{N}\p{M}'\n])|(?<=\p{L})(?=\p{N})|(?<=\p{N})(?=\p{L})|(?<=\S\n)(?=[^\s/])"
 )
+_LOOKED_AT = 2  # characters before a place, which say whether it is a boundary
 
 
-def last_boundary(text: str) -> int:
-    """Find the last place in a text, not its end, at which its words end whatever comes after the text; 0 if there is none."""
-    found = _LAST_BOUNDARY.search(text)
+def last_boundary(text: str, begin: int = 0, end: int = sys.maxsize) -> int:
+    """Find the last place in text[begin:end], not its end, at which its words end whatever comes after it; 0 if there is none."""
+    found = _LAST_BOUNDARY.search(text, begin, end)
     return found.start() if found else 0
 
 
-def cut(text: str) -> tuple[list[str], str]:
-    """Cut a text that goes on, of which up to LONGEST_WORD characters have come since the last cut.
+def cut(rest: str, more: str) -> tuple[list[str], str]:
+    """Cut a text that goes on.
+
+    Args:
+        rest: what the last call left, empty at first.
+        more: the characters that come next.
 
     Returns:
         Pieces whose words are those of the whole text, but that a word is cut after LONGEST_WORD characters without a boundary; and the
-        rest, to be put before what comes next. The places depend on the text alone if they are long words'.
+        new rest. The places depend on the text alone if they are long words'.
     """
+    text, begin = rest + more, max(0, len(rest) - _LOOKED_AT)  # the rest has no boundary
     pieces = []
-    while len(text) > LONGEST_WORD and not last_boundary(text[: LONGEST_WORD + 1]):
+    while len(text) > LONGEST_WORD and not last_boundary(text, begin, LONGEST_WORD + 1):
         pieces.append(text[:LONGEST_WORD])
-        text = text[LONGEST_WORD:]
-    if end := last_boundary(text):
+        text, begin = text[LONGEST_WORD:], 0
+    if end := last_boundary(text, begin):
         pieces.append(text[:end])
         text = text[end:]
     return pieces, text
@@ -57,7 +64,7 @@ def cut_all(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         rest = ""
         for begin in range(0, len(text), LONGEST_WORD):
-            pieces, rest = cut(rest + text[begin : begin + LONGEST_WORD])
+            pieces, rest = cut(rest, text[begin : begin + LONGEST_WORD])
             yield from pieces
         if rest:
             yield rest

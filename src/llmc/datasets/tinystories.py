@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from llmc.data.documents import Piece, load_json
+from llmc.data.documents import Piece
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.archive import unpacked
@@ -59,7 +60,10 @@ def prepare(
 
 def _documents(paths: list[Path], bar: tqdm[None]) -> Iterator[Piece]:
     for index, path in enumerate(paths):
-        stories = load_json(path)
+        try:
+            stories = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{path}: not JSON: {e}") from e
         if not isinstance(stories, list) or not all(
             isinstance(s, dict) and isinstance(s.get("story"), str) for s in stories
         ):

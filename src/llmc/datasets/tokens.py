@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from llmc.data.files import is_validation, matching_paths
 from llmc.datasets.common import TokenFiles, earlier_shards, need_told, remove_files, shard_name
-from llmc.formats.shards import ShardWriter, foreign_tokens, is_shard, other_file
+from llmc.formats.shards import ARRAY, BARE_IDS, TOKENS, ShardWriter, content_of
 from llmc.system.fs import remove_temporaries
 
 _PART = 1 << 20  # ids read at a time
@@ -80,11 +80,12 @@ def _ids(path: Path, dtype: str | None) -> NDArray[Any]:
     """Map the ids of a file into memory."""
     if not path.is_file():
         raise ValueError(f"{path}: no file; name files of ids")
-    if is_shard(path):
+    content = content_of(path)
+    if content == TOKENS:
         raise ValueError(f"{path}: a token file already: `llmc-train --data` takes it as it is")
-    if other := other_file(path):
-        raise ValueError(f"{path}: {other}, not token ids")
-    if foreign_tokens(path) == "npy":
+    if content not in (ARRAY, BARE_IDS, None):
+        raise ValueError(f"{path}: {content}, not token ids")
+    if content == ARRAY:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as e:

@@ -6,6 +6,7 @@ csrc/core/dataloader.cpp reads them in training, and checks their headers for ev
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import struct
 from collections.abc import Callable
@@ -34,50 +35,53 @@ _HEADER = struct.Struct("<3i 1012x")  # magic, version, number of tokens
 
 MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in an int32
 
-_OTHER_FILES = {  # llm.c's other files, by their magic
-    20240326: "a model",
-    20240327: "a debug state",
-    20240328: "a tokenizer",
-    20240522: "an eval file",
-    20240527: "the state of a run",
+# What content_of() may call a file that has to do with tokens.
+TOKENS = "a token file"
+ARRAY = "a NumPy array"
+BARE_IDS = "token ids of uint16 without a header, as nanoGPT writes them"
+TEXT = "text"
+
+_MAGICS = {  # a file's first four bytes
+    **{struct.pack("<i", magic): TOKENS for magic, _ in (_UINT16, _UINT32)},
+    struct.pack("<i", 20240326): "a model",
+    struct.pack("<i", 20240327): "a debug state",
+    struct.pack("<i", 20240328): "a tokenizer",
+    struct.pack("<i", 20240522): "an eval file",
+    struct.pack("<i", 20240527): "the state of a run",
+    b"\x93NUM": ARRAY,
 }
 _GPT2_IDS = 50304  # GPT-2's vocabulary, padded
 _SAMPLE = 1 << 16  # bytes by which a file of another program is recognised
 
 
-def is_shard(path: StrPath) -> bool:
-    """Return whether a file begins as a token file does."""
-    if not Path(path).is_file():
-        return False  # a pipe would lose what is read of it
-    with open(path, "rb") as file:
-        return file.read(4) in (struct.pack("<i", magic) for magic, _ in (_UINT16, _UINT32))
-
-
-def foreign_tokens(path: StrPath) -> str | None:
-    """Recognise the token files of other programs.
+def content_of(path: StrPath) -> str | None:
+    """Tell by its first bytes what a file seems to be.
 
     Returns:
-        "npy" for a NumPy array; "uint16" for a file that seems to be of ids and nothing else, as nanoGPT's train.bin; else None.
+        TOKENS, ARRAY, BARE_IDS, TEXT, or the name of another of llm.c's files, as "a tokenizer"; None for anything else, a pipe among it.
     """
+    if not Path(path).is_file():
+        return None  # a pipe would lose what is read of it
     with open(path, "rb") as file:
-        head = file.read(_SAMPLE)
+        head = file.read(4)
+        if head in _MAGICS:
+            return _MAGICS[head]
+        head += file.read(_SAMPLE - 4)
         size = file.seek(0, 2)
-    if head.startswith(b"\x93NUMPY"):
-        return "npy"
-    if (
-        other_file(path) or size % 2 or len(head) < 2 or (len(head) >= 1024 and not any(head[12:1024]))
-    ):  # the last is a header
-        return None
+    if len(head) >= 64 and b"\0" not in head:
+        with contextlib.suppress(UnicodeDecodeError):
+            codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+            return TEXT
+    headed = len(head) >= 1024 and not any(head[12:1024])  # as llm.c's files are: a damaged one
     # Of bytes that are no ids nearly a quarter of the pairs is above.
-    return "uint16" if int(np.frombuffer(head[: len(head) // 2 * 2], "<u2").max()) < _GPT2_IDS else None
+    if size and size % 2 == 0 and not headed and int(np.frombuffer(head, "<u2").max()) < _GPT2_IDS:
+        return BARE_IDS
+    return None
 
 
-def _is_text(head: bytes) -> bool:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return True
+def is_shard(path: StrPath) -> bool:
+    """Return whether a file begins as a token file does."""
+    return content_of(path) == TOKENS
 
 
 def check_token_file(path: StrPath) -> None:
@@ -86,23 +90,14 @@ def check_token_file(path: StrPath) -> None:
     Raises:
         ValueError: says what the file seems to be, and how to convert it if it has tokens.
     """
-    if not Path(path).is_file() or is_shard(path):
-        return
-    if other := other_file(path):
-        raise ValueError(f"{path}: {other}, not a token file. Name the token files, or their folder")
-    if kind := foreign_tokens(path):
-        what = "a NumPy array" if kind == "npy" else "token ids of uint16 without a header, as nanoGPT writes them"
-        command = f"llmc data tokens {shell_word(path)} -o data/mine" + ("" if kind == "npy" else " --dtype uint16")
-        raise ValueError(f"{path}: seems to be {what}, not a token file of llm.c's. If so, convert it: {command}")
-
-
-def other_file(path: StrPath) -> str | None:
-    """Return what a file is if it is another file of llm.c's, or text: "a tokenizer"; else None."""
-    with open(path, "rb") as file:
-        head = file.read(_SAMPLE)
-    if b"\0" not in head and len(head) >= 64 and _is_text(head):
-        return "text"
-    return next((name for magic, name in _OTHER_FILES.items() if head.startswith(struct.pack("<i", magic))), None)
+    content = content_of(path)
+    if content in (ARRAY, BARE_IDS):
+        command = f"llmc data tokens {shell_word(path)} -o data/mine" + (
+            " --dtype uint16" if content == BARE_IDS else ""
+        )
+        raise ValueError(f"{path}: seems to be {content}, not a token file of llm.c's. If so, convert it: {command}")
+    if content not in (TOKENS, None):
+        raise ValueError(f"{path}: {content}, not a token file. Name the token files, or their folder")
 
 
 def _token_format(vocab_size: int) -> tuple[tuple[int, int], str]:
@@ -163,9 +158,8 @@ class ShardWriter:
         self._dtype = np.dtype(_token_format(vocab_size)[1])
         self._file: int | None = None  # its descriptor
         self._count = self._given = 0
-        self._held = np.empty(
-            0, np.uint32
-        )  # a token that follows a full file, until another shows that it is not the last
+        # A token that follows a full file, until another shows that it is not the last.
+        self._held = np.empty(0, np.uint32)
 
     @property
     def total(self) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
-from llmc.data.roles import ROLES_FILE, read_roles
-from llmc.data.tokenizer import BYTE_LETTERS, BYTE_OF_LETTER, EOT, JsonTokenizer, Tokenizer
+from llmc.data.roles import EOT, ROLES_FILE, read_roles
+from llmc.data.tokenizer import BYTE_LETTERS, BYTE_OF_LETTER, JsonTokenizer, Tokenizer
 from llmc.hub.json_files import read_object, read_text, write_json
 from llmc.system.fs import StrPath, write_atomically
 

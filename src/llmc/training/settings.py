@@ -73,8 +73,6 @@ class Setting:
     @property
     def bounds(self) -> str:
         """The bounds in words: "0 or more", "at least 0 and below 1"."""
-        if self.least is None and self.above is None:
-            return "a number"
         lower = f"{self.least} or more" if self.least is not None else f"above {self.above}"
         if self.below == math.inf:
             lower += " and finite"
@@ -109,15 +107,11 @@ class Setting:
             return None
         if self.many:
             return tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
-        # Whole numbers with no bound of their own must fit into C++'s int.
-        free = self.kind is float or (self.kind is int and self.most is None)
-        if free and isinstance(value, int) and not -(2**31) <= value < 2**31:
-            shown = value if value.bit_length() < 128 else f"a number of {value.bit_length()} bits"
-            raise ValueError(
-                f"{name} is {shown}, expected {'less than ' if value > 0 else 'more than -'}2^31 ({self.text})"
-            )
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError as e:
+                raise ValueError(f"{name} has {value.bit_length()} bits, expected {self.bounds} ({self.text})") from e
         elif self.kind is bool and isinstance(value, int):
             value = bool(value)
         elif not isinstance(value, self.kind) or (self.kind is int and isinstance(value, bool)):
@@ -202,7 +196,7 @@ class TrainConfig:
     recompute: int | None = _setting(None, "machine", "recompute in backward: 0 nothing, 1 GELU, 2 GELU and layernorm [on cuda the least that fits, else 1]", "-r", choices=(0, 1, 2))
     master_weights: bool = _setting(True, "machine", "keep f32 weights beside bf16 ones", "-w")
     classifier_rows: int | None = _setting(None, "machine", "rows of logits that exist at a time [on cuda up to 16384, as memory allows, else 1024]", least=1)
-    gelu_fusion: int = _setting(0, "machine", "llm.c's -ge; accepted, and without effect: see fused_gelu", "-ge")
+    gelu_fusion: int = _setting(0, "machine", "llm.c's -ge; accepted, and without effect: see fused_gelu", "-ge", least=0)
     tf32: bool = _setting(True, "machine", "TF32 for f32 matmuls on GPUs that have it", "-f")
     attention: str = _setting("auto", "machine", "attention on GPUs: auto takes the fastest that there is and that fits the model (the CPU has one kind)", choices=("auto", "cudnn", "wgmma", "flash", "simple"))
     deterministic: bool = _setting(True, "machine", "the same bits on every run; on GPUs it costs cuDNN's attention time and memory (the CPU always is)")
@@ -278,7 +272,8 @@ def _known_settings() -> dict[str, Setting]:
         many = typing.get_origin(hint) is tuple
         kind = typing.get_args(hint)[0] if typing.get_args(hint) else hint  # of tuple[str, ...] and of "int | None"
         setting: Setting = f.metadata["setting"]
-        known[f.name] = dataclasses.replace(setting, kind=kind, many=many, default=f.default)
+        most = 2**31 - 1 if kind is int and setting.most is None else setting.most  # that of C++'s int
+        known[f.name] = dataclasses.replace(setting, kind=kind, many=many, default=f.default, most=most)
     return known
 
 

@@ -163,8 +163,7 @@ def prepare_beside(config: TrainConfig, tokenized: tuple[str, dict[str, Any]] | 
     if tokenized is not None:
         folder, source = Path(tokenized[0]), tokenized[1]
         if (tokenizer := _tokenized(folder, source)) is not None:
-            train, val = _token_files(folder)
-            return Sources([train], [val], tokenizer, config.vocab_size or tokenizer.vocab_size, "rank 0's tokens")
+            return _of_text(config, folder, tokenizer, source)
     return prepare(config, None)
 
 
