@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from llmc import _llmc
 from llmc.data.tokenizer import Tokenizer
 from llmc.formats.model_file import write_model_file
-from llmc.formats.shards import other_file
+from llmc.formats.shards import content_of
 from llmc.hub import gpt2
 from llmc.hub.json_files import read_object
 from llmc.hub.tokenizer import FILES as TOKENIZER_FILES
@@ -240,7 +240,7 @@ def _open_pytorch(path: Path) -> tuple[dict[str, Callable[[], Array]], dict[str,
     Returns:
         A function for each tensor in it that makes the array, and nanoGPT's model_args, if the file is one of its checkpoints.
     """
-    if other_file(path) == "a model":
+    if content_of(path) == "a model":
         raise ValueError(f"{path}: a model file of llm.c's already: every command takes it as it is")
     if not is_pytorch_file(path):
         raise _llmc.Error(f"{path}: neither a safetensors file (by its name) nor one that PyTorch wrote, or damaged")
