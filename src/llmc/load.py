@@ -86,7 +86,7 @@ def tokenizer_for(source: StrPath, vocab_size: int, spec: str | None = None) -> 
     if tokenizer is None and vocab_size == 50257:
         tokenizer = Tokenizer.gpt2()
     if tokenizer is None:
-        raise ValueError(f"there is no tokenizer beside '{source}': give one")
+        raise ValueError(f"there is no tokenizer beside '{source}': name one, as --tokenizer gpt2")
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model's vocabulary {vocab_size}"

@@ -110,13 +110,13 @@ def test_one_order(tmp_path: Path) -> None:
 def test_what_is_read_of_a_folder_and_what_is_passed_over(tmp_path: Path) -> None:
     top = tmp_path / ".notes"  # hidden, but named
     for name in ("b.txt", "sub/a.MD", "c.jsonl", "._b.txt", ".DS_Store", ".git/description.txt", "sub/.x/y.txt", "p.pdf",
-                 "package.json", "t.csv", "Makefile", "tokenizer.bin"):  # fmt: skip
+                 "package.json", "t.csv", "Makefile", "tokenizer.bin", "runs/1/config.toml", "runs/1/metrics.jsonl"):  # fmt: skip
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).write_text('{"text": "x"}')
     found = find_data([str(top)], "the data")
     assert names(found.files) == ["b.txt", "c.jsonl", "a.MD"] and not found.tokens
     assert found.passed_over == {
-        "hidden": 4, ".pdf": 1, ".json": 1, ".csv": 1, "without a suffix": 1, ".bin of no tokens": 1
+        "hidden": 4, ".pdf": 1, ".json": 1, ".csv": 1, "without a suffix": 1, ".bin of no tokens": 1, "run directory": 1
     }  # fmt: skip
     assert "3 files of" in found.describe() and "4 hidden" in found.describe()
     assert find_documents(top).files == found.files

@@ -5,7 +5,8 @@ The rules, for every setting and command:
 - A path that exists and is no folder is meant literally, whatever its name: a glob's characters, a dot before it, any suffix.
 - A folder, and a glob (in the syntax of the module glob, without `**`), stand for the data among their files. A folder that a glob
   matches is searched like any other.
-- Files and folders whose names begin with a dot are no data. Links to folders are followed, each folder once.
+- Files and folders whose names begin with a dot are no data, nor are run directories. Links to folders are followed,
+  each folder once.
 - If there are token files (directly in a folder, or among a glob's matches), these are meant and nothing else. If some have `val` in
   their names, as `llmc data` writes them (text_val_000000.bin), and others have not, those are for validation, the others for
   training.
@@ -232,6 +233,10 @@ def _walk(top: Path, passed_over: Counter[str]) -> Iterator[Path]:
     real = Path(os.path.realpath(top))
     seen = {real, *real.parents}
     for where, folders, names in os.walk(top, onerror=stop, followlinks=True):
+        if {"config.toml", "metrics.jsonl"} <= {*names}:  # else what a first run writes would be data of the second
+            passed_over["run directory"] += 1
+            folders.clear()
+            continue
         passed_over["hidden"] += sum(name.startswith(".") for name in folders + names)
         kept = []
         for name in sorted(folders):
