@@ -84,6 +84,14 @@ def test_another_file_of_llm_c_is_named(folder: Path, pattern: str) -> None:
             find(str(folder / pattern))
 
 
+def test_text_is_refused_as_tokens(folder: Path) -> None:
+    (folder / "text").mkdir()
+    (folder / "text" / "b.txt").write_text("a text, long enough to be told from a token file that is damaged" * 2)
+    for pattern in ("text", "text/b.txt", "text/*"):
+        with pytest.raises(ValueError, match=r"b\.txt: text, not a token file"):
+            find_shards(str(folder / pattern))
+
+
 def test_one_order(tmp_path: Path) -> None:
     """Folders, globs of tokens and of documents are in the same order: llm.c's, by the whole path as a string."""
     for name in ("a/x", "a-b/x", "a.c/x"):
@@ -144,6 +152,8 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
         pytest.skip(f"symbolic links cannot be made here: {e}")
     found = find_documents(top)
     assert names(found.files) == ["a.txt", "b.txt"] and found.passed_over == {"broken link": 1}
+    found = find_documents(top / "*")
+    assert {"a.txt", "b.txt"} <= set(names(found.files)) and found.passed_over["broken link"] > 0
 
 
 # ---- options that take several values add up ----
@@ -175,7 +185,7 @@ def test_nanogpts_files_are_recognised_and_converted(tmp_path: Path) -> None:
     for name, row in (("train", ids(3000)), ("val", ids(300, 1)), ("chars", ids(4000) % 65)):
         row.astype("<u2").tofile(tmp_path / f"{name}.bin")
         with pytest.raises(
-            ValueError, match=rf'{name}\.bin: seems .* llmc data tokens ".*{name}\.bin" .* --dtype uint16'
+            ValueError, match=rf'{name}\.bin: seems .* llmc data tokens \S*{name}\.bin .* --dtype uint16'
         ):
             llmc.DataLoader(tmp_path / f"{name}.bin", 1, 4)
     files = [tmp_path / "train.bin", tmp_path / "val.bin"]

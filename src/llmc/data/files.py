@@ -92,7 +92,10 @@ def find_shards(patterns: StrPath | Sequence[StrPath], *, validation: bool = Fal
         FileNotFoundError: if one of the patterns matches nothing.
         ValueError: if one means files that are clearly something else than token files.
     """
-    return [path for pattern in _listed(patterns) for path in _find(pattern, validation).files]
+    each = [_find(pattern, validation) for pattern in _listed(patterns)]
+    for path in (path for found in each if not found.tokens for path in found.files):
+        check_token_file(path)
+    return [path for found in each for path in found.files]
 
 
 def find_data(patterns: Sequence[str], what: str, *, validation: bool = False) -> Found:
@@ -202,8 +205,8 @@ def _documents(pattern: StrPath) -> Found:
         _check_document(matches[0])
         return Found([text], matches)
     passed_over: Counter[str] = Counter()
-    files = [p for match in matches for p in (_walk(match, passed_over) if match.is_dir() else [match])]
-    files = _in_order(set(files))
+    files = [p for match in matches if match.is_dir() for p in _walk(match, passed_over)]
+    files = _in_order({*files, *_plain((p for p in matches if not p.is_dir()), passed_over)})
     usual = [p for p in files if suffix_of(p) in (*TEXT_SUFFIXES, *RECORD_SUFFIXES)]
     chosen = usual or [p for p in files if suffix_of(p) in TABLE_SUFFIXES]
     if not chosen:
@@ -237,11 +240,16 @@ def _walk(top: Path, passed_over: Counter[str]) -> Iterator[Path]:
                 seen.add(target)
                 kept.append(name)
         folders[:] = kept
-        for path in (Path(where, name) for name in names if not name.startswith(".")):
-            if path.is_file():
-                yield path
-            else:
-                passed_over["broken link" if path.is_symlink() else "no plain file"] += 1
+        yield from _plain((Path(where, name) for name in names if not name.startswith(".")), passed_over)
+
+
+def _plain(paths: Iterable[Path], passed_over: Counter[str]) -> Iterator[Path]:
+    """Yield the files that can be read again and again; pipes, devices and broken links are counted."""
+    for path in paths:
+        if path.is_file():
+            yield path
+        else:
+            passed_over["broken link" if path.is_symlink() else "no plain file"] += 1
 
 
 def _kind(path: Path) -> str:

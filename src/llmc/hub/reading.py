@@ -23,6 +23,7 @@ from llmc import _llmc
 from llmc.data.tokenizer import Tokenizer
 from llmc.formats.json_files import read_object
 from llmc.formats.model_file import is_pytorch_file, write_model_file
+from llmc.formats.shards import content_of
 from llmc.hub import gpt2
 from llmc.hub.tokenizer import FILES as TOKENIZER_FILES
 from llmc.hub.tokenizer import read_tokenizer
@@ -194,6 +195,8 @@ def _weight_files(folder: Path) -> list[Path]:
                 if not (folder / name).is_file():
                     raise FileNotFoundError(f"{folder / name}: this shard is missing, though {index.name} names it")
             return [folder / name for name in sorted(names)]
+    if (folder / "config.toml").is_file():
+        raise FileNotFoundError(f"'{folder}' is a run directory of llmc's: every command takes it as it is")
     others = sorted(p.name for p in folder.iterdir() if p.suffix in _OTHER_FORMATS)
     raise FileNotFoundError(
         f"'{folder}' has no model.safetensors or pytorch_model.bin, whole or in shards, nor nanoGPT's ckpt.pt"
@@ -231,6 +234,8 @@ def _open_pytorch(path: Path) -> tuple[dict[str, Callable[[], Array]], dict[str,
     Returns:
         A function for each tensor in it that makes the array, and nanoGPT's model_args, if the file is one of its checkpoints.
     """
+    if content_of(path) == "a model":
+        raise ValueError(f"{path}: a model file of llm.c's already: every command takes it as it is")
     if not is_pytorch_file(path):
         raise _llmc.Error(f"{path}: neither a safetensors file (by its name) nor one that PyTorch wrote, or damaged")
     try:
