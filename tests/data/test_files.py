@@ -185,7 +185,7 @@ def test_nanogpts_files_are_recognised_and_converted(tmp_path: Path) -> None:
     for name, row in (("train", ids(3000)), ("val", ids(300, 1)), ("chars", ids(4000) % 65)):
         row.astype("<u2").tofile(tmp_path / f"{name}.bin")
         with pytest.raises(
-            ValueError, match=rf'{name}\.bin: seems .* llmc data tokens \S*{name}\.bin .* --dtype uint16'
+            ValueError, match=rf"{name}\.bin: seems .* llmc data tokens \S*{name}\.bin .* --dtype uint16"
         ):
             llmc.DataLoader(tmp_path / f"{name}.bin", 1, 4)
     files = [tmp_path / "train.bin", tmp_path / "val.bin"]
