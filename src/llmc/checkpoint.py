@@ -17,7 +17,6 @@ import os
 import re
 import threading
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from llmc import _llmc
 from llmc.formats.manifest import Checksums, DataFile, LoaderPosition, Manifest, SavedState
-from llmc.formats.model_file import model_file_pieces, read_f32_weights
+from llmc.formats.model_file import is_pytorch_file, model_file_pieces, read_f32_weights
 from llmc.formats.state_file import (
     TrainState,
     has_writer_tag,
@@ -601,7 +600,7 @@ def model_file(name: str) -> Path | None:
     path = Path(name)
     if path.is_dir() and (newest := newest_model(path)) is not None:
         return newest
-    if path.suffix == ".bin" and not zipfile.is_zipfile(path):  # a zip file is PyTorch's
+    if path.suffix == ".bin" and not (path.is_file() and is_pytorch_file(path)):
         return path
     if path.exists() or re.fullmatch(r"gpt2(-\w+)?|[\w.-]+/[\w.-]+", name):
         out = f"{path.absolute().name if path.is_dir() else path.stem}-llmc.bin"

@@ -184,7 +184,8 @@ def _open_device(device: str | None, threads: int) -> _llmc.Backend:
                 f"llmc: the CPU computes, as there is no GPU for --device cuda:0, the harness's default ({e})",
                 file=sys.stderr,
             )
-    return _llmc.Backend(device if device not in (None, "cuda:0") else "cpu", threads)
+            device = None
+    return _llmc.Backend(device or "cpu", threads)
 
 
 def _score(logits: NDArray[np.float32], targets: Sequence[int]) -> Scored:

@@ -9,7 +9,8 @@ from typing import Any
 
 from llmc.checkpoint import newest_model
 from llmc.data.tokenizer import TABLE_FILES, Tokenizer
-from llmc.hub.reading import download, is_pytorch_file, open_hub_model
+from llmc.formats.model_file import is_pytorch_file
+from llmc.hub.reading import download, open_hub_model
 from llmc.hub.tokenizer import read_tokenizer
 from llmc.models.gpt2 import GPT2
 from llmc.system.fs import StrPath

@@ -282,7 +282,7 @@ def test_a_folder_has_one_tokenizer(folder: Path, tmp_path: Path) -> None:
 def test_damaged_roles(folder: Path) -> None:
     gpt2_like(folder, {EOT: 258})
     (folder / "tokenizer_config.json").write_text("[")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: damaged"):
+    with pytest.raises(llmc.Error, match=r"tokenizer_config\.json: damaged"):
         read_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text(
         '{"pad_token": ["a"], "eos_token": {"content": 3}, "unk_token": "absent"}'

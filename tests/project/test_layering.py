@@ -206,7 +206,7 @@ FLOORS: dict[str, set[str]] = {
     "checkpoint": {"values", "system", "formats", "models", "optim"},
     "evals": {"values", "system", "formats", "models", "data"},
     "hub": {"values", "system", "formats", "models", "data"},
-    "load": {"values", "system", "models", "data", "checkpoint", "hub"},
+    "load": {"values", "system", "formats", "models", "data", "checkpoint", "hub"},
     "plot": {"values", "system", "formats"},
     "training": {
         "values",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from llmc.system.fs import write_atomically
+from llmc.formats.json_files import read_object, write_json
 
 EOT = "<|endoftext|>"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -27,12 +25,12 @@ def read_roles(folder: Path, special: Mapping[str, int]) -> dict[str, int]:
         The id for each role. That <|endoftext|> is bos, eos and unk, as GPT-2 has it, is left out.
 
     Raises:
-        ValueError: if a file is damaged.
+        llmc.Error: if a file is damaged.
     """
     texts = {i: text for text, i in special.items()}
     roles: dict[str, int] = {}
     for name in ("config.json", "tokenizer_config.json", ROLES_FILE):  # a later one replaces what an earlier one said
-        fields = _object(folder / name)
+        fields = read_object(folder / name, missing_ok=True)
         for role in ROLES:
             value = fields.get(f"{role}_token")
             text = value.get("content") if isinstance(value, dict) else value
@@ -53,15 +51,4 @@ def write_roles(folder: Path, roles: Mapping[str, str]) -> None:
     """
     special = {text: i for i, text in enumerate(sorted(set(roles.values())))}
     if read_roles(folder, special) != {role: special[text] for role, text in roles.items()}:
-        text = json.dumps({f"{role}_token": token for role, token in roles.items()}, indent=2, ensure_ascii=False)
-        write_atomically(folder / ROLES_FILE, [(text + "\n").encode()])
-
-
-def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: damaged: {e}") from e
-    return value if isinstance(value, dict) else {}
+        write_json(folder / ROLES_FILE, {f"{role}_token": token for role, token in roles.items()})

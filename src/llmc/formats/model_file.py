@@ -20,6 +20,12 @@ from llmc.system.fs import SYSTEM, Fs, StrPath, write_atomically
 _HEADER_BYTES = 1024
 
 
+def is_pytorch_file(path: Path) -> bool:
+    """Tell whether a file begins as PyTorch's do, which are zip files or, of old, pickles."""
+    with open(path, "rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
+
+
 def model_file_pieces(config: _llmc.GPT2Config, dtype: str, parameters: Iterable[NDArray[Any]]) -> Iterator[Any]:
     """Yield the bytes of a model file.
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from llmc import _llmc
 from llmc.data.tokenizer import Tokenizer
-from llmc.formats.model_file import write_model_file
+from llmc.formats.json_files import read_object
+from llmc.formats.model_file import is_pytorch_file, write_model_file
 from llmc.formats.shards import content_of
 from llmc.hub import gpt2
-from llmc.hub.json_files import read_object
 from llmc.hub.tokenizer import FILES as TOKENIZER_FILES
 from llmc.hub.tokenizer import read_tokenizer
 from llmc.models.config import GPT2Config
@@ -226,12 +226,6 @@ def _open_safetensors(path: Path) -> dict[str, Callable[[], Array]]:
         return {name: reader(name) for name in file.keys()}
     except SafetensorError as e:
         raise _llmc.Error(f"{path}: not a safetensors file, or damaged: {e}") from e
-
-
-def is_pytorch_file(path: Path) -> bool:
-    """Tell whether a file begins as PyTorch's do, which are zip files or, of old, pickles."""
-    with open(path, "rb") as file:
-        return file.read(2).startswith((b"PK", b"\x80"))
 
 
 def _open_pytorch(path: Path) -> tuple[dict[str, Callable[[], Array]], dict[str, Any] | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from llmc import _llmc
 from llmc.data.roles import EOT, ROLES_FILE, read_roles
 from llmc.data.tokenizer import BYTE_LETTERS, BYTE_OF_LETTER, JsonTokenizer, Tokenizer
-from llmc.hub.json_files import read_object, read_text, write_json
+from llmc.formats.json_files import read_object, read_text, write_json
 from llmc.system.fs import StrPath, write_atomically
 
 # Files of tokenizers that are not byte-level BPE, by which users may know why a model came without its own.
@@ -59,12 +59,12 @@ def _as_tokenizer_json(folder: Path) -> dict[str, Any]:
     vocab = read_object(folder / "vocab.json")
     lines = read_text(folder / "merges.txt").splitlines()
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    added_file, config_file = folder / "added_tokens.json", folder / "tokenizer_config.json"
+    later = read_object(folder / "added_tokens.json", missing_ok=True)
     special = vocab.keys() - set(BYTE_LETTERS) - {"".join(pair) for pair in merges}
-    added = {token: vocab[token] for token in special} | (read_object(added_file) if added_file.is_file() else {})
+    added = {token: vocab[token] for token in special} | later
     if not all(isinstance(i, int) for i in [*vocab.values(), *added.values()]):
         raise _llmc.Error(f"{folder / 'vocab.json'}: damaged: an id is not a number")
-    known = (read_object(config_file) if config_file.is_file() else {}).get("added_tokens_decoder", {})
+    known = read_object(folder / "tokenizer_config.json", missing_ok=True).get("added_tokens_decoder", {})
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc.data.tokenizer import Tokenizer
+from llmc.formats.json_files import write_json
 from llmc.hub import gpt2
-from llmc.hub.json_files import write_json
 from llmc.hub.tokenizer import FILES as TOKENIZER_FILES
 from llmc.hub.tokenizer import role_ids, write_tokenizer
 from llmc.models.gpt2 import GPT2

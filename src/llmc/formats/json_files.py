@@ -1,4 +1,4 @@
-"""JSON files of a Hugging Face folder."""
+"""JSON files as Hugging Face's folders have them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ def read_text(path: Path) -> str:
         raise _llmc.Error(f"{path}: damaged: {e}") from e
 
 
-def read_object(path: Path, key: str | None = None) -> dict[str, Any]:
+def read_object(path: Path, key: str | None = None, *, missing_ok: bool = False) -> dict[str, Any]:
     """Read a JSON file that is one object.
 
     Args:
         path: the file.
         key: the field whose value, an object too, is wanted; None for the whole file.
+        missing_ok: return an empty object if there is no such file.
 
     Raises:
         llmc.Error: if the file is not JSON, or has no such object.
     """
+    if missing_ok and not path.is_file():
+        return {}
     try:
         value = json.loads(read_text(path))
         value = value if key is None else value[key]
