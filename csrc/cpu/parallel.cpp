@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -104,34 +105,29 @@ inline void pause_briefly() {
 #endif
 }
 
-// How long a thread spins before it sleeps, by what its last waits showed: a wait that spinning ended makes the limit a little
-// longer, one that took longer than the limit halves it. So where loops follow one another closely threads spin; if others want
-// the CPUs, so that a partner is late or this thread loses its CPU while it spins, they soon sleep at once.
+// How long a thread spins before it sleeps, by what its last waits showed: a short one makes the limit a little longer, a long one
+// halves it. So where loops follow one another closely threads spin; if others want the CPUs, so that a partner is late or this
+// thread loses its CPU while it spins, they soon sleep at once. Waits that slept count too, or the limit could never rise from 0.
 class Patience {
     using Clock = std::chrono::steady_clock;
     static constexpr std::chrono::nanoseconds kMost{100'000}, kMore{1'000};
+    static constexpr std::chrono::nanoseconds kShort = 2 * kMost;  // it takes time to wake
     std::chrono::nanoseconds limit_ = kMost;
 
   public:
-    template <class Ready>
-    bool spin(Ready ready) {  // false: it is not ready, and the thread should sleep
-        if (ready()) return true;
+    template <class Ready, class Sleep>
+    void wait(Ready ready, Sleep sleep_until_ready) {
+        if (ready()) return;
         const Clock::time_point start = Clock::now();
-        for (;;) {
-            bool is_ready = false;
+        bool is_ready = false;
+        do {
             for (int i = 0; i < 16 && !is_ready; ++i) {
                 pause_briefly();
                 is_ready = ready();
             }
-            if (Clock::now() - start > limit_) {
-                limit_ /= 2;
-                return is_ready;
-            }
-            if (is_ready) {
-                limit_ = std::min(limit_ + kMore, kMost);
-                return true;
-            }
-        }
+        } while (!is_ready && Clock::now() - start <= limit_);
+        if (!is_ready) sleep_until_ready();
+        limit_ = Clock::now() - start <= kShort ? std::min(limit_ + kMore, kMost) : limit_ / 2;
     }
 };
 
@@ -173,12 +169,15 @@ class Team {
     [[noreturn]] void work(int thread) {
         Patience patience;
         for (std::uint32_t state = 0, last = 0;;) {
-            if (!patience.spin([&] { return enter(thread, state, last); })) {
-                // Whoever opens a loop after the flag was set wakes this thread, or has changed the number before it slept.
-                while (!enter(thread, state, last))
-                    if (state_.compare_exchange_weak(state, state | kWorkersSleep, std::memory_order_relaxed))
-                        state_.wait(state | kWorkersSleep, std::memory_order_relaxed);
-            }
+            patience.wait([&] { return enter(thread, state, last); },
+                          [&] {
+                              // Whoever opens a loop after the flag was set wakes this thread, or has changed the number before
+                              // it slept.
+                              while (!enter(thread, state, last))
+                                  if (state_.compare_exchange_weak(state, state | kWorkersSleep,
+                                                                   std::memory_order_relaxed))
+                                      state_.wait(state | kWorkersSleep, std::memory_order_relaxed);
+                          });
             tasks_->work(thread);
             leave();
         }
@@ -187,7 +186,10 @@ class Team {
   public:
     const int threads;
 
-    explicit Team(int threads_) : threads(threads_) {
+    explicit Team(int threads_) : threads(threads_) {}
+
+    // If a thread cannot be made, those before it stay, and so must the team.
+    void start() {
         // ThreadSanitizer does not see how OpenMP starts its threads.
 #if defined(_OPENMP) && !defined(__SANITIZE_THREAD__)
         std::thread([this] {
@@ -213,10 +215,12 @@ class Team {
             state_.notify_all();
         tasks.work(0);
         if ((state_.fetch_and(~kOpen, std::memory_order_acquire) & kWorkers) == 0) return;
-        if (patience_.spin([&] { return (state_.load(std::memory_order_acquire) & kWorkers) == 0; })) return;
-        all_left_.store(0, std::memory_order_relaxed);
-        if ((state_.fetch_or(kCallerSleeps, std::memory_order_acq_rel) & kWorkers) == 0) return;
-        all_left_.wait(0, std::memory_order_acquire);
+        patience_.wait([&] { return (state_.load(std::memory_order_acquire) & kWorkers) == 0; },
+                       [&] {
+                           all_left_.store(0, std::memory_order_relaxed);
+                           if (state_.fetch_or(kCallerSleeps, std::memory_order_acq_rel) & kWorkers)
+                               all_left_.wait(0, std::memory_order_acquire);
+                       });
     }
 };
 
@@ -237,7 +241,13 @@ class IdleTeams {
                     return team;
                 }
         }
-        return new Team(threads);
+        Team* const team = new Team(threads);
+        try {
+            team->start();
+        } catch (const std::system_error& error) {
+            throw Error(filled("cannot start {} threads: {}", threads, error.what()));
+        }
+        return team;
     }
     void give_back(Team* team) {
         const std::lock_guard lock(mutex_);
