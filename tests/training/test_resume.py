@@ -264,6 +264,15 @@ def test_resume_from_another_directory_finds_the_text(text_run: Path, capsys: py
     assert "is not what the run was trained on" in capsys.readouterr().err
 
 
+def test_resume_with_a_text_that_may_not_be_read(text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_run.parent / "my.txt"
+    text.chmod(0)
+    if os.access(text, os.R_OK):
+        pytest.skip("this user, or this system, reads any file")
+    assert train_main(["--resume", str(text_run), "--progress", "lines", *MORE]) == 0
+    assert "going on from the run's own tokens in " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("what", ["the text is gone", "run and tokens on another machine"])
 def test_resume_without_the_text(text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
     if what == "the text is gone":

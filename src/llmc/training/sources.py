@@ -66,8 +66,8 @@ class Sources:
 def prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], None] = lambda line: None) -> Sources:
     """Find the data of a run, and tokenise them if they are text.
 
-    A text is read again if a run is resumed, to see whether it is the same. If that cannot be, because it is not there any more, came
-    from standard input, or is what some Python brings along, the run goes on from its own tokens.
+    A text is read again if a run is resumed, to see whether it is the same. If that cannot be, because it is not there any more, may not
+    be read, came from standard input, or is what some Python brings along, the run goes on from its own tokens.
 
     Args:
         config: the settings; `data`, `val_data`, `tokenizer`, `vocab_size`, `model`, `resume` and `allow_changes` are read.
@@ -85,11 +85,11 @@ def prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], No
         return own
     try:
         return _prepare(config, directory, say)
-    except FileNotFoundError as e:
+    except (FileNotFoundError, PermissionError) as e:
         if own is not None:
             say(f"{e}: going on from the run's own tokens in {own.train[0].parent}")
             return own
-        if place is None:
+        if place is None or isinstance(e, PermissionError):
             raise
         where = " or ".join(dict.fromkeys(filter(None, (place, os.getcwd()))))
         raise FileNotFoundError(f"{e} (in {where}): give --data with the place where the run's data are now") from e
