@@ -14,6 +14,7 @@ import pytest
 
 import llmc
 from llmc import cli
+from llmc.system.fs import shell_word
 
 TEXT = "the cat sat on the mat. 你好 世界. the dog sat on the log. " * 300
 SHAPE = "--layers 1 --heads 2 --channels 16 --max-seq-len 32 -t 32 -b 2 -v 2 -m 1 -s 0".split()
@@ -105,3 +106,10 @@ def test_windows_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert "LongPathsEnabled" in cli._message(error)
     assert "LongPathsEnabled" not in cli._message(FileNotFoundError(2, "No such file or directory", "short"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize("name", ["a b", "it's", "$HOME", "`x`", "a\nb", "sh/text_train_*.bin", '"', "\\", "runs/1"])
+def test_a_suggested_command_names_the_file(name: str) -> None:
+    said = subprocess.run(["sh", "-c", f"printf %s {shell_word(name)}"], capture_output=True, check=True, text=True)
+    assert said.stdout == name
