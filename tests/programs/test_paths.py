@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,8 @@ def test_commands(folder: Path, tmp_path: Path) -> None:
     """All paths are absolute, because on Windows no process can have a long path as its current folder."""
     text, tokens, trained = folder / "my text 文.txt", folder / "tokens 词", folder / "run 跑"
     shown = run("data", "text", text, "-tk", "bytes", "-o", tokens, "-s", "8000", cwd=tmp_path)
-    train, val = re.findall(r'-[ij] "(.*?)"', shown)  # as a user would copy them
+    words = shlex.split(shown.partition("train on them: ")[2], posix=os.name == "posix")  # as a user would copy them
+    train, val = (words[words.index(flag) + 1].strip('"') for flag in ("-i", "-j"))
     assert len(glob.glob(train)) > 1
     run("train", "-i", train, "-j", val, "-o", folder / "on tokens", "-x", "2", *SHAPE, cwd=tmp_path)
     assert (folder / "on tokens" / "DONE_00000002").is_file()
