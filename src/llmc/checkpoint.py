@@ -117,7 +117,7 @@ class Checkpointer:
         """
         self.wait()
         layout = _Layout.of(model, optimizer)
-        self._check_space(layout)
+        self.check_space(model, optimizer)
         copied = (background or optimizer.sharded) and self._staging.reserve(layout.copy_bytes)
         if optimizer.sharded and not copied:
             raise OSError(
@@ -182,10 +182,7 @@ class Checkpointer:
         Raises:
             OSError: if that does not suffice.
         """
-        return self._check_space(_Layout.of(model, optimizer))
-
-    def _check_space(self, layout: _Layout) -> tuple[int, int]:
-        needed, free = layout.file_bytes, self.fs.free_bytes(self.directory)
+        needed, free = _Layout.of(model, optimizer).file_bytes, self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
                 errno.ENOSPC,

@@ -274,7 +274,7 @@ def test_marks_fall_anywhere(parts: list[str], size: int) -> None:
     cut = documents._cut((whole[i : i + size] for i in range(0, len(whole), size)), EOT)
     pieces = list(documents._pieces(cut))
     expected = [d.strip() for d in whole.split(EOT) if d.strip()]
-    assert list(documents.join_pieces(pieces)) == expected and sum(p.first for p in pieces) == len(expected)
+    assert [p.text for p in documents.join_pieces(pieces)] == expected and sum(p.first for p in pieces) == len(expected)
 
 
 def test_marks_are_letters_unless_they_are_named(tmp_path: Path) -> None:

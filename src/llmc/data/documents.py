@@ -153,7 +153,7 @@ class DocumentReader:
 
     def documents(self, paths: Iterable[Path]) -> Iterator[str]:
         """Read the documents of several files, each as one string; errors as of stream()."""
-        return join_pieces(self.stream(paths))
+        return (document.text for document in join_pieces(self.stream(paths)))
 
     def report(self) -> list[str]:
         """Return what the user should know of what was read, in lines: records that were skipped, marks that were read as letters."""
@@ -196,16 +196,16 @@ class DocumentReader:
                 yield Piece(text, True)
 
 
-def join_pieces(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Put the pieces of each document together again."""
-    parts: list[str] = []
+def join_pieces(pieces: Iterable[Piece], may_cut: Callable[[str, str], bool] = lambda *_: False) -> Iterator[Piece]:
+    """Put the pieces of each document together again, but between two that may_cut() lets be apart."""
+    held: list[Piece] = []
     for piece in pieces:
-        if piece.first and parts:
-            yield "".join(parts)
-            parts = []
-        parts.append(piece.text)
-    if parts:
-        yield "".join(parts)
+        if held and (piece.first or may_cut(held[-1].text, piece.text)):
+            yield Piece("".join(p.text for p in held), held[0].first)
+            held = []
+        held.append(piece)
+    if held:
+        yield Piece("".join(p.text for p in held), held[0].first)
 
 
 # ---- files as streams of characters ----

@@ -8,7 +8,7 @@ result does not depend on the number of workers, and the memory does not depend 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
-from llmc.data.documents import Piece
+from llmc.data.documents import Piece, join_pieces
 from llmc.data.tokenizer import Tokenizer
 from llmc.formats.shards import write_shard
 
@@ -34,18 +34,6 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _joined(pieces: Iterable[Piece], may_cut: Callable[[str, str], bool]) -> Iterator[Piece]:
-    """Put pieces of a document together again, but between those that may be encoded one by one."""
-    held: list[Piece] = []
-    for piece in pieces:
-        if held and (piece.first or may_cut(held[-1].text, piece.text)):
-            yield Piece("".join(p.text for p in held), held[0].first)
-            held = []
-        held.append(piece)
-    if held:
-        yield Piece("".join(p.text for p in held), held[0].first)
 
 
 def token_stream(
@@ -67,7 +55,7 @@ def token_stream(
     if workers < 0:
         raise ValueError(f"workers is {workers}, expected 0 (all cores) or more")
     workers = workers or _llmc.default_threads()
-    pieces = _joined(pieces, tokenizer.may_cut)
+    pieces = join_pieces(pieces, tokenizer.may_cut)
     waiting: collections.deque[Future[NDArray[np.uint32]]] = collections.deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="llmc-tokenize")
     try:
