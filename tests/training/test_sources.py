@@ -31,6 +31,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def test_no_data_is_the_default() -> None:
+    assert llmc.TrainConfig(data=None, val_data=None) == llmc.TrainConfig()  # type: ignore[arg-type]
+
+
 def test_folder_of_llmc_data(folder: Path) -> None:
     found = sources.prepare(llmc.TrainConfig(data=(str(folder),)), None)
     assert names(found.train) == ["text_train_000000.bin", "text_train_000001.bin"]

@@ -103,8 +103,8 @@ class Setting:
         Raises:
             ValueError: if it has another type, or is out of bounds.
         """
-        if value is None and self.default is None:
-            return None
+        if value is None and self.default in (None, ()):
+            return self.default
         if self.many:
             return tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
