@@ -7,7 +7,6 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 
@@ -29,25 +28,27 @@ struct OwnedTensor {
 // not one in which another thread was working then, as that thread is not there to end what it began, nor one on a GPU.
 class Busy {
   public:
-    explicit Busy(Backend& backend) : backend_(backend), lock_(backend.mutex, std::defer_lock) {
-        const int process = process_id(), worker = backend.worker;
-        if (process != backend.maker && (backend.runs_ahead() || (worker != 0 && worker != process)))
-            throw Error(
-                backend.runs_ahead()
-                    ? kForkedFromGpu
-                    : "this process was forked while another thread computed with this backend, which is "
-                      "unusable here: make another one, or start processes by 'spawn'");
-        lock_.lock();
-        backend.worker = process;
+    explicit Busy(Backend& backend) : backend_(backend) {
+        const int process = process_id();
+        if (process != backend.maker && backend.runs_ahead()) throw Error(kForkedFromGpu);
+        for (int worker = 0; !backend.worker.compare_exchange_strong(worker, process); worker = 0) {
+            if (worker != process)
+                throw Error(
+                    "this process was forked while another thread computed with this backend, which is "
+                    "unusable here: make another one, or start processes by 'spawn'");
+            backend.worker.wait(worker);
+        }
     }
-    ~Busy() { backend_.worker = 0; }
+    ~Busy() {
+        backend_.worker = 0;
+        backend_.worker.notify_one();
+    }
     Busy(const Busy&) = delete;
     Busy& operator=(const Busy&) = delete;
 
   private:
-    py::gil_scoped_release release_;  // before waiting for the lock
+    py::gil_scoped_release release_;  // before waiting
     Backend& backend_;
-    std::unique_lock<std::mutex> lock_;
 };
 
 // The same object, which other threads of Python need not wait for when it is destroyed. It may wait for the device, to free

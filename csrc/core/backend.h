@@ -22,7 +22,6 @@
 #include <functional>
 #include <initializer_list>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 
@@ -89,13 +88,11 @@ inline constexpr const char* kForkedFromGpu =
     "CUDA does not work in a process that was forked from one that had used it: start processes by 'spawn' "
     "(multiprocessing.set_start_method), or use the GPU in them alone";
 
-// Only one thread at a time may call it, because ops share scratch memory. The bindings hold `mutex` for that, and
-// note in `worker` who has it.
+// Only one thread at a time may call it, because ops share scratch memory. The bindings take it for that: `worker` says who has it.
 class Backend {
   public:
     virtual ~Backend() = default;
-    std::mutex mutex;
-    std::atomic<int> worker{0};  // the process_id() of the thread that holds the mutex, or 0
+    std::atomic<int> worker{0};  // the process_id() of the thread that uses it, or 0
     const int maker = process_id();
 
     // ---- memory and order ----

@@ -187,7 +187,7 @@ BpeEncoder::BpeEncoder(std::vector<std::string> tokens, std::size_t eot) : token
     of_two_.assign(1 << 16, kNone);
     for (std::size_t i = 0; i < tokens_.size(); ++i) {
         if (i == eot) continue;
-        ids_.emplace(tokens_[i], static_cast<std::uint32_t>(i));
+        if (!ids_.emplace(tokens_[i], static_cast<std::uint32_t>(i)).second) continue;  // the smallest id
         longest_ = std::max(longest_, tokens_[i].size());
         if (tokens_[i].size() == 2) of_two_[index_of_two(tokens_[i])] = static_cast<std::uint32_t>(i);
     }

@@ -19,34 +19,39 @@ forks = pytest.mark.skipif(
 
 CPUS = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 
-# Runs an op on all threads, then prints their number and the CPUs on which each may run. Workers start while the caller computes already;
-# beside them there is one thread that OpenMP counts as theirs, and that sleeps.
+# Runs an op on all threads, then prints their number and the CPUs on which each may run. Workers start while the caller computes already,
+# and are bound after that; beside them there is one thread that OpenMP counts as theirs, and that sleeps.
 REPORT = """
 import json, os, sys, time
-cpus = json.loads(sys.argv[1])
+cpus, threads, places = json.loads(sys.argv[1])
 if cpus:
     os.sched_setaffinity(0, cpus)
 from llmc import _llmc
-backend = _llmc.Backend("cpu", int(sys.argv[2]))
+backend = _llmc.Backend("cpu", threads)
 info = backend.info()
 backend.zero(backend.empty([1 << 24]))
 end = time.monotonic() + 60
-while info.threads > 1 and len(os.listdir("/proc/self/task")) <= info.threads and time.monotonic() < end:
+while True:
+    ids = [thread for thread in map(int, os.listdir("/proc/self/task")) if thread != os.getpid()]
+    others = [sorted(os.sched_getaffinity(thread)) for thread in ids]
+    if info.threads == 1 or (len(others) >= info.threads and len(set(map(tuple, others))) >= places) or time.monotonic() > end:
+        break
     time.sleep(0.01)
-others = []
-for thread in map(int, os.listdir("/proc/self/task")):
-    if thread != os.getpid():
-        others.append(sorted(os.sched_getaffinity(thread)))
 print(json.dumps({"threads": info.threads, "pinning": info.pinning, "caller": sorted(os.sched_getaffinity(0)), "others": others}))
 """
 
 
-def report(cpus=(), threads=0, **environment):
-    """Run REPORT in a process that may use these CPUs and has these environment variables; return what it prints."""
+def report(cpus=(), threads=0, places=1, **environment):
+    """Run REPORT in a process that may use these CPUs and has these environment variables; return what it prints.
+
+    It waits until there are all threads, and they run on this many different sets of CPUs, but for a minute at most.
+    """
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     env = clean | {"OPENBLAS_NUM_THREADS": "1"} | environment  # so that NumPy starts no threads
-    command = [sys.executable, "-c", REPORT, json.dumps(list(cpus)), str(threads)]
-    return json.loads(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+    command = [sys.executable, "-c", REPORT, json.dumps([list(cpus), threads, places])]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @linux
@@ -67,7 +72,7 @@ def test_the_default_is_what_the_process_may_use():
 @linux
 @pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
 def test_a_user_may_bind_them_by_openmp():
-    seen = report(CPUS[:2], threads=2, OMP_PROC_BIND="true")
+    seen = report(CPUS[:2], threads=2, places=2, OMP_PROC_BIND="true")
     assert seen["pinning"] == "by OMP_PROC_BIND=true"
     assert [CPUS[1]] in seen["others"]  # OpenMP itself has bound the caller to the first
 
