@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ def _has_cuda() -> bool:
 CUDA = [pytest.param("cuda", marks=pytest.mark.cuda)] if _has_cuda() else []
 # The CPU backend with each kernel set that runs on this machine.
 KERNEL_SETS = [f"cpu:{isa}" for isa in _llmc.isa()["usable"]]
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_left_alone() -> Iterator[None]:
+    """Fail a test that leaves a handler behind: what later tests send to themselves would end all of them."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    yield
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.fixture(params=["cpu", *CUDA])

@@ -68,7 +68,6 @@ class Check:
         self.stages: list[Result] = []  # of the part that is running
         self.lock = threading.Lock()
         self.running: set[int] = set()  # process ids; each process leads a group of its own
-        signal.signal(signal.SIGTERM, self.stopped)
         path = [str(self.site), os.environ.get("PYTHONPATH", "")]
         self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p)}
         # Beside the figures that come of it, and not in the user's cache.
@@ -434,7 +433,9 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the emulated device")
     args = parser.parse_args()
     args.out = args.out.resolve()
-    return Check(args).all(["a", "b"] if args.part == "all" else [args.part])
+    check = Check(args)
+    signal.signal(signal.SIGTERM, check.stopped)
+    return check.all(["a", "b"] if args.part == "all" else [args.part])
 
 
 if __name__ == "__main__":
