@@ -184,7 +184,7 @@ def write_csv(path: Path, documents: list[str]) -> None:
 
 
 def write_parquet(path: Path, documents: list[str]) -> None:
-    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install pyarrow")
     import pyarrow
     import pyarrow.parquet
 

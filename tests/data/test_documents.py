@@ -41,7 +41,7 @@ TEXTS = [WORDS * n for n in (1, 30, 2, 7)]
 def compressor(suffix: str) -> Callable[[bytes], bytes]:
     if suffix == "zst":
         name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
-        pytest.importorskip(name, reason="needs zstandard")
+        pytest.importorskip(name, reason="needs zstandard: pip install backports.zstd")
         compress: Callable[[bytes], bytes] = importlib.import_module(name).compress
         return compress
     return {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[suffix]
@@ -54,7 +54,7 @@ def read(*paths: Path, **how: Any) -> list[str]:
 def write_records(path: Path, records: list[Any]) -> None:
     """Write records in the form that the suffix says. CSV has no null: its rows are short instead."""
     if path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+        pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install pyarrow")
         parquet = pytest.importorskip("pyarrow.parquet")
         parquet.write_table(pyarrow.Table.from_pylist(records), path)
     elif path.suffix == ".csv":
