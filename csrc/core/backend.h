@@ -39,6 +39,9 @@ struct DeviceInfo {
     std::string isa;               // the kernel set chosen: "avx512", "sm_90"
     int threads = 1;               // CPU threads that ops use
     std::string pinning;           // how those threads are bound to CPUs, in words
+    std::int64_t l1_bytes = 0;     // data caches of a CPU, by which matmuls are cut into blocks
+    std::int64_t l2_bytes = 0;
+    std::int64_t l3_bytes = 0;
     std::int64_t total_bytes = 0;  // memory of the device; 0 if unknown
     std::int64_t free_bytes = 0;
     int multiprocessors = 0;  // of a GPU

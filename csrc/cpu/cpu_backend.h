@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "cpu/caches.h"
 #include "cpu/kernels.h"
 #include "cpu/packed_weights.h"
 #include "cpu/parallel.h"
@@ -116,6 +117,7 @@ class CpuBackend final : public Backend {
     void grow(Scratch& scratch, std::int64_t bytes);
 
     const Kernels* kernels_;
+    CacheSizes caches_;
     int threads_;
     std::vector<Scratch> scratch_;
     Scratch shared_;

@@ -11,6 +11,7 @@
 
 #include "core/adamw_step.h"
 #include "core/bf16.h"
+#include "cpu/caches.h"
 
 namespace llmc {
 
@@ -33,6 +34,7 @@ struct Gemm {
     void* pre;           // T, laid out as C: pre = A B + bias and C = gelu(pre); or null
     const void* dgelu;   // T, laid out as C: C = (A B) * gelu'(dgelu); or null
     const void* packed;  // B as pack_weight made it; or null
+    CacheSizes caches;   // by which blocks are cut; they change no bit of C
 };
 
 // The tasks that a kernel set wants a matmul cut into: blocks of C of at most `rows` x `columns`, both multiples of

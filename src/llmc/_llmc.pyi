@@ -100,6 +100,21 @@ class DeviceInfo:
         The kernel set: 'avx512', 'sm_90'.
         """
     @property
+    def l1_bytes(self) -> int:
+        """
+        The L1 data cache of a CPU, in bytes.
+        """
+    @property
+    def l2_bytes(self) -> int:
+        """
+        The L2 cache of a CPU, in bytes.
+        """
+    @property
+    def l3_bytes(self) -> int:
+        """
+        The L3 cache, in bytes.
+        """
+    @property
     def multiprocessors(self) -> int:
         """
         The multiprocessors of a GPU.
