@@ -8,3 +8,10 @@
 #else
 #define LLMC_UNROLL
 #endif
+
+// LLMC_NOINLINE before a function: its registers are not shared with what its caller keeps.
+#if defined(_MSC_VER) && !defined(__clang__)
+#define LLMC_NOINLINE __declspec(noinline)
+#else
+#define LLMC_NOINLINE __attribute__((noinline))
+#endif
