@@ -28,19 +28,20 @@ struct Gemm {
     bool b_kmajor;  // false: B(k,n) = b[n*ldb + k];  true: b[k*ldb + n]
     void* c;
     i64 ldc;
-    bool c_f32;          // C is f32, else T
-    bool accumulate;     // C += instead of C =
-    const void* bias;    // (N) T, added to every row; or null
-    void* pre;           // T, laid out as C: pre = A B + bias and C = gelu(pre); or null
-    const void* dgelu;   // T, laid out as C: C = (A B) * gelu'(dgelu); or null
+    bool c_f32;        // C is f32, else T
+    bool accumulate;   // C += instead of C =
+    const void* bias;  // (N) T, added to every row; or null
+    void* pre;         // T, laid out as C: pre = A B + bias and C = gelu(pre); or null
+    const void*
+        dgelu;  // T, laid out as C: C = (A B) * gelu'(dgelu); or null. One of accumulate, pre and dgelu
     const void* packed;  // B as pack_weight made it; or null
     CacheSizes caches;   // by which blocks are cut; they change no bit of C
 };
 
-// The tasks that a kernel set wants a matmul cut into: blocks of C of at most `rows` x `columns`, both multiples of
-// their units. To give every thread enough tasks, blocks are made narrower, down to `least_columns`.
+// The tasks that a kernel set wants a matmul cut into: blocks of C of at most `rows` x `columns`, multiples of their
+// units. To give every thread enough tasks, blocks are made smaller, down to `least_rows` x `least_columns`.
 struct GemmTask {
-    i64 rows, columns, row_unit, column_unit, least_columns;
+    i64 rows, columns, row_unit, column_unit, least_rows, least_columns;
 };
 
 // One head of one sequence. q, k, v, dq, dk, dv have row stride ldq, out and dout ldo.

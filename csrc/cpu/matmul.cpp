@@ -4,6 +4,8 @@
 //   dinp      (N,C)       = dout (N,OC) weight         A = dout           B = weight
 //   dweight   (OC,C)      = dout^T (OC,N) inp          A = dout^T         B = inp
 #include <algorithm>
+#include <limits>
+#include <numeric>
 
 #include "core/dims.h"
 #include "cpu/cpu_backend.h"
@@ -12,18 +14,31 @@ namespace llmc {
 
 namespace {
 
-// C is cut evenly into a grid of tasks: blocks as large as the kernels ask for (GemmTask), or narrower ones, so that
-// every thread has several.
+// C is cut evenly into a grid of tasks within the limits of the kernels (GemmTask): so many that every thread has
+// several, and of all such grids the one that takes the least time. Each task packs its rows of A and its columns of B,
+// where an element takes as long as kPacking multiply-adds.
 struct Grid {
     std::int64_t rows, columns;  // of a task
     Grid(const GemmTask& task, std::int64_t M, std::int64_t N, int threads) {
-        std::int64_t row_tasks = ceil_div(M, task.rows);
-        if (row_tasks > threads) row_tasks = ceil_div(row_tasks, threads) * threads;
+        constexpr std::int64_t kPacking = 8;
         const std::int64_t wanted = threads == 1 ? 1 : 8 * threads;
-        const std::int64_t column_tasks = std::max(
-            ceil_div(N, task.columns), std::min(ceil_div(wanted, row_tasks), N / task.least_columns));
-        rows = even_share(M, row_tasks, task.row_unit);
-        columns = even_share(N, std::max<std::int64_t>(1, column_tasks), task.column_unit);
+        const std::int64_t fewest_rows = ceil_div(M, task.rows), fewest_columns = ceil_div(N, task.columns);
+        const std::int64_t most_rows = std::max(fewest_rows, std::min(wanted, M / task.least_rows));
+        const std::int64_t most_columns = std::max(fewest_columns, N / task.least_columns);
+        std::int64_t least = std::numeric_limits<std::int64_t>::max();
+        for (std::int64_t r = fewest_rows; r <= most_rows; ++r) {
+            const std::int64_t enough = std::clamp(ceil_div(wanted, r), fewest_columns, most_columns);
+            const std::int64_t step =
+                threads / std::gcd<std::int64_t>(r, threads);  // r c tasks for all threads alike
+            for (const std::int64_t c : {enough, std::min(ceil_div(enough, step) * step, most_columns)}) {
+                const std::int64_t m = even_share(M, r, task.row_unit),
+                                   n = even_share(N, c, task.column_unit);
+                const std::int64_t time =
+                    ceil_div(ceil_div(M, m) * ceil_div(N, n), threads) * threads * m * n +
+                    kPacking * (c * M + r * N);
+                if (time < least) least = time, rows = m, columns = n;
+            }
+        }
     }
     static std::int64_t even_share(std::int64_t n, std::int64_t parts, std::int64_t unit) {
         return ceil_div(ceil_div(n, parts), unit) * unit;

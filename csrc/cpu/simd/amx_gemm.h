@@ -204,7 +204,7 @@ inline i64 stretch_of(const Gemm& g) { return g.a_kmajor ? kL1Steps * kSide : 76
 
 llmc::GemmTask tile_gemm_task(const Gemm& g) {
     // If the reduction takes several stretches, all of the task's C is in scratch, which is to stay in L2 beside A.
-    return {block_rows(g), g.K > stretch_of(g) ? 768 : i64{1} << 40, kSide, kSide, 192};
+    return {block_rows(g), g.K > stretch_of(g) ? 768 : i64{1} << 40, kSide, kSide, block_rows(g), 192};
 }
 
 // Whether A is read in place. It is packed if its rows are too far apart for the TLB and the sets of the caches, or

@@ -56,7 +56,7 @@ void scores_block(float* out, const typename P::Unit* panels, const typename P::
     for (i64 n = 0; n < visible; n += kNR)
         for (i64 r = 0; r < rows; r += kMR)
             micro_kernel<P, kNV>(panels + r * units, 1, kMR, channels + n * units, kNR, out + r * kKB + n,
-                                 kKB, units, false);
+                                 kKB, units, Earlier{});
 }
 
 // out (rows x HS, row stride ldo) += left x right; row i, unit k of left: left[i*row + k*step]; right: one
@@ -68,7 +68,7 @@ void times_positions(float* out, i64 ldo, const typename P::Unit* left, i64 row,
         const int nv = static_cast<int>((smaller(kNR, HS - n) + Vec::W - 1) / Vec::W);
         for (i64 r = 0; r < rows; r += kMR)
             micro_strip<P>(nv, left + r * row, row, step, right + n * units_of<P>(BLOCK), kNR,
-                           out + r * ldo + n, ldo, units, true);
+                           out + r * ldo + n, ldo, units, Earlier{out + r * ldo + n, ldo});
     }
 }
 

@@ -110,11 +110,17 @@ inline void pack(typename P::Unit* out, const typename P::T* src, i64 ld, bool k
         pack_rows<P, WIDTH>(out, src, ld, width, elements);
 }
 
-// c (MR x NV vectors, row stride ldc) = or += a b over K units. Row i, unit k of A: a[i*row + k*step]. b:
+// What is added to a tile of sums: the sum of earlier parts, or null. Row stride ld.
+struct Earlier {
+    const float* sum = nullptr;
+    i64 ld = 0;
+};
+
+// c (MR x NV vectors, row stride ldc) = a b over K units, and what came earlier. Row i, unit k of A: a[i*row + k*step]. b:
 // [K][ldb]. Not inlined, because gcc then spills an accumulator in one place or another: half the speed.
 template <class P, int NV>
 LLMC_NOINLINE void micro_kernel(const typename P::Unit* a, i64 row, i64 step, const typename P::Unit* b,
-                                i64 ldb, float* c, i64 ldc, i64 K, bool accumulate) {
+                                i64 ldb, float* c, i64 ldc, i64 K, Earlier earlier) {
     Vec acc[kMR][NV];
     LLMC_UNROLL
     for (int i = 0; i < kMR; ++i) {
@@ -134,52 +140,79 @@ LLMC_NOINLINE void micro_kernel(const typename P::Unit* a, i64 row, i64 step, co
         bf += ldb;
         a += step;
     }
+    if (earlier.sum) {
+        LLMC_UNROLL
+        for (int i = 0; i < kMR; ++i) {
+            LLMC_UNROLL
+            for (int j = 0; j < NV; ++j)
+                acc[i][j] = load(earlier.sum + i * earlier.ld + j * Vec::W) + acc[i][j];
+        }
+    }
     LLMC_UNROLL
     for (int i = 0; i < kMR; ++i) {
         LLMC_UNROLL
-        for (int j = 0; j < NV; ++j) {
-            float* p = c + i * ldc + j * Vec::W;
-            store(p, accumulate ? load(p) + acc[i][j] : acc[i][j]);
-        }
+        for (int j = 0; j < NV; ++j) store(c + i * ldc + j * Vec::W, acc[i][j]);
     }
 }
 
 // micro_kernel with only as many vectors (nv) as the columns of a narrow strip need.
 template <class P>
 inline void micro_strip(int nv, const typename P::Unit* a, i64 row, i64 step, const typename P::Unit* b,
-                        i64 ldb, float* c, i64 ldc, i64 K, bool accumulate) {
-    if (nv == kNV) return micro_kernel<P, kNV>(a, row, step, b, ldb, c, ldc, K, accumulate);
+                        i64 ldb, float* c, i64 ldc, i64 K, Earlier earlier) {
+    if (nv == kNV) return micro_kernel<P, kNV>(a, row, step, b, ldb, c, ldc, K, earlier);
     if constexpr (kNV > 2) {
-        if (nv == 2) return micro_kernel<P, 2>(a, row, step, b, ldb, c, ldc, K, accumulate);
+        if (nv == 2) return micro_kernel<P, 2>(a, row, step, b, ldb, c, ldc, K, earlier);
     }
-    micro_kernel<P, 1>(a, row, step, b, ldb, c, ldc, K, accumulate);
+    micro_kernel<P, 1>(a, row, step, b, ldb, c, ldc, K, earlier);
 }
 
 inline i64 round_up(i64 n, i64 unit) { return (n + unit - 1) / unit * unit; }
 inline i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 
-// One strip of C, rows x columns, from scratch (row stride lds) to memory.
+// each() for the columns of a strip. A whole one is unrolled, so that its vectors are computed side by side.
+template <class Body>
+inline void each_column(i64 columns, Body body) {
+    if (columns != kNR) return each(columns, body);
+    LLMC_UNROLL
+    for (int j = 0; j < kNV; ++j) body(j * Vec::W, All{});
+}
+
+// What is done to one strip of C, rows x columns, on its way from scratch (row stride lds) to memory.
 template <class T, class G>
-void epilogue(const Gemm& g, const float* strip, i64 lds, i64 m0, i64 n0, i64 rows, i64 columns) {
+void epilogue(const Gemm& g, float* strip, i64 lds, i64 m0, i64 n0, i64 rows, i64 columns) {
+    const T* const bias = g.bias ? static_cast<const T*>(g.bias) + n0 : nullptr;
     for (i64 r = 0; r < rows; ++r) {
-        const float* s = strip + r * lds;
+        float* const s = strip + r * lds;
         const i64 at = (m0 + r) * g.ldc + n0;
-        G* c = static_cast<G*>(g.c) + at;
-        const T* bias = g.bias ? static_cast<const T*>(g.bias) + n0 : nullptr;
-        T* pre = g.pre ? static_cast<T*>(g.pre) + at : nullptr;
-        const T* dgelu = g.dgelu ? static_cast<const T*>(g.dgelu) + at : nullptr;
-        each(columns, [=](i64 i, auto m) {
-            Vec v = load(s + i, m);
-            if (bias) v = v + load(bias + i, m);
-            if (g.accumulate) v = load(c + i, m) + v;
-            if (pre) {
-                v = as_stored<T>(v);
+        G* const c = static_cast<G*>(g.c) + at;
+        const auto sum = [=](i64 i, auto m) {
+            return bias ? load(s + i, m) + load(bias + i, m) : load(s + i, m);
+        };
+        if (g.pre) {
+            T* const pre = static_cast<T*>(g.pre) + at;
+            each_column(columns, [=](i64 i, auto m) {
+                const Vec v = as_stored<T>(sum(i, m));
                 store(pre + i, v, m);
-                v = gelu<T>(v);
-            }
-            if (dgelu) v = as_stored<T>(v) * gelu_gradient(load(dgelu + i, m));
-            store(c + i, v, m);
-        });
+                store(c + i, gelu<T>(v), m);
+            });
+        } else if (g.dgelu) {  // to c in a second pass, below
+            const T* const dgelu = static_cast<const T*>(g.dgelu) + at;
+            each_column(columns, [=](i64 i, auto m) {
+                store(s + i, as_stored<T>(sum(i, m)) * gelu_gradient(load(dgelu + i, m)), m);
+            });
+        } else if (g.accumulate) {
+            each_column(columns, [=](i64 i, auto m) { store(c + i, load(c + i, m) + sum(i, m), m); });
+        } else {
+            each_column(columns, [=](i64 i, auto m) { store(c + i, sum(i, m), m); });
+        }
+    }
+    if (!g.dgelu) return;
+    // Rows of C and of dgelu are often a multiple of 4096 bytes apart. A load of the next row of dgelu would then wait for
+    // a store to C of which the CPU first compares the low 12 bits of the address.
+    for (i64 r = 0; r < rows; ++r) {
+        G* const c = static_cast<G*>(g.c) + (m0 + r) * g.ldc + n0;
+        const float* const s = strip + r * lds;
+        each_column(columns, [=](i64 i, auto m) { store(c + i, load(s + i, m), m); });
     }
 }
 
@@ -191,17 +224,6 @@ constexpr int least_common_multiple(int a, int b) {
 }
 constexpr int kGroup = least_common_multiple(kMR, Vec::W);
 
-// Units of the reduction in a stretch of this matmul, and rows of A in a block: as many as stay in L2. The more
-// rows, the less often B is packed.
-template <class P>
-i64 units_in_stretch(const Gemm& g) {
-    return g.K == 0 ? 1 : smaller(kStretch, (g.K + P::kPerUnit - 1) / P::kPerUnit);
-}
-template <class P>
-i64 rows_in_block(const Gemm& g) {
-    return smaller(kMaxRows, kBlockBytes / 4 / units_in_stretch<P>(g)) / kGroup * kGroup;
-}
-
 // Whether the micro-kernel reads A in place, unpacked. If rows are a multiple of 4096 bytes apart it does not, because
 // they would compete for the same sets of L1.
 template <class P>
@@ -211,33 +233,45 @@ bool read_in_place(const Gemm& g) {
            g.lda * size % 4096 != 0;
 }
 
-// The scratch memory of a task: A's panels, B's strip, and of C one tile if the reduction is a single part, one strip
-// if it is a single stretch, else all strips.
+// How a task [m0,m1) x [n0,n1) is cut, and its scratch memory. Lengths along the reduction are in units. The order of a
+// sum is that of the parts, so they depend on K alone; the caches decide on the rest.
 template <class P>
-struct GemmScratch {
-    i64 rows, units, part, a_units, b_units, c_floats;
-    GemmScratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
-        units = units_in_stretch<P>(g);
-        rows = round_up(smaller(rows_in_block<P>(g), m1 - m0), kGroup);
-        const i64 parts = (units + kPart - 1) / kPart;
-        part = parts > 1 ? round_up((units + parts - 1) / parts, 16) : units;
-        a_units = round_up(rows * units, 16);
-        b_units = part * kNR;
-        const i64 strips = g.K <= kStretch * P::kPerUnit ? 1 : (n1 - n0 + kNR - 1) / kNR;
-        c_floats = strips * rows * kNR;
+struct Blocks {
+    i64 part;     // of a strip of B in L1, for which a tile of C stays in registers
+    i64 stretch;  // whole parts: of a block of A in L2
+    i64 rows;     // of such a block
+    bool keep_b;  // several blocks of rows use the strips of B: they stay packed until the next stretch
+    i64 a_units, b_units, c_rows, c_floats;
+    Blocks(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
+        const i64 units = (g.K + P::kPerUnit - 1) / P::kPerUnit, strips = (n1 - n0 + kNR - 1) / kNR;
+        stretch = g.K == 0 ? 1 : smaller(kStretch, units);
+        const i64 parts = (stretch + kPart - 1) / kPart;
+        part = parts > 1 ? round_up((stretch + parts - 1) / parts, 16) : stretch;
+        // Two thirds of L2: strips of B and C pass through the rest.
+        const i64 groups = g.caches.l2 * 2 / 3 / (4 * stretch * kGroup),
+                  blocks = even_parts((m1 - m0), groups > 1 ? groups * kGroup : kGroup);
+        rows = round_up((m1 - m0 + blocks - 1) / blocks, kGroup);
+        keep_b = rows < m1 - m0;
+        // C is in scratch from a part to the next: one tile, one strip of a block, or all of the task.
+        c_rows = units > stretch ? round_up(m1 - m0, kGroup) : rows;
+        a_units = round_up(rows * stretch, 16);
+        b_units = keep_b ? strips * stretch * kNR : part * kNR;
+        c_floats = (units > stretch ? strips : 1) * c_rows * kNR;
     }
+    static i64 even_parts(i64 n, i64 most) { return n > most ? (n + most - 1) / most : 1; }
     i64 bytes() const { return (a_units + b_units + c_floats) * 4; }
 };
 
 template <class P>
 i64 gemm_scratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
-    return GemmScratch<P>(g, m0, m1, n0, n1).bytes();
+    return Blocks<P>(g, m0, m1, n0, n1).bytes();
 }
 
-// Tasks consist of whole groups and whole strips. Each packs its rows of A again, so if A is packed, tasks are wider.
+// Tasks consist of whole groups and whole strips. The strips that a task keeps, and its C, pass through L3.
 template <class P>
 llmc::GemmTask gemm_task(const Gemm& g) {
-    return {rows_in_block<P>(g), i64{1} << 40, kGroup, kNR, read_in_place<P>(g) ? 4 * kNR : 8 * kNR};
+    const i64 columns = g.caches.l3 / 8 / (4 * kStretch) / kNR * kNR, least = read_in_place<P>(g) ? 64 : 192;
+    return {1024, columns > 8 * kNR ? columns : 8 * kNR, kGroup, kNR, 192, round_up(least, kNR)};
 }
 
 // Memory to fetch into L2 while something else is computed: `rows` of `lines` cache lines.
@@ -283,37 +317,44 @@ template <class P>
 void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
     using T = typename P::T;
     using Unit = typename P::Unit;
-    const GemmScratch<P> sizes(g, m0, m1, n0, n1);
+    const Blocks<P> s(g, m0, m1, n0, n1);
     Unit* const a_panels = static_cast<Unit*>(scratch);
-    Unit* const b_strip = a_panels + sizes.a_units;
-    float* const c_strips = reinterpret_cast<float*>(b_strip + sizes.b_units);
+    Unit* const b_strips = a_panels + s.a_units;
+    float* const c_strips = reinterpret_cast<float*>(b_strips + s.b_units);
     const T* const a = static_cast<const T*>(g.a);
     const T* const b = static_cast<const T*>(g.b);
     const bool in_place = read_in_place<P>(g);
-    const i64 stretch = sizes.units * P::kPerUnit, part = sizes.part * P::kPerUnit;
+    // Then the micro-kernel itself stores whole tiles of C.
+    const bool plain = (g.c_f32 || sizeof(T) == 4) && !g.bias && !g.accumulate && !g.pre && !g.dgelu;
+    const i64 stretch = s.stretch * P::kPerUnit, part = s.part * P::kPerUnit;
 
-    for (i64 m = m0; m < m1; m += sizes.rows) {
-        const i64 rows = smaller(sizes.rows, m1 - m);
-        const i64 first_packed = in_place ? rows / kMR * kMR : 0;
-        for (i64 ks = 0; ks == 0 || ks < g.K; ks += stretch) {
-            const i64 k_end = smaller(ks + stretch, g.K);
-            const i64 units = (k_end - ks + P::kPerUnit - 1) / P::kPerUnit;
+    for (i64 ks = 0; ks == 0 || ks < g.K; ks += stretch) {
+        const i64 k_end = smaller(ks + stretch, g.K);
+        const i64 units = (k_end - ks + P::kPerUnit - 1) / P::kPerUnit;
+        for (i64 m = m0; m < m1; m += s.rows) {
+            const i64 rows = smaller(s.rows, m1 - m);
+            const i64 first_packed = in_place ? rows / kMR * kMR : 0;
             for (i64 r = first_packed / kGroup * kGroup; r < rows && first_packed < rows; r += kGroup) {
                 const T* src = g.a_kmajor ? a + ks * g.lda + m + r : a + (m + r) * g.lda + ks;
                 pack<P, kGroup>(a_panels + r * units, src, g.lda, g.a_kmajor, smaller(kGroup, rows - r),
                                 k_end - ks);
             }
             for (i64 n = n0; n < n1; n += kNR) {
-                const i64 columns = smaller(kNR, n1 - n);
+                const i64 columns = smaller(kNR, n1 - n), strip = (n - n0) / kNR;
                 const int nv = static_cast<int>((columns + Vec::W - 1) / Vec::W);
-                float* const strip = c_strips + (g.K <= stretch ? 0 : (n - n0) / kNR * sizes.rows * kNR);
+                float* const c_strip = c_strips + (g.K <= stretch ? 0 : strip * s.c_rows + m - m0) * kNR;
                 for (i64 k = ks; k == ks || k < k_end; k += part) {
                     const i64 elements = smaller(part, k_end - k),
                               count = (elements + P::kPerUnit - 1) / P::kPerUnit;
                     const T* src = g.b_kmajor ? b + k * g.ldb + n : b + n * g.ldb + k;
-                    pack<P, kNR>(b_strip, src, g.ldb, g.b_kmajor, columns, elements);
+                    Unit* const b_strip =
+                        b_strips + (s.keep_b ? (strip * s.stretch + (k - ks) / P::kPerUnit) * kNR : 0);
+                    if (m == m0 || !s.keep_b)
+                        pack<P, kNR>(b_strip, src, g.ldb, g.b_kmajor, columns, elements);
                     NextStrip next;
-                    if (k + part < k_end)
+                    if (s.keep_b && m > m0)
+                        ;  // the strip lies packed, and the hardware sees that it is a stream
+                    else if (k + part < k_end)
                         next = strip_of_b<P>(g, k + part, n, smaller(part, k_end - k - part), columns);
                     else if (n + kNR < n1)
                         next = strip_of_b<P>(g, ks, n + kNR, smaller(part, k_end - ks),
@@ -322,19 +363,24 @@ void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
                         (next.rows * next.lines * kMR + rows - 1) / rows;  // to fetch for each panel
 
                     for (i64 r = 0; r < rows; r += kMR) {
+                        const bool last = k + elements >= g.K;
+                        const i64 height = smaller(kMR, rows - r);
                         next.fetch(share);
-                        if (k + elements >= g.K) fetch_c<T>(g, m + r, n, smaller(kMR, rows - r), columns);
-                        float* const tile = strip + (g.K <= part ? 0 : r * kNR);
+                        if (last) fetch_c<T>(g, m + r, n, height, columns);
+                        float* const tile = c_strip + (g.K <= part ? 0 : r * kNR);
+                        const Earlier earlier = k > 0 ? Earlier{tile, kNR} : Earlier{};
+                        const bool direct = last && plain && height == kMR && columns == kNR;
+                        float* const out = direct ? static_cast<float*>(g.c) + (m + r) * g.ldc + n : tile;
+                        const i64 ldc = direct ? g.ldc : kNR;
                         if (r < first_packed)
                             micro_strip<P>(nv, reinterpret_cast<const Unit*>(a + (m + r) * g.lda + k),
-                                           g.lda / P::kPerUnit, 1, b_strip, kNR, tile, kNR, count, k > 0);
+                                           g.lda / P::kPerUnit, 1, b_strip, kNR, out, ldc, count, earlier);
                         else
                             micro_strip<P>(nv,
                                            a_panels + r / kGroup * kGroup * units +
                                                (k - ks) / P::kPerUnit * kGroup + r % kGroup,
-                                           1, kGroup, b_strip, kNR, tile, kNR, count, k > 0);
-                        if (k + elements < g.K) continue;
-                        const i64 height = smaller(kMR, rows - r);
+                                           1, kGroup, b_strip, kNR, out, ldc, count, earlier);
+                        if (!last || direct) continue;
                         if (g.c_f32)
                             epilogue<T, float>(g, tile, kNR, m + r, n, height, columns);
                         else

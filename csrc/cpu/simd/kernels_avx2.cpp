@@ -10,7 +10,7 @@
 namespace {
 // 6 x 16: 12 accumulators, 2 vectors of B and 1 of A in 16 registers.
 constexpr int kMR = 6, kNV = 2;
-constexpr i64 kPart = 256, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 384;
+constexpr i64 kPart = 256, kStretch = 768;
 }  // namespace
 
 #include "cpu/simd/gemm.h"

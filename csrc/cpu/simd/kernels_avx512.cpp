@@ -10,7 +10,7 @@
 namespace {
 // 8 x 48: 24 accumulators, 3 vectors of B and 1 of A in 32 registers. Block sizes: doc/performance.md.
 constexpr int kMR = 8, kNV = 3;
-constexpr i64 kPart = 384, kStretch = 768, kBlockBytes = 768 << 10, kMaxRows = 384;
+constexpr i64 kPart = 384, kStretch = 768;
 }  // namespace
 
 #include "cpu/simd/gemm.h"
