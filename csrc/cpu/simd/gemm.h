@@ -270,7 +270,7 @@ i64 gemm_scratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
 // Tasks consist of whole groups and whole strips. The strips that a task keeps, and its C, pass through L3.
 template <class P>
 llmc::GemmTask gemm_task(const Gemm& g) {
-    const i64 columns = g.caches.l3 / 8 / (4 * kStretch) / kNR * kNR, least = read_in_place<P>(g) ? 64 : 192;
+    const i64 columns = g.caches.l3 / 8 / (4 * kStretch) / kNR * kNR, least = read_in_place<P>(g) ? 64 : 384;
     return {1024, columns > 8 * kNR ? columns : 8 * kNR, kGroup, kNR, 192, round_up(least, kNR)};
 }
 
