@@ -56,7 +56,7 @@ void CpuBackend::run_gemm(Gemm g, DType dtype) {
             return;
         }
         g.packed = packed_weight(g, dtype);
-        g.caches = caches_;
+        g.l2 = l2_share(caches_), g.l3 = l3_share(caches_);
         const Grid grid(k.gemm_task(g), g.M, g.N, threads_);
         const std::int64_t row_tasks = ceil_div(g.M, grid.rows), column_tasks = ceil_div(g.N, grid.columns);
         reserve_thread_scratch(k.gemm_scratch(g, 0, grid.rows, 0, grid.columns));

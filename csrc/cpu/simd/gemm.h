@@ -248,7 +248,7 @@ struct Blocks {
         const i64 parts = (stretch + kPart - 1) / kPart;
         part = parts > 1 ? round_up((stretch + parts - 1) / parts, 16) : stretch;
         // Two thirds of L2: strips of B and C pass through the rest.
-        const i64 groups = g.caches.l2 * 2 / 3 / (4 * stretch * kGroup),
+        const i64 groups = g.l2 * 2 / 3 / (4 * stretch * kGroup),
                   blocks = even_parts((m1 - m0), groups > 1 ? groups * kGroup : kGroup);
         rows = round_up((m1 - m0 + blocks - 1) / blocks, kGroup);
         keep_b = rows < m1 - m0;
@@ -267,11 +267,14 @@ i64 gemm_scratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
     return Blocks<P>(g, m0, m1, n0, n1).bytes();
 }
 
-// Tasks consist of whole groups and whole strips. The strips that a task keeps, and its C, pass through L3.
+// Tasks consist of whole groups and whole strips. The strips that a task keeps pass through L3, of which they take half.
+// Each task packs its rows of A again, so if A is packed, tasks are wider.
 template <class P>
 llmc::GemmTask gemm_task(const Gemm& g) {
-    const i64 columns = g.caches.l3 / 8 / (4 * kStretch) / kNR * kNR, least = read_in_place<P>(g) ? 64 : 384;
-    return {1024, columns > 8 * kNR ? columns : 8 * kNR, kGroup, kNR, 192, round_up(least, kNR)};
+    constexpr i64 kMost = 2048 / kNR * kNR, kLeast = 8 * kNR;
+    const i64 columns = smaller(kMost, g.l3 / 2 / (4 * kStretch) / kNR * kNR);
+    return {1024, columns > kLeast ? columns : kLeast,          kGroup, kNR,
+            192,  round_up(read_in_place<P>(g) ? 64 : 384, kNR)};
 }
 
 // Memory to fetch into L2 while something else is computed: `rows` of `lines` cache lines.
