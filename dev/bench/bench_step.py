@@ -33,6 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import (
+    Ceilings,
     add_common_arguments,
     environment_of_peers,
     machine,
@@ -108,6 +109,10 @@ def torch_step(model: str, mode: str, B: int, T: int, threads: int) -> Callable[
 def work(args: argparse.Namespace) -> None:
     """Measure the steps of args.worker in this process, and print the result as JSON."""
     kind, _, mode = args.worker.partition(" ")
+    if kind == "ceilings":
+        from llmc import _llmc
+
+        return print(json.dumps(vars(measured_ceilings(_llmc.Backend("cpu", args.threads), mode))))
     make = llmc_step if kind == "llmc" else torch_step
     step = make(args.model, mode, args.batch, args.seq[0], args.threads)
     losses = [step()]
@@ -129,14 +134,15 @@ def measure(peer: str, model: str, B: int, T: int, steps: int, threads: int) -> 
     """Measure steps of one program in a process of its own.
 
     Args:
-        peer: one of PEERS' values.
+        peer: one of PEERS' values, or "ceilings f32" or "ceilings bf16": here they would count as memory of the programs, which
+            start as copies of this process.
         model: a descriptor, as "d12".
         B, T: rows and tokens per row.
         steps: number of timed steps.
         threads: of the CPU.
 
     Returns:
-        "seconds" and "busy" of each step, "peak_bytes" and "losses".
+        "seconds" and "busy" of each step, "peak_bytes" and "losses"; or the fields of Ceilings.
 
     Raises:
         RuntimeError: if the process fails; it has the last line that the process wrote.
@@ -199,11 +205,9 @@ def main() -> None:
     if args.worker:
         return work(args)
 
-    from llmc import _llmc
-
     about = machine(args.threads)
     threads = about["threads"]
-    tops = {d: measured_ceilings(_llmc.Backend("cpu", threads), d) for d in args.dtypes}
+    tops = {d: Ceilings(**measure(f"ceilings {d}", args.model, 1, 1, 1, threads)) for d in args.dtypes}
     print(machine_line(about))
     for dtype, top in tops.items():
         print(f"{dtype}: {top}")
