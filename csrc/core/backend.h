@@ -42,6 +42,7 @@ struct DeviceInfo {
     std::int64_t l1_bytes = 0;  // the data caches of a CPU, whoever shares them; 0 if unknown
     std::int64_t l2_bytes = 0;
     std::int64_t l3_bytes = 0;
+    bool bf16_arithmetic = true;   // whether bf16 is multiplied as it is, or as f32 into which it is widened
     std::int64_t total_bytes = 0;  // memory of the device; 0 if unknown
     std::int64_t free_bytes = 0;
     int multiprocessors = 0;  // of a GPU

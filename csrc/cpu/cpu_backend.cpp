@@ -40,6 +40,7 @@ DeviceInfo CpuBackend::info() const {
     DeviceInfo info;
     info.name = "cpu";
     info.isa = kernels_->isa;
+    info.bf16_arithmetic = kernels_->bf16_arithmetic;
     info.threads = threads_;
     info.pinning = pinning();
     info.l1_bytes = caches_.l1.bytes, info.l2_bytes = caches_.l2.bytes, info.l3_bytes = caches_.l3.bytes;

@@ -114,6 +114,7 @@ struct TypedKernels {
 
 struct Kernels {
     const char* isa;
+    bool bf16_arithmetic;  // else bf16 is widened to f32, and slower than f32 by that
     TypedKernels<float> f32;
     TypedKernels<bf16> bf16_;
     double (*sum_f32)(const float* x, i64 n);
@@ -134,5 +135,6 @@ const Kernels* kernels_avx512_bf16();
 const Kernels* kernels_amx();
 const Kernels* kernels_neon();
 const Kernels* kernels_neon_bf16();
+const Kernels* kernels_accelerate();
 
 }  // namespace llmc

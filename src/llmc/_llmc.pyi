@@ -76,6 +76,11 @@ class DeviceInfo:
     A description of a backend's device.
     """
     @property
+    def bf16_arithmetic(self) -> bool:
+        """
+        Whether bf16 is multiplied as it is; if not, it is widened to f32, which costs time.
+        """
+    @property
     def clock_hz(self) -> float:
         """
         The highest clock of its multiprocessors, in Hz.
