@@ -1,6 +1,4 @@
 // The map of llmc._llmc. Bindings carry, they do not compute.
-#include <algorithm>
-
 #include "bindings/bindings.h"
 #include "core/check.h"
 #include "cpu/caches.h"
@@ -57,17 +55,16 @@ PYBIND11_MODULE(_llmc, m) {
         "dtype: 'f32' or 'bf16'. threads: 0 for as many as a backend would use.");
     m.def(
         "caches_in",
-        [](const std::string& directory, int cpu, const std::vector<int>& allowed) {
-            const Caches c = caches_in(directory, cpu, [&](int i) {
-                return std::find(allowed.begin(), allowed.end(), i) != allowed.end();
-            });
+        [](const std::string& directory, const std::vector<int>& allowed) {
+            const Caches c = caches_in(directory, allowed);
             std::vector<std::pair<std::int64_t, std::int64_t>> levels;
             for (const Cache& cache : {c.l1, c.l2, c.l3}) levels.emplace_back(cache.bytes, cache.shared_by);
             return levels;
         },
-        "directory"_a, "cpu"_a, "allowed"_a,
-        "Return (bytes, how many of the allowed CPUs share it) of the data caches L1, L2, L3 of a CPU.\n\n"
-        "directory: what Linux has as /sys/devices/system/cpu. Bytes are 0 if it does not tell.");
+        "directory"_a, "allowed"_a,
+        "Return (bytes, how many of the allowed CPUs share it) of the data caches L1, L2, L3.\n\n"
+        "Of CPUs that differ, it is the one with the smallest share. Bytes are 0 if nobody tells.\n"
+        "directory: what Linux has as /sys/devices/system/cpu.");
     m.def("cuda_built", &cuda_built, "Return whether this build has the CUDA backend.");
     m.def("set_library_directories", &set_library_directories, "directories"_a,
           "Set the directories in which NVIDIA's libraries are looked for, besides the system's places.");

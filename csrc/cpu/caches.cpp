@@ -4,7 +4,6 @@
 #include <array>
 #include <cstdlib>
 #include <fstream>
-#include <vector>
 
 #include "core/check.h"
 
@@ -42,27 +41,22 @@ Cache& level(Caches& caches, int number) {
 }
 
 // Where CPUs differ (performance and efficiency cores), the smallest share counts: a block that is too small costs a few
-// percent, one that does not fit costs as much as the cache gains.
+// percent, one that does not fit costs as much as the cache gains. Sizes that no cache has, as some virtual machines tell
+// them, count as not told.
 void keep_smaller(Cache& kept, Cache found) {
-    if (found.bytes <= 0 || found.shared_by <= 0) return;
+    constexpr std::int64_t kLeast = 4 << 10, kMost = 1 << 30;
+    if (found.bytes < kLeast || found.bytes > kMost || found.shared_by <= 0) return;
     if (kept.bytes == 0 || found.bytes / found.shared_by < kept.bytes / kept.shared_by) kept = found;
 }
 
 #if defined(__linux__)
-bool may_run_on(int cpu) {
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 && cpu < CPU_SETSIZE && CPU_ISSET(cpu, &set);
-}
-
 Caches native_caches() {
-    Caches found;
-    int first = 0, last = CPU_SETSIZE - 1;  // hybrid CPUs number one kind of core after the other
-    while (first < last && !may_run_on(first)) ++first;
-    while (last > first && !may_run_on(last)) --last;
-    for (const int cpu : {first, last}) {
-        Caches of_cpu = caches_in("/sys/devices/system/cpu", cpu, may_run_on);
-        for (int i = 1; i <= 3; ++i) keep_smaller(level(found, i), level(of_cpu, i));
-    }
+    std::vector<int> allowed;
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+            if (CPU_ISSET(cpu, &set)) allowed.push_back(cpu);
+    Caches found = caches_in("/sys/devices/system/cpu", allowed);
 #if defined(_SC_LEVEL2_CACHE_SIZE)
     if (found.l2.bytes == 0) {  // no /sys: the C library asks the CPU, which does not tell who shares
         keep_smaller(found.l1, {sysconf(_SC_LEVEL1_DCACHE_SIZE), 1});
@@ -72,18 +66,21 @@ Caches native_caches() {
     return found;
 }
 #elif defined(__APPLE__)
-std::int64_t sysctl_value(const char* name) {
+std::int64_t sysctl_value(const std::string& name) {
     std::int64_t value = 0;
     std::size_t size = sizeof value;
-    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 ? value : 0;
+    return sysctlbyname(name.c_str(), &value, &size, nullptr, 0) == 0 ? value : 0;
 }
 
 Caches native_caches() {
-    // perflevel0 are the performance cores, on which threads that compute run.
     Caches found;
-    keep_smaller(found.l1, {sysctl_value("hw.perflevel0.l1dcachesize"), 1});
-    keep_smaller(found.l2,
-                 {sysctl_value("hw.perflevel0.l2cachesize"), sysctl_value("hw.perflevel0.cpusperl2")});
+    // Level 0 are the performance cores. Threads run on the others too.
+    for (std::int64_t i = 0; i < sysctl_value("hw.nperflevels"); ++i) {
+        const std::string core = "hw.perflevel" + std::to_string(i) + ".";
+        keep_smaller(found.l1, {sysctl_value(core + "l1dcachesize"), 1});
+        keep_smaller(found.l2, {sysctl_value(core + "l2cachesize"), sysctl_value(core + "cpusperl2")});
+    }
+    // Before macOS 12, and Intel's L3.
     if (found.l1.bytes == 0) keep_smaller(found.l1, {sysctl_value("hw.l1dcachesize"), 1});
     if (found.l2.bytes == 0) keep_smaller(found.l2, {sysctl_value("hw.l2cachesize"), 1});
     keep_smaller(found.l3, {sysctl_value("hw.l3cachesize"), sysctl_value("hw.activecpu")});
@@ -97,11 +94,13 @@ Caches native_caches() {
     std::vector<char> buffer(size);
     auto* const first = reinterpret_cast<SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX*>(buffer.data());
     if (size == 0 || !GetLogicalProcessorInformationEx(RelationCache, first, &size)) return found;
+    DWORD_PTR allowed = 0, exist = 0;  // 0 if threads run in several groups of processors: then all are
+    if (!GetProcessAffinityMask(GetCurrentProcess(), &allowed, &exist) || allowed == 0) allowed = ~allowed;
     for (DWORD at = 0; at < size;) {
         const auto& entry =
             *reinterpret_cast<const SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX*>(buffer.data() + at);
         const CACHE_RELATIONSHIP& cache = entry.Cache;
-        const auto sharers = std::popcount(static_cast<std::uint64_t>(cache.GroupMask.Mask));
+        const auto sharers = std::popcount(static_cast<std::uint64_t>(cache.GroupMask.Mask & allowed));
         if ((cache.Type == CacheData || cache.Type == CacheUnified) && cache.Level >= 1 && cache.Level <= 3)
             keep_smaller(level(found, cache.Level), {cache.CacheSize, sharers});
         at += entry.Size;
@@ -114,30 +113,34 @@ Caches native_caches() { return {}; }
 
 }  // namespace
 
-Caches caches_in(const std::string& directory, int cpu, const std::function<bool(int)>& allowed) {
+Caches caches_in(const std::string& directory, const std::vector<int>& allowed) {
     Caches found;
-    for (int index = 0; index < 8; ++index) {
-        const std::string cache =
-            directory + "/cpu" + std::to_string(cpu) + "/cache/index" + std::to_string(index) + "/";
-        const auto word = [&](const char* name) {
-            std::string text;
-            std::ifstream(cache + name) >> text;
-            return text;
-        };
-        const std::string number = word("level"), type = word("type");
-        if (number.size() != 1 || number < "1" || number > "3" || (type != "Data" && type != "Unified"))
-            continue;
-        std::int64_t sharers = 0;  // from a list such as "0-3,8"
-        std::ifstream list(cache + "shared_cpu_list");
-        for (int begin; list >> begin;) {
-            int end = begin;
-            if (list.peek() == '-') list.ignore() >> end;
-            for (int i = begin; i <= std::min(end, begin + 4095); ++i) sharers += allowed(i);
-            if (list.peek() == ',') list.ignore();
+    constexpr std::size_t kLookedAt = 64;  // CPUs of several kinds are in small machines
+    for (std::size_t i = 0; i < std::min(allowed.size(), kLookedAt); ++i)
+        for (int index = 0;; ++index) {
+            const std::string cache = directory + "/cpu" + std::to_string(allowed[i]) + "/cache/index" +
+                                      std::to_string(index) + "/";
+            const auto word = [&](const char* name) {
+                std::string text;
+                std::ifstream(cache + name) >> text;
+                return text;
+            };
+            const std::string number = word("level");
+            if (number.empty()) break;
+            if (number != "1" && number != "2" && number != "3") continue;
+            if (const std::string type = word("type"); type != "Data" && type != "Unified") continue;
+            std::int64_t sharers = 0;  // from a list such as "0-3,8"
+            std::ifstream list(cache + "shared_cpu_list");
+            for (int begin; list >> begin;) {
+                int end = begin;
+                if (list.peek() == '-') list.ignore() >> end;
+                sharers += std::count_if(allowed.begin(), allowed.end(),
+                                         [=](int cpu) { return begin <= cpu && cpu <= end; });
+                if (list.peek() == ',') list.ignore();
+            }
+            keep_smaller(level(found, number[0] - '0'),
+                         {bytes_of(word("size")), std::max<std::int64_t>(1, sharers)});
         }
-        keep_smaller(level(found, number[0] - '0'),
-                     {bytes_of(word("size")), std::max<std::int64_t>(1, sharers)});
-    }
     return found;
 }
 

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
+#include <vector>
 
 namespace llmc {
 
@@ -16,12 +16,12 @@ struct Caches {
     Cache l1, l2, l3;
 };
 
-// What the system tells of the CPU with the smallest caches. LLMC_CACHES=32K,512K,16M overrides it with what one thread
-// has to itself, for tests and measurements; throws ArgumentError if that is not three sizes.
+// What the system tells; where CPUs differ, of the one of which a thread has the least. LLMC_CACHES=32K,512K,16M overrides it with
+// what one thread has to itself, for tests and measurements; throws ArgumentError if that is not three sizes.
 Caches caches();
 
-// What a Linux kernel tells of a CPU, in the files below /sys/devices/system/cpu. allowed(i): whether the process may run on CPU i.
-Caches caches_in(const std::string& directory, int cpu, const std::function<bool(int)>& allowed);
+// What a Linux kernel tells in the files below `directory`, /sys/devices/system/cpu, of the CPUs on which the process may run.
+Caches caches_in(const std::string& directory, const std::vector<int>& allowed);
 
 // What a thread may count on, if all CPUs have one. Never 0: if nothing is known, it is what most CPUs have.
 std::int64_t l2_share(const Caches& caches);

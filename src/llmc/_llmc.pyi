@@ -1182,11 +1182,12 @@ class BpeEncoder:
         Return the token ids of a word's bytes, (n) uint32.
         """
 
-def caches_in(directory: str, cpu: int, allowed: collections.abc.Sequence[int]) -> list[tuple[int, int]]:
+def caches_in(directory: str, allowed: collections.abc.Sequence[int]) -> list[tuple[int, int]]:
     """
-    Return (bytes, how many of the allowed CPUs share it) of the data caches L1, L2, L3 of a CPU.
+    Return (bytes, how many of the allowed CPUs share it) of the data caches L1, L2, L3.
 
-    directory: what Linux has as /sys/devices/system/cpu. Bytes are 0 if it does not tell.
+    Of CPUs that differ, it is the one with the smallest share. Bytes are 0 if nobody tells.
+    directory: what Linux has as /sys/devices/system/cpu.
     """
 
 def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:

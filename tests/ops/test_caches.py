@@ -25,14 +25,33 @@ def sysfs(root: Path, cpu: int, *caches: tuple[str, ...]) -> None:
 def test_what_linux_tells(tmp_path):
     sysfs(tmp_path, 2, ("1", "Data", "32K", "2"), ("1", "Instruction", "64K", "2"), ("2", "Unified", "512K", "2,6"),
           ("3", "Unified", "16M", "0-3,8-11"))  # fmt: skip
-    assert _llmc.caches_in(str(tmp_path), 2, list(range(16))) == [(32 << 10, 1), (512 << 10, 2), (16 << 20, 8)]
-    assert _llmc.caches_in(str(tmp_path), 2, [2, 3, 9]) == [(32 << 10, 1), (512 << 10, 1), (16 << 20, 3)]
+    assert _llmc.caches_in(str(tmp_path), list(range(16))) == [(32 << 10, 1), (512 << 10, 2), (16 << 20, 8)]
+    assert _llmc.caches_in(str(tmp_path), [2, 3, 9]) == [(32 << 10, 1), (512 << 10, 1), (16 << 20, 3)]
+    assert _llmc.caches_in(str(tmp_path), [3]) == [(0, 1)] * 3  # it is offline
+
+
+def test_the_smallest_share_counts(tmp_path):
+    """Two threads of a performance core and four efficiency cores that share an L2."""
+    for cpu in (0, 1):
+        sysfs(
+            tmp_path, cpu, ("1", "Data", "48K", "0-1"), ("2", "Unified", "1280K", "0-1"), ("3", "Unified", "12M", "0-5")
+        )
+    for cpu in (2, 3, 4, 5):
+        sysfs(
+            tmp_path, cpu, ("1", "Data", "32K", str(cpu)), ("2", "Unified", "2M", "2-5"), ("3", "Unified", "12M", "0-5")
+        )
+    assert _llmc.caches_in(str(tmp_path), list(range(6))) == [(48 << 10, 2), (2 << 20, 4), (12 << 20, 6)]
+    assert _llmc.caches_in(str(tmp_path), [0, 1]) == [(48 << 10, 2), (1280 << 10, 2), (12 << 20, 2)]
+    assert _llmc.caches_in(str(tmp_path), [0, 2]) == [(32 << 10, 1), (1280 << 10, 1), (12 << 20, 2)]
 
 
 def test_what_linux_does_not_tell(tmp_path):
     sysfs(tmp_path, 0, ("1", "Data", "unknown", "0"), ("2", "Unified", "1024K"), ("3",), ("x", "Unified", "1M", "0"))
-    assert _llmc.caches_in(str(tmp_path), 0, [0, 1]) == [(0, 1), (1 << 20, 1), (0, 1)]
-    assert _llmc.caches_in(str(tmp_path / "absent"), 0, [0]) == [(0, 1)] * 3
+    assert _llmc.caches_in(str(tmp_path), [0, 1]) == [(0, 1), (1 << 20, 1), (0, 1)]
+    assert _llmc.caches_in(str(tmp_path / "absent"), [0]) == [(0, 1)] * 3
+    sysfs(tmp_path, 7, ("1", "Data", "0K", "7"), ("2", "Unified", "1K", "7"), ("3", "Unified", "4096M", "7"))
+    assert _llmc.caches_in(str(tmp_path), [7]) == [(0, 1)] * 3
+    assert _llmc.caches_in(str(tmp_path), []) == [(0, 1)] * 3
 
 
 def test_sizes_may_be_given(monkeypatch):
@@ -57,29 +76,36 @@ def test_other_sizes_are_an_error(monkeypatch, wanted):
 def test_no_bit_depends_on_them(monkeypatch, isa, dtype):
     """With a tiny L2 there are many blocks of rows, which share the packed strips of B; K takes more than one stretch of 768."""
     N, C, OC = 211, 803, 131
+    others = ["f32"] if dtype == "f32" else ["bf16", "f32"]  # dtypes that results may have
 
     def products(caches: str, threads: int) -> list[np.ndarray]:
         monkeypatch.setenv("LLMC_CACHES", caches)
         backend = make_backend(f"cpu:{isa}", threads)
         rng = np.random.default_rng(0)
 
-        def tensor(*shape):
+        def tensor(*shape, dtype=dtype):
             t = backend.empty(list(shape), dtype)
             x = rng.standard_normal(shape, dtype=np.float32)
             t.from_host(x if dtype == "f32" else (x.view(np.uint32) >> 16).astype(np.uint16))
             return t
 
-        inp, weight, bias, dout, pre = tensor(N, C), tensor(OC, C), tensor(OC), tensor(N, OC), tensor(N, C)
-        out, gelu, before = tensor(N, OC), tensor(N, OC), tensor(N, OC)
-        dinp, dweight, narrow, wide = tensor(N, C), tensor(OC, C), tensor(N, OC), tensor(C, OC)
-        backend.matmul_forward(out, inp, weight, bias)
+        inp, weight, bias, dout, pre, wide = (
+            tensor(N, C), tensor(OC, C), tensor(OC), tensor(N, OC), tensor(N, C), tensor(C, OC)
+        )  # fmt: skip
+        gelu, before, dinp, narrow = tensor(N, OC), tensor(N, OC), tensor(N, C), tensor(N, OC)
         backend.matmul_gelu_forward(gelu, before, inp, weight, bias)
         backend.matmul_gelu_backward(dinp, None, None, dout, None, weight, pre)
-        backend.matmul_backward(None, dweight, None, dout, inp, weight, True)
         backend.matmul_backward(narrow, None, None, inp, None, wide)
-        return [t.to_host().copy() for t in (out, gelu, before, dinp, dweight, narrow)]
+        results = [gelu, before, dinp, narrow]
+        for other in others:
+            out, dweight, square = tensor(N, OC, dtype=other), tensor(OC, C, dtype=other), tensor(OC, OC, dtype=other)
+            backend.matmul_forward(out, inp, weight, bias)
+            backend.matmul_backward(None, dweight, None, dout, inp, weight, True)
+            backend.matmul_backward(None, square, None, wide, wide, tensor(OC, OC))
+            results += [out, dweight, square]
+        return [t.to_host().copy() for t in results]
 
     expected = products("32K,64M,64M", 1)
-    for caches, threads in (("16K,64K,64K", 1), ("32K,256K,2M", 2), ("48K,1M,32M", 3)):
+    for caches, threads in (("16K,64K,64K", 1), ("32K,256K,2M", 2), ("48K,1M,32M", 3), ("1,1,1", 1)):
         for a, b in zip(expected, products(caches, threads), strict=True):
-            np.testing.assert_array_equal(a, b)
+            assert a.tobytes() == b.tobytes()
