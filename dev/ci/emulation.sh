@@ -16,8 +16,9 @@ fi
 "$python" -m pytest -q -p no:cacheprovider tests/project/test_extension.py
 LLMC_APPS=$build "$python" -m pytest -q -p no:cacheprovider tests/programs/test_apps.py tests/programs/test_gpt2_program.py
 LLMC_APPS=$build "$python" -m pytest -q -p no:cacheprovider -m cuda tests
-if "$python" -c "from llmc import _llmc; raise SystemExit('amx' not in _llmc.isa()['usable'])"; then
-  "$python" -m pytest -q -p no:cacheprovider -k amx tests/golden/test_golden.py tests/ops/test_ops.py tests/training/test_optim.py tests/ops/test_isa.py tests/models/test_bindings.py
-else
-  echo "left out: the emulated AMX tiles need AVX-512 and AVX512-BF16, which this CPU lacks"
-fi
+usable() { "$python" -c "from llmc import _llmc; raise SystemExit('$1' not in _llmc.isa()['usable'])"; }
+# Beside its products the set for Accelerate has the loops of AVX2 or NEON, which other tests run.
+tests=""
+usable accelerate && tests="accelerate and (matmul or alike or agree or peak)" || echo "left out: the emulated Accelerate needs AVX2 or NEON, which this CPU lacks"
+usable amx && tests="amx${tests:+ or $tests}" || echo "left out: the emulated AMX tiles need AVX-512 and AVX512-BF16, which this CPU lacks"
+[ -z "$tests" ] || "$python" -m pytest -q -p no:cacheprovider -k "$tests" tests/golden/test_golden.py tests/ops/test_ops.py tests/training/test_optim.py tests/ops/test_isa.py tests/models/test_bindings.py
