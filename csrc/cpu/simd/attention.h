@@ -72,6 +72,8 @@ void times_positions(float* out, i64 ldo, const typename P::Unit* left, i64 row,
     }
 }
 
+inline i64 whole_vectors(i64 n) { return n > 0 ? round_up(n, Vec::W) : 0; }
+
 inline void clear(float* x, i64 n) {
     each(n, [=](i64 i, auto m) { store(x + i, zero(), m); });
 }
@@ -138,8 +140,7 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
                 const i64 seen = smaller(visible, q0 + r + 1 - k0);  // keys that this query may see
                 if (seen > 0) {
                     Vec top = set1(-3e38f);
-                    for (i64 i = 0; i < seen; i += Vec::W)
-                        top = max(top, keep_first(load(x + i), static_cast<int>(seen - i), -3e38f));
+                    each(seen, [&](i64 i, auto m) { top = max(top, keep_first(load(x + i), m, -3e38f)); });
                     const float now = max(top) * h.scale;
                     if (now > s.highest[r]) {
                         const Vec shrink = exp(set1(s.highest[r] - now));
@@ -151,14 +152,13 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
                 }
                 const Vec shift = set1(s.highest[r]);
                 Vec added = zero();
-                i64 i = 0;
-                for (; i < seen; i += Vec::W) {
-                    const Vec e =
-                        keep_first(exp(load(x + i) * scale - shift), static_cast<int>(seen - i), 0.0f);
+                each(seen, [&](i64 i, auto m) {
+                    const Vec e = keep_first(exp(load(x + i) * scale - shift), m, 0.0f);
                     added = added + e;
                     store(p + i, e);
-                }
-                for (; i < round_up(visible, Vec::W); i += Vec::W) store(p + i, zero());
+                });
+                for (i64 i = whole_vectors(seen); i < whole_vectors(visible); i += Vec::W)
+                    store(p + i, zero());
                 s.total[r] += sum(added);
             }
             times_positions<P, kKB>(s.out, ldo, reinterpret_cast<const Unit*>(s.probs), kKB / P::kPerUnit, 1,
@@ -247,14 +247,12 @@ void attention_backward(const AttentionHead<typename P::T>& h, void* memory) {
                 float *p = s.probs + r * kKB, *ds = s.dscores + r * kKB;
                 const i64 seen = smaller(visible, q0 + r + 1 - k0);
                 const Vec lse = set1(h.lse[q0 + r]), D = set1(s.D[q0 + r]);
-                i64 i = 0;
-                for (; i < seen; i += Vec::W) {
-                    const int n = static_cast<int>(seen - i);
-                    const Vec e = keep_first(exp(load(p + i) * scale - lse), n, 0.0f);
+                each(seen, [=](i64 i, auto m) {
+                    const Vec e = keep_first(exp(load(p + i) * scale - lse), m, 0.0f);
                     store(p + i, e);
-                    store(ds + i, keep_first(e * (load(ds + i) - D) * scale, n, 0.0f));
-                }
-                for (; i < kKB; i += Vec::W) {
+                    store(ds + i, keep_first(e * (load(ds + i) - D) * scale, m, 0.0f));
+                });
+                for (i64 i = whole_vectors(seen); i < kKB; i += Vec::W) {
                     store(p + i, zero());
                     store(ds + i, zero());
                 }

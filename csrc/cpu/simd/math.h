@@ -19,6 +19,7 @@ inline void store(T* p, Vec a, All) {
 inline int lanes(All) { return Vec::W; }
 inline int lanes(int n) { return n; }
 
+inline Vec keep_first(Vec a, All, float) { return a; }
 template <class Body>
 inline void each(i64 n, Body body) {
     i64 i = 0;
