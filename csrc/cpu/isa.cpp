@@ -132,7 +132,7 @@ IsaChoice choose_isa() {
     const Row amx{"amx", kernels_amx(), cpu.amx};
 #endif
 #if defined(LLMC_ACCELERATE_EMULATION)
-    const Row accelerate{"accelerate", kernels_accelerate(), cpu.avx2, true};
+    const Row accelerate{"accelerate", kernels_accelerate(), cpu.avx2 || cpu.neon, true};
 #else
     const Row accelerate{"accelerate", kernels_accelerate(), cpu.neon};
 #endif

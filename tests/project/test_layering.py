@@ -40,7 +40,7 @@ EXCEPTIONS = {
 }
 CUDA_HEADERS = re.compile(r"cuda|cub/|cublas|cudnn|nccl|nvml")
 # Of the files that are compiled once per instruction set: nothing in these has a function that the linker could merge.
-PLAIN_HEADERS = {"immintrin.h", "emmintrin.h", "arm_neon.h", "cstdint", "math.h", "string.h"}
+PLAIN_HEADERS = {"immintrin.h", "emmintrin.h", "arm_neon.h", "cstdint", "dlfcn.h", "math.h", "string.h"}
 
 
 def name(path: Path) -> str:

@@ -3,12 +3,15 @@
 // Attention and products of few rows keep our micro-kernels.
 //
 // Accelerate promises no order of sums. Tasks are therefore cut by shape alone, so that the same calls are made on any number of
-// threads.
+// threads; and it is asked to use no threads of its own, which it would otherwise choose as it likes.
+#if !defined(LLMC_ACCELERATE_EMULATION)
+#include <dlfcn.h>
+#endif
 #include <math.h>
 
 #include "cpu/kernels.h"
 #include "cpu/simd/unroll.h"
-#if defined(LLMC_ACCELERATE_EMULATION)
+#if defined(__AVX2__)  // emulated
 #include "cpu/simd/vec_avx2.h"
 #else
 #include "cpu/simd/vec_neon.h"
@@ -31,22 +34,56 @@ using MultiplyBf16 = MultiplyWidened;
 
 #if defined(LLMC_ACCELERATE_EMULATION)
 namespace {
+// What Accelerate may do is done here, so that tests see who relies on more: the order of a sum, which is cut in two, depends on the
+// size of the block; and a product of one row or column reads C though it is multiplied by 0.
 void cblas_sgemm(int, int transA, int transB, int M, int N, int K, float, const float* a, int lda,
                  const float* b, int ldb, float beta, float* c, int ldc) {
+    const auto dot = [=](i64 m, i64 n, i64 begin, i64 end) {
+        double sum = 0.0;
+        for (i64 k = begin; k < end; ++k)
+            sum += double{a[transA == 112 ? k * lda + m : m * lda + k]} *
+                   b[transB == 112 ? n * ldb + k : k * ldb + n];
+        return static_cast<float>(sum);
+    };
+    const i64 cut = (i64{7} * M + N) % K;
     for (i64 m = 0; m < M; ++m)
         for (i64 n = 0; n < N; ++n) {
-            double sum = 0.0;
-            for (i64 k = 0; k < K; ++k)
-                sum += double{a[transA == 112 ? k * lda + m : m * lda + k]} *
-                       b[transB == 112 ? n * ldb + k : k * ldb + n];
-            c[m * ldc + n] = static_cast<float>(beta == 0.0f ? sum : beta * c[m * ldc + n] + sum);
+            const float sum = dot(m, n, 0, cut) + dot(m, n, cut, K);
+            float& x = c[m * ldc + n];
+            x = beta != 0.0f || M == 1 || N == 1 ? beta * x + sum : sum;
         }
 }
+struct OneThread {
+    OneThread() {}
+};
 }  // namespace
 #else
 // As <Accelerate/Accelerate.h> declares it without ACCELERATE_NEW_LAPACK; enumerations are int.
 extern "C" void cblas_sgemm(int order, int transA, int transB, int M, int N, int K, float alpha,
                             const float* a, int lda, const float* b, int ldb, float beta, float* c, int ldc);
+
+namespace {
+// While one lives, Accelerate uses no other threads for the calls of this one. The setting belongs to the thread, which may be the
+// user's and call Accelerate for other things, so it is put back. The functions are looked up because macOS has them from 15 on.
+struct OneThread {
+    using Get = unsigned (*)();
+    using Set = int (*)(unsigned);
+    Set set;
+    unsigned before = 0;
+    OneThread() {
+        static const Get get_threading = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "BLASGetThreading"));
+        static const Set set_threading = reinterpret_cast<Set>(dlsym(RTLD_DEFAULT, "BLASSetThreading"));
+        set = get_threading ? set_threading : nullptr;
+        if (!set) return;
+        before = get_threading();
+        set(1);  // BLAS_THREADING_SINGLE_THREADED
+    }
+    ~OneThread() {
+        if (set) set(before);
+    }
+    OneThread(const OneThread&) = delete;
+};
+}  // namespace
 #endif
 
 namespace {
@@ -80,6 +117,7 @@ void accelerate_gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratc
     float* const strip = static_cast<float*>(scratch);
     float* const c = plain ? static_cast<float*>(g.c) + m0 * g.ldc + n0 : strip;
     const i64 ldc = plain ? g.ldc : N;
+    const OneThread one_thread;
     const auto multiply = [&](const float* a, i64 lda, const float* b, i64 ldb, i64 K, float beta) {
         cblas_sgemm(kRowMajor, g.a_kmajor ? kTrans : kNoTrans, g.b_kmajor ? kNoTrans : kTrans,
                     static_cast<int>(M), static_cast<int>(N), static_cast<int>(K), 1.0f, a,
@@ -87,10 +125,11 @@ void accelerate_gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratc
     };
     const T* const a = static_cast<const T*>(g.a) + (g.a_kmajor ? m0 : m0 * g.lda);
     const T* const b = static_cast<const T*>(g.b) + (g.b_kmajor ? n0 : n0 * g.ldb);
-    if (g.K == 0) {
+    // A product of one row has been seen to read C though beta is 0, and to find NaN there (ml-explore/mlx#3563).
+    if (g.K == 0 || M == 1 || N == 1)
         for (i64 r = 0; r < M; ++r) clear(c + r * ldc, N);
-    } else if constexpr (sizeof(T) == 4) {
-        multiply(a, g.lda, b, g.ldb, g.K, 0.0f);
+    if constexpr (sizeof(T) == 4) {
+        if (g.K > 0) multiply(a, g.lda, b, g.ldb, g.K, 0.0f);
     } else {
         float *const a_f32 = strip + kBlock * kBlock, *const b_f32 = a_f32 + kBlock * kWidened;
         for (i64 k = 0; k < g.K; k += kWidened) {
@@ -109,11 +148,28 @@ void accelerate_gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratc
         epilogue<T, T>(g, strip, N, m0, n0, M, N);
 }
 
+// The peak of a matrix unit, of which these registers are no part: products of matrices that stay in L2.
+double sgemm_multiply_adds(i64 rounds, float*) {
+    constexpr int kSide = 256;
+    struct Matrices {
+        float* const zeros = new float[2 * kSide * kSide]();
+        ~Matrices() { delete[] zeros; }
+    };
+    thread_local const Matrices matrices;
+    const OneThread one_thread;
+    const i64 products = rounds / 500;  // 1000 rounds are the fewest that are asked for
+    for (i64 i = 0; i < products; ++i)
+        cblas_sgemm(101, 111, 111, kSide, kSide, kSide, 1.0f, matrices.zeros, kSide, matrices.zeros, kSide,
+                    0.0f, matrices.zeros + kSide * kSide, kSide);
+    return 2.0 * kSide * kSide * kSide * static_cast<double>(products);
+}
+
 template <class T>
 constexpr void use_accelerate(llmc::TypedKernels<T>& t) {
     t.gemm = accelerate_gemm<T>;
     t.gemm_scratch = accelerate_scratch<T>;
     t.gemm_task = accelerate_task<T>;
+    t.multiply_adds = sgemm_multiply_adds;
 }
 constexpr llmc::Kernels with_accelerate(llmc::Kernels k) {
     use_accelerate(k.f32);
