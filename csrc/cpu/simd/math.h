@@ -16,6 +16,7 @@ template <class T>
 inline void store(T* p, Vec a, All) {
     store(p, a);
 }
+inline Vec keep_first(Vec a, All, float) { return a; }
 inline int lanes(All) { return Vec::W; }
 inline int lanes(int n) { return n; }
 
