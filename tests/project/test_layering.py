@@ -31,6 +31,7 @@ MAY_INCLUDE = {
 EXCEPTIONS = {
     ("backends.cpp", "cpu/make_cpu.h"),
     ("backends.cpp", "cuda/make_cuda.h"),
+    ("bindings/module.cpp", "cpu/caches.h"),
     ("bindings/module.cpp", "cpu/isa.h"),
     ("bindings/module.cpp", "cpu/parallel.h"),
     ("bindings/module.cpp", "cpu/peak.h"),

@@ -48,31 +48,47 @@ void pack_panels(typename P::Unit* out, const typename P::T* x, i64 ld, i64 rows
         pack_rows<P, kMR>(out + r * units_of<P>(HS), x + r * ld, ld, smaller(kMR, rows - r), HS);
 }
 
-// out (kQB x kKB) = panels x channels^T for `rows` rows and the strips that hold the first `visible` columns.
+// A block of queries against one of keys: query r sees the keys up to r + diagonal. Tiles of which no query sees a key
+// are left out of all products.
+struct Seen {
+    i64 queries, keys, diagonal;
+    i64 keys_of(i64 r) const { return smaller(keys, r + diagonal + 1); }
+    i64 first_query(i64 key) const { return key > diagonal ? key - diagonal : 0; }
+};
+
+// out (kQB x kKB) = panels x channels^T for the queries and keys of `seen`, in whole tiles.
 template <class P>
-void scores_block(float* out, const typename P::Unit* panels, const typename P::Unit* channels, i64 rows,
-                  i64 visible, i64 HS) {
+void scores_block(float* out, const typename P::Unit* panels, const typename P::Unit* channels,
+                  const Seen& seen, i64 HS) {
     const i64 units = units_of<P>(HS);
-    for (i64 n = 0; n < visible; n += kNR)
-        for (i64 r = 0; r < rows; r += kMR)
+    for (i64 n = 0; n < seen.keys; n += kNR)
+        for (i64 r = seen.first_query(n) / kMR * kMR; r < seen.queries; r += kMR)
             micro_kernel<P, kNV>(panels + r * units, 1, kMR, channels + n * units, kNR, out + r * kKB + n,
                                  kKB, units, Earlier{});
 }
 
-// out (rows x HS, row stride ldo) += left x right; row i, unit k of left: left[i*row + k*step]; right: one
-// block of positions.
-template <class P, i64 BLOCK>
+// Elements of a sum that are not 0.
+struct Range {
+    i64 begin, end;
+};
+
+// out (rows x HS, row stride ldo) += left x right; row i, unit k of left: left[i*row + k*step]; right: one block of
+// positions. range(r): the positions at which left is not 0 in the rows [r, r + kMR).
+template <class P, i64 BLOCK, class RangeOf>
 void times_positions(float* out, i64 ldo, const typename P::Unit* left, i64 row, i64 step,
-                     const typename P::Unit* right, i64 rows, i64 units, i64 HS) {
+                     const typename P::Unit* right, i64 rows, i64 HS, RangeOf range) {
     for (i64 n = 0; n < HS; n += kNR) {
         const int nv = static_cast<int>((smaller(kNR, HS - n) + Vec::W - 1) / Vec::W);
-        for (i64 r = 0; r < rows; r += kMR)
-            micro_strip<P>(nv, left + r * row, row, step, right + n * units_of<P>(BLOCK), kNR,
-                           out + r * ldo + n, ldo, units, Earlier{out + r * ldo + n, ldo});
+        const typename P::Unit* const strip = right + n * units_of<P>(BLOCK);
+        for (i64 r = 0; r < rows; r += kMR) {
+            const Range k = range(r);
+            const i64 first = k.begin / P::kPerUnit;
+            micro_strip<P>(nv, left + r * row + first * step, row, step, strip + first * kNR, kNR,
+                           out + r * ldo + n, ldo, units_of<P>(k.end) - first,
+                           Earlier{out + r * ldo + n, ldo});
+        }
     }
 }
-
-inline i64 whole_vectors(i64 n) { return n > 0 ? round_up(n, Vec::W) : 0; }
 
 inline void clear(float* x, i64 n) {
     each(n, [=](i64 i, auto m) { store(x + i, zero(), m); });
@@ -132,38 +148,35 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
             s.total[r] = 0.0f;
         }
         for (i64 k0 = 0; k0 < q0 + rows; k0 += kKB) {
-            const i64 visible = smaller(kKB, q0 + rows - k0);
-            scores_block<P>(s.scores, s.queries, s.keys + k0 * units_of<P>(HS), rows, visible, HS);
+            const Seen seen{rows, smaller(kKB, q0 + rows - k0), q0 - k0};
+            scores_block<P>(s.scores, s.queries, s.keys + k0 * units_of<P>(HS), seen, HS);
             for (i64 r = 0; r < rows; ++r) {
                 const float* x = s.scores + r * kKB;
                 typename P::Left* p = s.probs + r * kKB;
-                const i64 seen = smaller(visible, q0 + r + 1 - k0);  // keys that this query may see
-                if (seen > 0) {
-                    Vec top = set1(-3e38f);
-                    each(seen, [&](i64 i, auto m) { top = max(top, keep_first(load(x + i), m, -3e38f)); });
-                    const float now = max(top) * h.scale;
-                    if (now > s.highest[r]) {
-                        const Vec shrink = exp(set1(s.highest[r] - now));
-                        float* o = s.out + r * ldo;
-                        each(ldo, [=](i64 i, auto m) { store(o + i, load(o + i, m) * shrink, m); });
-                        s.total[r] *= first_lane(shrink);
-                        s.highest[r] = now;
-                    }
+                const i64 keys = seen.keys_of(r);
+                Vec top = set1(-3e38f);
+                each(keys, [&](i64 i, auto m) { top = max(top, keep_first(load(x + i), m, -3e38f)); });
+                const float now = max(top) * h.scale;
+                if (now > s.highest[r]) {
+                    const Vec shrink = exp(set1(s.highest[r] - now));
+                    float* o = s.out + r * ldo;
+                    each(ldo, [=](i64 i, auto m) { store(o + i, load(o + i, m) * shrink, m); });
+                    s.total[r] *= first_lane(shrink);
+                    s.highest[r] = now;
                 }
                 const Vec shift = set1(s.highest[r]);
                 Vec added = zero();
-                each(seen, [&](i64 i, auto m) {
+                each(keys, [&](i64 i, auto m) {
                     const Vec e = keep_first(exp(load(x + i) * scale - shift), m, 0.0f);
                     added = added + e;
                     store(p + i, e);
                 });
-                for (i64 i = whole_vectors(seen); i < whole_vectors(visible); i += Vec::W)
-                    store(p + i, zero());
+                for (i64 i = round_up(keys, Vec::W); i < seen.keys; i += Vec::W) store(p + i, zero());
                 s.total[r] += sum(added);
             }
             times_positions<P, kKB>(s.out, ldo, reinterpret_cast<const Unit*>(s.probs), kKB / P::kPerUnit, 1,
-                                    s.values + k0 / kKB * positions_block<P, kKB>(HS), rows,
-                                    units_of<P>(visible), HS);
+                                    s.values + k0 / kKB * positions_block<P, kKB>(HS), rows, HS,
+                                    [=](i64 r) { return Range{0, seen.keys_of(r + kMR - 1)}; });
         }
         for (i64 r = 0; r < rows; ++r) {
             const Vec norm = set1(1.0f / s.total[r]);
@@ -240,19 +253,20 @@ void attention_backward(const AttentionHead<typename P::T>& h, void* memory) {
         clear(s.dk, kKB * ldo);
         clear(s.dv, kKB * ldo);
         for (i64 q0 = k0; q0 < T_; q0 += kQB) {
-            const i64 rows = smaller(kQB, T_ - q0), visible = smaller(kKB, q0 + rows - k0);
-            scores_block<P>(s.probs, s.queries + q0 * units, s.keys + k0 * units, rows, visible, HS);
-            scores_block<P>(s.dscores, s.douts + q0 * units, s.values + k0 * units, rows, visible, HS);
+            const i64 rows = smaller(kQB, T_ - q0);
+            const Seen seen{rows, smaller(kKB, q0 + rows - k0), q0 - k0};
+            scores_block<P>(s.probs, s.queries + q0 * units, s.keys + k0 * units, seen, HS);
+            scores_block<P>(s.dscores, s.douts + q0 * units, s.values + k0 * units, seen, HS);
             for (i64 r = 0; r < rows; ++r) {
                 float *p = s.probs + r * kKB, *ds = s.dscores + r * kKB;
-                const i64 seen = smaller(visible, q0 + r + 1 - k0);
+                const i64 keys = seen.keys_of(r);
                 const Vec lse = set1(h.lse[q0 + r]), D = set1(s.D[q0 + r]);
-                each(seen, [=](i64 i, auto m) {
+                each(keys, [=](i64 i, auto m) {
                     const Vec e = keep_first(exp(load(p + i) * scale - lse), m, 0.0f);
                     store(p + i, e);
                     store(ds + i, keep_first(e * (load(ds + i) - D) * scale, m, 0.0f));
                 });
-                for (i64 i = whole_vectors(seen); i < kKB; i += Vec::W) {
+                for (i64 i = round_up(keys, Vec::W); i < seen.keys; i += Vec::W) {
                     store(p + i, zero());
                     store(ds + i, zero());
                 }
@@ -263,10 +277,10 @@ void attention_backward(const AttentionHead<typename P::T>& h, void* memory) {
                     clear(s.dscores + rows * kKB, kKB);
                 }
                 for (i64 r = 0; r < rows; ++r)
-                    for (i64 i = 0; i < kKB; i += Vec::W)
+                    for (i64 i = 0; i < seen.keys; i += Vec::W)
                         store(s.dscores_rows + r * kKB + i, load(s.dscores + r * kKB + i));
                 for (i64 r = 0; r < rows; r += 2)
-                    for (i64 i = 0; i < kKB; i += Vec::W) {
+                    for (i64 i = 0; i < seen.keys; i += Vec::W) {
                         const i64 from = r * kKB + i, to = r / 2 * kKB + i;
                         P::store_pairs(s.probs_pairs + to, load(s.probs + from), load(s.probs + from + kKB));
                         P::store_pairs(s.dscores_pairs + to, load(s.dscores + from),
@@ -274,14 +288,15 @@ void attention_backward(const AttentionHead<typename P::T>& h, void* memory) {
                     }
             }
             const i64 block = q0 / kQB * positions_block<P, kQB>(HS);
-            times_positions<P, kQB>(s.dv, ldo, s.probs_pairs, 1, kKB, s.douts_right + block, visible,
-                                    units_of<P>(rows), HS);
-            times_positions<P, kQB>(s.dk, ldo, s.dscores_pairs, 1, kKB, s.queries_right + block, visible,
-                                    units_of<P>(rows), HS);
+            const auto queries = [=](i64 key) { return Range{seen.first_query(key), rows}; };
+            times_positions<P, kQB>(s.dv, ldo, s.probs_pairs, 1, kKB, s.douts_right + block, seen.keys, HS,
+                                    queries);
+            times_positions<P, kQB>(s.dk, ldo, s.dscores_pairs, 1, kKB, s.queries_right + block, seen.keys,
+                                    HS, queries);
             times_positions<P, kKB>(
                 s.dq + q0 * ldo, ldo, reinterpret_cast<const typename P::Unit*>(s.dscores_rows),
-                kKB / P::kPerUnit, 1, s.keys_right + k0 / kKB * positions_block<P, kKB>(HS), rows,
-                units_of<P>(visible), HS);
+                kKB / P::kPerUnit, 1, s.keys_right + k0 / kKB * positions_block<P, kKB>(HS), rows, HS,
+                [=](i64 r) { return Range{0, seen.keys_of(r + kMR - 1)}; });
         }
         for (i64 t = 0; t < smaller(kKB, T_ - k0); ++t) {
             from_f32(h.dk + (k0 + t) * h.ldq, s.dk + t * ldo, HS);

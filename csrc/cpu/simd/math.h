@@ -16,10 +16,10 @@ template <class T>
 inline void store(T* p, Vec a, All) {
     store(p, a);
 }
+inline Vec keep_first(Vec a, All, float) { return a; }
 inline int lanes(All) { return Vec::W; }
 inline int lanes(int n) { return n; }
 
-inline Vec keep_first(Vec a, All, float) { return a; }
 template <class Body>
 inline void each(i64 n, Body body) {
     i64 i = 0;
