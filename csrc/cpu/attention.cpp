@@ -12,7 +12,7 @@ namespace llmc {
 
 namespace {
 
-constexpr std::int64_t kStretch = 960;  // queries in a task of the forward pass: whole blocks of 48
+constexpr std::int64_t kStretch = 1056;  // queries in a task of the forward pass: whole blocks of 48, and one task at T=1024
 
 template <class T>
 AttentionHead<T> head_of(const AttentionDims& d, std::int64_t b, std::int64_t h, Tensor qkv, Tensor out,

@@ -111,7 +111,7 @@ struct ForwardScratch {
     using Unit = typename P::Unit;
     Pieces pieces;
     Unit *keys, *values, *queries;
-    float *scores, *out, *highest, *total;
+    float *scores, *out, *highest, *shrink, *total;
     typename P::Left* probs;
     ForwardScratch(void* memory, i64 T_, i64 HS) : pieces{static_cast<char*>(memory)} {
         keys = pieces.take<Unit>(round_up(T_, kNR) * units_of<P>(HS));
@@ -121,6 +121,7 @@ struct ForwardScratch {
         probs = pieces.take<typename P::Left>(kQB * kKB);
         out = pieces.take<float>(kQB * round_up(HS, kNR));
         highest = pieces.take<float>(kQB);
+        shrink = pieces.take<float>(kQB);
         total = pieces.take<float>(kQB);
     }
 };
@@ -150,20 +151,31 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
         for (i64 k0 = 0; k0 < q0 + rows; k0 += kKB) {
             const Seen seen{rows, smaller(kKB, q0 + rows - k0), q0 - k0};
             scores_block<P>(s.scores, s.queries, s.keys + k0 * units_of<P>(HS), seen, HS);
+            // All maxima first: whether a row of the output must shrink is then known when its turn comes, and the
+            // exponentials of the rows follow each other without a stall.
             for (i64 r = 0; r < rows; ++r) {
+                const float* x = s.scores + r * kKB;
+                Vec top = set1(-3e38f);
+                each(seen.keys_of(r),
+                     [&](i64 i, auto m) { top = max(top, keep_first(load(x + i), m, -3e38f)); });
+                s.shrink[r] = max(top);
+            }
+            each(rows, [=](i64 r, auto m) {
+                const Vec before = load(s.highest + r, m);
+                const Vec now = max(before, load(s.shrink + r, m) * scale), shrink = exp(before - now);
+                store(s.highest + r, now, m);
+                store(s.shrink + r, shrink, m);
+                store(s.total + r, load(s.total + r, m) * shrink, m);
+            });
+            for (i64 r = 0; r < rows; ++r) {
+                if (k0 > 0 && s.shrink[r] != 1.0f) {
+                    const Vec shrink = set1(s.shrink[r]);
+                    float* o = s.out + r * ldo;
+                    each(ldo, [=](i64 i, auto m) { store(o + i, load(o + i, m) * shrink, m); });
+                }
                 const float* x = s.scores + r * kKB;
                 typename P::Left* p = s.probs + r * kKB;
                 const i64 keys = seen.keys_of(r);
-                Vec top = set1(-3e38f);
-                each(keys, [&](i64 i, auto m) { top = max(top, keep_first(load(x + i), m, -3e38f)); });
-                const float now = max(top) * h.scale;
-                if (now > s.highest[r]) {
-                    const Vec shrink = exp(set1(s.highest[r] - now));
-                    float* o = s.out + r * ldo;
-                    each(ldo, [=](i64 i, auto m) { store(o + i, load(o + i, m) * shrink, m); });
-                    s.total[r] *= first_lane(shrink);
-                    s.highest[r] = now;
-                }
                 const Vec shift = set1(s.highest[r]);
                 Vec added = zero();
                 each(keys, [&](i64 i, auto m) {
