@@ -61,3 +61,17 @@ elseif(_processor MATCHES "^(aarch64|arm64)$")
   llmc_kernel_set(neon "" "#include <arm_neon.h>\nint main() { return (int)vaddvq_f32(vdupq_n_f32(0)); }")
   llmc_kernel_set(neon_bf16 "-march=armv8.2-a+bf16" "#include <arm_neon.h>\nint main() { bfloat16x8_t b = vreinterpretq_bf16_u32(vdupq_n_u32(0)); return (int)vaddvq_f32(vbfdotq_f32(vdupq_n_f32(0), b, b)); }")
 endif()
+
+# NEON, with the products of Apple's Accelerate. The probe declares what kernels_accelerate.cpp declares, so that no header is needed.
+if(LLMC_ACCELERATE_EMULATION)  # over AVX2 or NEON, with a product of our own
+  llmc_kernel_set(accelerate "${_avx2}" "int main() { return 0; }")
+  set_property(SOURCE csrc/cpu/simd/kernels_accelerate.cpp csrc/cpu/isa.cpp APPEND PROPERTY COMPILE_DEFINITIONS LLMC_ACCELERATE_EMULATION)
+elseif(APPLE AND _processor MATCHES "^(aarch64|arm64)$")
+  set(CMAKE_REQUIRED_LIBRARIES "-framework Accelerate")
+  llmc_kernel_set(accelerate "" "extern \"C\" void cblas_sgemm(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
+    int main() { float x = 1; cblas_sgemm(101, 111, 111, 1, 1, 1, 1, &x, 1, &x, 1, 0, &x, 1); return (int)x; }")
+  unset(CMAKE_REQUIRED_LIBRARIES)
+  if(LLMC_COMPILES_ACCELERATE)
+    target_link_libraries(llmc_core PRIVATE "-framework Accelerate")
+  endif()
+endif()

@@ -1,6 +1,7 @@
 // The map of llmc._llmc. Bindings carry, they do not compute.
 #include "bindings/bindings.h"
 #include "core/check.h"
+#include "cpu/caches.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/peak.h"
@@ -52,6 +53,18 @@ PYBIND11_MODULE(_llmc, m) {
         "dtype"_a, "threads"_a = 0, py::call_guard<py::gil_scoped_release>(),
         "Measure the FLOP/s of the kernel set in use on registers alone, in about 60 ms.\n\n"
         "dtype: 'f32' or 'bf16'. threads: 0 for as many as a backend would use.");
+    m.def(
+        "caches_in",
+        [](const std::string& directory, const std::vector<int>& allowed) {
+            const Caches c = caches_in(directory, allowed);
+            std::vector<std::pair<std::int64_t, std::int64_t>> levels;
+            for (const Cache& cache : {c.l1, c.l2, c.l3}) levels.emplace_back(cache.bytes, cache.shared_by);
+            return levels;
+        },
+        "directory"_a, "allowed"_a,
+        "Return (bytes, how many of the allowed CPUs share it) of the data caches L1, L2, L3.\n\n"
+        "Of CPUs that differ, it is the one with the smallest share. Bytes are 0 if nobody tells.\n"
+        "directory: what Linux has as /sys/devices/system/cpu.");
     m.def("cuda_built", &cuda_built, "Return whether this build has the CUDA backend.");
     m.def("set_library_directories", &set_library_directories, "directories"_a,
           "Set the directories in which NVIDIA's libraries are looked for, besides the system's places.");

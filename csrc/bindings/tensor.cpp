@@ -77,9 +77,14 @@ void bind_tensor(py::module_& m) {
         .def_readonly("isa", &DeviceInfo::isa, "The kernel set: 'avx512', 'sm_90'.")
         .def_readonly("threads", &DeviceInfo::threads, "The CPU threads that ops use.")
         .def_readonly("pinning", &DeviceInfo::pinning, "How the CPU threads are bound to CPUs, in words.")
-        .def_readonly("l1_bytes", &DeviceInfo::l1_bytes, "The L1 data cache of a CPU, in bytes.")
-        .def_readonly("l2_bytes", &DeviceInfo::l2_bytes, "The L2 cache of a CPU, in bytes.")
-        .def_readonly("l3_bytes", &DeviceInfo::l3_bytes, "The L3 cache, in bytes.")
+        .def_readonly("bf16_arithmetic", &DeviceInfo::bf16_arithmetic,
+                      "Whether bf16 is multiplied as it is; if not, it is widened to f32, which costs time.")
+        .def_readonly("l1_bytes", &DeviceInfo::l1_bytes,
+                      "The L1 data cache of a CPU, in bytes; 0 if unknown.")
+        .def_readonly("l2_bytes", &DeviceInfo::l2_bytes,
+                      "The L2 cache, which several CPUs may share, in bytes.")
+        .def_readonly("l3_bytes", &DeviceInfo::l3_bytes,
+                      "The L3 cache, which several CPUs may share, in bytes; 0 if there is none.")
         .def_readonly("total_bytes", &DeviceInfo::total_bytes,
                       "The memory of the device, in bytes; 0 if unknown.")
         .def_readonly("free_bytes", &DeviceInfo::free_bytes, "The memory that is free, in bytes.")

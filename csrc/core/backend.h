@@ -33,15 +33,16 @@
 namespace llmc {
 
 struct DeviceInfo {
-    std::string name;              // "cpu", "cuda:0"
-    std::string description;       // the hardware, in words
-    std::string uuid;              // of a GPU: the same for all who use it, and for no other
-    std::string isa;               // the kernel set chosen: "avx512", "sm_90"
-    int threads = 1;               // CPU threads that ops use
-    std::string pinning;           // how those threads are bound to CPUs, in words
-    std::int64_t l1_bytes = 0;     // data caches of a CPU, by which matmuls are cut into blocks
+    std::string name;           // "cpu", "cuda:0"
+    std::string description;    // the hardware, in words
+    std::string uuid;           // of a GPU: the same for all who use it, and for no other
+    std::string isa;            // the kernel set chosen: "avx512", "sm_90"
+    int threads = 1;            // CPU threads that ops use
+    std::string pinning;        // how those threads are bound to CPUs, in words
+    std::int64_t l1_bytes = 0;  // the data caches of a CPU, whoever shares them; 0 if unknown
     std::int64_t l2_bytes = 0;
     std::int64_t l3_bytes = 0;
+    bool bf16_arithmetic = true;   // whether bf16 is multiplied as it is, or as f32 into which it is widened
     std::int64_t total_bytes = 0;  // memory of the device; 0 if unknown
     std::int64_t free_bytes = 0;
     int multiprocessors = 0;  // of a GPU

@@ -25,7 +25,7 @@ namespace llmc {
 std::shared_ptr<Backend> make_cpu(int threads) { return std::make_shared<CpuBackend>(threads); }
 
 CpuBackend::CpuBackend(int threads)
-    : kernels_(choose_isa().kernels), caches_(cache_sizes()), threads_(threads > 0 ? threads : default_threads()) {
+    : kernels_(choose_isa().kernels), caches_(caches()), threads_(threads > 0 ? threads : default_threads()) {
     LLMC_CHECK(threads_ <= 1024, "threads is {}, expected at most 1024", threads_);
     scratch_.resize(static_cast<std::size_t>(threads_));
     if (kernels<bf16>().pack_weight) weights_ = std::make_unique<PackedWeights>();
@@ -40,9 +40,10 @@ DeviceInfo CpuBackend::info() const {
     DeviceInfo info;
     info.name = "cpu";
     info.isa = kernels_->isa;
+    info.bf16_arithmetic = kernels_->bf16_arithmetic;
     info.threads = threads_;
     info.pinning = pinning();
-    info.l1_bytes = caches_.l1, info.l2_bytes = caches_.l2, info.l3_bytes = caches_.l3;
+    info.l1_bytes = caches_.l1.bytes, info.l2_bytes = caches_.l2.bytes, info.l3_bytes = caches_.l3.bytes;
 #if defined(__linux__)
     std::ifstream cpuinfo("/proc/cpuinfo");
     for (std::string line; std::getline(cpuinfo, line);)

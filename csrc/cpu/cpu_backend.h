@@ -117,7 +117,7 @@ class CpuBackend final : public Backend {
     void grow(Scratch& scratch, std::int64_t bytes);
 
     const Kernels* kernels_;
-    CacheSizes caches_;
+    Caches caches_;
     int threads_;
     std::vector<Scratch> scratch_;
     Scratch shared_;

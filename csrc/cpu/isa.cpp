@@ -131,13 +131,19 @@ IsaChoice choose_isa() {
 #else
     const Row amx{"amx", kernels_amx(), cpu.amx};
 #endif
+#if defined(LLMC_ACCELERATE_EMULATION)
+    const Row accelerate{"accelerate", kernels_accelerate(), cpu.avx2 || cpu.neon, true};
+#else
+    const Row accelerate{"accelerate", kernels_accelerate(), cpu.neon};
+#endif
     const Row rows[] = {{"baseline", kernels_baseline(), true},
                         {"avx2", kernels_avx2(), cpu.avx2},
                         cpu.amd ? avx512 : avx512_bf16,
                         cpu.amd ? avx512_bf16 : avx512,
                         amx,
                         {"neon", kernels_neon(), cpu.neon},
-                        {"neon_bf16", kernels_neon_bf16(), cpu.neon_bf16}};
+                        {"neon_bf16", kernels_neon_bf16(), cpu.neon_bf16},
+                        accelerate};
     IsaChoice choice{nullptr, {}, {}};
     const char* wanted = std::getenv("LLMC_ISA");
     if (wanted && !*wanted) wanted = nullptr;

@@ -11,7 +11,6 @@
 
 #include "core/adamw_step.h"
 #include "core/bf16.h"
-#include "cpu/caches.h"
 
 namespace llmc {
 
@@ -35,7 +34,7 @@ struct Gemm {
     const void*
         dgelu;  // T, laid out as C: C = (A B) * gelu'(dgelu); or null. One of accumulate, pre and dgelu
     const void* packed;  // B as pack_weight made it; or null
-    CacheSizes caches;   // by which blocks are cut; they change no bit of C
+    i64 l2, l3;          // bytes of these caches that a thread may count on; they change no bit of C
 };
 
 // The tasks that a kernel set wants a matmul cut into: blocks of C of at most `rows` x `columns`, multiples of their
@@ -115,6 +114,7 @@ struct TypedKernels {
 
 struct Kernels {
     const char* isa;
+    bool bf16_arithmetic;  // else bf16 is widened to f32, and slower than f32 by that
     TypedKernels<float> f32;
     TypedKernels<bf16> bf16_;
     double (*sum_f32)(const float* x, i64 n);
@@ -135,5 +135,6 @@ const Kernels* kernels_avx512_bf16();
 const Kernels* kernels_amx();
 const Kernels* kernels_neon();
 const Kernels* kernels_neon_bf16();
+const Kernels* kernels_accelerate();
 
 }  // namespace llmc

@@ -15,13 +15,12 @@ namespace llmc {
 namespace {
 
 // C is cut evenly into a grid of tasks within the limits of the kernels (GemmTask): so many that every thread has
-// several, and of all such grids the one that takes the least time. Each task packs its rows of A and its columns of B,
-// where an element takes as long as kPacking multiply-adds.
+// several, and of all such grids the one that takes the least time. Each task packs or reads its rows of A and its columns
+// of B, where an element takes about as long as 16 or 8 multiply-adds.
 struct Grid {
     std::int64_t rows, columns;  // of a task
     Grid(const GemmTask& task, std::int64_t M, std::int64_t N, int threads) {
-        constexpr std::int64_t kPacking = 8;
-        const std::int64_t wanted = threads == 1 ? 1 : 8 * threads;
+        const std::int64_t wanted = threads == 1 ? 1 : 4 * threads;
         const std::int64_t fewest_rows = ceil_div(M, task.rows), fewest_columns = ceil_div(N, task.columns);
         const std::int64_t most_rows = std::max(fewest_rows, std::min(wanted, M / task.least_rows));
         const std::int64_t most_columns = std::max(fewest_columns, N / task.least_columns);
@@ -34,8 +33,8 @@ struct Grid {
                 const std::int64_t m = even_share(M, r, task.row_unit),
                                    n = even_share(N, c, task.column_unit);
                 const std::int64_t time =
-                    ceil_div(ceil_div(M, m) * ceil_div(N, n), threads) * threads * m * n +
-                    kPacking * (c * M + r * N);
+                    ceil_div(ceil_div(M, m) * ceil_div(N, n), threads) * threads * m * n + 16 * c * M +
+                    8 * r * N;
                 if (time < least) least = time, rows = m, columns = n;
             }
         }
@@ -57,7 +56,7 @@ void CpuBackend::run_gemm(Gemm g, DType dtype) {
             return;
         }
         g.packed = packed_weight(g, dtype);
-        g.caches = caches_;
+        g.l2 = l2_share(caches_), g.l3 = l3_share(caches_);
         const Grid grid(k.gemm_task(g), g.M, g.N, threads_);
         const std::int64_t row_tasks = ceil_div(g.M, grid.rows), column_tasks = ceil_div(g.N, grid.columns);
         reserve_thread_scratch(k.gemm_scratch(g, 0, grid.rows, 0, grid.columns));

@@ -1,35 +1,50 @@
 """Measures each op of a training step on the CPU, beside what this machine can do at most.
 
-    python dev/bench/bench_ops.py --seq 64 1024 --dtypes f32 bf16        # every op of a step of d12 at B=4
-    python dev/bench/bench_ops.py --torch --only matmul                  # matmuls beside PyTorch's (oneDNN, MKL)
+    python dev/bench/bench_ops.py --seq 64 1024 --dtypes f32 bf16               # every op of a step of d12 at B=4
+    python dev/bench/bench_ops.py --peers numpy torch --only matmul             # matmuls beside NumPy's BLAS and PyTorch (oneDNN, MKL)
+    LLMC_ISA=avx2 python dev/bench/bench_ops.py --peers numpy torch --only matmul --dtypes f32      # all of them kept to AVX2
 
 The ceilings are measured in the same run: FLOP/s of multiply-adds on registers alone, in the kernel set that runs
 (_llmc.cpu_peak_flops); bytes/s of the sum of a large array (read) and of its copy. An op's floor is the time of its arithmetic at the
 first ceiling or of its bytes at the second, whichever is longer; each tensor is read or written once. Operands rotate through as many
 copies as a step has layers, so that the caches hold no more of them than in a step.
 
-Columns: op and shape; the median time of a call in ms; GFLOP/s and GB/s; the floor as a share of the time; time * calls in a step.
-With --torch: PyTorch's time in ms, and how many times faster llmc is.
+Columns: op and shape; the median time of a call in ms; GFLOP/s and GB/s; the floor as a share of the time; time * calls in a step;
+for each peer its GFLOP/s and how many times faster llmc is. Peers take turns with llmc, on as many threads. They make the product
+alone, and so does llmc then; without peers llmc's matmuls include bias and GELU, as in a step.
 
-On a machine that is not quiet, --cpu-time measures processor time on one thread instead of elapsed time.
+On a machine that is not quiet, --cpu-time measures processor time on one thread instead of elapsed time. How fast a build is also
+depends on where the system puts its code and data in memory: one process may be several percent faster than the next.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import add_common_arguments, geometric_mean, machine, normal_bf16, print_table, sample, write_json
+from common import (
+    add_common_arguments,
+    environment_of_peers,
+    geometric_mean,
+    machine,
+    machine_line,
+    measured_ceilings,
+    normal_bf16,
+    print_table,
+    sample,
+    write_json,
+)
 
 from llmc import _llmc
 
@@ -46,15 +61,15 @@ class Op:
     flops: float  # of a call
     bytes: float  # that a call reads and writes
     make: Callable[[], Run]  # returns a function that runs the op once
-    torch: Callable[[], Run] | None = None  # the same for PyTorch, if it has such an op
+    peers: Mapping[str, Callable[[], Run]] = field(default_factory=dict)  # the same by other libraries
 
 
 class Operands:
-    """Makes the tensors of ops, in as many copies as a step has layers."""
+    """Makes the tensors of ops, in as many copies as a step has layers. peers: libraries that matmuls are compared with."""
 
-    def __init__(self, backend: _llmc.Backend, dtype: str, copies: int) -> None:
+    def __init__(self, backend: _llmc.Backend, dtype: str, copies: int, peers: Sequence[str] = ()) -> None:
         self.backend: Any = backend  # not _llmc.Backend, whose type stubs do not say which operands may be None
-        self.dtype, self.copies = dtype, copies
+        self.dtype, self.copies, self.peers = dtype, copies, peers
         self.rng = np.random.default_rng(0)
         self.noise = normal_bf16(self.rng, 1 << 20)
 
@@ -195,6 +210,8 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
 def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: bool) -> Iterator[Op]:
     """Yield the matmuls of one linear layer: forward, dinp, and dweight, with dbias if layernorm's backward does not sum it.
 
+    If they are compared with others, they are the products alone, without bias and GELU.
+
     Args:
         o: makes the operands.
         name: of the layer. The classifier has no bias, and its weight exists once.
@@ -204,13 +221,21 @@ def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: b
     """
     be, size = o.backend, 2 if o.dtype == "bf16" else 4
     shape = f"{N}x{OC}x{C}"
-    classifier, sums = name == "classifier", name in ("qkv", "fc")
-    copies = 1 if classifier else None
+    alone = bool(o.peers)
+    bias, sums, gelu = name != "classifier" and not alone, name in ("qkv", "fc") and not alone, gelu and not alone
+    copies = 1 if name == "classifier" else None
     flops = 2.0 * N * C * OC
+
+    def peers(which: str) -> dict[str, Callable[[], Run]]:
+        return {
+            library: lambda library=library: peer_matmul(library, o, N, C, OC, copies, which)  # type: ignore[misc]
+            for library in o.peers
+            if library == "torch" or o.dtype == "f32"
+        }
 
     def forward() -> Run:
         cycle = o.cycle(lambda: (o.tensor(N, OC), o.tensor(N, OC) if gelu and C < OC else None, o.tensor(N, C),
-                                 o.tensor(OC, C, parameter=True), None if classifier else o.tensor(OC)), copies)  # fmt: skip
+                                 o.tensor(OC, C, parameter=True), o.tensor(OC) if bias else None), copies)  # fmt: skip
 
         def run() -> None:
             out, pre, inp, weight, bias = next(cycle)
@@ -254,7 +279,7 @@ def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: b
         flops,
         bytes_ + size * N * OC * (gelu and C < OC),
         forward,
-        lambda: torch_matmul(o, N, C, OC, copies, "forward"),
+        peers("forward"),
     )
     yield Op(
         f"matmul {name} dinp",
@@ -263,7 +288,7 @@ def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: b
         flops,
         bytes_ + size * N * C * (gelu and C > OC),
         dinp,
-        lambda: torch_matmul(o, N, C, OC, copies, "dinp"),
+        peers("dinp"),
     )
     yield Op(
         f"matmul {name} dweight",
@@ -272,55 +297,63 @@ def matmuls(o: Operands, name: str, N: int, C: int, OC: int, calls: int, gelu: b
         flops,
         bytes_,
         dweight,
-        lambda: torch_matmul(o, N, C, OC, copies, "dweight"),
+        peers("dweight"),
     )
 
 
-def torch_matmul(o: Operands, N: int, C: int, OC: int, copies: int | None, which: str) -> Run:
-    """Return a function that makes the same matmul in PyTorch, into an existing output.
+def peer_matmul(library: str, o: Operands, N: int, C: int, OC: int, copies: int | None, which: str) -> Run:
+    """Return a function that makes a product with another library, into an existing output.
 
-    It leaves out bias and GELU, because PyTorch makes a separate pass over memory for each. which: "forward", "dinp" or "dweight".
+    Args:
+        library: "numpy" or "torch".
+        o: says dtype and number of copies.
+        N, C, OC: rows, channels in, channels out.
+        copies: if not as many as o says.
+        which: "forward", "dinp" or "dweight".
     """
-    import torch
+    if library == "torch":
+        import torch
 
-    dtype = torch.bfloat16 if o.dtype == "bf16" else torch.float32
+        dtype = torch.bfloat16 if o.dtype == "bf16" else torch.float32
+        array: Any = lambda *shape: torch.randn(shape, dtype=dtype)  # noqa: E731
+        multiply: Any = torch.mm
+    else:
+        array = lambda *shape: o.rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+        multiply = np.matmul
 
     def operands() -> tuple[Any, ...]:
-        inp, weight, dout = (torch.randn(s, dtype=dtype) for s in ((N, C), (OC, C), (N, OC)))
         if which == "forward":
-            return inp, weight.t(), torch.empty(N, OC, dtype=dtype)
+            return array(N, C), array(OC, C).T, array(N, OC)
         if which == "dinp":
-            return dout, weight, torch.empty(N, C, dtype=dtype)
-        return dout.t(), inp, torch.empty(OC, C, dtype=dtype)
+            return array(N, OC), array(OC, C), array(N, C)
+        return array(N, OC).T, array(N, C), array(OC, C)
 
     cycle = o.cycle(operands, copies)
 
     def run() -> None:
         a, b, out = next(cycle)
-        torch.mm(a, b, out=out)
+        multiply(a, b, out=out)
 
     return run
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """What the machine reaches at most."""
+def restart_for_peers(threads: int) -> None:
+    """Start this program again with the variables that NumPy's BLAS and PyTorch read when they are loaded, unless they are set."""
+    limits = environment_of_peers() | {"OPENBLAS_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if any(os.environ.get(name) != value for name, value in limits.items()):
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
 
-    flops: float  # FLOP/s
-    read: float  # bytes/s
-    copy: float  # bytes/s, the sum of those read and those written
 
+def name_of_peer(library: str) -> str:
+    """Say which library that is."""
+    if library == "torch":
+        import torch
 
-def ceilings(backend: _llmc.Backend, dtype: str, clock: Callable[[], float]) -> Ceilings:
-    """Measure the ceilings with the backend's threads."""
-    threads = backend.info().threads
-    size = 512 << 20
-    a, b, total = backend.empty([size // 4]), backend.empty([size // 4]), backend.empty([1])
-    for t in (a, b):
-        backend.zero(t)  # so that the system has assigned memory to all pages
-    read = size / min(sample(lambda: backend.sum(total, a), 0.3, clock))
-    copy = 2 * size / min(sample(lambda: backend.copy(b, a), 0.3, clock))
-    return Ceilings(_llmc.cpu_peak_flops(dtype, threads), read, copy)
+        return f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index, call-overload]
+    core = os.environ.get("OPENBLAS_CORETYPE")
+    return f"NumPy {np.__version__}, {blas['name']} {blas['version']}" + (f" for {core}" if core else "")
 
 
 def main() -> None:
@@ -331,7 +364,8 @@ def main() -> None:
     parser.add_argument("--seq", type=int, nargs="+", default=[64, 1024])
     parser.add_argument("--dtypes", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="ops whose name contains one of these")
-    parser.add_argument("--torch", action="store_true", help="measure PyTorch's matmuls too, in turn")
+    parser.add_argument("--peers", nargs="+", default=[], choices=["numpy", "torch"],
+                        help="libraries whose matmuls are measured too, in turn; NumPy has f32 alone")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=0.5, help="how long each op is measured (default 0.5)")
     parser.add_argument("--cpu-time", action="store_true", help="measure processor time, on one thread")
     add_common_arguments(parser)
@@ -340,65 +374,66 @@ def main() -> None:
     threads = 1 if args.cpu_time else args.threads
     clock = time.thread_time if args.cpu_time else time.perf_counter
     backend = _llmc.Backend("cpu", threads)
-    if args.torch:
+    if args.peers:
+        restart_for_peers(backend.info().threads)
+    if "torch" in args.peers:
         import torch
 
         torch.set_num_threads(backend.info().threads)
     config = _llmc.config_from_descriptor(args.model)
     C, L, NH, V = config.channels, config.num_layers, config.num_heads, config.vocab_size
-    results: dict[str, Any] = {"machine": machine(threads), "tables": []}
+    results: dict[str, Any] = {
+        "machine": machine(threads),
+        "peers": [name_of_peer(p) for p in args.peers],
+        "tables": [],
+    }
+    print("\n".join([machine_line(results["machine"]), *results["peers"]]))
     for dtype in args.dtypes:
-        top = ceilings(backend, dtype, clock)
+        top = measured_ceilings(backend, dtype, clock)
         for T in args.seq:
-            print(f"\n{args.model} B={args.batch} T={T} {dtype}, {backend.info().threads} threads of {backend.info().isa}: "
-                  f"{top.flops / 1e9:.0f} GFLOP/s, read {top.read / 1e9:.1f} GB/s, copy {top.copy / 1e9:.1f} GB/s\n")  # fmt: skip
-            rows, records, ratios, total, floor_total = [], [], [], 0.0, 0.0
+            print(f"\n{args.model} B={args.batch} T={T} {dtype}: {top}\n")
+            rows, records, total, floor_total = [], [], 0.0, 0.0
+            ratios: dict[str, dict[str, float]] = {p: {} for p in args.peers}
             # The classifier's operands exist once; the others as often as there are layers, up to about 2 GB.
             copies = max(2, min(L, int(2e9 / (args.batch * T * 12 * C * 4 + 12 * C * C * 4))))
-            for op in step_ops(Operands(backend, dtype, copies), args.batch, T, C, L, NH, V, 1024):
+            for op in step_ops(Operands(backend, dtype, copies, args.peers), args.batch, T, C, L, NH, V, 1024):
                 if args.only and not any(text in op.name for text in args.only):
                     continue
-                run = op.make()
-                if args.torch and op.torch:
-                    times, torch_times = alternate(run, op.torch(), args.seconds, clock)
-                else:
-                    times, torch_times = sample(run, args.seconds, clock), []
-                del run
-                t = statistics.median(times)
+                times = alternate([op.make(), *(make() for make in op.peers.values())], args.seconds, clock)
+                t, *peer_times = (statistics.median(samples) for samples in times)
                 floor = max(op.flops / top.flops, op.bytes / top.read)
                 total += t * op.calls
                 floor_total += floor * op.calls
-                record: dict[str, Any] = {"op": op.name, "shape": op.shape, "seconds": t, "best": min(times), "calls": op.calls,
+                record: dict[str, Any] = {"op": op.name, "shape": op.shape, "seconds": t, "best": min(times[0]), "calls": op.calls,
                           "flops": op.flops, "bytes": op.bytes, "floor": floor}  # fmt: skip
                 row = [op.name, op.shape, f"{t * 1e3:.2f}", f"{op.flops / t / 1e9:.0f}" if op.flops else "",
                        f"{op.bytes / t / 1e9:.1f}", f"{floor / t:.0%}", f"{t * op.calls * 1e3:.1f}"]  # fmt: skip
-                if args.torch:
-                    if torch_times:
-                        record["torch_seconds"] = statistics.median(torch_times)
-                        ratios.append(record["torch_seconds"] / t)
-                        row += [f"{record['torch_seconds'] * 1e3:.2f}", f"{ratios[-1]:.2f}"]
-                    else:
-                        row += ["", ""]
-                rows.append(row)
+                for peer, seconds in zip(op.peers, peer_times, strict=True):
+                    record[f"{peer}_seconds"] = seconds
+                    ratios[peer][op.name] = seconds / t
+                    row += [f"{op.flops / seconds / 1e9:.0f}", f"{seconds / t:.2f}"]
+                rows.append(row + [""] * (7 + 2 * len(args.peers) - len(row)))
                 records.append(record)
             header = ["op", "shape", "ms", "GFLOP/s", "GB/s", "of floor", "ms/step"]
-            rows.append(
-                ["step", "", "", "", "", f"{floor_total / total:.0%}", f"{total * 1e3:.0f}"] + ["", ""] * args.torch
-            )
-            print_table(header + ["PyTorch ms", "x faster"] * args.torch, rows)
-            if ratios:
-                print(
-                    f"\nmatmuls against PyTorch's: geometric mean {geometric_mean(ratios):.2f}, least {min(ratios):.2f}"
-                )
+            step = ["step", "", "", "", "", f"{floor_total / total:.0%}", f"{total * 1e3:.0f}"]
+            rows.append(step + [""] * (2 * len(args.peers)))
+            print_table(header + [text for p in args.peers for text in (f"{p} GFLOP/s", "x faster")], rows)
+            for peer, found in ratios.items():
+                if found:
+                    least = min(found, key=lambda name, found=found: found[name])  # type: ignore[misc]
+                    print(f"\nagainst {peer}: geometric mean {geometric_mean(list(found.values())):.2f}, least "
+                          f"{found[least]:.2f} ({least})")  # fmt: skip
             results["tables"].append({"dtype": dtype, "T": T, "ceilings": vars(top), "ops": records})
     write_json(args.json, results)
 
 
-def alternate(first: Run, second: Run, budget: float, clock: Callable[[], float]) -> tuple[list[float], list[float]]:
-    """Measure two functions in turn, with a pause before each in which the threads of the other go to sleep."""
-    times: tuple[list[float], list[float]] = ([], [])
+def alternate(runs: Sequence[Run], budget: float, clock: Callable[[], float]) -> list[list[float]]:
+    """Measure functions in turn, with a pause before each in which the threads of the others go to sleep."""
+    if len(runs) == 1:
+        return [sample(runs[0], budget, clock)]
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(3):
-        for samples, run in zip(times, (first, second), strict=True):
+        for samples, run in zip(times, runs, strict=True):
             time.sleep(0.05)
             samples += sample(run, budget / 3, clock)
     return times

@@ -19,8 +19,17 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench_step import flops_per_token, measure
-from common import add_common_arguments, machine, print_table, sample, write_json
+from bench_step import measure
+from common import (
+    Ceilings,
+    add_common_arguments,
+    machine,
+    machine_line,
+    measured_ceilings,
+    print_table,
+    step_work,
+    write_json,
+)
 
 import llmc
 from llmc import _llmc
@@ -43,56 +52,32 @@ def main() -> None:
     runs += [("B", "d12", B, 64, top) for B in (1, 2, 4, 8, 16)]
     runs += [("T", "d12", 1, T, top) for T in (64, 256, 1024)]
     runs += [("model", m, 1, 256, top) for m in args.models]
-    ceilings: dict[tuple[str, int], tuple[float, float]] = {}
+    ceilings: dict[tuple[str, int], Ceilings] = {}
     results: dict[str, Any] = {"machine": about, "rows": []}
     for dtype in args.dtypes:
         table, rate = [], 0.0
         for what, model, B, T, threads in runs:
             if (dtype, threads) not in ceilings:
-                backend = _llmc.Backend("cpu", threads)
-                array, total = backend.empty([1 << 26]), backend.empty([1])
-                backend.zero(array)
-                read = array.numel * 4 / min(sample(lambda b=backend, t=total, a=array: b.sum(t, a), 0.3))  # type: ignore[misc]
-                ceilings[dtype, threads] = _llmc.cpu_peak_flops(dtype, threads), read
+                ceilings[dtype, threads] = measured_ceilings(_llmc.Backend("cpu", threads), dtype)
             t = statistics.median(measure(f"llmc {dtype}", model, B, T, args.steps, threads)["seconds"])
-            work, floor = prediction(model, dtype, B, T, *ceilings[dtype, threads])
+            work = step_work(model, dtype, B, T)
+            floor = work.floor(ceilings[dtype, threads])
             rate = floor / t
             table.append(
-                [what, model, B, T, threads, f"{t:.3f}", f"{work / t / 1e9:.0f}", f"{floor:.3f}", f"{rate:.0%}"]
+                [what, model, B, T, threads, f"{t:.3f}", f"{work.flops / t / 1e9:.0f}", f"{floor:.3f}", f"{rate:.0%}"]
             )
             results["rows"].append({"dtype": dtype, "varies": what, "model": model, "B": B, "T": T, "threads": threads,
-                                    "seconds": t, "flops": work, "floor": floor})  # fmt: skip
+                                    "seconds": t, "flops": work.flops, "floor": floor})  # fmt: skip
         for model in args.predict:
-            _, floor = prediction(model, dtype, 1, 1024, *ceilings[dtype, top])
+            floor = step_work(model, dtype, 1, 1024).floor(ceilings[dtype, top])
             c = _llmc.config_from_descriptor(model)
             kept = llmc.AdamW.bytes_per_parameter(dtype, True)
             memory = _llmc.memory_plan(c, _llmc.ModelOptions(dtype, dtype), 1, 1024, True, kept).total
             table.append(["predicted", f"{model}, {memory / 1e9:.0f} GB", 1, 1024, top, f"{floor / rate:.1f}", "",
                           f"{floor:.1f}", f"{rate:.0%}"])  # fmt: skip
-        print(f"\n{dtype}, {about['isa']}\n")
+        print(f"\n{dtype}: {machine_line(about)}\n")
         print_table(["varies", "model", "B", "T", "threads", "s/step", "GFLOP/s", "floor s", "of floor"], table)
     write_json(args.json, results)
-
-
-def prediction(model: str, dtype: str, B: int, T: int, peak: float, read: float) -> tuple[float, float]:
-    """Predict a step from the machine's ceilings.
-
-    Args:
-        model: a descriptor, as "d12".
-        dtype: "f32" or "bf16".
-        B, T: rows and tokens per row.
-        peak: FLOP/s that the threads reach.
-        read: bytes/s that they read.
-
-    Returns:
-        FLOP of the step, and the seconds that its arithmetic and its optimizer take at the ceilings.
-    """
-    c = _llmc.config_from_descriptor(model)
-    size = 2 if dtype == "bf16" else 4
-    N = _llmc.memory_plan(c, _llmc.ModelOptions(dtype, dtype), B, T).parameters // size
-    work = flops_per_token(c.num_layers, c.channels, T, N) * B * T
-    adamw = N * (16 + 3 * size + (4 if dtype == "bf16" else 0))
-    return work, work / peak + adamw / read
 
 
 if __name__ == "__main__":

@@ -7,9 +7,14 @@ A step is forward, backward, clipping and AdamW, always on the same random token
 its peak memory can be told, and the programs take turns, so that a slow minute of the machine affects them all. PyTorch runs eagerly
 and compiled, in fp32, in bf16 autocast and with bf16 weights, with SDPA, fused AdamW and its threads bound to cores.
 
-Columns: the program and its mode; the median and the least seconds per step; tokens/s and GFLOP/s of the median step; peak memory in
-GB; busy: processor time of a step / (threads * elapsed time), which is well below 100 % if other programs used the machine. Below
-the table: how many times faster llmc is than the fastest of PyTorch, and its memory as a multiple of that one's.
+With LLMC_ISA=avx2 PyTorch is kept to AVX2 too. The first lines name the CPU, its caches, the kernel set, and the ceilings that were
+measured in the same run: multiply-adds on registers alone, and the read bandwidth. No program can take a step in less than the floor:
+its arithmetic at the first and AdamW's bytes at the second.
+
+Columns: the program and its mode; the median and the least seconds per step; the floor as a share of the median; tokens/s and GFLOP/s
+of the median step; peak memory in GB; busy: processor time of a step / (threads * elapsed time), which is well below 100 % if other
+programs used the machine. Below the table: how many times faster llmc is than the fastest of PyTorch, and its memory as a multiple of
+that one's.
 """
 
 from __future__ import annotations
@@ -27,17 +32,23 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import add_common_arguments, machine, peak_rss, print_table, write_json
+from common import (
+    Ceilings,
+    add_common_arguments,
+    environment_of_peers,
+    machine,
+    machine_line,
+    measured_ceilings,
+    peak_rss,
+    print_table,
+    step_work,
+    write_json,
+)
 
 PEERS = {
     "f32": ["llmc f32", "torch eager f32", "torch compile f32"],
     "bf16": ["llmc bf16", "torch eager autocast", "torch compile autocast", "torch eager bf16", "torch compile bf16"],
 }
-
-
-def flops_per_token(L: int, C: int, T: int, num_parameters: int) -> float:
-    """Return the FLOP per token of a step with rows of T tokens, as llm.c counts them: 6N + 6LCT, half of a full attention."""
-    return 6.0 * num_parameters + 6.0 * L * C * T
 
 
 # ---- a worker: one peer, in its own process ----
@@ -98,6 +109,10 @@ def torch_step(model: str, mode: str, B: int, T: int, threads: int) -> Callable[
 def work(args: argparse.Namespace) -> None:
     """Measure the steps of args.worker in this process, and print the result as JSON."""
     kind, _, mode = args.worker.partition(" ")
+    if kind == "ceilings":
+        from llmc import _llmc
+
+        return print(json.dumps(vars(measured_ceilings(_llmc.Backend("cpu", args.threads), mode))))
     make = llmc_step if kind == "llmc" else torch_step
     step = make(args.model, mode, args.batch, args.seq[0], args.threads)
     losses = [step()]
@@ -119,21 +134,22 @@ def measure(peer: str, model: str, B: int, T: int, steps: int, threads: int) -> 
     """Measure steps of one program in a process of its own.
 
     Args:
-        peer: one of PEERS' values.
+        peer: one of PEERS' values, or "ceilings f32" or "ceilings bf16": here they would count as memory of the programs, which
+            start as copies of this process.
         model: a descriptor, as "d12".
         B, T: rows and tokens per row.
         steps: number of timed steps.
         threads: of the CPU.
 
     Returns:
-        "seconds" and "busy" of each step, "peak_bytes" and "losses".
+        "seconds" and "busy" of each step, "peak_bytes" and "losses"; or the fields of Ceilings.
 
     Raises:
         RuntimeError: if the process fails; it has the last line that the process wrote.
     """
     env = dict(os.environ)
     if peer.startswith("torch"):
-        env |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+        env |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"} | environment_of_peers()
     command = [sys.executable, __file__, "--worker", peer, "--model", model, "--batch", B, "--seq", T, "--steps", steps]
     done = subprocess.run([*map(str, command), "--threads", str(threads)], capture_output=True, text=True, env=env)
     if done.returncode != 0:
@@ -189,16 +205,17 @@ def main() -> None:
     if args.worker:
         return work(args)
 
-    from llmc import _llmc
-
     about = machine(args.threads)
     threads = about["threads"]
-    peaks = {d: _llmc.cpu_peak_flops(d, threads) for d in ("f32", "bf16")}
-    c = _llmc.config_from_descriptor(args.model)
-    N = _llmc.memory_plan(c, _llmc.ModelOptions("f32", "f32"), 1, 1).parameters // 4
+    tops = {d: Ceilings(**measure(f"ceilings {d}", args.model, 1, 1, 1, threads)) for d in args.dtypes}
+    print(machine_line(about))
+    for dtype, top in tops.items():
+        print(f"{dtype}: {top}")
+    if limits := environment_of_peers():
+        print("PyTorch: " + " ".join(f"{k}={v}" for k, v in limits.items()))
     results: dict[str, Any] = {
         "machine": about,
-        "peak_flops": peaks,
+        "ceilings": {d: vars(top) for d, top in tops.items()},
         "model": args.model,
         "batch": args.batch,
         "tables": [],
@@ -218,31 +235,38 @@ def main() -> None:
                 except RuntimeError as error:
                     print(error, file=sys.stderr)
                     del runs[peer]
-        flop = flops_per_token(c.num_layers, c.channels, T, N) * args.batch * T
+        steps = {d: step_work(args.model, d, args.batch, T) for d in args.dtypes}
+        floors = {d: steps[d].floor(tops[d]) for d in args.dtypes}
+        flop = steps[args.dtypes[0]].flops
         print(
-            f"\n{args.model} B={args.batch} T={T}, {threads} threads of {about['isa']}, {flop / 1e9:.0f} GFLOP per step\n"
+            f"\n{args.model} B={args.batch} T={T}: {flop / 1e9:.0f} GFLOP per step; no step takes less than "
+            + ", ".join(f"{floor:.3f} s in {d}" for d, floor in floors.items())
+            + "\n"
         )
-        table = {peer: summary(r, args.batch * T, flop, threads) for peer, r in runs.items()}
+        table = {p: summary(r, args.batch * T, flop, threads, floors["f32" if p.endswith("f32") else "bf16"] if p != "llm.c"
+                            else floors.get("f32")) for p, r in runs.items()}  # fmt: skip
         print_table(
-            ["peer", "median s", "best s", "tokens/s", "GFLOP/s", "peak GB", "busy"],
-            [[p, f"{s['median']:.3f}", f"{s['best']:.3f}", f"{s['tokens_per_second']:.0f}", f"{s['flops'] / 1e9:.0f}",
-              f"{s['peak_bytes'] / 1e9:.2f}", f"{s['busy']:.0%}" if s["busy"] else ""] for p, s in table.items()],
+            ["peer", "median s", "best s", "of floor", "tokens/s", "GFLOP/s", "peak GB", "busy"],
+            [[p, f"{s['median']:.3f}", f"{s['best']:.3f}", f"{s['of_floor']:.0%}" if s["of_floor"] else "",
+              f"{s['tokens_per_second']:.0f}", f"{s['flops'] / 1e9:.0f}", f"{s['peak_bytes'] / 1e9:.2f}",
+              f"{s['busy']:.0%}" if s["busy"] else ""] for p, s in table.items()],
         )  # fmt: skip
         ratios = compare(table)
         print()
         for text, ratio in ratios.items():
             print(f"{text}: {ratio:.2f}")
-        results["tables"].append({"T": T, "peers": table, "ratios": ratios})
+        results["tables"].append({"T": T, "floors": floors, "peers": table, "ratios": ratios})
     write_json(args.json, results)
 
 
-def summary(runs: list[dict[str, Any]], tokens: int, flop: float, threads: int) -> dict[str, Any]:
-    """Summarise the runs of one program, whose steps have so many tokens and FLOP."""
+def summary(runs: list[dict[str, Any]], tokens: int, flop: float, threads: int, floor: float | None) -> dict[str, Any]:
+    """Summarise the runs of one program, whose steps have so many tokens and FLOP, and would take `floor` seconds at best."""
     seconds = [t for r in runs for t in r["seconds"]]
     median, busy = statistics.median(seconds), [b for r in runs for b in r["busy"]]
     return {
         "median": median,
         "best": min(seconds),
+        "of_floor": floor / median if floor else None,
         "seconds": seconds,
         "tokens_per_second": tokens / median,
         "flops": flop / median,

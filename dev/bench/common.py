@@ -12,17 +12,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from llmc import _llmc
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --threads and --json to a parser."""
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as the process may use)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+
+
+# What keeps other libraries to AVX2 where LLMC_ISA=avx2 keeps llmc to it: OpenBLAS, PyTorch's own kernels, oneDNN, MKL.
+PEERS_ON_AVX2 = {
+    "OPENBLAS_CORETYPE": "Haswell",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+
+
+def environment_of_peers() -> dict[str, str]:
+    """Return the variables that keep other libraries to the instructions that LLMC_ISA leaves to llmc."""
+    return PEERS_ON_AVX2 if os.environ.get("LLMC_ISA") == "avx2" else {}
 
 
 def machine(threads: int = 0) -> dict[str, Any]:
@@ -38,6 +56,7 @@ def machine(threads: int = 0) -> dict[str, Any]:
         "command": " ".join(["python", *sys.argv]),
         "cpu": info.description,
         "isa": info.isa,
+        "caches": [info.l1_bytes, info.l2_bytes, info.l3_bytes],
         "threads": info.threads,
         "memory_gb": round(info.total_bytes / 1e9, 1),
         "system": platform.platform(),
@@ -46,6 +65,58 @@ def machine(threads: int = 0) -> dict[str, Any]:
         "commit": commit.stdout.strip(),
         "python": platform.python_version(),
     }
+
+
+def machine_line(about: dict[str, Any]) -> str:
+    """Return in one line what machine() returned of the CPU, its caches and the kernel set."""
+    caches = ", ".join(f"L{i} {size >> 10} KB" for i, size in enumerate(about["caches"], 1) if size)
+    return f"{about['cpu']}, {caches or 'caches unknown'}; {about['threads']} threads of {about['isa']}"
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine reaches at most."""
+
+    flops: float  # FLOP/s
+    read: float  # bytes/s
+    copy: float  # bytes/s, the sum of those read and those written
+
+    def __str__(self) -> str:
+        return f"{self.flops / 1e9:.0f} GFLOP/s, read {self.read / 1e9:.1f} GB/s, copy {self.copy / 1e9:.1f} GB/s"
+
+
+def measured_ceilings(backend: _llmc.Backend, dtype: str, clock: Callable[[], float] = time.perf_counter) -> Ceilings:
+    """Measure the ceilings with the backend's threads: multiply-adds on registers alone, the sum of 512 MB, and its copy."""
+    from llmc import _llmc
+
+    size = 512 << 20
+    a, b, total = backend.empty([size // 4]), backend.empty([size // 4]), backend.empty([1])
+    for t in (a, b):
+        backend.zero(t)  # so that the system has assigned memory to all pages
+    read = size / min(sample(lambda: backend.sum(total, a), 0.3, clock))
+    copy = 2 * size / min(sample(lambda: backend.copy(b, a), 0.3, clock))
+    return Ceilings(_llmc.cpu_peak_flops(dtype, backend.info().threads), read, copy)
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What a training step has to do, whoever does it."""
+
+    flops: float  # 6N + 6LCT a token, as llm.c counts them: half of a full attention
+    bytes: float  # that AdamW reads and writes
+
+    def floor(self, top: Ceilings) -> float:
+        """Return the seconds below which no step can be."""
+        return self.flops / top.flops + self.bytes / top.read
+
+
+def step_work(model: str, dtype: str, B: int, T: int) -> StepWork:
+    """Return the work of a step. model: a descriptor, as "d12"; dtype: "f32" or "bf16"; B, T: rows and tokens per row."""
+    from llmc import GPT2Config
+
+    config, size = GPT2Config.from_descriptor(model), 2 if dtype == "bf16" else 4
+    adamw = 16 + 3 * size + (4 if dtype == "bf16" else 0)  # bytes a parameter
+    return StepWork(float(config.flops_per_token(T) * B * T), float(adamw * config.num_parameters))
 
 
 def peak_rss() -> int:

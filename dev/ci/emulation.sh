@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the CUDA and AMX kernels over their emulations, and the C++ programs, and runs every test that has a device, a kernel set
+# Builds the CUDA, AMX and Accelerate kernels over their emulations, and the C++ programs, and runs every test that has a device, a kernel set
 # or a program: for machines with neither a GPU nor AMX. Several ranks meet by the stand-in for NCCL that is built with them. The extension is linked as by the compilers that put libstdc++ into it,
 # so these tests, and those of importing it beside others, run on such a build too. Says what it leaves out. (.ci/run runs it.)
 #
 #   PYTHON=.venv/bin/python dev/ci/emulation.sh       # the interpreter needs the test extra; 4 minutes on two cores
 . "$(dirname "$0")/common.sh"
 
-build_extension -DLLMC_CUDA_EMULATION=ON -DLLMC_AMX_EMULATION=ON -DLLMC_BUILD_APPS=ON -DLLMC_BUILD_CHECKS=ON -DUSE_NCCL=OFF -DUSE_CUDA=OFF \
+build_extension -DLLMC_CUDA_EMULATION=ON -DLLMC_AMX_EMULATION=ON -DLLMC_ACCELERATE_EMULATION=ON -DLLMC_BUILD_APPS=ON -DLLMC_BUILD_CHECKS=ON -DUSE_NCCL=OFF -DUSE_CUDA=OFF \
   "-DCMAKE_MODULE_LINKER_FLAGS=-static-libstdc++ -static-libgcc"
 if ldd "$build"/_llmc*.so | grep libstdc++; then
   echo "emulation.sh: the extension was not linked with a libstdc++ of its own"

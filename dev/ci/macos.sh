@@ -46,5 +46,7 @@ bindings=$!
   "-DCMAKE_AR=$tools/ar" "-DCMAKE_RANLIB=$tools/ranlib" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=$quick" \
   -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DLLMC_PYTHON=OFF -DLLMC_BUILD_APPS=ON -DLLMC_BUILD_CHECKS=ON >"$build.log"
 [ "$(grep -c "LLMC_COMPILES_NEON.* - Success" "$build.log")" = 2 ] || { echo "macos.sh: a kernel set is missing, see $build.log"; exit 1; }
+# The kernels that call Accelerate, whose framework is not here to be linked.
+"$tools/c++" -std=c++20 $quick -Wall -Wextra -Werror -Icsrc -c csrc/cpu/simd/kernels_accelerate.cpp -o "$tools/accelerate.o"
 "${cmake[@]}" --build "$build" --parallel "${LLMC_BUILD_JOBS:-2}" >>"$build.log" 2>&1 || { tail -40 "$build.log"; exit 1; }
 wait $bindings || { cat "$tools/bindings.log"; exit 1; }

@@ -44,6 +44,7 @@ __all__: list[str] = [
     "Tensor",
     "Tokenizer",
     "XorShift",
+    "caches_in",
     "checkpoint_header",
     "compiler",
     "config_from_descriptor",
@@ -75,6 +76,11 @@ class DeviceInfo:
     A description of a backend's device.
     """
     @property
+    def bf16_arithmetic(self) -> bool:
+        """
+        Whether bf16 is multiplied as it is; if not, it is widened to f32, which costs time.
+        """
+    @property
     def clock_hz(self) -> float:
         """
         The highest clock of its multiprocessors, in Hz.
@@ -102,17 +108,17 @@ class DeviceInfo:
     @property
     def l1_bytes(self) -> int:
         """
-        The L1 data cache of a CPU, in bytes.
+        The L1 data cache of a CPU, in bytes; 0 if unknown.
         """
     @property
     def l2_bytes(self) -> int:
         """
-        The L2 cache of a CPU, in bytes.
+        The L2 cache, which several CPUs may share, in bytes.
         """
     @property
     def l3_bytes(self) -> int:
         """
-        The L3 cache, in bytes.
+        The L3 cache, which several CPUs may share, in bytes; 0 if there is none.
         """
     @property
     def multiprocessors(self) -> int:
@@ -1175,6 +1181,14 @@ class BpeEncoder:
         """
         Return the token ids of a word's bytes, (n) uint32.
         """
+
+def caches_in(directory: str, allowed: collections.abc.Sequence[int]) -> list[tuple[int, int]]:
+    """
+    Return (bytes, how many of the allowed CPUs share it) of the data caches L1, L2, L3.
+
+    Of CPUs that differ, it is the one with the smallest share. Bytes are 0 if nobody tells.
+    directory: what Linux has as /sys/devices/system/cpu.
+    """
 
 def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
     """

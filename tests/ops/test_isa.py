@@ -77,7 +77,13 @@ def test_sets_agree(trained, isa):
 
 
 @pytest.mark.parametrize(
-    "name,why", [("sse9", "unknown instruction set"), ("neon_bf16", "not supported"), ("avx2", "not supported")]
+    "name,why",
+    [
+        ("sse9", "unknown instruction set"),
+        ("neon_bf16", "not supported"),
+        ("avx2", "not supported"),
+        ("accelerate", "not supported"),
+    ],
 )
 def test_a_set_that_cannot_run_is_an_error(monkeypatch, name, why):
     if name in SETS:
@@ -111,8 +117,10 @@ def test_gelu_in_f32_is_right_to_two_units_in_the_last_place(isa):
     assert (units <= allowed).all(), f"{units.max():.2f} at x = {x[units.argmax()]}"
 
 
-def test_peak_flops():
+@pytest.mark.parametrize("isa", SETS)
+def test_peak_flops(monkeypatch, isa):
     """The machine may be busy during the 60 ms of the measurement, so only the order of magnitude is checked."""
+    monkeypatch.setenv("LLMC_ISA", isa)
     for dtype in ("f32", "bf16"):
         assert 1e7 < _llmc.cpu_peak_flops(dtype, 1) < 1e13
     with pytest.raises(ValueError, match="dtype is i32"):

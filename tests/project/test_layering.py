@@ -31,6 +31,7 @@ MAY_INCLUDE = {
 EXCEPTIONS = {
     ("backends.cpp", "cpu/make_cpu.h"),
     ("backends.cpp", "cuda/make_cuda.h"),
+    ("bindings/module.cpp", "cpu/caches.h"),
     ("bindings/module.cpp", "cpu/isa.h"),
     ("bindings/module.cpp", "cpu/parallel.h"),
     ("bindings/module.cpp", "cpu/peak.h"),
@@ -39,7 +40,7 @@ EXCEPTIONS = {
 }
 CUDA_HEADERS = re.compile(r"cuda|cub/|cublas|cudnn|nccl|nvml")
 # Of the files that are compiled once per instruction set: nothing in these has a function that the linker could merge.
-PLAIN_HEADERS = {"immintrin.h", "emmintrin.h", "arm_neon.h", "cstdint", "math.h", "string.h"}
+PLAIN_HEADERS = {"immintrin.h", "emmintrin.h", "arm_neon.h", "cstdint", "dlfcn.h", "math.h", "string.h"}
 
 
 def name(path: Path) -> str:

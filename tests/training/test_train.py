@@ -448,6 +448,16 @@ def test_a_missing_package_is_found_before_the_data_are(tmp_path: Path, monkeypa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_bf16_without_bf16_arithmetic_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+    monkeypatch.setenv("LLMC_ISA", "baseline")
+    tiny_run(tmp_path, device="cpu", dtype=dtype, max_steps=1, progress="lines")
+    said = "note: baseline has no bf16 arithmetic: bf16 saves memory" in capsys.readouterr().out
+    assert said == (dtype == "bf16")
+
+
 def test_more_processes_than_memory_holds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("llmc.commands.train.available_host_memory", lambda: 10**9)
     assert train_main(["--processes", "1000"]) == 1

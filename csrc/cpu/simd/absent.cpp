@@ -20,4 +20,7 @@ const Kernels* kernels_neon() { return nullptr; }
 #ifndef LLMC_HAVE_NEON_BF16
 const Kernels* kernels_neon_bf16() { return nullptr; }
 #endif
+#ifndef LLMC_HAVE_ACCELERATE
+const Kernels* kernels_accelerate() { return nullptr; }
+#endif
 }  // namespace llmc

@@ -1,9 +1,9 @@
 // Matmuls: C = A B in blocks that fit the caches.
 //
-//   for a block of rows of C                             (a task owns a range of rows and columns of C)
-//     for a stretch of the reduction                     A's block stays in L2
-//       for a strip of NR columns
-//         for a part of the stretch                      B's strip is packed, and the next one prefetched
+//   for a stretch of the reduction                       (a task owns a range of rows and columns of C)
+//     for a block of rows of C                           A's block stays in L2
+//       for a strip of NR columns                        B's strips are packed for the first block, and pass through L3
+//         for a part of the stretch                      a strip's part stays in L1, and the next one is prefetched
 //           for each panel of MR rows: the micro-kernel  an MR x NR tile of C in registers
 //             at the end: the epilogue                   bias, GELU, accumulate, rounding
 //
@@ -12,7 +12,7 @@
 // multiply-add.
 //
 // Packed operands are padded with zeros, so only packing and the epilogue know about edges. The order of every sum
-// depends on K alone: not on the tasks, so not on the number of threads.
+// depends on K alone: not on the tasks, so not on the number of threads, and not on the sizes of the caches.
 #pragma once
 
 namespace {
@@ -248,7 +248,7 @@ struct Blocks {
         const i64 parts = (stretch + kPart - 1) / kPart;
         part = parts > 1 ? round_up((stretch + parts - 1) / parts, 16) : stretch;
         // Two thirds of L2: strips of B and C pass through the rest.
-        const i64 groups = g.caches.l2 * 2 / 3 / (4 * stretch * kGroup),
+        const i64 groups = g.l2 * 2 / 3 / (4 * stretch * kGroup),
                   blocks = even_parts((m1 - m0), groups > 1 ? groups * kGroup : kGroup);
         rows = round_up((m1 - m0 + blocks - 1) / blocks, kGroup);
         keep_b = rows < m1 - m0;
@@ -267,11 +267,14 @@ i64 gemm_scratch(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1) {
     return Blocks<P>(g, m0, m1, n0, n1).bytes();
 }
 
-// Tasks consist of whole groups and whole strips. The strips that a task keeps, and its C, pass through L3.
+// Tasks consist of whole groups and whole strips. The strips that a task keeps pass through L3, of which they take half.
+// Each task packs its rows of A again, so if A is packed, tasks are wider.
 template <class P>
 llmc::GemmTask gemm_task(const Gemm& g) {
-    const i64 columns = g.caches.l3 / 8 / (4 * kStretch) / kNR * kNR, least = read_in_place<P>(g) ? 64 : 192;
-    return {1024, columns > 8 * kNR ? columns : 8 * kNR, kGroup, kNR, 192, round_up(least, kNR)};
+    constexpr i64 kMost = 2048 / kNR * kNR, kLeast = 8 * kNR;
+    const i64 columns = smaller(kMost, g.l3 / 2 / (4 * kStretch) / kNR * kNR);
+    return {1024, columns > kLeast ? columns : kLeast,          kGroup, kNR,
+            192,  round_up(read_in_place<P>(g) ? 64 : 384, kNR)};
 }
 
 // Memory to fetch into L2 while something else is computed: `rows` of `lines` cache lines.
@@ -349,14 +352,12 @@ void gemm(const Gemm& g, i64 m0, i64 m1, i64 n0, i64 n1, void* scratch) {
                     const T* src = g.b_kmajor ? b + k * g.ldb + n : b + n * g.ldb + k;
                     Unit* const b_strip =
                         b_strips + (s.keep_b ? (strip * s.stretch + (k - ks) / P::kPerUnit) * kNR : 0);
-                    if (m == m0 || !s.keep_b)
-                        pack<P, kNR>(b_strip, src, g.ldb, g.b_kmajor, columns, elements);
-                    NextStrip next;
-                    if (s.keep_b && m > m0)
-                        ;  // the strip lies packed, and the hardware sees that it is a stream
-                    else if (k + part < k_end)
+                    const bool packed = s.keep_b && m > m0;
+                    if (!packed) pack<P, kNR>(b_strip, src, g.ldb, g.b_kmajor, columns, elements);
+                    NextStrip next;  // not of packed strips: the hardware sees that they are a stream
+                    if (!packed && k + part < k_end)
                         next = strip_of_b<P>(g, k + part, n, smaller(part, k_end - k - part), columns);
-                    else if (n + kNR < n1)
+                    else if (!packed && n + kNR < n1)
                         next = strip_of_b<P>(g, ks, n + kNR, smaller(part, k_end - ks),
                                              smaller(kNR, n1 - n - kNR));
                     const i64 share =

@@ -31,6 +31,7 @@ using MultiplyBf16 = MultiplyWidened;
 
 namespace {
 constexpr llmc::Kernels with_tiles(llmc::Kernels k) {
+    k.bf16_arithmetic = true;
     llmc::TypedKernels<bf16>& t = k.bf16_;
     t.gemm = tile_gemm;
     t.gemm_scratch = tile_gemm_scratch;

@@ -1,8 +1,8 @@
 // Included last by each kernels_<isa>.cpp, after the Vec of the set and its constants:
 //   kMR, kNV      the micro-kernel's tile: MR rows, NV vectors. Accumulators + NV + 1 must fit the register file.
-//   kPart         units of the reduction in a packed strip of B: kPart * NR * 4 bytes
-//   kStretch      units of the reduction in a block of A
-//   kBlockBytes, kMaxRows   the largest size and number of rows of that block, which stays in L2
+//   kPart         at most so many units of the reduction are summed in registers: a strip of B, kPart * NR * 4 bytes, stays
+//                 in an L1 of 32 KB. A result is the sum of its parts, so the size of L1 must not change it
+//   kStretch      units of the reduction in a block of A, which stays in L2
 //   MultiplyBf16  the policy for bf16 (gemm.h)
 #pragma once
 
@@ -44,6 +44,7 @@ constexpr llmc::TypedKernels<typename P::T> typed_kernels() {
 constexpr llmc::Kernels make_kernels(const char* isa) {
     llmc::Kernels k{};
     k.isa = isa;
+    k.bf16_arithmetic = MultiplyBf16::kPerUnit == 2;
     k.f32 = typed_kernels<MultiplyF32>();
     k.bf16_ = typed_kernels<MultiplyBf16>();
     k.sum_f32 = sum_f32;

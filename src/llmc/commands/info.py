@@ -19,11 +19,13 @@ def run(args: argparse.Namespace) -> int:
     backend = _llmc.Backend("cpu")
     info = backend.info()
     isa = _llmc.isa()
+    caches = {"L1": info.l1_bytes, "L2": info.l2_bytes, "L3": info.l3_bytes}
     rows = {
         "llmc": _llmc.__version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "compiler": _llmc.compiler,
         "CPU": info.description,
+        "caches": ", ".join(f"{name} {size >> 10} KB" for name, size in caches.items() if size) or "unknown",
         "memory": f"{info.total_bytes / 1e9:.1f} GB, {available_memory(backend) / 1e9:.1f} GB free",
         "kernel sets": f"built {', '.join(isa['built'])}; usable here {', '.join(isa['usable'])}; used {isa['used']}",
         "threads": f"{info.threads}, {info.pinning}",

@@ -151,6 +151,10 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         _check_same(found, config, fingerprint)
     config = _as_before(config, saved)
     model, weight_origin, memory = _build_model(config, backend, sources, found, world)
+    if model.dtype == "bf16" and not backend.info().bf16_arithmetic:
+        say(
+            f"note: {backend.info().isa} has no bf16 arithmetic: bf16 saves memory, but is up to a tenth slower than --dtype f32"
+        )
     config = config.replace(recompute=model.recompute, classifier_rows=model.classifier_rows)
     optimizer = build_optimizer(config, model, comm)
     rows_per_sample = _shared(world, config.batch_size if found is None else found.rows_per_sample(config.batch_size))
