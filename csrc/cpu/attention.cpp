@@ -12,7 +12,8 @@ namespace llmc {
 
 namespace {
 
-constexpr std::int64_t kStretch = 960;  // queries in a task of the forward pass: whole blocks of 48
+// Queries in a task of the forward pass: whole blocks of 48, and of the 32 of AMX. Each task packs the keys that it sees: T=1024 is one.
+constexpr std::int64_t kStretch = 1056;
 
 template <class T>
 AttentionHead<T> head_of(const AttentionDims& d, std::int64_t b, std::int64_t h, Tensor qkv, Tensor out,

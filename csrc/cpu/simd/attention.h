@@ -3,8 +3,8 @@
 // scores, for backward. Its matmuls run through the micro-kernel of gemm.h. Blocks of keys that no query of a
 // block may see are skipped.
 //
-// A right operand is packed in strips of NR columns. A left operand is packed in panels of MR rows or, if it was
-// computed here, read in place through the micro-kernel's strides.
+// A right operand is packed in strips of NR columns. A left operand is copied row by row, or was computed here: the
+// micro-kernel's strides reach both.
 #pragma once
 
 namespace {
@@ -41,11 +41,19 @@ void pack_positions(typename P::Unit* out, const typename P::T* x, i64 ld, i64 r
                                  smaller(BLOCK, rows - t));
 }
 
-// Left operand: [panel of MR rows][unit of HS][MR].
+// Left operand, the reduction along the channels of a row: [row][unit], in whole vectors. Rows up to a multiple of MR.
 template <class P>
-void pack_panels(typename P::Unit* out, const typename P::T* x, i64 ld, i64 rows, i64 HS) {
-    for (i64 r = 0; r < rows; r += kMR)
-        pack_rows<P, kMR>(out + r * units_of<P>(HS), x + r * ld, ld, smaller(kMR, rows - r), HS);
+i64 row_units(i64 HS) {
+    return round_up(units_of<P>(HS), Vec::W);
+}
+template <class P>
+void copy_rows(typename P::Unit* out, const typename P::T* x, i64 ld, i64 rows, i64 HS) {
+    constexpr i64 kStep = Vec::W * P::kPerUnit;
+    float* to = reinterpret_cast<float*>(out);
+    for (i64 r = 0; r < round_up(rows, kMR); ++r)
+        for (i64 k = 0; k < HS; k += kStep, to += Vec::W)
+            store(to,
+                  r < rows ? P::load_k(x + r * ld + k, static_cast<int>(smaller(kStep, HS - k))) : zero());
 }
 
 // A block of queries against one of keys: query r sees the keys up to r + diagonal. Tiles of which no query sees a key
@@ -56,15 +64,15 @@ struct Seen {
     i64 first_query(i64 key) const { return key > diagonal ? key - diagonal : 0; }
 };
 
-// out (kQB x kKB) = panels x channels^T for the queries and keys of `seen`, in whole tiles.
+// out (kQB x kKB) = left x channels^T for the queries and keys of `seen`, in whole tiles.
 template <class P>
-void scores_block(float* out, const typename P::Unit* panels, const typename P::Unit* channels,
+void scores_block(float* out, const typename P::Unit* left, const typename P::Unit* channels,
                   const Seen& seen, i64 HS) {
-    const i64 units = units_of<P>(HS);
+    const i64 units = units_of<P>(HS), row = row_units<P>(HS);
     for (i64 n = 0; n < seen.keys; n += kNR)
         for (i64 r = seen.first_query(n) / kMR * kMR; r < seen.queries; r += kMR)
-            micro_kernel<P, kNV>(panels + r * units, 1, kMR, channels + n * units, kNR, out + r * kKB + n,
-                                 kKB, units, Earlier{});
+            micro_kernel<P, kNV>(left + r * row, row, 1, channels + n * units, kNR, out + r * kKB + n, kKB,
+                                 units, Earlier{});
 }
 
 // Elements of a sum that are not 0.
@@ -111,16 +119,17 @@ struct ForwardScratch {
     using Unit = typename P::Unit;
     Pieces pieces;
     Unit *keys, *values, *queries;
-    float *scores, *out, *highest, *total;
+    float *scores, *out, *highest, *shrink, *total;
     typename P::Left* probs;
     ForwardScratch(void* memory, i64 T_, i64 HS) : pieces{static_cast<char*>(memory)} {
         keys = pieces.take<Unit>(round_up(T_, kNR) * units_of<P>(HS));
         values = pieces.take<Unit>((T_ + kKB - 1) / kKB * positions_block<P, kKB>(HS));
-        queries = pieces.take<Unit>(kQB * units_of<P>(HS));
+        queries = pieces.take<Unit>(kQB * row_units<P>(HS));
         scores = pieces.take<float>(kQB * kKB);
         probs = pieces.take<typename P::Left>(kQB * kKB);
         out = pieces.take<float>(kQB * round_up(HS, kNR));
         highest = pieces.take<float>(kQB);
+        shrink = pieces.take<float>(kQB);
         total = pieces.take<float>(kQB);
     }
 };
@@ -141,7 +150,7 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
     pack_positions<P, kKB>(s.values, h.v, h.ldq, end, HS);
     for (i64 q0 = begin; q0 < end; q0 += kQB) {
         const i64 rows = smaller(kQB, end - q0);
-        pack_panels<P>(s.queries, h.q + q0 * h.ldq, h.ldq, rows, HS);
+        copy_rows<P>(s.queries, h.q + q0 * h.ldq, h.ldq, rows, HS);
         clear(s.out, kQB * ldo);
         for (i64 r = 0; r < rows; ++r) {
             s.highest[r] = -3e38f;
@@ -150,20 +159,31 @@ void attention_forward(const AttentionHead<typename P::T>& h, i64 begin, i64 end
         for (i64 k0 = 0; k0 < q0 + rows; k0 += kKB) {
             const Seen seen{rows, smaller(kKB, q0 + rows - k0), q0 - k0};
             scores_block<P>(s.scores, s.queries, s.keys + k0 * units_of<P>(HS), seen, HS);
+            // All maxima first: whether a row of the output must shrink is then known when its turn comes, and the
+            // exponentials of the rows follow each other without a stall.
             for (i64 r = 0; r < rows; ++r) {
+                const float* x = s.scores + r * kKB;
+                Vec top = set1(-3e38f);
+                each(seen.keys_of(r),
+                     [&](i64 i, auto m) { top = max(top, keep_first(load(x + i), m, -3e38f)); });
+                s.shrink[r] = max(top);
+            }
+            each(rows, [=](i64 r, auto m) {
+                const Vec before = load(s.highest + r, m);
+                const Vec now = max(before, load(s.shrink + r, m) * scale), shrink = exp(before - now);
+                store(s.highest + r, now, m);
+                store(s.shrink + r, shrink, m);
+                store(s.total + r, load(s.total + r, m) * shrink, m);
+            });
+            for (i64 r = 0; r < rows; ++r) {
+                if (k0 > 0 && s.shrink[r] != 1.0f) {
+                    const Vec shrink = set1(s.shrink[r]);
+                    float* o = s.out + r * ldo;
+                    each(ldo, [=](i64 i, auto m) { store(o + i, load(o + i, m) * shrink, m); });
+                }
                 const float* x = s.scores + r * kKB;
                 typename P::Left* p = s.probs + r * kKB;
                 const i64 keys = seen.keys_of(r);
-                Vec top = set1(-3e38f);
-                each(keys, [&](i64 i, auto m) { top = max(top, keep_first(load(x + i), m, -3e38f)); });
-                const float now = max(top) * h.scale;
-                if (now > s.highest[r]) {
-                    const Vec shrink = exp(set1(s.highest[r] - now));
-                    float* o = s.out + r * ldo;
-                    each(ldo, [=](i64 i, auto m) { store(o + i, load(o + i, m) * shrink, m); });
-                    s.total[r] *= first_lane(shrink);
-                    s.highest[r] = now;
-                }
                 const Vec shift = set1(s.highest[r]);
                 Vec added = zero();
                 each(keys, [&](i64 i, auto m) {
@@ -206,8 +226,8 @@ struct BackwardScratch {
         keys = pieces.take<Unit>(round_up(T_, kNR) * units);
         values = pieces.take<Unit>(round_up(T_, kNR) * units);
         keys_right = pieces.take<Unit>(blocks * positions_block<P, kKB>(HS));
-        queries = pieces.take<Unit>(round_up(T_, kMR) * units);
-        douts = pieces.take<Unit>(round_up(T_, kMR) * units);
+        queries = pieces.take<Unit>(round_up(T_, kMR) * row_units<P>(HS));
+        douts = pieces.take<Unit>(round_up(T_, kMR) * row_units<P>(HS));
         queries_right = pieces.take<Unit>((T_ + kQB - 1) / kQB * positions_block<P, kQB>(HS));
         douts_right = pieces.take<Unit>((T_ + kQB - 1) / kQB * positions_block<P, kQB>(HS));
         probs = pieces.take<float>(kQB * kKB);
@@ -232,15 +252,15 @@ i64 attention_backward_scratch(i64 T_, i64 HS) {
 template <class P>
 void attention_backward(const AttentionHead<typename P::T>& h, void* memory) {
     using T = typename P::T;
-    const i64 HS = h.HS, T_ = h.T_, units = units_of<P>(HS), ldo = round_up(HS, kNR);
+    const i64 HS = h.HS, T_ = h.T_, units = units_of<P>(HS), row = row_units<P>(HS), ldo = round_up(HS, kNR);
     const BackwardScratch<P> s(memory, T_, HS);
     const Vec scale = set1(h.scale);
 
     pack_channels<P>(s.keys, h.k, h.ldq, T_, HS);
     pack_channels<P>(s.values, h.v, h.ldq, T_, HS);
     pack_positions<P, kKB>(s.keys_right, h.k, h.ldq, T_, HS);
-    pack_panels<P>(s.queries, h.q, h.ldq, T_, HS);
-    pack_panels<P>(s.douts, h.dout, h.ldo, T_, HS);
+    copy_rows<P>(s.queries, h.q, h.ldq, T_, HS);
+    copy_rows<P>(s.douts, h.dout, h.ldo, T_, HS);
     pack_positions<P, kQB>(s.queries_right, h.q, h.ldq, T_, HS);
     pack_positions<P, kQB>(s.douts_right, h.dout, h.ldo, T_, HS);
     clear(s.dq, round_up(T_, kMR) * ldo);
@@ -255,8 +275,8 @@ void attention_backward(const AttentionHead<typename P::T>& h, void* memory) {
         for (i64 q0 = k0; q0 < T_; q0 += kQB) {
             const i64 rows = smaller(kQB, T_ - q0);
             const Seen seen{rows, smaller(kKB, q0 + rows - k0), q0 - k0};
-            scores_block<P>(s.probs, s.queries + q0 * units, s.keys + k0 * units, seen, HS);
-            scores_block<P>(s.dscores, s.douts + q0 * units, s.values + k0 * units, seen, HS);
+            scores_block<P>(s.probs, s.queries + q0 * row, s.keys + k0 * units, seen, HS);
+            scores_block<P>(s.dscores, s.douts + q0 * row, s.values + k0 * units, seen, HS);
             for (i64 r = 0; r < rows; ++r) {
                 float *p = s.probs + r * kKB, *ds = s.dscores + r * kKB;
                 const i64 keys = seen.keys_of(r);
@@ -319,7 +339,7 @@ void attention_decode(T* out, const T* q, const T* k, const T* v, i64 n, i64 HS,
     const Vec shift = set1(highest);
     Vec total = zero();
     each(n, [&](i64 i, auto m) {
-        const Vec e = keep_first(exp(load(scores + i, m) - shift), lanes(m), 0.0f);
+        const Vec e = keep_first(exp(load(scores + i, m) - shift), m, 0.0f);
         total = total + e;
         store(scores + i, e, m);
     });

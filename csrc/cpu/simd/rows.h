@@ -70,7 +70,7 @@ void layernorm_row(T* out, float* mean, float* rstd, const T* x, const T* weight
     const float mu = sum(reduce(C, [=](i64 i, auto m) { return load(x + i, m); })) / static_cast<float>(C);
     const Vec vmu = set1(mu);
     const Vec squares = reduce(C, [=](i64 i, auto m) {
-        const Vec d = keep_first(load(x + i, m) - vmu, lanes(m), 0.0f);
+        const Vec d = keep_first(load(x + i, m) - vmu, m, 0.0f);
         return d * d;
     });
     const Vec variance = set1(sum(squares) / static_cast<float>(C) + 1e-5f);
@@ -144,11 +144,11 @@ void classifier(float* losses, T* logits, T* dlogits, const std::int32_t* target
         const T* x = logits + r * Vp;
         const i64 target = targets[r];
         Vec vmax = set1(-3e38f);
-        each(V, [&](i64 i, auto m) { vmax = max(vmax, keep_first(load(x + i, m), lanes(m), -3e38f)); });
+        each(V, [&](i64 i, auto m) { vmax = max(vmax, keep_first(load(x + i, m), m, -3e38f)); });
         const float highest = max(vmax);
         const Vec shift = set1(highest);
-        const float total = sum(reduce(
-            V, [=](i64 i, auto m) { return keep_first(exp(load(x + i, m) - shift), lanes(m), 0.0f); }));
+        const float total =
+            sum(reduce(V, [=](i64 i, auto m) { return keep_first(exp(load(x + i, m) - shift), m, 0.0f); }));
         if (losses) {
             // Not -log(p): p underflows if the loss exceeds 87.
             losses[r] = target < 0 ? 0.0f : logf(total) - (first_lane(load(x + target, 1)) - highest);

@@ -30,8 +30,11 @@ inline void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }
 inline __m256 widen(__m128i h) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
-inline __m128i pack16(__m256i u) {  // the low halves of 8 dwords that are below 2^16
-    const __m256i p = _mm256_packus_epi32(u, u);
+// One half of each of 8 dwords: the low one if BYTE is 0, the high one if it is 2.
+template <int BYTE>
+inline __m128i halves(__m256i u) {
+    const __m256i p =
+        _mm256_shuffle_epi8(u, _mm256_set1_epi64x(0x0d0c090805040100 + BYTE * 0x0101010101010101));
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(p, 0x08));
 }
 inline __m128i narrow(Vec a) {
@@ -40,7 +43,7 @@ inline __m128i narrow(Vec a) {
     const __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
-    return pack16(_mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16));
+    return halves<2>(_mm256_blendv_epi8(rounded, quiet, nan));
 }
 inline __m128i load_halves(const void* p, int n) {
     alignas(16) std::uint16_t h[8] = {};
@@ -115,10 +118,8 @@ inline Vec join(const bf16* high, const std::int16_t* low, int n) {
 }
 inline void split(bf16* high, std::int16_t* low, Vec a, int n) {
     const __m256i u = _mm256_castps_si256(a.v);
-    const __m256i h = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x8000)), 16);
-    store_halves(high, pack16(h), n);
-    const __m256i l = _mm256_sub_epi32(u, _mm256_slli_epi32(h, 16));
-    store_halves(low, pack16(_mm256_and_si256(l, _mm256_set1_epi32(0xffff))), n);
+    store_halves(high, halves<2>(_mm256_add_epi32(u, _mm256_set1_epi32(0x8000))), n);
+    store_halves(low, halves<0>(u), n);
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
