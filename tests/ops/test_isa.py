@@ -5,6 +5,7 @@ Every op is checked on every set in test_ops.py; dev/ci/check_kernels.cpp does i
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from conftest import make_backend
 
 from llmc import _llmc
+from llmc.commands import info
 
 SETS = _llmc.isa()["usable"]
 
@@ -66,6 +68,15 @@ def test_the_forced_set_trains_alike_on_any_number_of_threads(trained, isa):
         one = result[f"{dtype} 1"]
         assert all(result[f"{dtype} {threads}"] == one for threads in (2, 3, 5))
         assert one[4] < one[0]
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_a_set_says_whether_it_has_bf16_arithmetic(monkeypatch, capsys, isa):
+    monkeypatch.setenv("LLMC_ISA", isa)
+    has = isa in ("avx512_bf16", "amx", "neon_bf16")
+    assert _llmc.Backend("cpu").info().bf16_arithmetic == has
+    info.run(argparse.Namespace())
+    assert ("widened to f32" in capsys.readouterr().out) == (not has)
 
 
 @pytest.mark.parametrize("isa", SETS)

@@ -48,7 +48,7 @@ def fails(result: subprocess.CompletedProcess[str], code: int, message: str) -> 
 def test_version_and_info(tmp_path: Path) -> None:
     assert run("--version", cwd=tmp_path).stdout == f"llmc {llmc.__version__}\n"
     shown = run("info", cwd=tmp_path).stdout
-    for name in ("llmc:", "Python:", "compiler:", "caches:", "kernel sets:", "threads:", "CUDA:"):
+    for name in ("llmc:", "Python:", "compiler:", "caches:", "kernel sets:", "bf16:", "threads:", "CUDA:"):
         assert name in shown
 
 

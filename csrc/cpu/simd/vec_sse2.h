@@ -37,11 +37,19 @@ inline void store(float* p, Vec a, int n) {
 inline void stream(float* p, Vec a) { _mm_stream_ps(p, a.v); }
 
 inline __m128i load_halves(const void* p, int n) {
+    if (n == 4) return _mm_loadl_epi64(static_cast<const __m128i*>(p));
     alignas(16) std::uint16_t h[8] = {};
     for (int i = 0; i < n; ++i) h[i] = static_cast<const std::uint16_t*>(p)[i];
     return _mm_load_si128(reinterpret_cast<const __m128i*>(h));
 }
-inline void store_halves(void* p, __m128i a, int n) {  // the low halves of 4 dwords
+inline void store_halves(void* p, __m128i a) {  // the low halves of 4 dwords
+    // Signed saturation keeps the bits if the halves are sign-extended first: SSE2 has no unsigned pack of
+    // dwords.
+    const __m128i h = _mm_srai_epi32(_mm_slli_epi32(a, 16), 16);
+    _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packs_epi32(h, h));
+}
+inline void store_halves(void* p, __m128i a, int n) {
+    if (n == 4) return store_halves(p, a);
     alignas(16) std::uint32_t d[4];
     _mm_store_si128(reinterpret_cast<__m128i*>(d), a);
     for (int i = 0; i < n; ++i) static_cast<std::uint16_t*>(p)[i] = static_cast<std::uint16_t>(d[i]);
@@ -56,12 +64,7 @@ inline __m128i narrow(Vec a) {
 }
 inline Vec load(const bf16* p) { return widen(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
 inline Vec load(const bf16* p, int n) { return widen(load_halves(p, n)); }
-inline void store(bf16* p, Vec a) {
-    // Signed saturation keeps the bits if the halves are sign-extended first: SSE2 has no unsigned pack of
-    // dwords.
-    const __m128i h = _mm_srai_epi32(_mm_slli_epi32(narrow(a), 16), 16);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(h, h));
-}
+inline void store(bf16* p, Vec a) { store_halves(p, narrow(a)); }
 inline void store(bf16* p, Vec a, int n) { store_halves(p, narrow(a), n); }
 inline void stream(bf16* p, Vec a) { store(p, a); }
 

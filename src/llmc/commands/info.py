@@ -28,6 +28,9 @@ def run(args: argparse.Namespace) -> int:
         "caches": ", ".join(f"{name} {size >> 10} KB" for name, size in caches.items() if size) or "unknown",
         "memory": f"{info.total_bytes / 1e9:.1f} GB, {available_memory(backend) / 1e9:.1f} GB free",
         "kernel sets": f"built {', '.join(isa['built'])}; usable here {', '.join(isa['usable'])}; used {isa['used']}",
+        "bf16": "multiplied as it is"
+        if info.bf16_arithmetic
+        else "widened to f32: it saves memory, in training hardly time",
         "threads": f"{info.threads}, {info.pinning}",
         "CUDA": _llmc.cuda_status(),
     }
