@@ -38,7 +38,8 @@ struct Gemm {
 };
 
 // The tasks that a kernel set wants a matmul cut into: blocks of C of at most `rows` x `columns`, multiples of their
-// units. To give every thread enough tasks, blocks are made smaller, down to `least_rows` x `least_columns`.
+// units. To give every thread enough tasks, blocks are made smaller, down to `least_rows` x `least_columns`; below that only
+// if there were fewer tasks than threads, and along no side whose least is its most.
 struct GemmTask {
     i64 rows, columns, row_unit, column_unit, least_rows, least_columns;
 };
@@ -114,7 +115,7 @@ struct TypedKernels {
 
 struct Kernels {
     const char* isa;
-    bool bf16_arithmetic;  // else bf16 is widened to f32, and slower than f32 by that
+    bool bf16_arithmetic;  // else bf16 is widened to f32, which costs time
     TypedKernels<float> f32;
     TypedKernels<bf16> bf16_;
     double (*sum_f32)(const float* x, i64 n);

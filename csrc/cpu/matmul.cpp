@@ -22,8 +22,16 @@ struct Grid {
     Grid(const GemmTask& task, std::int64_t M, std::int64_t N, int threads) {
         const std::int64_t wanted = threads == 1 ? 1 : 4 * threads;
         const std::int64_t fewest_rows = ceil_div(M, task.rows), fewest_columns = ceil_div(N, task.columns);
-        const std::int64_t most_rows = std::max(fewest_rows, std::min(wanted, M / task.least_rows));
-        const std::int64_t most_columns = std::max(fewest_columns, N / task.least_columns);
+        // A task below the least size is better than a thread without one.
+        std::int64_t least_rows = task.least_rows, least_columns = task.least_columns;
+        const auto too_few = [&] {
+            return std::max<std::int64_t>(1, M / least_rows) * std::max<std::int64_t>(1, N / least_columns) <
+                   threads;
+        };
+        while (too_few() && least_rows < task.rows && least_rows >= 96) least_rows /= 2;
+        while (too_few() && least_columns < task.columns && least_columns >= 128) least_columns /= 2;
+        const std::int64_t most_rows = std::max(fewest_rows, std::min(wanted, M / least_rows));
+        const std::int64_t most_columns = std::max(fewest_columns, N / least_columns);
         std::int64_t least = std::numeric_limits<std::int64_t>::max();
         for (std::int64_t r = fewest_rows; r <= most_rows; ++r) {
             const std::int64_t enough = std::clamp(ceil_div(wanted, r), fewest_columns, most_columns);

@@ -338,7 +338,7 @@ def peer_matmul(library: str, o: Operands, N: int, C: int, OC: int, copies: int 
 
 
 def restart_for_peers(threads: int) -> None:
-    """Start this program again with the variables that NumPy's BLAS and PyTorch read when they are loaded, unless they are set."""
+    """Start this program again with the variables that NumPy's BLAS and PyTorch read when they are loaded, unless they are right."""
     limits = environment_of_peers() | {"OPENBLAS_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if any(os.environ.get(name) != value for name, value in limits.items()):
         sys.stdout.flush()
@@ -408,21 +408,28 @@ def main() -> None:
                           "flops": op.flops, "bytes": op.bytes, "floor": floor}  # fmt: skip
                 row = [op.name, op.shape, f"{t * 1e3:.2f}", f"{op.flops / t / 1e9:.0f}" if op.flops else "",
                        f"{op.bytes / t / 1e9:.1f}", f"{floor / t:.0%}", f"{t * op.calls * 1e3:.1f}"]  # fmt: skip
-                for peer, seconds in zip(op.peers, peer_times, strict=True):
+                found = dict(zip(op.peers, peer_times, strict=True))
+                for peer in args.peers:
+                    if peer not in found:
+                        row += ["", ""]
+                        continue
+                    seconds = found[peer]
                     record[f"{peer}_seconds"] = seconds
                     ratios[peer][op.name] = seconds / t
                     row += [f"{op.flops / seconds / 1e9:.0f}", f"{seconds / t:.2f}"]
-                rows.append(row + [""] * (7 + 2 * len(args.peers) - len(row)))
+                rows.append(row)
                 records.append(record)
+            if not records:
+                parser.error(f"no op has one of {args.only} in its name")
             header = ["op", "shape", "ms", "GFLOP/s", "GB/s", "of floor", "ms/step"]
             step = ["step", "", "", "", "", f"{floor_total / total:.0%}", f"{total * 1e3:.0f}"]
             rows.append(step + [""] * (2 * len(args.peers)))
             print_table(header + [text for p in args.peers for text in (f"{p} GFLOP/s", "x faster")], rows)
-            for peer, found in ratios.items():
-                if found:
-                    least = min(found, key=lambda name, found=found: found[name])  # type: ignore[misc]
-                    print(f"\nagainst {peer}: geometric mean {geometric_mean(list(found.values())):.2f}, least "
-                          f"{found[least]:.2f} ({least})")  # fmt: skip
+            for peer, ratio in ratios.items():
+                if ratio:
+                    least = min(ratio, key=lambda name, ratio=ratio: ratio[name])  # type: ignore[misc]
+                    print(f"\nagainst {peer}: geometric mean {geometric_mean(list(ratio.values())):.2f}, least "
+                          f"{ratio[least]:.2f} ({least})")  # fmt: skip
             results["tables"].append({"dtype": dtype, "T": T, "ceilings": vars(top), "ops": records})
     write_json(args.json, results)
 

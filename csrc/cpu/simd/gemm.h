@@ -249,16 +249,17 @@ struct Blocks {
         part = parts > 1 ? round_up((stretch + parts - 1) / parts, 16) : stretch;
         // Two thirds of L2: strips of B and C pass through the rest.
         const i64 groups = g.l2 * 2 / 3 / (4 * stretch * kGroup),
-                  blocks = even_parts((m1 - m0), groups > 1 ? groups * kGroup : kGroup);
+                  most = groups > 1 ? groups * kGroup : kGroup, all = round_up(m1 - m0, kGroup),
+                  blocks = (all + most - 1) / most;
         rows = round_up((m1 - m0 + blocks - 1) / blocks, kGroup);
-        keep_b = rows < m1 - m0;
+        keep_b = blocks > 1;
+        // Memory is for `most` rows: the even blocks of a task at the edge may have more rows than those of a whole one.
         // C is in scratch from a part to the next: one tile, one strip of a block, or all of the task.
-        c_rows = units > stretch ? round_up(m1 - m0, kGroup) : rows;
-        a_units = round_up(rows * stretch, 16);
+        c_rows = units > stretch ? all : smaller(all, most);
+        a_units = round_up(smaller(all, most) * stretch, 16);
         b_units = keep_b ? strips * stretch * kNR : part * kNR;
         c_floats = (units > stretch ? strips : 1) * c_rows * kNR;
     }
-    static i64 even_parts(i64 n, i64 most) { return n > most ? (n + most - 1) / most : 1; }
     i64 bytes() const { return (a_units + b_units + c_floats) * 4; }
 };
 
@@ -273,8 +274,12 @@ template <class P>
 llmc::GemmTask gemm_task(const Gemm& g) {
     constexpr i64 kMost = 2048 / kNR * kNR, kLeast = 8 * kNR;
     const i64 columns = smaller(kMost, g.l3 / 2 / (4 * kStretch) / kNR * kNR);
-    return {1024, columns > kLeast ? columns : kLeast,          kGroup, kNR,
-            192,  round_up(read_in_place<P>(g) ? 64 : 384, kNR)};
+    return {1024 / kGroup * kGroup,
+            columns > kLeast ? columns : kLeast,
+            kGroup,
+            kNR,
+            192,
+            round_up(read_in_place<P>(g) ? 64 : 384, kNR)};
 }
 
 // Memory to fetch into L2 while something else is computed: `rows` of `lines` cache lines.
