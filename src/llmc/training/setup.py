@@ -153,7 +153,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     model, weight_origin, memory = _build_model(config, backend, sources, found, world)
     if model.dtype == "bf16" and not backend.info().bf16_arithmetic:
         say(
-            f"note: {backend.info().isa} has no bf16 arithmetic: bf16 saves memory, but is up to a tenth slower than --dtype f32"
+            f"note: {backend.info().isa} has no bf16 arithmetic: bf16 saves memory, but may be a tenth slower than --dtype f32"
         )
     config = config.replace(recompute=model.recompute, classifier_rows=model.classifier_rows)
     optimizer = build_optimizer(config, model, comm)
