@@ -34,6 +34,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import (
+    adamw_bytes,
     add_common_arguments,
     environment_of_peers,
     geometric_mean,
@@ -198,7 +199,7 @@ def step_ops(o: Operands, B: int, T: int, C: int, L: int, NH: int, V: int, class
         operands = [_llmc.AdamWOperands(p, master, m, v, g, 0.1)]
         return lambda: be.adamw_many(operands, factor, step)
 
-    yield Op("adamw_many", f"{P / 1e6:.0f}M", 1, 0, P * (16 + 3 * size + (4 if o.dtype == "bf16" else 0)), adamw)
+    yield Op("adamw_many", f"{P / 1e6:.0f}M", 1, 0, P * adamw_bytes(o.dtype), adamw)
 
     def norm() -> Run:
         g, out = o.tensor(P), be.empty([_llmc.NORM_DIGITS])

@@ -110,13 +110,17 @@ class StepWork:
         return self.flops / top.flops + self.bytes / top.read
 
 
+def adamw_bytes(dtype: str) -> int:
+    """Return the bytes that AdamW reads and writes for a parameter: both moments, the parameter and its gradient, and bf16's master."""
+    return 28 if dtype == "f32" else 26
+
+
 def step_work(model: str, dtype: str, B: int, T: int) -> StepWork:
     """Return the work of a step. model: a descriptor, as "d12"; dtype: "f32" or "bf16"; B, T: rows and tokens per row."""
     from llmc import GPT2Config
 
-    config, size = GPT2Config.from_descriptor(model), 2 if dtype == "bf16" else 4
-    adamw = 16 + 3 * size + (4 if dtype == "bf16" else 0)  # bytes a parameter
-    return StepWork(float(config.flops_per_token(T) * B * T), float(adamw * config.num_parameters))
+    config = GPT2Config.from_descriptor(model)
+    return StepWork(float(config.flops_per_token(T) * B * T), float(adamw_bytes(dtype) * config.num_parameters))
 
 
 def peak_rss() -> int:
