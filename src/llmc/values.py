@@ -1,4 +1,4 @@
-"""Values that many modules take: names of dtypes and what they are in NumPy, seeds."""
+"""Values that many modules take: names of dtypes and what they are in NumPy, seeds; and numbers of bytes as they are shown."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def canonical_dtype(name: str) -> str:
         return _DTYPES[name]
     except KeyError:
         raise ValueError(f"unknown dtype '{name}': expected one of {', '.join(_DTYPES)}") from None
+
+
+def decimal_bytes(count: float) -> str:
+    """Return a number of bytes in the unit, from bytes to GB, that makes it easy to read."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def check_seed(seed: int, bits: int, lowest: int = 0) -> None:

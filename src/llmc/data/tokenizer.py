@@ -157,20 +157,20 @@ class Tokenizer:
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Decode tokens as they come.
+        """Decode tokens as they come, to be read.
 
         Args:
             tokens: token ids.
 
         Yields:
-            Pieces of text. A character that is split over several tokens comes with the last of them.
+            Pieces of text. A character that is split over several tokens comes with the last of them. Parts of characters with which the
+            text begins or ends are left out; others become U+FFFD.
         """
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         for token in tokens:
             if piece := decoder.decode(self._bytes_of(token)):
+                decoder.errors = "replace"
                 yield piece
-        if piece := decoder.decode(b"", final=True):
-            yield piece
 
     def _bytes_of(self, token: int) -> bytes:
         return self.tokens[token] if 0 <= token < self.vocab_size else UNKNOWN

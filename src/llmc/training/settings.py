@@ -214,7 +214,7 @@ class TrainConfig:
     max_restarts: int = _setting(0, "processes", "begin anew from the newest checkpoint, up to n times, if the processes that llmc-train started end badly", least=0, on_resume="given anew")
 
     gpu_info_every: int = _setting(-1, "logs", "print the GPU's clocks, power and temperature every n steps; -1: never", "-lg", least=-1)
-    progress: str = _setting("auto", "logs", "a bar, llm.c's lines, or nothing; auto: a bar in a terminal", choices=("auto", "bar", "lines", "none"), by_rank=True, on_resume="given anew")
+    progress: str = _setting("auto", "logs", "a bar, a line at each validation, llm.c's lines, or nothing; auto: a bar in a terminal or notebook, else brief", choices=("auto", "bar", "brief", "lines", "none"), by_rank=True, on_resume="given anew")
     tensorboard: bool = _setting(False, "logs", "write TensorBoard events into the run directory")
     wandb: str = _setting("", "logs", "Weights & Biases project to log to")
     plot: bool = _setting(True, "logs", "write loss.png into the run directory at the end")
