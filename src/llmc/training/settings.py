@@ -19,7 +19,7 @@ from typing import Any
 
 from llmc.optim.schedule import SCHEDULES
 from llmc.system.toml import load_toml_file
-from llmc.values import canonical_dtype
+from llmc.values import canonical_dtype, did_you_mean
 
 T = typing.TypeVar("T", bound="TrainConfig")
 
@@ -141,7 +141,7 @@ class TrainConfig:
     shuffle: bool = _setting(True, "data", "draw samples in random order", on_resume="same")
     data_seed: int = _setting(42, "data", "seed of that order", least=0, most=2**32 - 1, on_resume="same")
 
-    model: str | None = _setting(None, "model", "d12, gpt3:c768, ..., a checkpoint (.bin), or a run directory; default: a small model", "-e", on_resume="same")
+    model: str | None = _setting(None, "model", "d12 (any dN, N layers), gpt3:c768, ..., a checkpoint (.bin), or a run directory; default: a small model", "-e", on_resume="same")
     layers: int | None = _setting(None, "model", "transformer blocks, in place of the model's", least=1, on_resume="same")
     heads: int | None = _setting(None, "model", "attention heads, in place of the model's", least=1, on_resume="same")
     channels: int | None = _setting(None, "model", "width, in place of the model's", least=1, on_resume="same")
@@ -377,11 +377,7 @@ def check_names(values: Mapping[str, Any], place: str) -> None:
     """
     for name in values:
         if name not in SETTINGS:
-            import difflib
-
-            close = difflib.get_close_matches(name, SETTINGS, 1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise ValueError(f"{place}: unknown setting '{name}'{hint}")
+            raise ValueError(f"{place}: unknown setting '{name}'{did_you_mean(name, SETTINGS)}")
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
