@@ -1197,7 +1197,7 @@ def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
 
 def config_from_descriptor(descriptor: str) -> GPT2Config:
     """
-    Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'.
+    Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'; or 'd2': any other depth N has 64 N channels in N heads.
     """
 
 def cpu_peak_flops(dtype: str, threads: int = 0) -> float:
