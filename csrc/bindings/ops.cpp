@@ -124,7 +124,7 @@ void bind_ops(py::module_& m) {
         .def("__repr__",
              [](const Backend& self) {
                  const DeviceInfo info = self.info();
-                 const std::string threads = info.name == "cpu" ? filled(", {} threads", info.threads) : "";
+                 const std::string threads = info.name == "cpu" ? filled(", threads {}", info.threads) : "";
                  return filled("Backend({}, {}{})", info.name, info.isa, threads);
              })
         .def("info", &Backend::info, "Return the device's name, hardware, memory and options.")
