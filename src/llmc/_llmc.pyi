@@ -64,6 +64,7 @@ __all__: list[str] = [
     "set_library_directories",
     "set_tune_file",
     "thread_comms",
+    "token_ids",
     "token_of",
     "train_bpe",
 ]
@@ -75,6 +76,7 @@ class DeviceInfo:
     """
     A description of a backend's device.
     """
+    def __repr__(self) -> str: ...
     @property
     def bf16_arithmetic(self) -> bool:
         """
@@ -245,6 +247,7 @@ class SamplerOptions:
     How a token is chosen from logits: csrc/core/sampler.h.
     """
     def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> None: ...
+    def __repr__(self) -> str: ...
 
 class Backend:
     """
@@ -253,6 +256,7 @@ class Backend:
     Float tensors are f32 or bf16; statistics (mean, rstd, lse, losses, m, v) are f32, token ids i32. N is any number of rows. Formulas and rules of accumulation: csrc/core/backend.h.
     """
     def __init__(self, device: str = "cpu", threads: int = 0) -> None: ...
+    def __repr__(self) -> str: ...
     def adamw(
         self, param: Tensor, master: Tensor, m: Tensor, v: Tensor, grad: Tensor, factor: Tensor, step: AdamWStep
     ) -> None:
@@ -451,6 +455,7 @@ class Comm:
 
     All ranks issue the same collectives, with tensors of the same shapes and dtypes. Each returns a ticket; the tensors must not be touched before wait().
     """
+    def __repr__(self) -> str: ...
     def all_gather(self, xs: collections.abc.Sequence[Tensor]) -> int:
         """
         Fill each tensor with the pieces of it that the ranks own.
@@ -831,6 +836,7 @@ class KVCache:
     The keys and values of the positions seen so far, and generation by means of them.
     """
     def __init__(self, model: Model, B: int, max_len: int) -> None: ...
+    def __repr__(self) -> str: ...
     def clear(self, b: int) -> None:
         """
         Empty sequence b.
@@ -1044,6 +1050,7 @@ class ShardInfo:
     """
     What the header of a token file says.
     """
+    def __repr__(self) -> str: ...
     @property
     def path(self) -> pathlib.Path:
         """
@@ -1294,6 +1301,11 @@ def set_tune_file(file: str) -> None:
 def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:
     """
     Make one Comm for each CPU backend, to be used by a thread of its own.
+    """
+
+def token_ids(tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]) -> numpy.typing.NDArray[numpy.int32]:
+    """
+    Return token ids, in anything that NumPy reads, as an array of int32 of the same shape.
     """
 
 def token_of(token_or_fault: int) -> int:

@@ -59,10 +59,26 @@ def check_seed(seed: int, bits: int, lowest: int = 0) -> None:
         lowest: the smallest seed that the generator takes; 1 if 0 would make it stand still.
 
     Raises:
+        TypeError: if the seed is no integer.
         ValueError: if the seed is less than lowest or needs more bits.
     """
+    if not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed is {seed!r}, expected a whole number")
     if not lowest <= seed < 2**bits:
         raise ValueError(f"seed is {seed}, expected {lowest} to 2^{bits} - 1")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Check that value is a number.
+
+    Args:
+        name: what an error calls it.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} is {value!r}, expected a number")
 
 
 def check_whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int:

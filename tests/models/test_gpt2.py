@@ -260,7 +260,30 @@ def test_zero_grad_shows_zeros(tiny, tokens):
     if model.device == "cpu":
         assert not before.any()
     assert not any(g.any() for g in model.gradients.values())
-    assert model.mean_loss == 0
+
+
+def test_a_loss_that_nobody_computed_is_an_error(tiny, tokens):
+    x, y = tokens(2, 19), tokens(2, 19)
+    model = tiny()
+    optimizer = llmc.AdamW(model)
+    with pytest.raises(llmc.Error, match=r"no gradients were measured yet"):
+        _ = optimizer.norm
+
+    def no_loss():
+        with pytest.raises(llmc.Error, match=r"no loss: backward\(targets\) computes it"):
+            _ = model.mean_loss
+
+    no_loss()
+    model.forward(x)
+    no_loss()
+    model.evaluate(x, y)
+    model.logits(x)
+    no_loss()
+    loss, _ = train(model, x, y)
+    model.evaluate(y, x)  # which returns its own, and leaves that of training
+    assert model.mean_loss == loss
+    model.zero_grad()
+    no_loss()
 
 
 # ---- evaluation ----
@@ -396,6 +419,12 @@ def test_prompts_as_arrays(tiny):
         (["one", "two"], TypeError, "got text"),
         ([[1], "two"], TypeError, "got text"),
         (b"bytes", TypeError, "got text"),
+        (5, ValueError, r"one row of token ids, got shape \(\)"),
+        (None, ValueError, "must be integers, got NoneType"),
+        ({"input_ids": [1]}, ValueError, "must be integers, got dict"),
+        ([1, [2]], ValueError, "rows of one length"),
+        ([-(2**40)], ValueError, "id -1099511627776 does not fit 32 bits"),
+        ([2**70], ValueError, "must be integers, got object"),
         (np.zeros((2, 2, 2), int), ValueError, r"one row of token ids, got shape \(2, 2\)"),
         ([1.5], ValueError, "must be integers, got float64"),
         ([True], ValueError, "must be integers, got bool"),
