@@ -28,6 +28,7 @@ from llmc import _llmc
 from llmc.data.roles import EOT, ROLES_FILE, read_roles, write_roles
 from llmc.data.words import GPT2_PATTERN, KNOWN_PATTERNS, cut_all, may_have_long_words, split_long_words
 from llmc.system.fs import StrPath, write_atomically
+from llmc.system.network import reason
 
 # The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()
@@ -279,7 +280,7 @@ class Tokenizer:
             raise ConnectionError(
                 "GPT-2's tokenizer is not on this machine and could not be downloaded. Connect once, or set "
                 "TIKTOKEN_CACHE_DIR to a folder that has tiktoken's files, or give llm.c's gpt2_tokenizer.bin, or use "
-                f"'bytes' or 'bpe:4096' instead ({type(e).__name__}: {e})"
+                f"'bytes' or 'bpe:4096' instead ({reason(e)})"
             ) from e
         eot = encoding.eot_token
         tokens = [b""] * encoding.n_vocab
