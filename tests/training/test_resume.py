@@ -171,6 +171,18 @@ def test_a_setting_that_an_older_checkpoint_does_not_have_was_its_default(tmp_pa
         Trainer(llmc.TrainConfig(**{**settings, "schedule": "constant"}))
 
 
+def test_a_resumed_run_keeps_its_warm_up(tmp_path: Path) -> None:
+    """That which it began with, by whatever rule: older ones had 40 steps however short the run."""
+    flags = {"warmup_steps": None, "max_steps": 30}
+    settings = cut_at(tmp_path, 2, **flags)
+    assert load_toml(tmp_path / "run" / "config.toml")["warmup_steps"] == 3
+    assert Trainer(llmc.TrainConfig(**settings)).config.warmup_steps == 3
+    older = cut_at(tmp_path / "older", 2, warmup_steps=40, max_steps=30)
+    resumed = Trainer(llmc.TrainConfig(**{**older, **flags}))
+    assert resumed.config.warmup_steps == 40
+    assert [resumed.lr(step) for step in range(30)] == [1e-2 * (step + 1) / 40 for step in range(30)]
+
+
 def test_defaults_are_those_of_a_run_with_that_model() -> None:
     assert defaults(None)["warmup_steps"] == 40 and "model" not in defaults(None)
     assert defaults("d12")["warmup_steps"] == 0 and defaults("d12")["model"] == "d12"

@@ -120,6 +120,51 @@ def test_one_epoch(tmp_path: Path) -> None:
     assert tiny_run(tmp_path, max_steps=-1, val_every=0).step == 4000 // 32
 
 
+@pytest.mark.parametrize(
+    ("changes", "context", "sample"),
+    [
+        ({}, 16, 16),
+        ({"layers": None, "heads": None, "channels": None}, 16, 16),  # the small model
+        ({"max_seq_len": 24}, 24, 16),
+        ({"sample_tokens": 20}, 16, 20),
+        ({"model": "d2", "layers": None, "heads": None, "channels": None}, 1024, 16),
+        ({"model": "d2", "seq_len": 80, "layers": None, "heads": None, "channels": None}, 1024, 64),
+    ],
+)
+def test_a_model_has_the_positions_that_are_trained(
+    tmp_path: Path, changes: dict[str, Any], context: int, sample: int
+) -> None:
+    """Unless its context is given, or a descriptor has one. By default no sample stands on positions that are not learned."""
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, **{"max_seq_len": None, **changes})))
+    assert (trainer.model.config.max_seq_len, trainer.config.sample_tokens) == (context, sample)
+    said = startup_report(trainer.run, 1)
+    assert (f"positions from {trainer.config.seq_len} on are not learned" in said) == (context > trainer.config.seq_len)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warmup", "said"),
+    [
+        ({"max_steps": 20}, 2, "note: 2 steps of warm-up, a tenth of all 20 (--warmup-steps)"),
+        ({"max_steps": -1}, 12, "note: 12 steps of warm-up, a tenth of all 125"),  # one epoch
+        ({"max_steps": 5}, 0, "note: 0 steps of warm-up, a tenth of all 5"),
+        ({"max_steps": 400}, 40, ""),
+        ({"max_steps": 2, "model": "d1", "layers": None, "heads": None, "channels": None}, 0, ""),
+        ({"warmup_steps": 20}, 20, "warning: warmup_steps is 20 of 8 steps in all: the learning rate rises to 0.004 of 0.01,"),
+        ({"warmup_steps": 8}, 8, "rises to 0.01 of 0.01, and never falls"),
+        ({"warmup_steps": 7}, 7, ""),
+        ({"warmup_steps": 8, "schedule": "constant"}, 8, ""),
+        ({"warmup_steps": 7, "schedule": "wsd"}, 7, "wsd decays from step 6 of 8 on: the learning rate drops from 0.01 to"),
+    ],
+)  # fmt: skip
+def test_the_warm_up_reaches_the_highest_rate(tmp_path: Path, changes: dict[str, Any], warmup: int, said: str) -> None:
+    """By default it does; a run whose settings say otherwise says so in its log."""
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, **{"warmup_steps": None, **changes})))
+    assert trainer.config.warmup_steps == warmup
+    rates = [trainer.lr(step) for step in range(trainer.total_steps)]
+    assert said.startswith("warn") or max(rates) == pytest.approx(1e-2)
+    assert len(trainer.run.remarks) == bool(said) and said in "".join(trainer.run.remarks)
+
+
 # ---- logs ----
 
 

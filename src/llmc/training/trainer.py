@@ -322,8 +322,9 @@ class Trainer:
         if self.run.state is not None:
             self.log.text(f"continuing {self.run_dir} from step {self.step}")
         self.log.start(startup_report(self.run, self.total_steps), short_report(self.run, self.total_steps))
-        if self._space:
-            self.log.text(self._space)
+        for remark in (self._space, *self.run.remarks):
+            if remark:
+                self.log.text(remark)
         if config.hellaswag and not self.run.hellaswag_examples:
             self.log.text(
                 f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it"
