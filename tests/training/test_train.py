@@ -304,6 +304,79 @@ def test_outlier_steps_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # ---- stopping ----
 
 
+def losses(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:
+    """Let validation at the given steps find these losses, whatever the weights are."""
+
+    def evaluate(self: llmc.GPT2, inputs: Any, targets: Any) -> float:
+        return values[trainers[-1].step]
+
+    trainers: list[Trainer] = []
+    validate = Trainer.validate
+
+    def noted(self: Trainer) -> float:
+        trainers.append(self)
+        return validate(self)
+
+    monkeypatch.setattr(llmc.GPT2, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "validate", noted)
+
+
+LOSSES = {0: 4.0, 2: 3.0, 4: 3.5, 6: 2.0, 8: 2.0, 10: 2.5, 12: math.nan, 14: 1.0, 16: 0.5}
+EARLY = "stopped early at step 12 of 16: 3 validations in a row were not below the loss of 2.0000 of step 6, whose model is best.bin"
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 4, 5])
+def test_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint_every: int
+) -> None:
+    """The run ends as at its last step: saved, with a sample. It is known to have ended if it is resumed, and goes on if told."""
+    losses(monkeypatch, LOSSES)
+    settings = tiny_settings(
+        tmp_path, max_steps=16, val_every=2, patience=3, save_best=True, sample_every=100, progress="lines"
+    )
+    settings["checkpoint_every"] = checkpoint_every
+    result = llmc.train(**settings)
+    assert (result.step, result.stopped_early, result.stopped_by) == (12, True, 0)
+    assert result.history["val_step"] == [0, 2, 4, 6, 8, 10, 12]
+    said = capsys.readouterr().out
+    assert f"{EARLY}\ngenerating:" in said and finished_steps(tmp_path / "run")[-1] == 12
+    for patience in (3, 2):
+        again = llmc.train(**{**settings, "resume": True, "patience": patience})
+        assert (again.step, again.stopped_early, again.history["val_step"]) == (12, True, [])
+        assert f"was {EARLY}. To go on: llmc train --resume " in (said := capsys.readouterr().out)
+        assert said.endswith(f" --patience {2 * patience}\n") and said.count("\n") == 1
+    more = llmc.train(**{**settings, "resume": True, "patience": 4})
+    assert (more.step, more.stopped_early) == (16, False)
+
+
+@pytest.mark.parametrize("step", [8, 10, 12])
+@pytest.mark.parametrize("place", ["before", "in", "after"])
+def test_patience_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, place: str) -> None:
+    """A run whose last checkpoint is from before, in or after the validation of its step counts each validation once."""
+    losses(monkeypatch, LOSSES)
+    settings = tiny_settings(tmp_path, max_steps=16, val_every=2, patience=3, sample_every=2)
+
+    def cut(at: str, trainer: Trainer) -> str:
+        if trainer.step == step and at == place:
+            trainer.save()
+            raise RuntimeError("cut")
+        return ""
+
+    class Cut(Callback):
+        def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+            cut("before", trainer)
+
+        def on_eval(self, trainer: Trainer, step: int, loss: float) -> None:
+            cut("in", trainer)
+
+    monkeypatch.setattr(Trainer, "sample", lambda trainer: cut("after", trainer))
+    with pytest.raises(RuntimeError, match="cut"):
+        llmc.train(**settings, callbacks=[Cut()])
+    place = ""
+    result = llmc.train(**settings, resume=True)
+    assert (result.step, result.stopped_early) == (12, True)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None:
@@ -467,6 +540,9 @@ def test_a_setting_takes_a_value_or_names_itself(name: str) -> None:
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"beta2": 1.0}, "beta2 is 1.0"),
         ({"checkpoint_every": -2}, "checkpoint_every is -2"),
+        ({"patience": 3, "val_data": ()}, "patience is 3, but there are no validation data"),
+        ({"patience": 3, "val_every": 0}, "patience is 3, but val_every is 0"),
+        ({"patience": -1}, "patience is -1, expected 0"),
         (
             {"max_steps": -1, "total_batch_size": 32 * 1000},
             "the data hold 4000 tokens, less than the 32000 of one update",
@@ -626,7 +702,7 @@ def test_the_estimate_of_a_batch_size_divides_the_update(tmp_path: Path, monkeyp
     ))  # fmt: skip
 
     def estimate(run: Any) -> int:
-        return int(re.search("estimated maximum batch size: (.*)", startup_report(run, 1))[1])  # type: ignore[index]
+        return int(re.search(r"estimated maximum batch size: (\d+)", startup_report(run, 1))[1])  # type: ignore[index]
 
     most = estimate(free)
     assert most not in (12, 24) and 12 < most and (estimate(given), estimate(resumed)) == (12 if most < 24 else 24, 8)
