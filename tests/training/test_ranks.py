@@ -225,6 +225,21 @@ def test_ranks_that_cannot_divide_a_batch_are_refused() -> None:
     assert resolve(llmc.TrainConfig(), "cpu", ranks=3).total_batch_size == 3 * 2048
 
 
+def test_patience_and_the_end_are_the_same_for_all_ranks(
+    tmp_path: Path, in_ranks: Ranks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ranks_settings(tmp_path, 2, learning_rate=0.0, val_every=1, patience=2, progress="none")
+    results = in_ranks(2, lambda rank: llmc.train(**settings))
+    assert [(r.step, r.stopped_early) for r in results] == [(2, True)] * 2
+    assert finished_steps(tmp_path / "run") == [2]
+    settings["resume"] = True
+    results = in_ranks(2, lambda rank: llmc.train(**settings))
+    assert [(r.step, r.stopped_early, r.history["val_step"]) for r in results] == [(2, True, [])] * 2
+    assert capsys.readouterr().out.count("run was stopped early at step 2 of 8") == 1
+    longer = {**settings, "patience": 0, "max_steps": 3}
+    assert [r.step for r in in_ranks(2, lambda rank: llmc.train(**longer))] == [3, 3]
+
+
 # ---- what the ranks have in common ----
 
 
