@@ -39,6 +39,8 @@ from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
 from llmc.training.summary import Reached, counting_losses, summary
 
+_SHORT_SAMPLE = 32  # tokens
+
 
 class Callback:
     """What a caller may hook into a run. Override the methods that you want.
@@ -262,14 +264,16 @@ class Trainer:
             self.validate()
         if self.run.hellaswag_examples and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
-        if config.sample_every > 0 and ((step > 0 and due(config.sample_every)) or last):
-            self._sample_on_rank_0()
+        small = config.model is None  # llm.c's runs write samples as llm.c does
+        if config.sample_every > 0 and (((step > 0 or small) and due(config.sample_every)) or last):
+            self._sample_on_rank_0(short=small and not last)
 
-    def _sample_on_rank_0(self) -> None:
+    def _sample_on_rank_0(self, short: bool) -> None:
         self._at("sampling")
         if self.world.leads:
+            tokens = min(_SHORT_SAMPLE, self.config.sample_tokens) - 1 if short else None
             with self._interruptible():
-                text = self.sample()
+                text = self.sample(max_tokens=tokens)
             self.log.text(f"generating:\n---\n{text}\n---")
         self.world.barrier()
 
@@ -463,7 +467,8 @@ class Trainer:
 
         Args:
             prompt: what the text begins with; by default the setting's. Empty: an end-of-text token.
-            max_tokens: new tokens; by default one less than the setting sample_tokens, which counts the prompt's first.
+            max_tokens: new tokens; by default one less than the setting sample_tokens, which counts the prompt's first, but not more
+                than the prompt leaves of the positions that are trained.
 
         Returns:
             The prompt and its continuation; ids of tokens if the run has no tokenizer.
@@ -479,9 +484,11 @@ class Trainer:
 
     def _generate(self, prompt: list[int], max_tokens: int | None) -> list[int]:
         config = self.config
-        count = config.sample_tokens - 1 if max_tokens is None else max_tokens
+        if max_tokens is None:
+            room = config.seq_len - len(prompt)
+            max_tokens = min(config.sample_tokens - 1, room) if room > 0 else config.sample_tokens - 1
         tokens = self.model.generate(
-            prompt, max(0, count), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+            prompt, max(0, max_tokens), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
         )
         return tokens  # type: ignore[return-value]
 
