@@ -37,6 +37,7 @@ from llmc.training.report import short_report, startup_report
 from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
+from llmc.training.slowness import Slowness
 from llmc.training.summary import Reached, counting_losses, summary
 from llmc.values import decimal_bytes
 
@@ -128,6 +129,8 @@ class Trainer:
         self._signals = StopSignals()
         self._agreed_stop = 0  # a signal that one of several ranks received
         self._slow_ranks, self._own_seconds = SlowRanks(self.world.hosts), 0.0
+        alone_on_cpu = self.config.device == "cpu" and self.world.size == 1  # else ranks are programs to each other
+        self._slowness = Slowness(self.model.backend.info().threads if alone_on_cpu else None)
         self._step_begin: float | None = None  # of the update that comes next, if it followed the last one at once
         self._saved_step = -1  # of the newest checkpoint on the disk, as far as rank 0 knows
         if run.state is not None:
@@ -343,6 +346,8 @@ class Trainer:
 
     def _after_step(self, info: StepInfo) -> None:
         self.log.step(info)
+        if self.world.leads and (line := self._slowness.update(info.seconds, self.total_steps - self.step)):
+            self.log.text(line)
         if self.run.gpu_info is not None and self.step % self.config.gpu_info_every == 0:
             self.log.text(self.run.gpu_info.line())
         for callback in self.callbacks:
