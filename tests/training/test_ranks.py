@@ -21,6 +21,7 @@ import llmc
 from llmc import checkpoint
 from llmc.checkpoint import finished_steps
 from llmc.formats.eval_file import Example, write_eval_file
+from llmc.formats.metrics import read_rows
 from llmc.formats.shards import write_shard
 from llmc.system.fs import Fs
 from llmc.training import setup, sources
@@ -63,6 +64,12 @@ def hellaswag_file(path: Path) -> str:
     return str(path)
 
 
+def last_words(run: Path) -> list[str]:
+    """Return the lines of a run's summary but the first, which has its time."""
+    rows = read_rows(run / "metrics.jsonl")
+    return [row["text"] for row in rows if row["kind"] == "message"][-1].splitlines()[1:]
+
+
 # ---- numbers ----
 
 
@@ -88,6 +95,8 @@ def test_ranks_are_one_process_with_as_many_micro_batches(
     assert len(files(tmp_path / "one" / "run")) == 3 * 3 + 1
     logs = [(tmp_path / folder / "run" / "main.log").read_text() for folder in ("one", "many")]
     assert logs[0] == logs[1] and "eval:" in logs[0]
+    words = [last_words(tmp_path / folder / "run") for folder in ("one", "many")]
+    assert words[0] == words[1] and words[0][0].startswith("validation loss") and len(words[0]) == 7
 
 
 @pytest.mark.parametrize("master_weights", [True, False])

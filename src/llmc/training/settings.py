@@ -183,8 +183,8 @@ class TrainConfig:
     patience: int = _setting(0, "evaluation", "stop after this many validations in a row without a new lowest loss; 0: never", least=0)
     hellaswag: bool = _setting(False, "evaluation", "evaluate HellaSwag with validation (-h 1)", "-h")
     hellaswag_data: str = _setting("dev/data/hellaswag/hellaswag_val.bin", "evaluation", "llm.c's HellaSwag file", by_rank=True, paths=True)
-    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never", "-s", small=200, llm_c=20, least=-1)
-    sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included; by default no more than seq_len", "-g", small=256, llm_c=64, least=1)
+    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end, of the small model at the start too; 0: never", "-s", small=100, llm_c=20, least=-1)
+    sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included, T at most; the small model writes 32 before the end", "-g", small=256, llm_c=64, least=1)
     prompt: str = _setting("", "evaluation", "text that samples begin with; default: end-of-text")
     temperature: float | None = _setting(None, "evaluation", "of samples; 0: the most likely token", small=0.8, llm_c=1.0, least=0, below=math.inf)
     top_k: int = _setting(0, "evaluation", "sample among this many most likely tokens; 0: all", least=0)
@@ -341,6 +341,7 @@ def resolve(
     if config.zero_stage is None:
         values["zero_stage"] = int(ranks > 1)
     B, T = values["batch_size"], values["seq_len"]
+    values["sample_tokens"] = min(values["sample_tokens"], T)  # later positions are not trained
     before = (saved or {}).get("total_batch_size", -1)
     if config.total_batch_size == -1:
         values["total_batch_size"] = B * T * ranks if before == -1 else before
@@ -370,16 +371,11 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def _chosen(config: TrainConfig) -> dict[str, Any]:
-    """Return all settings by name, with the small run's default or llm.c's for those that are not given.
-
-    A sample is then no longer than the rows that are trained on: positions behind them are not learned.
-    """
+    """Return all settings by name, with the small run's default or llm.c's for those that are not given."""
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     for name, setting in SETTINGS.items():
         if values[name] is None:
             values[name] = setting.small if config.model is None else setting.llm_c
-    if config.sample_tokens is None:
-        values["sample_tokens"] = min(values["sample_tokens"], values["seq_len"])
     return values
 
 

@@ -135,6 +135,10 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
             f"batch_size is {config.batch_size}, not {given.batch_size}: {world.size} ranks divide the run's "
             f"{config.total_batch_size} tokens of an update"
         )
+    if given.sample_tokens is not None and given.sample_tokens > config.sample_tokens:
+        say(
+            f"sample_tokens is {config.sample_tokens}, not {given.sample_tokens}: positions from seq_len on are not trained"
+        )
     world.agree("the settings", config.shared())
     ranks, threads, cpus = world.local_size, backend.info().threads, os.cpu_count() or 1
     if device == "cpu" and ranks > 1 and ranks * threads > cpus:

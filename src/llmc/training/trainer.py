@@ -38,8 +38,11 @@ from llmc.training.report import short_report, startup_report
 from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
+from llmc.training.slowness import Slowness
 from llmc.training.summary import Reached, counting_losses, summary
 from llmc.values import decimal_bytes
+
+_SHORT_SAMPLE = 32  # tokens
 
 
 class Callback:
@@ -131,6 +134,8 @@ class Trainer:
         self._signals = StopSignals()
         self._agreed_stop = 0  # a signal that one of several ranks received
         self._slow_ranks, self._own_seconds = SlowRanks(self.world.hosts), 0.0
+        alone_on_cpu = self.config.device == "cpu" and self.world.size == 1  # else ranks are programs to each other
+        self._slowness = Slowness(self.model.backend.info().threads if alone_on_cpu else None)
         self._step_begin: float | None = None  # of the update that comes next, if it followed the last one at once
         self._saved_step = -1  # of the newest checkpoint on the disk, as far as rank 0 knows
         if run.state is not None:
@@ -310,15 +315,17 @@ class Trainer:
                     self._save(background=False, final=True)
         if self.run.hellaswag_examples and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
-        if config.sample_every > 0 and ((step > 0 and due(config.sample_every)) or last):
-            self._sample_on_rank_0()
+        small = config.model is None  # llm.c's runs write samples as llm.c does
+        if config.sample_every > 0 and (((step > 0 or small) and due(config.sample_every)) or last):
+            self._sample_on_rank_0(short=small and not last)
         return last
 
-    def _sample_on_rank_0(self) -> None:
+    def _sample_on_rank_0(self, short: bool) -> None:
         self._at("sampling")
         if self.world.leads:
+            tokens = min(_SHORT_SAMPLE, self.config.sample_tokens) - 1 if short else None
             with self._interruptible():
-                text = self.sample()
+                text = self.sample(max_tokens=tokens)
             self.log.text(f"generating:\n---\n{text}\n---")
         self.world.barrier()
 
@@ -387,6 +394,8 @@ class Trainer:
 
     def _after_step(self, info: StepInfo) -> None:
         self.log.step(info)
+        if self.world.leads and (line := self._slowness.update(info.seconds, self.total_steps - self.step)):
+            self.log.text(line)
         if self.run.gpu_info is not None and self.step % self.config.gpu_info_every == 0:
             self.log.text(self.run.gpu_info.line())
         for callback in self.callbacks:
@@ -534,7 +543,8 @@ class Trainer:
 
         Args:
             prompt: what the text begins with; by default the setting's. Empty: an end-of-text token.
-            max_tokens: new tokens; by default one less than the setting sample_tokens, which counts the prompt's first.
+            max_tokens: new tokens; by default one less than the setting sample_tokens, which counts the prompt's first, but not more
+                than the prompt leaves of the positions that are trained.
 
         Returns:
             The prompt and its continuation; ids of tokens if the run has no tokenizer.
@@ -551,9 +561,11 @@ class Trainer:
 
     def _generate(self, prompt: list[int], max_tokens: int | None) -> list[int]:
         config = self.config
-        count = config.sample_tokens - 1 if max_tokens is None else max_tokens
+        if max_tokens is None:
+            room = config.seq_len - len(prompt)
+            max_tokens = min(config.sample_tokens - 1, room) if room > 0 else config.sample_tokens - 1
         tokens = self.model.generate(
-            prompt, max(0, count), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+            prompt, max(0, max_tokens), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
         )
         return tokens  # type: ignore[return-value]
 
