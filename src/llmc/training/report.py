@@ -92,7 +92,7 @@ def startup_report(run: Run, total_steps: int) -> str:
     for group in groups:
         lines += [*(_row(name, value) for name, value in group), _RULE]
     optimizer = run.optimizer.bytes
-    largest = largest_batch(model.backend, plan, c.batch_size, run.world.local_size)
+    largest = largest_batch(model.backend, plan, c.batch_size, run.world.local_size, run.rows)
     lines += [
         f"num_parameters: {model.num_parameters} => bytes: {plan.parameters}",
         f"memory: parameters {_mib(plan.parameters)}, gradients {_mib(plan.gradients)}, optimizer {_mib(optimizer)}, "

@@ -37,6 +37,7 @@ from llmc.training.report import short_report, startup_report
 from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
+from llmc.training.summary import Reached, counting_losses, summary
 from llmc.values import decimal_bytes
 
 
@@ -119,6 +120,7 @@ class Trainer:
         self.bad_steps = 0  # in a row
         self.skipped_steps = 0
         self.best_val_loss = math.inf
+        self.best_val_step: int | None = None  # if it is known
         self.loss_outliers, self.grad_outliers = OutlierDetector(), OutlierDetector()
         self._history, self._throughput = History(), Throughput()
         self._signals = StopSignals()
@@ -199,12 +201,15 @@ class Trainer:
             if self.world.leads:
                 self.log = open_logs(self.config, self.run_dir, self.step)
             self._agreed_stop = 0
+            first_step, start = self.step, time.perf_counter()
             try:
                 with StopSignals() as self._signals:
                     self._loop()
                     stopped_by = self._stopped_by
                 self._signals = StopSignals()
                 self._finish(stopped_by)
+                if not stopped_by and self.world.leads:
+                    self._summarize(first_step, time.perf_counter() - start)
             finally:
                 if self._checkpointer is not None:
                     self._checkpointer.join()  # whatever ends the run, a save that has begun is finished
@@ -355,6 +360,21 @@ class Trainer:
             self.log.text(f"note: {fallbacks}")
         self._write_plot()
 
+    def _summarize(self, first_step: int, seconds: float) -> None:
+        if self.config.progress == "none" and self.run_dir is None:
+            return  # nobody would read it
+        history, counting = self._history.lists(), None
+        validated = history["val_step"][-1:] == [self.step]
+        if validated and not self.config.overfit:
+            try:
+                counting = counting_losses(self.run)
+            except (OSError, _llmc.Error) as e:
+                self.log.text(f"warning: the frequencies of tokens could not be counted: {e}")
+        loss = history["val_loss"][-1] if validated else None
+        reached = Reached(first_step, self.step, seconds, loss, self.best_val_loss, self.best_val_step)
+        launched = self.world.size > 1 and started_by_launcher()
+        self.log.text(summary(self.run, reached, counting, launched))
+
     def _info(
         self, loss: float, norm: float, lr: float, loss_z: float, grad_z: float, skipped: str, seconds: float
     ) -> StepInfo:
@@ -421,7 +441,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_eval(self, self.step, loss)
         if loss < self.best_val_loss:
-            self.best_val_loss = loss
+            self.best_val_loss, self.best_val_step = loss, self.step
             if config.save_best and self.run_dir is not None and self.step > 0:
                 if world.leads:
                     path = self.run_dir / "best.bin"
@@ -534,6 +554,7 @@ class Trainer:
                 "bad_steps": self.bad_steps,
                 "skipped_steps": self.skipped_steps,
                 "best_val_loss": str(self.best_val_loss),
+                "best_val_step": self.best_val_step,
             },
         )
         try:
@@ -588,6 +609,7 @@ class Trainer:
         self.bad_steps = extra.get("bad_steps", 0)
         self.skipped_steps = extra.get("skipped_steps", 0)
         self.best_val_loss = float(extra.get("best_val_loss", math.inf))
+        self.best_val_step = extra.get("best_val_step")
 
     def _write_plot(self) -> None:
         if self.config.plot and self.run_dir is not None and self.world.leads and self.history["step"]:
