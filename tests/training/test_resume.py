@@ -7,6 +7,7 @@ import glob
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -567,7 +568,7 @@ def test_failed_final_save_is_an_error(tmp_path: Path) -> None:
             disk.free = 1000 if info.step == 6 else disk.free
 
     trainer.callbacks.append(Fill())
-    with pytest.raises(TrainingStopped, match=r"needs 0\.1 MB, 0\.0 MB are free.*; that of step 6 is untouched"):
+    with pytest.raises(TrainingStopped, match=r"needs \d\d\.\d kB, 1\.0 kB are free.*; that of step 6 is untouched"):
         trainer.fit()
 
 
@@ -575,7 +576,7 @@ def test_failed_final_save_is_an_error(tmp_path: Path) -> None:
 def test_no_room_for_a_checkpoint_is_found_before_the_first_step(tmp_path: Path, on_save_error: str) -> None:
     """Kind: what is found late and could be known at the start."""
     settings = tiny_settings(tmp_path, on_save_error=on_save_error)
-    with pytest.raises(OSError, match=r"0\.0 MB are free: make room.*--checkpoint-every -1"):
+    with pytest.raises(OSError, match=r"1\.0 kB are free: make room.*--checkpoint-every -1"):
         Trainer(llmc.TrainConfig(**settings), fs=SmallDisk(1000))
     assert not (tmp_path / "run" / "config.toml").exists()
     trainer = Trainer(llmc.TrainConfig(**{**settings, "checkpoint_every": -1}), fs=SmallDisk(1000))
@@ -586,7 +587,7 @@ def test_what_the_checkpoints_need_is_said(tmp_path: Path, capsys: pytest.Captur
     settings = tiny_settings(tmp_path, checkpoint_every=2, progress="lines")
     Trainer(llmc.TrainConfig(**settings), fs=SmallDisk(10**9)).fit()
     said = capsys.readouterr().out
-    assert "a checkpoint needs 0.1 MB, 4 of them 0.3 MB; 1,000.0 MB are free" in said
+    assert re.search(r"a checkpoint needs \d\d\.\d kB, 4 of them \d{3}\.\d kB; 1\.0 GB are free\n", said)
     files = [p for p in (tmp_path / "run").iterdir() if p.name.startswith(("model_", "state_"))]
     assert len(files) == 8 and 0.25e6 < sum(p.stat().st_size for p in files) < 0.35e6
     again = {**settings, "output_dir": str(tmp_path / "again")}
