@@ -38,6 +38,7 @@ __all__: list[str] = [
     "Mt19937",
     "Optimizer",
     "ParameterSpec",
+    "Profile",
     "Reduction",
     "SamplerOptions",
     "ShardInfo",
@@ -447,6 +448,30 @@ class Backend:
     def runs_ahead(self) -> bool:
         """
         Ops are only queued, so that the host may be ahead of the device.
+        """
+
+class Profile:
+    """
+    The time of each op that a thread calls, on the device's clock.
+
+    From start() to stop(), both called by one thread, its time is cut into intervals: one for each op, which lasts until the next begins, and one for each mark().
+    """
+    def __init__(self, backend: Backend) -> None: ...
+    def intervals(self) -> list[tuple[str, list[int], float]]:
+        """
+        Return (name, extents of the op in the order of csrc/core/dims.h, seconds) of each. Waits.
+        """
+    def mark(self, name: str) -> None:
+        """
+        End the last interval and begin one of that name, which is no op's.
+        """
+    def start(self, name: str) -> None:
+        """
+        Forget the intervals so far and begin one of that name, which is no op's.
+        """
+    def stop(self) -> None:
+        """
+        End the last interval.
         """
 
 class Comm:
@@ -1204,7 +1229,7 @@ def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
 
 def config_from_descriptor(descriptor: str) -> GPT2Config:
     """
-    Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'.
+    Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'; or 'd2': any other depth N has 64 N channels in N heads.
     """
 
 def cpu_peak_flops(dtype: str, threads: int = 0) -> float:

@@ -28,6 +28,7 @@ from llmc import _llmc
 from llmc.data.roles import EOT, ROLES_FILE, read_roles, write_roles
 from llmc.data.words import GPT2_PATTERN, KNOWN_PATTERNS, cut_all, may_have_long_words, split_long_words
 from llmc.system.fs import StrPath, write_atomically
+from llmc.system.network import reason
 
 # The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()
@@ -178,23 +179,23 @@ class Tokenizer:
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Decode tokens as they come.
+        """Decode tokens as they come, to be read.
 
         Args:
             tokens: token ids.
 
         Yields:
-            Pieces of text. A character that is split over several tokens comes with the last of them.
+            Pieces of text. A character that is split over several tokens comes with the last of them. Parts of characters with which the
+            text begins or ends are left out; others become U+FFFD.
 
         Raises:
             TypeError: as of decode().
         """
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         for token in _row(tokens):
             if piece := decoder.decode(self._bytes_of(token)):
+                decoder.errors = "replace"
                 yield piece
-        if piece := decoder.decode(b"", final=True):
-            yield piece
 
     def _bytes_of(self, token: int) -> bytes:
         try:
@@ -279,7 +280,7 @@ class Tokenizer:
             raise ConnectionError(
                 "GPT-2's tokenizer is not on this machine and could not be downloaded. Connect once, or set "
                 "TIKTOKEN_CACHE_DIR to a folder that has tiktoken's files, or give llm.c's gpt2_tokenizer.bin, or use "
-                f"'bytes' or 'bpe:4096' instead ({type(e).__name__}: {e})"
+                f"'bytes' or 'bpe:4096' instead ({reason(e)})"
             ) from e
         eot = encoding.eot_token
         tokens = [b""] * encoding.n_vocab
