@@ -186,7 +186,7 @@ def test_how_a_run_is_shown(tmp_path: Path) -> None:
     assert ("matplotlib.pyplot" in sys.modules) == pyplot  # which has figures of its own, and a backend with windows
 
     empty = llmc.TrainResult({name: [] for name in result.history}, None, result.model, None, 0, signal.SIGINT)
-    assert repr(empty) == "TrainResult(step=0, stopped_by=SIGINT)" and "<img" not in empty._repr_html_()
+    assert repr(empty) == "TrainResult(step=0, stopped by Ctrl-C)" and "<img" not in empty._repr_html_()
 
 
 def test_overfit_learns_one_batch(tmp_path: Path) -> None:

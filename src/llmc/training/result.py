@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import signal
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from llmc.data.tokenizer import Tokenizer
 from llmc.models.model import Model
 from llmc.plot import Run, figure
+from llmc.system.signals import signal_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ class TrainResult:
         facts = [f"step={self.step}"]
         facts += [f"{name}={self.history[name][-1]:.4f}" for name in ("train_loss", "val_loss") if self.history[name]]
         facts += [f"run_dir={str(self.run_dir)!r}"] if self.run_dir else []
-        facts += [f"stopped_by={signal.Signals(self.stopped_by).name}"] if self.stopped_by else []
+        facts += [f"stopped by {signal_name(self.stopped_by)}"] if self.stopped_by else []
         return f"TrainResult({', '.join(facts)})"
 
     def plot(self, *, window: int = 1) -> Figure:
