@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import math
 import os
@@ -19,8 +21,9 @@ from runs import VOCAB, cut_at, same_weights, tiny_data, tiny_run, tiny_settings
 import llmc
 from llmc import _llmc
 from llmc.checkpoint import finished_steps
-from llmc.cli import train_main
+from llmc.cli import main, train_main
 from llmc.commands.train import parse
+from llmc.plot import read_run
 from llmc.training.logs import StepInfo
 from llmc.training.memory import check_memory
 from llmc.training.outliers import OutlierDetector
@@ -107,6 +110,81 @@ def test_callbacks(tmp_path: Path) -> None:
         ("eval", 0), ("step", 0), ("step", 1), ("save", 2), ("step", 2), ("step", 3), ("save", 4), ("eval", 4),
     ]
     # fmt: on
+
+
+def test_functions_and_other_objects_are_callbacks(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Validations:  # of no class of ours, and with one method
+        def on_eval(self, trainer: Trainer, step: int, loss: float) -> None:
+            seen.append(step)
+
+    callbacks = [lambda trainer, info: seen.append((trainer.step, info.step)), Validations()]
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, max_steps=2, checkpoint_every=1)), callbacks=callbacks)
+    trainer.fit()
+    assert seen == [0, (1, 0), (2, 1), 2]
+
+
+class _Misspelt(Callback):
+    def on_stepp(self, trainer: Trainer, info: StepInfo) -> None: ...
+
+
+class _Short(Callback):
+    def on_eval(self, trainer: Trainer, loss: float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (lambda trainer, info: None, r"callbacks is <lambda>, expected a list: callbacks=\[...\]"),
+        (_Misspelt(), "callbacks is a _Misspelt, expected a list"),
+        ("on_step", "callbacks is 'on_step', expected a list"),
+        ([lambda info: None], r"callbacks\[0\], on_step: <lambda> cannot be called with \(trainer, info\): too many"),
+        ([lambda: None], "too many positional arguments"),
+        ([Callback, print], r"callbacks\[0\] is the class Callback, expected an object of it: Callback\(\)"),
+        ([_Misspelt()], r"callbacks\[0\] has a method on_stepp, which is never called: did you mean on_step\?"),
+        ([_Short()], r"on_eval: on_eval cannot be called with \(trainer, step, loss\)"),
+        (
+            [Callback()],
+            r"is a Callback, expected a function f\(trainer, info\), or an object with on_step or on_eval or",
+        ),
+        ([None], r"callbacks\[0\] is a NoneType, expected a function"),
+        (["f"], r"callbacks\[0\] is 'f', expected a function"),
+    ],
+)
+def test_what_is_no_callback_is_refused_at_once(callbacks: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        llmc.train(data="these data are not looked for", callbacks=callbacks)
+
+
+@pytest.mark.parametrize("name", ["on_step", "on_eval", "callback"])
+def test_callbacks_are_no_settings(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{name}' is no setting: callbacks=\[f\] calls f\(trainer, info\)"):
+        llmc.train(**{name: print})
+
+
+def test_how_a_run_is_shown(tmp_path: Path) -> None:
+    pyplot = "matplotlib.pyplot" in sys.modules
+    config = llmc.TrainConfig(**tiny_settings(tmp_path, max_steps=2))
+    assert repr(llmc.TrainConfig()) == "TrainConfig()" and repr(llmc.TrainConfig(layers=2)) == "TrainConfig(layers=2)"
+    assert eval(repr(config), vars(llmc)) == config
+    trainer = Trainer(config)
+    where = repr(str(tmp_path / "run"))
+    assert repr(trainer) == f"Trainer(step 0 of 2, run_dir={where}, {trainer.model})"
+    result = trainer.fit()
+    loss, val = result.history["train_loss"][-1], result.history["val_loss"][-1]
+    assert repr(result) == f"TrainResult(step=2, train_loss={loss:.4f}, val_loss={val:.4f}, run_dir={where})"
+
+    page = result._repr_html_()
+    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert base64.b64decode(picture).startswith(b"\x89PNG") and html.escape(repr(result)) in page
+    figure = result.plot()
+    assert [axes.get_title() for axes in figure.axes][:2] == ["loss", "learning rate"]
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert ("matplotlib.pyplot" in sys.modules) == pyplot  # which has figures of its own, and a backend with windows
+
+    empty = llmc.TrainResult({name: [] for name in result.history}, None, result.model, None, 0, signal.SIGINT)
+    assert repr(empty) == "TrainResult(step=0, stopped by Ctrl-C)" and "<img" not in empty._repr_html_()
 
 
 def test_overfit_learns_one_batch(tmp_path: Path) -> None:
@@ -241,6 +319,14 @@ def test_nan_step_is_skipped_and_counted(tmp_path: Path) -> None:
     result = trainer.fit()
     assert trainer.skipped_steps == 1 and trainer.bad_steps == 0 and trainer.optimizer.step_count == 7
     assert math.isnan(result.history["train_loss"][3])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in metrics.read_text().splitlines()]  # NaN is no JSON
+    assert [row["loss"] is None for row in rows if row["kind"] == "train"] == [i == 3 for i in range(8)]
+    old = metrics.read_text().replace("null", '"nan"')
+    for text in (metrics.read_text(), old):
+        metrics.write_text(text)
+        assert math.isnan(read_run(metrics).series["train_loss"][3]) and read_run(metrics).unreadable == 0
+        assert main(["watch", str(tmp_path / "run"), "--once"]) == 0
     assert all(np.isfinite(v).all() for v in weights(result).values())
 
 

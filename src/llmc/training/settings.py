@@ -228,6 +228,12 @@ class TrainConfig:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, canonical_dtype(value))
 
+    def __repr__(self) -> str:
+        """Return what differs from the defaults."""
+        values = {name: getattr(self, name) for name in SETTINGS}
+        changed = [f"{name}={value!r}" for name, value in values.items() if value != SETTINGS[name].default]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
     def replace(self: T, **changes: Any) -> T:
         """Return a copy with other values for some settings."""
         return dataclasses.replace(self, **changes)

@@ -13,28 +13,27 @@ import errno
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
 from llmc.checkpoint import Checkpointer, finished_steps, send_state
-from llmc.data.tokenizer import Tokenizer
 from llmc.distributed.launcher import started_by_launcher
 from llmc.distributed.world import open_world
 from llmc.evals import multiple_choice
 from llmc.formats.metrics import read_rows
 from llmc.formats.state_file import TrainState
-from llmc.models.model import Model
 from llmc.system.fs import SYSTEM, Fs, shell_word, write_atomically
 from llmc.system.signals import StopRequested, StopSignals, pass_on, signal_name
+from llmc.training.callbacks import checked_callbacks, hooks_of
 from llmc.training.history import History, Throughput
 from llmc.training.logs import Console, Log, StepInfo, check_packages, open_logs
 from llmc.training.outliers import OutlierDetector
 from llmc.training.ranks import SlowRanks
 from llmc.training.report import short_report, startup_report
+from llmc.training.result import TrainResult
 from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
@@ -47,6 +46,8 @@ _SHORT_SAMPLE = 32  # tokens
 
 class Callback:
     """What a caller may hook into a run. Override the methods that you want.
+
+    Of another class any object that has some of these methods will do, and a function f(trainer, info) is called as on_step().
 
     Every rank calls its callbacks (trainer.world says which it is), but on_save(), which is rank 0's. What a rank does in one the others
     wait for, for as long as dist_timeout allows.
@@ -62,25 +63,8 @@ class Callback:
         """Do something when the checkpoint of a step is on the disk, in directory."""
 
 
-@dataclass
-class TrainResult:
-    """What a run leaves behind.
-
-    Attributes:
-        history: "step", "train_loss", "norm", "lr", "tokens_per_second" by update; "val_step", "val_loss" by validation.
-        run_dir: None if nothing was kept.
-        stopped_early: whether validation losses ended the run before its last step (the setting patience).
-        stopped_by: the number of the signal that ended the run, or 0. It can be another only if fit() was told not to pass the signal
-            on, or the program has a handler for it that returned.
-    """
-
-    history: dict[str, list[float]]
-    run_dir: Path | None
-    model: Model
-    tokenizer: Tokenizer | None
-    step: int
-    stopped_by: int = 0
-    stopped_early: bool = False
+# What may be given as a callback.
+Hook = Callback | Callable[["Trainer", StepInfo], object]
 
 
 class TrainingStopped(_llmc.Error):
@@ -95,22 +79,28 @@ class Trainer:
 
     Args:
         config: settings; defaults that are open are chosen.
-        callbacks: see Callback.
+        callbacks: a list of them; see Callback.
         fs: what writes checkpoints, for tests that let it fail.
 
     Raises:
+        TypeError: if a callback is none: at once.
         ValueError, FileNotFoundError, MemoryError, llmc.Error: if a setting is wrong, data are missing or damaged, or memory does
             not suffice: before the first step, and with the numbers.
     """
 
-    def __init__(self, config: TrainConfig, *, callbacks: Sequence[Callback] = (), fs: Fs = SYSTEM) -> None:
+    def __init__(self, config: TrainConfig, *, callbacks: Iterable[Hook] = (), fs: Fs = SYSTEM) -> None:
+        self.callbacks = checked_callbacks(callbacks, Callback)
         self.world = open_world(config)
         self.log = self._console()
         used = used_directory(config) if self.world.leads else None
         with self.world.failure_told(), locked(used, self.log.text):  # setup writes to the run directory
-            self._set_up(config, callbacks, fs)
+            self._set_up(config, fs)
 
-    def _set_up(self, config: TrainConfig, callbacks: Sequence[Callback], fs: Fs) -> None:
+    def __repr__(self) -> str:
+        kept = f", run_dir={str(self.run_dir)!r}" if self.run_dir else ""
+        return f"Trainer(step {self.step} of {self.total_steps}{kept}, {self.model})"
+
+    def _set_up(self, config: TrainConfig, fs: Fs) -> None:
         if self.world.leads:
             check_packages(config)
         self.run = run = setup(config, self.world, say=self.log.text)
@@ -119,7 +109,6 @@ class Trainer:
         self.train_loader, self.val_loader = run.train_loader, run.val_loader
         self.total_steps, self.grad_accum = run.total_steps, run.grad_accum
         self.tokenizer = self.sources.tokenizer
-        self.callbacks = list(callbacks)
         self.fs = fs
 
         self.step = 0
@@ -707,13 +696,21 @@ class Trainer:
                 self.log.text(f"warning: loss.png could not be drawn: {e}")
 
 
-def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> TrainResult:
+def train(*, callbacks: Iterable[Hook] = (), **settings: Any) -> TrainResult:
     """Trains a model: everything that `llmc-train` can do, as keywords (the fields of TrainConfig).
 
     >>> result = llmc.train(data="my.txt", model="d6", seq_len=256, max_steps=1000, output_dir="runs/mine")
     >>> print(result.history["val_loss"][-1], result.model.num_parameters)
 
+    callbacks: a list of functions f(trainer, info), called after each update, or of Callbacks.
+
     ValueError for an unknown or impossible setting; else see Trainer and Trainer.fit().
     """
+    for name in settings:
+        if name in ("callback", *hooks_of(Callback)):
+            raise ValueError(
+                f"llmc.train: '{name}' is no setting: callbacks=[f] calls f(trainer, info) after each update; an llmc.Callback has "
+                f"{', '.join(hooks_of(Callback))}"
+            )
     check_names(settings, "llmc.train")
     return Trainer(TrainConfig(**settings), callbacks=callbacks).fit()
