@@ -315,8 +315,8 @@ def _title(name: str, run: Run) -> str:
 
 def _labels(names: Sequence[str]) -> tuple[list[str], str]:
     """Return how the figure calls each run, and the characters that no font here has. Names are short if that tells them apart."""
-    # Bytes of a folder's name that are not UTF-8 cannot be drawn.
-    names = [name.encode(errors="replace").decode() for name in names]
+    # Bytes of a folder's name that are not UTF-8 cannot be drawn, nor control characters.
+    names = ["".join(c if c.isprintable() else "?" for c in name) for name in names]
     if len(names) > 1 and max(map(len, names)) > _LONGEST_NAME:  # as a sweep's: "learning_rate=0.001,batch_size=64"
         parts = [name.split(",") for name in names]
         common = set(parts[0]).intersection(*parts[1:])
@@ -344,7 +344,7 @@ def _fonts(text: str) -> tuple[list[str], str]:
     from matplotlib import font_manager, rcParams
 
     families = list(rcParams["font.family"])
-    missing = {c for c in text if c.isprintable()}
+    missing = set(text)
     missing -= _characters(font_manager.findfont(font_manager.FontProperties(family=families)), missing)
     for font in font_manager.fontManager.ttflist if missing else ():
         if font.name.startswith("Last Resort") or font.style != "normal" or not 300 <= _weight(font.weight) <= 500:
@@ -513,6 +513,7 @@ def _mark_outside(axes: Axes, curves: Sequence[_Curve], low: float, high: float)
 def _scale(axes: Axes, heading: str, low: float, high: float) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+    axes.set_ylim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if heading == "loss":
@@ -529,7 +530,6 @@ def _scale(axes: Axes, heading: str, low: float, high: float) -> None:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         elif heading == "learning rate":
             axes.yaxis.set_major_formatter(lambda rate, _: _rate(rate))
-    axes.set_ylim(low, high)
 
 
 def _rate(rate: float) -> str:
