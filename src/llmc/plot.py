@@ -268,7 +268,7 @@ def figure(
             if i in (0, len(panels) - 1):
                 axes.set_xlabel(x)
         if title:
-            fig.suptitle(title, fontsize="medium", fontweight="bold")
+            fig.suptitle(title, fontsize="large")
         if len(runs) > 1:
             _draw_legend(fig, names, runs)
     return fig
@@ -281,7 +281,7 @@ def _check_baselines(runs: Sequence[Run], baselines: Sequence[str]) -> None:
     for run in runs:
         if baselines and run.vocab_size not in (None, *_GPT2_VOCABULARIES):
             raise ValueError(
-                f"baseline {baselines[0]} is a loss by GPT-2's vocabulary of 50,257 tokens, and run '{run.name}' has one of "
+                f"baseline {baselines[0]} is a loss over GPT-2's vocabulary of 50,257 tokens, and run '{run.name}' has one of "
                 f"{run.vocab_size:,}: losses per token of different vocabularies do not compare"
             )
 
@@ -347,21 +347,14 @@ def _fonts(text: str) -> tuple[list[str], str]:
     missing = set(text)
     missing -= _characters(font_manager.findfont(font_manager.FontProperties(family=families)), missing)
     for font in font_manager.fontManager.ttflist if missing else ():
-        if font.name.startswith("Last Resort") or font.style != "normal" or not 300 <= _weight(font.weight) <= 500:
-            continue  # matplotlib's "Last Resort" draws a box for every character
-        found = _characters(font.fname, missing)
+        # matplotlib's "Last Resort" has a box for every character.
+        found = set() if font.name.startswith("Last Resort") else _characters(font.fname, missing)
         if found:
             families.append(font.name)
             missing -= found
         if not missing:
             break
     return families, "".join(sorted(missing))
-
-
-def _weight(weight: Any) -> int:
-    from matplotlib.font_manager import weight_dict
-
-    return int(weight_dict.get(weight, weight)) if isinstance(weight, str) else int(weight)
 
 
 def _characters(font: str, wanted: set[str]) -> set[str]:
@@ -478,7 +471,7 @@ def _spikes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     around = np.concatenate([values[[0, 0]], values, values[[-2, -3]]])
     medians = np.median(np.lib.stride_tricks.sliding_window_view(around, 5), axis=1)
     away = np.abs(values - medians)
-    far: NDArray[np.bool_] = away > max(8.0 * float(np.median(away)), 0.1 * float(np.ptp(medians)))
+    far: NDArray[np.bool_] = away > max(12.0 * float(np.median(away)), 0.1 * float(np.ptp(medians)))
     return far
 
 
