@@ -223,7 +223,7 @@ FLOORS: dict[str, set[str]] = {
     },
     "__init__": {"values", "system", "models", "data", "optim", "training"},
     "sweep": {"values", "system", "distributed", "formats", "plot", "training"},
-    "arguments": set(),
+    "arguments": {"values"},
     "commands": {
         "arguments",
         "values",
