@@ -89,6 +89,7 @@ py::array host_view(const Tensor& t, py::handle base);
 
 void bind_tensor(py::module_& m);
 void bind_ops(py::module_& m);
+void bind_profile(py::module_& m);
 void bind_model(py::module_& m);
 void bind_cache(py::module_& m);
 void bind_gpt2(py::module_& m);

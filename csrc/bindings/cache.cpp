@@ -30,6 +30,11 @@ void bind_cache(py::module_& m) {
                  return std::make_unique<BoundCache>(model, B, max_len);
              }),
              "model"_a, "B"_a, "max_len"_a)
+        .def("__repr__",
+             [](const BoundCache& self) {
+                 return filled("KVCache({} sequences of {} positions, {} bytes on {})", self.cache->B(),
+                               self.cache->max_len(), self.cache->bytes(), self.owner.backend().info().name);
+             })
         .def_property_readonly(
             "B", [](const BoundCache& self) { return self.cache->B(); }, "The number of sequences.")
         .def_property_readonly(
@@ -58,11 +63,12 @@ void bind_cache(py::module_& m) {
         .def(
             "prefill",
             [](BoundCache& self, std::int64_t b, const Tokens& tokens) {
-                LLMC_CHECK(tokens.ndim() == 1, "tokens have {} dimensions, expected 1", tokens.ndim());
+                LLMC_CHECK(tokens.ids.ndim() == 1, "tokens have {} dimensions, expected 1",
+                           tokens.ids.ndim());
                 py::array_t<float> logits(self.owner.model->vocab_size());
                 float* const out = logits.mutable_data();
-                const std::int32_t* const x = tokens.data();
-                const std::int64_t n = tokens.size();
+                const std::int32_t* const x = tokens.ids.data();
+                const std::int64_t n = tokens.ids.size();
                 const Busy busy(self.owner.backend());
                 self.owner.weights_may_have_changed();
                 self.cache->prefill(b, x, n, out);
@@ -74,10 +80,10 @@ void bind_cache(py::module_& m) {
         .def(
             "decode",
             [](BoundCache& self, const Tokens& tokens) {
-                self.check_count("tokens", tokens);
+                self.check_count("tokens", tokens.ids);
                 py::array_t<float> logits({self.cache->B(), self.owner.model->vocab_size()});
                 float* const out = logits.mutable_data();
-                const std::int32_t* const x = tokens.data();
+                const std::int32_t* const x = tokens.ids.data();
                 const Busy busy(self.owner.backend());
                 self.owner.weights_may_have_changed();
                 self.cache->decode(x, out);
@@ -91,9 +97,9 @@ void bind_cache(py::module_& m) {
             [](BoundCache& self, const std::optional<Tokens>& tokens,
                const py::array_t<float, py::array::c_style | py::array::forcecast>& coins,
                const SamplerOptions& options) {
-                if (tokens) self.check_count("tokens", *tokens);
+                if (tokens) self.check_count("tokens", tokens->ids);
                 self.check_count("coins", coins);
-                const std::int32_t* const x = tokens ? tokens->data() : nullptr;
+                const std::int32_t* const x = tokens ? tokens->ids.data() : nullptr;
                 const float* const coin = coins.data();
                 const Busy busy(self.owner.backend());
                 self.owner.weights_may_have_changed();

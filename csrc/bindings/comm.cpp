@@ -150,6 +150,7 @@ void bind_comm(py::module_& m) {
                                             "the tensors must not be touched before wait().")
         .def_property_readonly("rank", &Comm::rank, "This rank, from 0 on.")
         .def_property_readonly("size", &Comm::size, "The number of ranks.")
+        .def("__repr__", [](const Comm& c) { return filled("Comm(rank {} of {})", c.rank(), c.size()); })
         .def("all_reduce", collective(&Comm::all_reduce), "xs"_a,
              "Replace each tensor by its sum over the ranks.")
         .def(

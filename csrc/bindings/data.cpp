@@ -46,7 +46,11 @@ void bind_data(py::module_& m) {
     py::class_<ShardInfo>(m, "ShardInfo", "What the header of a token file says.")
         .def_readonly("path", &ShardInfo::path, "The file.")
         .def_readonly("tokens", &ShardInfo::tokens, "The number of tokens.")
-        .def_readonly("token_bytes", &ShardInfo::token_bytes, "Bytes of each token in the file: 2 or 4.");
+        .def_readonly("token_bytes", &ShardInfo::token_bytes, "Bytes of each token in the file: 2 or 4.")
+        .def("__repr__", [](const ShardInfo& s) {
+            return filled("ShardInfo({}, {} tokens)", std::string(py::repr(py::str(py::cast(s.path)))),
+                          s.tokens);
+        });
     m.def("inspect_shard", &inspect_shard, "path"_a,
           "Check the header and the size of a token file, and return what it says.");
 

@@ -37,8 +37,10 @@ void bind_gpt2(py::module_& m) {
         .def_readonly("channels", &GPT2Config::channels, "C, the width of the residual stream.");
     m.def("parameter_table", &gpt2_parameters, "config"_a,
           "Return the parameters of a model, in the order of its file.");
-    m.def("config_from_descriptor", &gpt2_config_from_descriptor, "descriptor"_a,
-          "Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'.");
+    m.def(
+        "config_from_descriptor", &gpt2_config_from_descriptor, "descriptor"_a,
+        "Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'; or 'd2': any "
+        "other depth N has 64 N channels in N heads.");
 
     m.def("memory_plan", &GPT2::memory_plan, "config"_a, "options"_a, "B"_a, "T"_a, "training"_a = true,
           "optimizer_bytes"_a = 0, "micro_gradients"_a = false,

@@ -11,8 +11,10 @@ struct BT {
     std::int64_t B, T;
 };
 BT batch_shape(const Tokens& tokens, const char* name) {
-    LLMC_CHECK(tokens.ndim() == 2, "{} has {} dimensions, expected (B, T)", name, tokens.ndim());
-    return {tokens.shape(0), tokens.shape(1)};
+    const auto& ids = tokens.ids;
+    LLMC_CHECK(ids.ndim() == 2, "{} have shape {}, expected (B, T): one row of ids is [ids]", name,
+               std::string(py::str(ids.attr("shape"))));
+    return {ids.shape(0), ids.shape(1)};
 }
 
 Parameter parameter_named(Model& model, const std::string& name) {
@@ -23,7 +25,37 @@ Parameter parameter_named(Model& model, const std::string& name) {
 
 }  // namespace
 
+Tokens tokens_of(py::handle given) {
+    if (py::isinstance<decltype(Tokens::ids)>(given))  // as what a loader gives: nothing to look through
+        return {py::reinterpret_borrow<decltype(Tokens::ids)>(given)};
+    py::array ids;
+    try {
+        ids = py::module_::import("numpy").attr("asarray")(given);
+    } catch (py::error_already_set& e) {
+        if (!e.matches(PyExc_ValueError)) throw;  // a tensor on a GPU says itself what to do
+        throw ArgumentError("token ids must be rows of one length, and these are not");
+    }
+    const char kind = ids.dtype().kind();
+    const std::string type = py::str(ids.dtype());
+    const bool array = kind != 'O' || ids.ndim() > 0;  // what is no array becomes one of a single object
+    if (kind == 'U' || kind == 'S' || kind == 'T')
+        throw py::type_error(
+            "token ids must be integers, got text: a tokenizer's encode(text) makes them of it");
+    LLMC_CHECK(kind == 'i' || kind == 'u' || (array && ids.size() == 0), "token ids must be integers, got {}",
+               array ? type : std::string(py::str(py::type::handle_of(given).attr("__name__"))));
+    if (ids.itemsize() >= 4 && type != "int32" && ids.size() > 0)
+        for (const char* const extreme : {"min", "max"}) {
+            const py::int_ id = ids.attr(extreme)();
+            LLMC_CHECK(id >= py::int_(INT32_MIN) && id <= py::int_(INT32_MAX),
+                       "token id {} does not fit 32 bits", std::string(py::str(id)));
+        }
+    return {py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>::ensure(ids)};
+}
+
 void bind_model(py::module_& m) {
+    m.def(
+        "token_ids", [](const Tokens& tokens) { return tokens.ids; }, "tokens"_a,
+        "Return token ids, in anything that NumPy reads, as an array of int32 of the same shape.");
     py::class_<ParameterSpec>(m, "ParameterSpec",
                               "A row of a model's table of parameters: csrc/model/parameters.h.")
         .def_readonly("name", &ParameterSpec::name, "llm.c's name.")
@@ -89,7 +121,7 @@ void bind_model(py::module_& m) {
             "forward",
             [](BoundModel& self, const Tokens& inputs) {
                 const auto [B, T] = batch_shape(inputs, "inputs");
-                const std::int32_t* const data = inputs.data();
+                const std::int32_t* const data = inputs.ids.data();
                 const Busy busy(self.backend());
                 self.weights_may_have_changed_in_views();
                 self.model->forward(data, B, T);
@@ -100,7 +132,7 @@ void bind_model(py::module_& m) {
             [](BoundModel& self, const Tokens& targets, float scale,
                std::optional<std::shared_ptr<GradientSink>> sink) {
                 const auto [B, T] = batch_shape(targets, "targets");
-                const std::int32_t* const data = targets.data();
+                const std::int32_t* const data = targets.ids.data();
                 const Busy busy(self.backend());  // first, because another thread may call forward()
                 const Tensor of = self.model->targets();
                 LLMC_CHECK(of.rank == 0 || of.is({B, T}), "targets have shape ({}, {}), but forward() had {}",
@@ -134,7 +166,7 @@ void bind_model(py::module_& m) {
                 const auto shape = batch_shape(targets, "targets");
                 LLMC_CHECK(shape.B == B && shape.T == T, "targets have shape ({}, {}), inputs ({}, {})",
                            shape.B, shape.T, B, T);
-                const std::int32_t *const x = inputs.data(), *const y = targets.data();
+                const std::int32_t *const x = inputs.ids.data(), *const y = targets.ids.data();
                 py::array_t<float> losses({B, T});
                 float* const out = losses.mutable_data();
                 float mean;
@@ -155,7 +187,7 @@ void bind_model(py::module_& m) {
                 const auto [B, T] = batch_shape(inputs, "inputs");
                 py::array_t<float> logits({B, T, self.model->vocab_size()});
                 float* const out = logits.mutable_data();
-                const std::int32_t* const x = inputs.data();
+                const std::int32_t* const x = inputs.ids.data();
                 const Busy busy(self.backend());
                 self.weights_may_have_changed();
                 self.model->logits(x, B, T, out);

@@ -1,4 +1,4 @@
-// What the bindings of models, caches and optimizers share: a model that Python owns.
+// What the bindings of models, caches and optimizers share: a model that Python owns, and token ids as Python has them.
 #pragma once
 
 #include <atomic>
@@ -65,6 +65,21 @@ struct BoundModel {
     }
 };
 
-using Tokens = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+// Token ids: integers in anything that NumPy reads, such as lists or a tensor of PyTorch's. Nothing is rounded or cut off in
+// passing: pybind11's own conversion would make a token of 1.5.
+struct Tokens {
+    py::array_t<std::int32_t, py::array::c_style> ids;
+};
+// Throws TypeError for text, ArgumentError for whatever else is no array of integers of 32 bits.
+Tokens tokens_of(py::handle given);
 
 }  // namespace llmc
+
+template <>
+struct pybind11::detail::type_caster<llmc::Tokens> {
+    PYBIND11_TYPE_CASTER(llmc::Tokens, const_name("typing.Annotated[numpy.typing.ArrayLike, numpy.int32]"));
+    bool load(handle given, bool) {
+        value = llmc::tokens_of(given);
+        return true;
+    }
+};

@@ -29,6 +29,7 @@ PYBIND11_MODULE(_llmc, m) {
 
     bind_tensor(m);
     bind_ops(m);
+    bind_profile(m);
     bind_comm(m);
     bind_model(m);
     bind_cache(m);

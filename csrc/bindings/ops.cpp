@@ -107,7 +107,11 @@ void bind_ops(py::module_& m) {
         .def(py::init([](float temperature, std::int64_t top_k, float top_p) {
                  return SamplerOptions{temperature, top_k, top_p};
              }),
-             "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f);
+             "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f)
+        .def("__repr__", [](const SamplerOptions& o) {
+            return filled("SamplerOptions(temperature={}, top_k={}, top_p={})", o.temperature, o.top_k,
+                          o.top_p);
+        });
 
     const auto none = py::none();
     py::class_<Backend, std::shared_ptr<Backend>> backend(
@@ -117,6 +121,12 @@ void bind_ops(py::module_& m) {
         "is any number of rows. Formulas and rules of accumulation: csrc/core/backend.h.");
     bind_allocation(backend);
     backend.def(py::init(&make_backend), "device"_a = "cpu", "threads"_a = 0)
+        .def("__repr__",
+             [](const Backend& self) {
+                 const DeviceInfo info = self.info();
+                 const std::string threads = info.name == "cpu" ? filled(", threads {}", info.threads) : "";
+                 return filled("Backend({}, {}{})", info.name, info.isa, threads);
+             })
         .def("info", &Backend::info, "Return the device's name, hardware, memory and options.")
         .def_property_readonly("runs_ahead", &Backend::runs_ahead,
                                "Ops are only queued, so that the host may be ahead of the device.")

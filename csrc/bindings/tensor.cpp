@@ -94,7 +94,10 @@ void bind_tensor(py::module_& m) {
         .def_readonly("clock_hz", &DeviceInfo::clock_hz, "The highest clock of its multiprocessors, in Hz.")
         .def_readonly("options", &DeviceInfo::options, "What set_option() has chosen.")
         .def_readonly("fallbacks", &DeviceInfo::fallbacks,
-                      "What was computed by slower means than chosen; empty if nothing was.");
+                      "What was computed by slower means than chosen; empty if nothing was.")
+        .def("__repr__", [](const DeviceInfo& info) {
+            return filled("DeviceInfo({}, {}, {})", info.name, info.isa, info.description);
+        });
 
     py::class_<OwnedTensor>(m, "Tensor", "A contiguous array in a backend's memory.")
         .def_property_readonly(

@@ -1,10 +1,14 @@
 // The operands of each op are checked here. Every backend first calls the function named after the op, and works with the
 // extents that it returns. An operand that this function does not take is checked by those of namespace check.
+// op_begins() lets a profile know that the op begins (profile.h), so this function is called once in an op.
 #pragma once
 
 #include <cstdint>
+#include <span>
 
+#include "core/backend.h"
 #include "core/exact_sum.h"
+#include "core/profile.h"
 #include "core/tensor.h"
 
 namespace llmc {
@@ -44,7 +48,27 @@ inline void matrix(const char* op, const char* name, const Tensor& t, DType expe
     dtype(op, name, t, expected);
     LLMC_CHECK(t.rows() == N && t.cols() == C, "{}: {} is {}, expected ({}, {})", op, name, t, N, C);
 }
+// All of one dtype, with as many elements as `out`.
+inline void alike(const char* op, const Tensor& out, const Tensor& a, const Tensor& b) {
+    float_dtype(op, "out", out);
+    for (const Tensor& t : {out, a, b}) {
+        present(op, "an operand", t);
+        LLMC_CHECK(t.dtype == out.dtype && t.numel() == out.numel(),
+                   "{}: operands are {}, {} and {}, expected alike", op, out, a, b);
+    }
+}
 }  // namespace check
+
+inline void zero_dims(const Tensor& x) {
+    check::present("zero", "x", x);
+    op_begins("zero", {x.numel()});
+}
+
+// from_host and to_host.
+inline void host_copy_dims(const char* op, const Tensor& x) {
+    check::present(op, "the tensor", x);
+    op_begins(op, {x.numel()});
+}
 
 inline void copy_dims(const Tensor& out, const Tensor& inp) {
     check::present("copy", "out", out);
@@ -52,6 +76,7 @@ inline void copy_dims(const Tensor& out, const Tensor& inp) {
     LLMC_CHECK(out.numel() == inp.numel(), "copy: out is {}, inp is {}", out, inp);
     LLMC_CHECK(out.dtype == inp.dtype || (is_float(out.dtype) && is_float(inp.dtype)),
                "copy: cannot convert {} to {}", inp, out);
+    op_begins("copy", {out.numel()});
 }
 
 struct EncoderDims {
@@ -69,6 +94,7 @@ inline EncoderDims encoder_dims(const char* op, const Tensor& out, const Tensor&
     check::shape(op, "out", out, {d.B, d.T, d.C});
     check::float_dtype(op, "out", out);
     LLMC_CHECK(d.T <= d.maxT, "{}: T is {}, but wpe has {} positions", op, d.T, d.maxT);
+    op_begins(op, {d.B, d.T, d.C, d.Vp, d.maxT});
     return d;
 }
 
@@ -85,6 +111,7 @@ inline LayerNormDims layernorm_dims(const char* op, const Tensor& out, const Ten
     check::matrix(op, "out", out, inp.dtype, d.N, d.C);
     check::f32_values(op, "mean", mean, d.N);
     check::f32_values(op, "rstd", rstd, d.N);
+    op_begins(op, {d.N, d.C});
     return d;
 }
 inline LayerNormDims layernorm_forward_dims(const char* op, const Tensor& out, const Tensor& mean,
@@ -92,6 +119,15 @@ inline LayerNormDims layernorm_forward_dims(const char* op, const Tensor& out, c
                                             const Tensor& bias) {
     const LayerNormDims d = layernorm_dims(op, out, mean, rstd, inp, weight);
     check::like(op, "bias", bias, weight);
+    return d;
+}
+inline LayerNormDims fused_residual_layernorm_forward_dims(const Tensor& residual, const Tensor& out,
+                                                           const Tensor& mean, const Tensor& rstd,
+                                                           const Tensor& a, const Tensor& b,
+                                                           const Tensor& weight, const Tensor& bias) {
+    constexpr const char* op = "fused_residual_layernorm_forward";
+    const LayerNormDims d = layernorm_forward_dims(op, out, mean, rstd, residual, weight, bias);
+    check::alike(op, residual, a, b);
     return d;
 }
 inline LayerNormDims layernorm_backward_dims(const Tensor& dinp, const Tensor& dweight, const Tensor& dbias,
@@ -110,9 +146,9 @@ inline LayerNormDims layernorm_backward_dims(const Tensor& dinp, const Tensor& d
 struct MatmulDims {
     std::int64_t N, C, OC;
 };
-inline MatmulDims matmul_forward_dims(const Tensor& out, const Tensor& inp, const Tensor& weight,
-                                      const Tensor& bias) {
-    constexpr const char* op = "matmul_forward";
+// Of matmul_forward and matmul_gelu_forward.
+inline MatmulDims matmul_forward_dims(const char* op, const Tensor& out, const Tensor& inp,
+                                      const Tensor& weight, const Tensor& bias) {
     LLMC_CHECK(weight && weight.rank == 2, "{}: weight is {}, expected (OC, C)", op, weight);
     const MatmulDims d{inp.rows(), weight.shape[1], weight.shape[0]};
     check::float_dtype(op, "inp", inp);
@@ -125,11 +161,12 @@ inline MatmulDims matmul_forward_dims(const Tensor& out, const Tensor& inp, cons
         check::shape(op, "bias", bias, {d.OC});
         check::dtype(op, "bias", bias, weight.dtype);
     }
+    op_begins(op, {d.N, d.C, d.OC});
     return d;
 }
-inline MatmulDims matmul_backward_dims(const Tensor& dinp, const Tensor& dweight, const Tensor& dbias,
-                                       const Tensor& dout, const Tensor& inp, const Tensor& weight) {
-    constexpr const char* op = "matmul_backward";
+inline MatmulDims matmul_backward_dims(const char* op, const Tensor& dinp, const Tensor& dweight,
+                                       const Tensor& dbias, const Tensor& dout, const Tensor& inp,
+                                       const Tensor& weight) {
     LLMC_CHECK(weight && weight.rank == 2, "{}: weight is {}, expected (OC, C)", op, weight);
     const MatmulDims d{dout.rows(), weight.shape[1], weight.shape[0]};
     check::float_dtype(op, "dout", dout);
@@ -144,6 +181,7 @@ inline MatmulDims matmul_backward_dims(const Tensor& dinp, const Tensor& dweight
         check::shape(op, "dbias", dbias, {d.OC});
         check::float_dtype(op, "dbias", dbias);
     }
+    op_begins(op, {d.N, d.C, d.OC});
     return d;
 }
 
@@ -158,6 +196,7 @@ inline AttentionDims attention_dims(const char* op, const Tensor& out, const Ten
     check::float_dtype(op, "qkv", qkv);
     check::shape(op, "out", out, {d.B, d.T, d.C});
     check::dtype(op, "out", out, qkv.dtype);
+    op_begins(op, {d.B, d.T, d.C, d.NH});
     return d;
 }
 inline AttentionDims attention_training_dims(const char* op, const Tensor& out, const Tensor& lse,
@@ -187,12 +226,8 @@ inline DecodeDims attention_decode_dims(const Tensor& out, const Tensor& kcache,
 
 // Elementwise ops: all operands have one dtype and as many elements.
 inline std::int64_t elementwise_numel(const char* op, const Tensor& out, const Tensor& a, const Tensor& b) {
-    check::float_dtype(op, "out", out);
-    for (const Tensor& t : {out, a, b}) {
-        check::present(op, "an operand", t);
-        LLMC_CHECK(t.dtype == out.dtype && t.numel() == out.numel(),
-                   "{}: operands are {}, {} and {}, expected alike", op, out, a, b);
-    }
+    check::alike(op, out, a, b);
+    op_begins(op, {out.numel()});
     return out.numel();
 }
 
@@ -206,6 +241,7 @@ inline ClassifierDims classifier_dims(const char* op, const Tensor& logits, cons
     check::dtype(op, "targets", targets, DType::i32);
     LLMC_CHECK(targets.numel() == d.N, "{}: targets is {}, expected {} elements", op, targets, d.N);
     LLMC_CHECK(0 < V && V <= d.Vp, "{}: V is {}, but logits have {} columns", op, V, d.Vp);
+    op_begins(op, {d.N, d.V, d.Vp});
     return d;
 }
 
@@ -220,12 +256,18 @@ inline ClassifierDims sample_dims(const Tensor& tokens, const Tensor& logits, co
 inline void reduction_dims(const char* op, const Tensor& out, const Tensor& inp) {
     check::float_dtype(op, "inp", inp);
     check::f32_values(op, "out", out, 1);
+    op_begins(op, {inp.numel()});
 }
 
 inline void norm_dims(const Tensor& out, std::span<const Tensor> gradients) {
-    check::f32_values("gradient_norm_squared", "out", out, kNormDigits);
-    for (const Tensor& gradient : gradients)
-        check::float_dtype("gradient_norm_squared", "a gradient", gradient);
+    constexpr const char* op = "gradient_norm_squared";
+    check::f32_values(op, "out", out, kNormDigits);
+    std::int64_t n = 0;
+    for (const Tensor& gradient : gradients) {
+        check::float_dtype(op, "a gradient", gradient);
+        n += gradient.numel();
+    }
+    op_begins(op, {n});
 }
 
 inline void clip_factor_dims(const Tensor& norm, const Tensor& factor, const Tensor& norm_squared) {
@@ -236,26 +278,30 @@ inline void clip_factor_dims(const Tensor& norm, const Tensor& factor, const Ten
     const std::int64_t n = norm_squared.numel();
     LLMC_CHECK(n == 1 || n == kNormDigits, "{}: norm_squared is {}, expected 1 element or {}", op,
                norm_squared, kNormDigits);
+    op_begins(op, {n});
 }
 
-// The operands of one parameter; factor is one value for all.
-inline std::int64_t adamw_numel(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v,
-                                const Tensor& grad) {
+inline void adamw_many_dims(std::span<const AdamWOperands> operands, const Tensor& factor) {
     constexpr const char* op = "adamw";
-    check::float_dtype(op, "param", param);
-    check::float_dtype(op, "grad", grad);
-    const std::int64_t n = param.numel();
-    check::f32_values(op, "m", m, n);
-    check::f32_values(op, "v", v, n);
-    LLMC_CHECK(grad.numel() == n, "{}: grad is {}, expected {} elements", op, grad, n);
-    LLMC_CHECK(param.dtype == DType::bf16 || grad.dtype == DType::f32, "{}: param is f32, but grad is {}", op,
-               grad.dtype);
-    if (master) {
-        check::dtype(op, "master", master, DType::i16);
-        LLMC_CHECK(param.dtype == DType::bf16 && master.numel() == n, "{}: master is {}, param is {}", op,
-                   master, param);
+    check::f32_values(op, "factor", factor, 1);
+    std::int64_t total = 0;
+    for (const AdamWOperands& o : operands) {
+        check::float_dtype(op, "param", o.param);
+        check::float_dtype(op, "grad", o.grad);
+        const std::int64_t n = o.param.numel();
+        check::f32_values(op, "m", o.m, n);
+        check::f32_values(op, "v", o.v, n);
+        LLMC_CHECK(o.grad.numel() == n, "{}: grad is {}, expected {} elements", op, o.grad, n);
+        LLMC_CHECK(o.param.dtype == DType::bf16 || o.grad.dtype == DType::f32,
+                   "{}: param is f32, but grad is {}", op, o.grad.dtype);
+        if (o.master) {
+            check::dtype(op, "master", o.master, DType::i16);
+            LLMC_CHECK(o.param.dtype == DType::bf16 && o.master.numel() == n, "{}: master is {}, param is {}",
+                       op, o.master, o.param);
+        }
+        total += n;
     }
-    return n;
+    op_begins("adamw_many", {total});
 }
 
 }  // namespace llmc

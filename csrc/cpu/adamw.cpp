@@ -8,8 +8,7 @@
 namespace llmc {
 
 void CpuBackend::adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step) {
-    check::f32_values("adamw", "factor", factor, 1);
-    for (const AdamWOperands& o : operands) adamw_numel(o.param, o.master, o.m, o.v, o.grad);
+    adamw_many_dims(operands, factor);
     const float f = *factor.as<float>();
     if (!std::isfinite(f)) return;
     for (const AdamWOperands& o : operands) drop_packed_copies(o.param);

@@ -5,9 +5,8 @@
 
 namespace llmc {
 
-void CpuBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V,
-                            bool gradient) {
-    constexpr const char* op = "classifier";
+void CpuBackend::classifier(const char* op, Tensor losses, Tensor logits, Tensor targets, float dloss,
+                            std::int64_t V, bool gradient) {
     const ClassifierDims d = classifier_dims(op, logits, targets, V);
     if (losses) check::f32_values(op, "losses", losses, d.N);
     for (std::int64_t i = 0; i < d.N; ++i)
@@ -25,17 +24,19 @@ void CpuBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float 
 }
 
 void CpuBackend::crossentropy_forward(Tensor losses, Tensor logits, Tensor targets, std::int64_t V) {
-    check::present("crossentropy_forward", "losses", losses);
-    classifier(losses, logits, targets, 0.0f, V, false);
+    constexpr const char* op = "crossentropy_forward";
+    check::present(op, "losses", losses);
+    classifier(op, losses, logits, targets, 0.0f, V, false);
 }
 
 void CpuBackend::crossentropy_softmax_backward(Tensor logits, Tensor targets, float dloss, std::int64_t V) {
-    classifier(Tensor(), logits, targets, dloss, V, true);
+    classifier("crossentropy_softmax_backward", Tensor(), logits, targets, dloss, V, true);
 }
 
 void CpuBackend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V) {
-    check::present("fused_classifier", "losses", losses);
-    classifier(losses, logits, targets, dloss, V, true);
+    constexpr const char* op = "fused_classifier";
+    check::present(op, "losses", losses);
+    classifier(op, losses, logits, targets, dloss, V, true);
 }
 
 }  // namespace llmc

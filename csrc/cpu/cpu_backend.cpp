@@ -98,7 +98,7 @@ void* CpuBackend::shared_scratch(std::int64_t bytes) {
 }
 
 void CpuBackend::zero(Tensor x) {
-    check::present("zero", "x", x);
+    zero_dims(x);
     drop_packed_copies(x);
     for_ranges(x.bytes(), 1 << 20, [&](std::int64_t begin, std::int64_t count) {
         std::memset(x.as<char>() + begin, 0, static_cast<std::size_t>(count));
@@ -122,6 +122,7 @@ void CpuBackend::copy(Tensor out, Tensor inp) {
 }
 
 void CpuBackend::from_host(Tensor out, const void* host) {
+    host_copy_dims("from_host", out);
     drop_packed_copies(out);
     for_ranges(out.bytes(), 1 << 20, [&](std::int64_t begin, std::int64_t count) {
         std::memcpy(out.as<char>() + begin, static_cast<const char*>(host) + begin,
@@ -130,6 +131,7 @@ void CpuBackend::from_host(Tensor out, const void* host) {
 }
 
 void CpuBackend::to_host(void* host, Tensor inp) {
+    host_copy_dims("to_host", inp);
     for_ranges(inp.bytes(), 1 << 20, [&](std::int64_t begin, std::int64_t count) {
         std::memcpy(static_cast<char*>(host) + begin, inp.as<char>() + begin,
                     static_cast<std::size_t>(count));

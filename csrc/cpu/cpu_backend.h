@@ -108,7 +108,8 @@ class CpuBackend final : public Backend {
     void run_gemm(Gemm g, DType dtype);
     const void* packed_weight(const Gemm& g, DType dtype);
     void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
-    void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
+    void classifier(const char* op, Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V,
+                    bool gradient);
 
     struct Scratch {
         void* data = nullptr;

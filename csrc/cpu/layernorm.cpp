@@ -28,9 +28,7 @@ void CpuBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor 
 
 void CpuBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd,
                                                   Tensor a, Tensor b, Tensor weight, Tensor bias) {
-    constexpr const char* op = "fused_residual_layernorm_forward";
-    const auto [N, C] = layernorm_forward_dims(op, out, mean, rstd, residual, weight, bias);
-    elementwise_numel(op, residual, a, b);
+    const auto [N, C] = fused_residual_layernorm_forward_dims(residual, out, mean, rstd, a, b, weight, bias);
     visit_float(a.dtype, [&, N = N, C = C](auto tag) {
         using T = decltype(tag);
         for_ranges(N, kRows, [&](std::int64_t r, std::int64_t rows) {

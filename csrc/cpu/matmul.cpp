@@ -103,12 +103,12 @@ static Gemm forward_gemm(const MatmulDims& d, Tensor out, Tensor inp, Tensor wei
 }
 
 void CpuBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) {
-    const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
+    const MatmulDims d = matmul_forward_dims("matmul_forward", out, inp, weight, bias);
     run_gemm(forward_gemm(d, out, inp, weight, bias), inp.dtype);
 }
 
 void CpuBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
-    const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
+    const MatmulDims d = matmul_forward_dims("matmul_gelu_forward", out, inp, weight, bias);
     check::like("matmul_gelu_forward", "pre", pre, out);
     check::dtype("matmul_gelu_forward", "out", out, inp.dtype);
     Gemm g = forward_gemm(d, out, inp, weight, bias);
@@ -124,9 +124,10 @@ void CpuBackend::matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tens
 // pre absent: without GELU.
 void CpuBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                       Tensor weight, Tensor pre, bool accumulate) {
-    const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
+    const char* const op = pre ? "matmul_gelu_backward" : "matmul_backward";
+    const MatmulDims d = matmul_backward_dims(op, dinp, dweight, dbias, dout, inp, weight);
     if (dinp) {
-        if (pre) check::matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
+        if (pre) check::matrix(op, "pre", pre, weight.dtype, d.N, d.C);
         Gemm g{};
         g.M = d.N, g.N = d.C, g.K = d.OC;
         g.a = dout.data, g.lda = d.OC;

@@ -128,8 +128,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void CudaBackend::adamw_many(std::span<const AdamWOperands> operands, Tensor factor, const AdamWStep& step) {
-    check::f32_values("adamw", "factor", factor, 1);
-    for (const AdamWOperands& o : operands) adamw_numel(o.param, o.master, o.m, o.v, o.grad);
+    adamw_many_dims(operands, factor);
     const auto run = [&](auto p, auto g, auto rounding) {
         using P = decltype(p);
         using G = decltype(g);

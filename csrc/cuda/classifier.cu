@@ -113,10 +113,10 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void CudaBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V,
-                             bool gradient) {
-    const ClassifierDims d = classifier_dims("classifier", logits, targets, V);
-    if (losses) check::f32_values("classifier", "losses", losses, d.N);
+void CudaBackend::classifier(const char* op, Tensor losses, Tensor logits, Tensor targets, float dloss,
+                             std::int64_t V, bool gradient) {
+    const ClassifierDims d = classifier_dims(op, logits, targets, V);
+    if (losses) check::f32_values(op, "losses", losses, d.N);
     constexpr i64 kMost = std::numeric_limits<int>::max() / 2;  // the kernel's columns are of 32 bits
     LLMC_CHECK(d.Vp <= kMost, "{} columns are more than a classifier on a GPU takes", d.Vp);
     visit_float(logits.dtype, [&](auto tag) {
@@ -134,18 +134,20 @@ void CudaBackend::classifier(Tensor losses, Tensor logits, Tensor targets, float
 }
 
 void CudaBackend::crossentropy_forward(Tensor losses, Tensor logits, Tensor targets, std::int64_t V) {
-    check::present("crossentropy_forward", "losses", losses);
-    classifier(losses, logits, targets, 0.0f, V, false);
+    constexpr const char* op = "crossentropy_forward";
+    check::present(op, "losses", losses);
+    classifier(op, losses, logits, targets, 0.0f, V, false);
 }
 
 void CudaBackend::crossentropy_softmax_backward(Tensor logits, Tensor targets, float dloss, std::int64_t V) {
-    classifier(Tensor(), logits, targets, dloss, V, true);
+    classifier("crossentropy_softmax_backward", Tensor(), logits, targets, dloss, V, true);
 }
 
 void CudaBackend::fused_classifier(Tensor losses, Tensor logits, Tensor targets, float dloss,
                                    std::int64_t V) {
-    check::present("fused_classifier", "losses", losses);
-    classifier(losses, logits, targets, dloss, V, true);
+    constexpr const char* op = "fused_classifier";
+    check::present(op, "losses", losses);
+    classifier(op, losses, logits, targets, dloss, V, true);
 }
 
 }  // namespace llmc

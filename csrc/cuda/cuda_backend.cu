@@ -396,7 +396,7 @@ unsigned* CudaBackend::counters() {
 }
 
 void CudaBackend::zero(Tensor x) {
-    check::present("zero", "x", x);
+    zero_dims(x);
     if (x.bytes() > 0) CUDA_CHECK(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.bytes()), stream()));
 }
 
@@ -417,6 +417,7 @@ void CudaBackend::copy(Tensor out, Tensor inp) {
 
 void CudaBackend::from_host(Tensor out, const void* host) {
     refuse_in_recording("a copy from the host");
+    host_copy_dims("from_host", out);
     const cudaStream_t s = stream();
     const std::size_t bytes = static_cast<std::size_t>(out.bytes());
     for (std::size_t done = 0; done < bytes;) {
@@ -437,6 +438,7 @@ void CudaBackend::from_host(Tensor out, const void* host) {
 
 void CudaBackend::to_host(void* host, Tensor inp) {
     refuse_in_recording("a copy to the host");
+    host_copy_dims("to_host", inp);
     const cudaStream_t s = stream();
     const std::size_t bytes = static_cast<std::size_t>(inp.bytes());
     const bool pinned = bytes <= kReturnBytes;  // else the driver copies in parts of its own

@@ -148,10 +148,13 @@ class CudaBackend final : public Backend {
 
     void matmul(const Matmul& p);
     bool fused_matmul(const Matmul& p);
+    void launch_gelu_forward(Tensor out, Tensor inp);  // in a matmul that has none in its epilogue, too
+    void launch_gelu_backward(Tensor dinp, Tensor inp, Tensor dout);
     bool few_rows_matmul(const Matmul& p);
     void count_plain_matmul(const Matmul& p);
     void bias_gradient(Tensor dbias, Tensor dout, bool accumulate);
-    void classifier(Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V, bool gradient);
+    void classifier(const char* op, Tensor losses, Tensor logits, Tensor targets, float dloss, std::int64_t V,
+                    bool gradient);
     MatmulEngine& engine();
     CudnnAttention* cudnn(const AttentionDims& d, const Tensor& qkv);  // null: cuDNN is not to be used
     bool wgmma(const AttentionDims& d, const Tensor& qkv, const Tensor& out) const;

@@ -44,15 +44,25 @@ struct GeluBackward {
 }  // namespace
 
 void CudaBackend::gelu_forward(Tensor out, Tensor inp) {
-    const i64 n = elementwise_numel("gelu_forward", out, inp, inp);
+    elementwise_numel("gelu_forward", out, inp, inp);
+    launch_gelu_forward(out, inp);
+}
+
+void CudaBackend::gelu_backward(Tensor dinp, Tensor inp, Tensor dout) {
+    elementwise_numel("gelu_backward", dinp, inp, dout);
+    launch_gelu_backward(dinp, inp, dout);
+}
+
+void CudaBackend::launch_gelu_forward(Tensor out, Tensor inp) {
+    const i64 n = out.numel();
     visit_float(out.dtype, [&](auto tag) {
         using T = decltype(tag);
         launch_elementwise<T>(stream(), n, GeluForward<T>{out.as<T>(), inp.as<T>()}, out.data, inp.data);
     });
 }
 
-void CudaBackend::gelu_backward(Tensor dinp, Tensor inp, Tensor dout) {
-    const i64 n = elementwise_numel("gelu_backward", dinp, inp, dout);
+void CudaBackend::launch_gelu_backward(Tensor dinp, Tensor inp, Tensor dout) {
+    const i64 n = dinp.numel();
     visit_float(dinp.dtype, [&](auto tag) {
         using T = decltype(tag);
         launch_elementwise<T>(stream(), n, GeluBackward<T>{dinp.as<T>(), inp.as<T>(), dout.as<T>()},

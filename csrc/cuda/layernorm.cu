@@ -350,9 +350,7 @@ void CudaBackend::layernorm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor
 
 void CudaBackend::fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd,
                                                    Tensor a, Tensor b, Tensor weight, Tensor bias) {
-    constexpr const char* op = "fused_residual_layernorm_forward";
-    const auto [N, C] = layernorm_forward_dims(op, out, mean, rstd, residual, weight, bias);
-    elementwise_numel(op, residual, a, b);
+    const auto [N, C] = fused_residual_layernorm_forward_dims(residual, out, mean, rstd, a, b, weight, bias);
     visit_float(a.dtype, [&, N = N, C = C](auto tag) {
         launch_forward<decltype(tag), true>(*this, residual, out, mean, rstd, a, b, weight, bias, N, C);
     });

@@ -144,20 +144,21 @@ void CudaBackend::matmul(const Matmul& p) {
 }
 
 void CudaBackend::matmul_forward(Tensor out, Tensor inp, Tensor weight, Tensor bias) {
-    const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
+    const MatmulDims d = matmul_forward_dims("matmul_forward", out, inp, weight, bias);
     const Matmul p = forward_matmul(d, out, inp, weight, bias);
     if (!few_rows_matmul(p)) matmul(p);
 }
 
 void CudaBackend::matmul_gelu_forward(Tensor out, Tensor pre, Tensor inp, Tensor weight, Tensor bias) {
-    const MatmulDims d = matmul_forward_dims(out, inp, weight, bias);
+    const MatmulDims d = matmul_forward_dims("matmul_gelu_forward", out, inp, weight, bias);
     check::like("matmul_gelu_forward", "pre", pre, out);
     check::dtype("matmul_gelu_forward", "out", out, inp.dtype);
     Matmul p = forward_matmul(d, out, inp, weight, bias);
     p.epilogue = bias ? Epilogue::gelu_bias : Epilogue::gelu;
     p.aux = pre.data;
     if (few_rows_matmul(p) || fused_matmul(p)) return;
-    Backend::matmul_gelu_forward(out, pre, inp, weight, bias);
+    matmul(forward_matmul(d, pre, inp, weight, bias));
+    launch_gelu_forward(out, pre);
 }
 
 void CudaBackend::matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
@@ -168,10 +169,11 @@ void CudaBackend::matmul_backward(Tensor dinp, Tensor dweight, Tensor dbias, Ten
 // pre absent: without GELU.
 void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias, Tensor dout, Tensor inp,
                                        Tensor weight, Tensor pre, bool accumulate) {
-    const MatmulDims d = matmul_backward_dims(dinp, dweight, dbias, dout, inp, weight);
+    const char* const op = pre ? "matmul_gelu_backward" : "matmul_backward";
+    const MatmulDims d = matmul_backward_dims(op, dinp, dweight, dbias, dout, inp, weight);
     Fork fork(*this, options_.overlap && dinp && (dweight || dbias));
     if (dinp) {
-        if (pre) check::matrix("matmul_gelu_backward", "pre", pre, weight.dtype, d.N, d.C);
+        if (pre) check::matrix(op, "pre", pre, weight.dtype, d.N, d.C);
         Matmul p{};
         p.m = d.C, p.n = d.N, p.k = d.OC;
         p.a = weight.data, p.lda = d.C, p.transpose_a = false;
@@ -183,7 +185,7 @@ void CudaBackend::matmul_gelu_backward(Tensor dinp, Tensor dweight, Tensor dbias
         fused.aux = pre.data;
         if (!pre || !fused_matmul(fused)) {
             matmul(p);
-            if (pre) gelu_backward(dinp, pre, dinp);
+            if (pre) launch_gelu_backward(dinp, pre, dinp);
         }
     }
     fork.other();

@@ -155,7 +155,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
     check_tokens(targets, B_ * T_, config_.vocab_size, kAnyNegative);
     forward_done_ = false;
     gradients();  // are there from now on
-    // Until end_adding() the gradients are incomplete.
+    // Until end_backward() the gradients are incomplete.
     const Adding adding = !begin_adding()              ? Adding::none
                           : adds_whole_micro_batches() ? Adding::whole
                                                        : Adding::each;
@@ -174,7 +174,7 @@ void GPT2::backward(const std::int32_t* targets, float scale, GradientSink* sink
                           {B_, T_, std::bit_cast<std::int32_t>(scale)},
                           [&] { queue_backward(scale, adding, nullptr); });
     }
-    end_adding();
+    end_backward();
 }
 
 // From the targets on the device.

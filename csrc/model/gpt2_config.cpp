@@ -1,6 +1,8 @@
 #include "model/gpt2_config.h"
 
 #include <cmath>
+#include <optional>
+#include <string>
 
 #include "core/check.h"
 
@@ -56,6 +58,7 @@ ParameterTable gpt2_parameters(const GPT2Config& config) {
 }
 
 GPT2Config gpt2_config_from_descriptor(const std::string& descriptor) {
+    constexpr std::int64_t kDeepest = 1000;  // beyond 1024 validate() has no room for the channels
     struct Row {
         const char* name;
         std::int64_t L, C, NH;
@@ -67,25 +70,40 @@ GPT2Config gpt2_config_from_descriptor(const std::string& descriptor) {
     static const Row kGpt3[] = {{"384", 6, 384, 6},     {"768", 12, 768, 12},    {"1024", 24, 1024, 16},
                                 {"1536", 24, 1536, 16}, {"2048", 24, 2048, 16},  {"2560", 32, 2560, 32},
                                 {"4096", 32, 4096, 32}, {"12288", 96, 12288, 96}};
-    const auto find = [&](const auto& rows, const std::string& name, std::int64_t max_seq_len) {
-        std::string known;
-        for (const Row& row : rows) {
-            if (row.name == name) return GPT2Config{max_seq_len, 50257, row.L, row.NH, row.C, 50304};
-            known += (known.empty() ? "" : ", ") + std::string(row.name);
-        }
-        throw ArgumentError(
-            filled("unknown model descriptor '{}': '{}' is not one of {}", descriptor, name, known));
+    const auto known = [](const auto& rows) {
+        std::string names;
+        for (const Row& row : rows) names += (names.empty() ? "" : ", ") + std::string(row.name);
+        return names;
     };
-    if (descriptor == "gpt3:c5140")
-        throw ArgumentError("model descriptor 'gpt3:c5140' (GPT-3 13B) cannot be built: 5140 channels are "
-                            "not divisible by its 128 per head; "
-                            "give num_layers, num_heads and channels instead");
-    if (descriptor.rfind("gpt2:d", 0) == 0) return find(kGpt2, descriptor.substr(6), 1024);
-    if (descriptor.rfind("gpt3:c", 0) == 0) return find(kGpt3, descriptor.substr(6), 2048);
-    if (descriptor.rfind('d', 0) == 0) return find(kGpt2, descriptor.substr(1), 1024);
-    throw ArgumentError(
-        filled("unknown model descriptor '{}': expected d12 or gpt2:d12 (depth), or gpt3:c768 (channels)",
-               descriptor));
+    const auto find = [](const auto& rows, const std::string& name, std::int64_t max_seq_len) {
+        std::optional<GPT2Config> found;
+        for (const Row& row : rows)
+            if (row.name == name) found = GPT2Config{max_seq_len, 50257, row.L, row.NH, row.C, 50304};
+        return found;
+    };
+    if (descriptor.rfind("gpt3:c", 0) == 0) {
+        if (const auto config = find(kGpt3, descriptor.substr(6), 2048)) return *config;
+        if (descriptor == "gpt3:c5140")
+            throw ArgumentError("model descriptor 'gpt3:c5140' (GPT-3 13B) cannot be built: 5140 channels "
+                                "are not divisible by its 128 per head; "
+                                "give num_layers, num_heads and channels instead");
+        throw ArgumentError(filled("unknown model descriptor '{}': expected gpt3:cN, N channels, N one of {}",
+                                   descriptor, known(kGpt3)));
+    }
+    const std::string name = descriptor.substr(descriptor.rfind("gpt2:", 0) == 0 ? 5 : 0);
+    if (name.rfind('d', 0) == 0) {
+        const std::string depth = name.substr(1);
+        if (const auto config = find(kGpt2, depth, 1024)) return *config;
+        // Any other depth has heads of 64 channels, like those up to 48, and as many of them as layers, like d6 and d12.
+        const bool number = !depth.empty() && depth.size() <= 4 && depth[0] != '0' &&
+                            depth.find_first_not_of("0123456789") == std::string::npos;
+        if (const std::int64_t L = number ? std::stoi(depth) : 0; L > 0 && L <= kDeepest)
+            return GPT2Config{1024, 50257, L, L, 64 * L, 50304};
+    }
+    throw ArgumentError(filled(
+        "unknown model descriptor '{}': expected dN, N layers: {} as published, any other N up to {} with "
+        "64 N channels in N heads; or gpt3:cN, N channels: {}",
+        descriptor, known(kGpt2), kDeepest, known(kGpt3)));
 }
 
 }  // namespace llmc

@@ -29,7 +29,7 @@ inline std::int64_t padded_vocab(std::int64_t vocab_size) { return (vocab_size +
 ParameterTable gpt2_parameters(const GPT2Config& config);
 
 // llm.c's descriptors: "d12" or "gpt2:d12" (depth; max_seq_len 1024), "gpt3:c768" (channels; max_seq_len
-// 2048).
+// 2048). A depth N that llm.c has not has 64 N channels in N heads.
 GPT2Config gpt2_config_from_descriptor(const std::string& descriptor);
 
 }  // namespace llmc

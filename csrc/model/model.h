@@ -75,7 +75,7 @@ class Model {
     // Random weights, as the table of parameters says.
     void init_weights(std::uint32_t seed = 42);
     void zero_grad();
-    // The sum of scale * mean loss over the backward() calls since zero_grad(). Waits.
+    // The sum of scale * mean loss over the backward() calls since zero_grad(). Waits. Throws Error if there was none.
     float loss() const;
     // By name, in file order. Gradients are allocated on first use.
     std::vector<Parameter> parameters();
@@ -105,8 +105,13 @@ class Model {
     // Whether backward() adds to gradients; false once after zero_grad(), when it overwrites them.
     // Throws if an earlier backward() failed half-way: what it left in the gradients must not be added to.
     bool begin_adding();
-    // backward() has come to its end.
+    // Gradients are whole again.
     void end_adding() { grads_complete_ = true; }
+    // backward() has come to its end.
+    void end_backward() {
+        end_adding();
+        has_loss_ = true;
+    }
     // Gradients of one micro-batch by itself, for backends that add micro-batches as ranks do.
     bool adds_whole_micro_batches() const;
     const std::vector<Tensor>& micro_gradients();
@@ -130,6 +135,7 @@ class Model {
     std::shared_ptr<Arrivals> arrivals_ = std::make_shared<Arrivals>();
     bool grads_fresh_ = true;     // zero_grad() was called, and no backward() since
     bool grads_complete_ = true;  // no backward() failed half-way since then
+    bool has_loss_ = false;       // a backward() came to its end since then
 };
 
 }  // namespace llmc

@@ -99,7 +99,12 @@ void Optimizer::measure() {
     norm_.sum_squares(measured_gradients_);
     if (sharded()) sharding_.comm->wait(sharding_.comm->all_reduce({norm_.squared()}));
     norm_.finish();
-    measured_ = true;
+    measured_ = has_norm_ = true;
+}
+
+float Optimizer::norm() const {
+    if (!has_norm_) throw Error("no gradients were measured yet, by step() or measure()");
+    return norm_.value();
 }
 
 void Optimizer::apply(float lr) {

@@ -52,8 +52,8 @@ class Optimizer {
     // Queues the update with the gradients that were measured, and counts it. Throws if none were measured since
     // the last update.
     void apply(float lr);
-    // The global norm of the last measured gradients, before clipping. Waits.
-    float norm() const { return norm_.value(); }
+    // The global norm of the last measured gradients, before clipping. Waits. Throws Error if none were measured.
+    float norm() const;
 
     // Updates made so far.
     std::int64_t step_count() const { return step_count_; }
@@ -118,6 +118,7 @@ class Optimizer {
     XorShift rng_;
     std::int64_t step_count_ = 0;
     bool measured_ = false;  // since the last update
+    bool has_norm_ = false;  // gradients were measured at some time
     Sharding sharding_;
     std::vector<State> state_;
     // What is updated and sent at a time: a unit of the model, or alone everything.

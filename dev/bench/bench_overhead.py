@@ -52,11 +52,12 @@ def main() -> int:
         run = folder / "run"
         logs = Logs(
             [
-                BarConsole(1000, 0, io.StringIO()),
+                BarConsole(io.StringIO()),
                 MainLog(run / "main.log", False),
                 MetricsLog(run / "metrics.jsonl", False),
             ]
         )
+        logs.start(0, 1000, "", "")
         trainer.train_step()
 
         step_times, log_times, busy_times, save_times = [], [], [], []

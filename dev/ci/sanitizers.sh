@@ -42,4 +42,4 @@ PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 build_sanitized tsan -fsanitize=thread -DLLMC_COMPILES_{AVX2,AVX512,AVX512_BF16,AMX}=OFF
 # Addresses must not be random where a system's are more random than the library knows.
 if setarch -R true 2>/dev/null; then prefix=(setarch -R); fi
-PYTEST_ADDOPTS="" TSAN_OPTIONS="halt_on_error=1 suppressions='$PWD/dev/ci/tsan.supp'" run_tests "$(library tsan)" "${thread_tests[@]}"
+TSAN_OPTIONS="halt_on_error=1 suppressions='$PWD/dev/ci/tsan.supp'" run_tests "$(library tsan)" "${thread_tests[@]}"

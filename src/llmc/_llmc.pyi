@@ -38,6 +38,7 @@ __all__: list[str] = [
     "Mt19937",
     "Optimizer",
     "ParameterSpec",
+    "Profile",
     "Reduction",
     "SamplerOptions",
     "ShardInfo",
@@ -64,6 +65,7 @@ __all__: list[str] = [
     "set_library_directories",
     "set_tune_file",
     "thread_comms",
+    "token_ids",
     "token_of",
     "train_bpe",
 ]
@@ -75,6 +77,7 @@ class DeviceInfo:
     """
     A description of a backend's device.
     """
+    def __repr__(self) -> str: ...
     @property
     def bf16_arithmetic(self) -> bool:
         """
@@ -245,6 +248,7 @@ class SamplerOptions:
     How a token is chosen from logits: csrc/core/sampler.h.
     """
     def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> None: ...
+    def __repr__(self) -> str: ...
 
 class Backend:
     """
@@ -253,6 +257,7 @@ class Backend:
     Float tensors are f32 or bf16; statistics (mean, rstd, lse, losses, m, v) are f32, token ids i32. N is any number of rows. Formulas and rules of accumulation: csrc/core/backend.h.
     """
     def __init__(self, device: str = "cpu", threads: int = 0) -> None: ...
+    def __repr__(self) -> str: ...
     def adamw(
         self, param: Tensor, master: Tensor, m: Tensor, v: Tensor, grad: Tensor, factor: Tensor, step: AdamWStep
     ) -> None:
@@ -445,12 +450,37 @@ class Backend:
         Ops are only queued, so that the host may be ahead of the device.
         """
 
+class Profile:
+    """
+    The time of each op that a thread calls, on the device's clock.
+
+    From start() to stop(), both called by one thread, its time is cut into intervals: one for each op, which lasts until the next begins, and one for each mark().
+    """
+    def __init__(self, backend: Backend) -> None: ...
+    def intervals(self) -> list[tuple[str, list[int], float]]:
+        """
+        Return (name, extents of the op in the order of csrc/core/dims.h, seconds) of each. Waits.
+        """
+    def mark(self, name: str) -> None:
+        """
+        End the last interval and begin one of that name, which is no op's.
+        """
+    def start(self, name: str) -> None:
+        """
+        Forget the intervals so far and begin one of that name, which is no op's.
+        """
+    def stop(self) -> None:
+        """
+        End the last interval.
+        """
+
 class Comm:
     """
     The ranks that train one model together: csrc/comm/comm.h.
 
     All ranks issue the same collectives, with tensors of the same shapes and dtypes. Each returns a ticket; the tensors must not be touched before wait().
     """
+    def __repr__(self) -> str: ...
     def all_gather(self, xs: collections.abc.Sequence[Tensor]) -> int:
         """
         Fill each tensor with the pieces of it that the ranks own.
@@ -831,6 +861,7 @@ class KVCache:
     The keys and values of the positions seen so far, and generation by means of them.
     """
     def __init__(self, model: Model, B: int, max_len: int) -> None: ...
+    def __repr__(self) -> str: ...
     def clear(self, b: int) -> None:
         """
         Empty sequence b.
@@ -1044,6 +1075,7 @@ class ShardInfo:
     """
     What the header of a token file says.
     """
+    def __repr__(self) -> str: ...
     @property
     def path(self) -> pathlib.Path:
         """
@@ -1197,7 +1229,7 @@ def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
 
 def config_from_descriptor(descriptor: str) -> GPT2Config:
     """
-    Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'.
+    Return the config that a descriptor of llm.c names: 'd12', 'gpt2:d12' or 'gpt3:c768'; or 'd2': any other depth N has 64 N channels in N heads.
     """
 
 def cpu_peak_flops(dtype: str, threads: int = 0) -> float:
@@ -1294,6 +1326,11 @@ def set_tune_file(file: str) -> None:
 def thread_comms(backends: collections.abc.Sequence[Backend]) -> list[Comm]:
     """
     Make one Comm for each CPU backend, to be used by a thread of its own.
+    """
+
+def token_ids(tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32]) -> numpy.typing.NDArray[numpy.int32]:
+    """
+    Return token ids, in anything that NumPy reads, as an array of int32 of the same shape.
     """
 
 def token_of(token_or_fault: int) -> int:

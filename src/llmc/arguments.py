@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
+
+from llmc.values import did_you_mean
 
 # -n5: a one-letter option with its number. Letters would be ambiguous: -zz is no -z.
 _NUMBER_ATTACHED = re.compile(r"(-[A-Za-z])([-+]?\.?\d\S*)")
@@ -59,7 +60,7 @@ class Parser(argparse.ArgumentParser):
             elif attached and attached[1] in named:
                 options.append((attached[1], [attached[2]]))
             elif _LOOKS_LIKE_AN_OPTION.fullmatch(text):
-                self.error(f"unrecognized arguments: {text}{self._nearest(name)}")
+                self.error(f"unrecognized arguments: {text}{did_you_mean(name, self._option_string_actions)}")
             elif any(a.nargs == argparse.PARSER for a in positionals):  # the rest is that parser's
                 return [*_joined(options), text, *left]
             else:
@@ -83,9 +84,13 @@ class Parser(argparse.ArgumentParser):
             if action.nargs != argparse.ONE_OR_MORE:
                 return
 
-    def _nearest(self, name: str) -> str:
-        close = difflib.get_close_matches(name, self._option_string_actions, 1)
-        return f"; did you mean {close[0]}?" if close else ""
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Check that an argument is one of its choices: as of ArgumentParser._check_value(), with the nearest one."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        near = did_you_mean(str(value), choices)
+        raise argparse.ArgumentError(action, f"invalid choice: '{value}', expected one of {', '.join(choices)}{near}")
 
 
 def _joined(options: Sequence[tuple[str, list[str]]]) -> list[str]:

@@ -99,6 +99,12 @@ class ChoiceResult:
     lengths: list[list[int]]
     truncated: int
 
+    def __repr__(self) -> str:
+        count = f"{self.total:,} example{'s' if self.total != 1 else ''}"
+        return (
+            f"ChoiceResult(acc {self.acc:.4f}, acc_norm {self.acc_norm:.4f}, {count}, {self.truncated} rows truncated)"
+        )
+
     @property
     def choices(self) -> list[int]:
         """For each example the ending with the lowest sum of losses; the first one of equals."""

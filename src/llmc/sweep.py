@@ -41,7 +41,7 @@ from llmc import _llmc
 from llmc.distributed.place import find_launcher
 from llmc.formats.metrics import read_rows
 from llmc.system.fs import write_atomically
-from llmc.system.signals import caught_signals, pass_on
+from llmc.system.signals import caught_signals, pass_on, signal_name
 from llmc.system.toml import load_toml_file
 from llmc.training.logs import LineConsole
 from llmc.training.settings import TrainConfig, check_names
@@ -209,7 +209,7 @@ class Sweep:
         if self.stopped_by:
             done = sum(run.status == "done" for run in self.runs)
             report(
-                f"stopped by signal {self.stopped_by}, {done} of {len(self.runs)} runs done; the same command goes on"
+                f"stopped by {signal_name(self.stopped_by)}, {done} of {len(self.runs)} runs done; the same command goes on"
             )
             if pass_on_signal:
                 pass_on(self.stopped_by)

@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,11 @@ def run(args: argparse.Namespace) -> int:
     """Read the files, compare and print; return the exit code: 0 if everything agrees, else 1."""
     dtype = canonical_dtype(args.dtype)
     path = args.model or ("gpt2_124M_bf16.bin" if dtype == "bf16" else "gpt2_124M.bin")
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no model '{path}': `python -m llmc.reference` writes one and its debug state (needs torch), and llm.c's starter "
+            "pack has both"
+        )
     model = GPT2.from_checkpoint(path, dtype=dtype, device=args.device, recompute=args.recompute)
     print("[GPT-2]")
     for name in ("max_seq_len", "vocab_size", "padded_vocab_size", "num_layers", "num_heads", "channels"):

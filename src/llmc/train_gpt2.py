@@ -2,8 +2,8 @@
 
 It trains GPT-2 124M on tinyshakespeare: B = 4, T = 64, 40 steps of AdamW at 1e-4 in float32, the validation loss every 10 steps, a
 sample at 20 and 40. It looks for the files where llm.c keeps them. If there are no weights, the model starts from random ones; if
-there are no data, it prepares them as `llmc data tinyshakespeare` does. It is also the shortest program that shows how a model is
-trained by hand.
+there are no data, it prepares them as `llmc data tinyshakespeare` does, with llm.c's tokenizer file if that is there. It is also the
+shortest program that shows how a model is trained by hand.
 """
 
 from __future__ import annotations
@@ -62,12 +62,10 @@ def load_model(path: Path | None, threads: int) -> GPT2:
     return GPT2.from_descriptor("d12", threads=threads)
 
 
-def tokenizer_of_llm_c(folder: Path) -> Tokenizer | None:
-    """Load the tokenizer file in the current folder or in that of the data; return None if there is none."""
-    for path in (Path("gpt2_tokenizer.bin"), folder / "gpt2_tokenizer.bin", folder / "tokenizer.bin"):
-        if path.is_file():
-            return Tokenizer.load(path)
-    return None
+def tokenizer_file(folder: Path) -> Path | None:
+    """Return llm.c's tokenizer file in the current folder or in that of the data; None if there is none."""
+    paths = (Path("gpt2_tokenizer.bin"), folder / "gpt2_tokenizer.bin", folder / "tokenizer.bin")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def run(model_path: Path | None, data: Path, threads: int = 0) -> None:
@@ -84,11 +82,12 @@ def run(model_path: Path | None, data: Path, threads: int = 0) -> None:
     if not (train.is_file() and val.is_file()):
         from llmc.datasets import tinyshakespeare
 
-        tinyshakespeare.prepare(data)
+        tinyshakespeare.prepare(data, tokenizer=str(tokenizer_file(data) or "gpt2"))
     train_loader = DataLoader([train], B, T, shuffle=True, seed=42, vocab_size=config.vocab_size)
     val_loader = DataLoader([val], B, T, vocab_size=config.vocab_size)
     optimizer = AdamW(model, betas=(0.9, 0.999), weight_decay=0.0, grad_clip=0.0)
-    tokenizer = tokenizer_of_llm_c(data)
+    path = tokenizer_file(data)
+    tokenizer = None if path is None else Tokenizer.load(path)
     coin = _llmc.XorShift(1337)
 
     print("[GPT-2]")

@@ -1,7 +1,10 @@
-"""Values that many modules take: names of dtypes and what they are in NumPy, seeds."""
+"""Values that many modules take: names of dtypes and what they are in NumPy, seeds; names that are not known; how bytes are shown."""
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes
@@ -39,6 +42,14 @@ def canonical_dtype(name: str) -> str:
         raise ValueError(f"unknown dtype '{name}': expected one of {', '.join(_DTYPES)}") from None
 
 
+def decimal_bytes(count: float) -> str:
+    """Return a number of bytes in the unit, from bytes to GB, that makes it easy to read."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
 def check_seed(seed: int, bits: int, lowest: int = 0) -> None:
     """Check that a random generator whose seed has so many bits can take this seed.
 
@@ -48,10 +59,26 @@ def check_seed(seed: int, bits: int, lowest: int = 0) -> None:
         lowest: the smallest seed that the generator takes; 1 if 0 would make it stand still.
 
     Raises:
+        TypeError: if the seed is no integer.
         ValueError: if the seed is less than lowest or needs more bits.
     """
+    if not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed is {seed!r}, expected a whole number")
     if not lowest <= seed < 2**bits:
         raise ValueError(f"seed is {seed}, expected {lowest} to 2^{bits} - 1")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Check that value is a number.
+
+    Args:
+        name: what an error calls it.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} is {value!r}, expected a number")
 
 
 def check_whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int:
@@ -69,3 +96,21 @@ def check_whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int
     if not least <= value <= most:
         raise ValueError(f"{name} is {value}, expected {least} to {most}")
     return int(value)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return, for an error, the question which of the known names is meant by another: "; did you mean --layers?". Empty: none.
+
+    Names are meant that differ in dashes, underscores and capital letters alone; else those that have it as a word (--steps:
+    --max-steps, ...) or whose words begin with its letters (--lr: --learning-rate); else the one that is most like it.
+    """
+    names = [n for n in known if not n.startswith("--no-")]
+    asked = re.sub("[-_]", "", name).lower()
+    if name.startswith("-") and len(asked) == 1:
+        return ""
+    found = [n for n in names if re.sub("[-_]", "", n).lower() == asked]
+    if not found:
+        words = {n: re.findall("[^-_]+", n) for n in names if not re.match("-[^-]", n)}
+        found = [n for n, w in words.items() if asked in w or (len(w) > 1 and asked == "".join(part[0] for part in w))]
+    found = found or difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {' or '.join(found)}?" if found else ""

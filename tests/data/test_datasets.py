@@ -601,7 +601,6 @@ def test_gpt2_from_its_file_encodes_as_tiktoken_does(tmp_path: Path, gpt2: Token
 @pytest.mark.parametrize(
     ("missing", "packages"),
     [
-        ("pooch", "pooch"),
         ("pyarrow", "pyarrow"),
         ("tokenizers", "tokenizers"),
         ("tensorboardX", "tensorboardX"),
@@ -612,13 +611,11 @@ def test_a_missing_package_is_named_as_pip_knows_it(
     missing: str, packages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message gives the package's own name: `pip install 'llmc[...]'` would bring another project, and `'.[...]'` needs a clone."""
-    from llmc.datasets.download import Remote, fetch
     from llmc.training.logs import check_packages
 
     (tmp_path / "a.parquet").touch()
     (tmp_path / "tokenizer.json").write_text("{}")
     use: dict[str, Callable[[], object]] = {
-        "pooch": lambda: fetch(Remote("http://localhost/", "name", "0"), tmp_path),
         "pyarrow": lambda: list(DocumentReader().pieces(tmp_path / "a.parquet")),
         "tokenizers": lambda: Tokenizer.load(tmp_path / "tokenizer.json"),
         "tensorboardX": lambda: check_packages(llmc.TrainConfig(tensorboard=True)),

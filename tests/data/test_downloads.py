@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 from disks import small_disk
 
-from llmc.datasets import download, fineweb, hellaswag, tinystories
+from llmc.data.tokenizer import Tokenizer
+from llmc.datasets import download, fineweb, hellaswag, tinyshakespeare, tinystories
 from llmc.datasets.download import Remote, fetch, hub_files
 from llmc.formats.shards import read_shard, write_shard
 from llmc.system.cache import cache_directory
-
-pytest.importorskip("pooch", reason="needs pooch")
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -276,3 +275,21 @@ def test_the_hub_off_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> No
     server.behaviour = ["page"]
     with pytest.raises(ConnectionError, match="could not be listed"):
         hub_files("some/thing")
+
+
+# ---- what is on the machine already ----
+
+
+def test_a_text_at_hand_is_not_downloaded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llm.c's script leaves tiny_shakespeare.txt in the output folder; only the checksum says whether it is the text."""
+    text = ("Speak, speak.\n\n" * 12000).encode()
+    server.files["/input.txt"] = text
+    there = Remote(address(server) + "/input.txt", "tinyshakespeare/input.txt", hashlib.sha256(text).hexdigest())
+    monkeypatch.setattr(tinyshakespeare, "REMOTE", there)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tiny_shakespeare.txt").write_bytes(text)
+    written = tinyshakespeare.prepare(out, tokenizer="bpe:300")
+    assert not server.requests and Tokenizer.beside(out).vocab_size <= 300  # type: ignore[union-attr]
+    (out / "tiny_shakespeare.txt").write_bytes(text[:-1])
+    assert tinyshakespeare.prepare(out, tokenizer="bpe:300") == written and len(server.requests) == 1

@@ -518,3 +518,25 @@ def test_gpt2_without_a_connection(monkeypatch):
     monkeypatch.setattr(tiktoken, "get_encoding", refuse)
     with pytest.raises(ConnectionError, match="TIKTOKEN_CACHE_DIR.*'bytes' or 'bpe:4096'.*no route to host"):
         Tokenizer.gpt2()
+
+
+def test_what_is_no_row_of_ids_and_no_text():
+    byte_level = Tokenizer.byte_level()
+    for wrong, message in [
+        ("text", r"expected token ids, got text: decode\(\) takes what encode\(\) returns"),
+        (b"text", "got text"),
+        (["text"], "which are integers, got 'text' in it"),
+        ([1.0], "got 1.0 in it"),
+        ([[1, 2], [3]], r"got \[1, 2\] in it"),
+        (np.ones((2, 3), int), r"got shape \(2, 3\): decode rows one by one"),
+        (5, r"got int: .*a single id as \[id\]"),
+        (None, "got NoneType"),
+    ]:
+        for decode in (byte_level.decode, byte_level.decode_bytes, lambda ids: list(byte_level.stream(ids))):
+            with pytest.raises(TypeError, match=message):
+                decode(wrong)
+    for wrong in (b"bytes", ["a", "b"], 5, None):
+        for encode in (byte_level.encode, byte_level.encode_to_numpy):
+            with pytest.raises(TypeError, match=r"expected a text \(str\), got \w+; of several texts encode each"):
+                encode(wrong)
+    assert byte_level.decode(iter([72, 105])) == byte_level.decode(np.array([72, 105], np.uint8)) == "Hi"

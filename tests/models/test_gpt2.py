@@ -260,7 +260,30 @@ def test_zero_grad_shows_zeros(tiny, tokens):
     if model.device == "cpu":
         assert not before.any()
     assert not any(g.any() for g in model.gradients.values())
-    assert model.mean_loss == 0
+
+
+def test_a_loss_that_nobody_computed_is_an_error(tiny, tokens):
+    x, y = tokens(2, 19), tokens(2, 19)
+    model = tiny()
+    optimizer = llmc.AdamW(model)
+    with pytest.raises(llmc.Error, match=r"no gradients were measured yet"):
+        _ = optimizer.norm
+
+    def no_loss():
+        with pytest.raises(llmc.Error, match=r"no loss: backward\(targets\) computes it"):
+            _ = model.mean_loss
+
+    no_loss()
+    model.forward(x)
+    no_loss()
+    model.evaluate(x, y)
+    model.logits(x)
+    no_loss()
+    loss, _ = train(model, x, y)
+    model.evaluate(y, x)  # which returns its own, and leaves that of training
+    assert model.mean_loss == loss
+    model.zero_grad()
+    no_loss()
 
 
 # ---- evaluation ----
@@ -396,6 +419,12 @@ def test_prompts_as_arrays(tiny):
         (["one", "two"], TypeError, "got text"),
         ([[1], "two"], TypeError, "got text"),
         (b"bytes", TypeError, "got text"),
+        (5, ValueError, r"one row of token ids, got shape \(\)"),
+        (None, ValueError, "must be integers, got NoneType"),
+        ({"input_ids": [1]}, ValueError, "must be integers, got dict"),
+        ([1, [2]], ValueError, "rows of one length"),
+        ([-(2**40)], ValueError, "id -1099511627776 does not fit 32 bits"),
+        ([2**70], ValueError, "must be integers, got object"),
         (np.zeros((2, 2, 2), int), ValueError, r"one row of token ids, got shape \(2, 2\)"),
         ([1.5], ValueError, "must be integers, got float64"),
         ([True], ValueError, "must be integers, got bool"),
@@ -484,6 +513,15 @@ DESCRIPTORS = {
 }
 
 
+@pytest.mark.parametrize("depth", [1, 2, 7, 13, 37, 96, 1000])
+def test_a_depth_that_llm_c_has_not(depth):
+    """The rule is d6's and d12's, which it gives too: heads of 64 channels, as many as layers."""
+    for name in (f"d{depth}", f"gpt2:d{depth}"):
+        assert llmc.GPT2Config.from_descriptor(name) == llmc.GPT2Config(1024, 50257, depth, depth, 64 * depth, 50304)
+    for llm_c in (6, 12):
+        assert DESCRIPTORS[f"d{llm_c}"][:3] == (llm_c, 64 * llm_c, llm_c)
+
+
 @pytest.mark.parametrize("descriptor", DESCRIPTORS)
 def test_descriptors(descriptor):
     L, C, NH, parameters = DESCRIPTORS[descriptor]
@@ -504,11 +542,17 @@ def test_descriptor_changes():
     "descriptor,message",
     [
         ("gpt3:c5140", "5140"),
-        ("d13", "'13'.* 6, 12, 24"),
-        ("d12foo", "12foo"),
-        ("gpt3:c999", "'999'.* 384"),
-        ("gpt4", "d12.*gpt2:d12"),
-        ("", "d12"),
+        (
+            "d12foo",
+            "'d12foo': expected dN, N layers: 6, 12, 24, .*any other N up to 1000 with 64 N channels in N heads",
+        ),
+        *(
+            (name, f"descriptor '{name}': expected dN")
+            for name in ("d0", "d012", "d-1", "d1001", "d99999999999", "d", "gpt2:")
+        ),
+        ("gpt3:c999", "'gpt3:c999': expected gpt3:cN, N channels, N one of 384, 768"),
+        ("gpt4", "expected dN, .*; or gpt3:cN, N channels: 384, 768"),
+        ("", "expected dN"),
     ],
 )
 def test_unknown_descriptors(descriptor, message):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmc.arguments import Parser
-from llmc.cli import COMMANDS, parser_of
+from llmc.cli import COMMANDS, main, parser_of
 from llmc.commands.train import parse
 
 # A command, a command line, and what it means. The arguments without a name stand before, among and behind the options.
@@ -84,6 +84,11 @@ def test_a_value_may_begin_with_a_dash() -> None:
         ("train", ["-pnx", "2"], "unrecognized arguments: -pnx; did you mean -pn?"),
         ("train", ["--learning-rat", "1"], "unrecognized arguments: --learning-rat; did you mean --learning-rate?"),
         ("train", ["--leraning-rate=1"], "unrecognized arguments: --leraning-rate=1; did you mean --learning-rate?"),
+        *(("train", [n, "3"], f"{n}; did you mean --batch-size?") for n in ("--batchsize", "--batch_size", "-batch-size", "--Batch-Size")),
+        ("train", ["--lr", "1"], "--lr; did you mean --learning-rate"),
+        ("train", ["--steps", "1"], "--steps; did you mean --max-steps or --warmup-steps or "),
+        ("train", ["-Z", "1"], "unrecognized arguments: -Z (--help"),
+        ("train", ["--schedule", "cos"], "'cos', expected one of cosine, linear, constant, wsd; did you mean cosine?"),
         ("train", ["stray", "--resume"], "llmc train: error: unrecognized arguments: stray"),
         ("generate", ["RUN", "Once", "upon"], "llmc generate: error: unrecognized arguments: upon"),
         ("generate", ["RUN", "--temp", "1"], "unrecognized arguments: --temp"),
@@ -96,7 +101,8 @@ def test_a_value_may_begin_with_a_dash() -> None:
         ("data", ["text", "a", "--colunm", "x"], "llmc data text: error: unrecognized arguments: --colunm; did you mean --column?"),
         ("data", ["tinystories", "-tks", "x"], "llmc data tinystories: error: unrecognized arguments: -tks; did you mean -tk?"),
         ("data", ["-o", "d", "text", "a"], "llmc data: error: unrecognized arguments: -o"),
-        ("data", ["txet"], "invalid choice: 'txet'"),
+        ("data", ["txet"], "invalid choice: 'txet', expected one of tinyshakespeare, "),
+        ("data", ["tinystory"], "; did you mean tinystories?"),
         ("data", [], "the following arguments are required: NAME"),
     ],
 )  # fmt: skip
@@ -106,6 +112,17 @@ def test_what_is_wrong_is_named(
     with pytest.raises(SystemExit) as ended:
         meant(command, argv)
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("trian", "train"), ("Train", "train"), ("generat", "generate"), ("fly", "")]
+)
+def test_a_command_that_there_is_not(capsys: pytest.CaptureFixture[str], name: str, meant: str) -> None:
+    with pytest.raises(SystemExit):
+        main([name])
+    said = capsys.readouterr().err
+    assert f"invalid choice: '{name}', expected one of train, " in said
+    assert (f"did you mean {meant}?" in said) == bool(meant) == ("did you mean" in said)
 
 
 def options_of(parser: argparse.ArgumentParser) -> list[tuple[argparse.ArgumentParser, str]]:

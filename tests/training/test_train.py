@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import VOCAB, same_weights, tiny_data, tiny_run, tiny_settings, weights
+from runs import VOCAB, cut_at, same_weights, tiny_data, tiny_run, tiny_settings, weights
 
 import llmc
 from llmc import _llmc
 from llmc.checkpoint import finished_steps
 from llmc.cli import train_main
+from llmc.commands.train import parse
 from llmc.training.logs import BarConsole, LineConsole, StepInfo, step_line
 from llmc.training.memory import check_memory
 from llmc.training.outliers import OutlierDetector
+from llmc.training.report import startup_report
 from llmc.training.settings import SETTINGS, load_toml, resolve
 from llmc.training.trainer import Callback, Trainer, TrainingStopped
 
@@ -394,8 +396,10 @@ def test_a_setting_takes_a_value_or_names_itself(name: str) -> None:
     [
         (
             {"total_batch_size": 33},
-            r"total_batch_size is 33, expected a multiple of batch_size \* seq_len = 2 \* 16 = 32",
+            r"total_batch_size is 33, expected a multiple of batch_size \* seq_len = 2 \* 16 = 32: 32 is the nearest$",
         ),
+        ({"batch_size": 4, "total_batch_size": 96}, r"= 4 \* 16 = 64: 128 is the nearest; or give --batch-size 3$"),
+        ({"batch_size": 64, "total_batch_size": 2**31 - 1}, "= 1024: 2147482624 is the nearest$"),
         ({"seq_len": 17}, "seq_len is 17, but the model's max_seq_len is 16"),
         ({"channels": 17}, "channels 17 is not divisible by num_heads 2"),
         ({"model": "d13x"}, "d13x"),
@@ -405,7 +409,8 @@ def test_a_setting_takes_a_value_or_names_itself(name: str) -> None:
         ({"vocab_size": 12}, "vocab"),
         ({"layers": 0}, "layers is 0, expected 1 to 2147483647"),
         ({"batch_size": 2.5}, "batch_size is 2.5, expected int"),
-        ({"learning_rte": 1.0}, "unknown setting 'learning_rte'; did you mean 'learning_rate'"),
+        ({"learning_rte": 1.0}, "unknown setting 'learning_rte'; did you mean learning_rate"),
+        ({"lr": 1.0}, "unknown setting 'lr'; did you mean learning_rate"),
         ({"dtype": "fp7"}, "fp7"),
         ({"gpu_info_every": 5}, "the device is cpu"),
         ({"val_steps": 0}, "val_steps is 0, expected -1"),
@@ -470,7 +475,7 @@ def test_data_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_not_enough_memory_is_an_error_before_allocating(tmp_path: Path) -> None:
-    with pytest.raises(MemoryError, match=r"needs [\d.]+ GB on cpu, [\d.]+ GB are free.*--dtype bf16"):
+    with pytest.raises(MemoryError, match=r"needs [\d.]+ GB on cpu, [\d.]+ GB are free"):
         tiny_run(tmp_path, model="d48", layers=None, heads=None, channels=None, max_seq_len=None, batch_size=512)
 
 
@@ -489,8 +494,8 @@ class FakeGpu:
 
 def test_a_gpu_recomputes_only_what_it_must() -> None:
     config = llmc.GPT2Config()  # 124M
-    batch: dict[str, Any] = {"dtype": "bf16", "grad_dtype": "f32", "B": 32, "T": 1024, "optimizer_bytes": 10}
-    batch["total_batch_size"] = 32 * 1024
+    batch: dict[str, Any] = {"dtype": "bf16", "grad_dtype": "f32", "B": 32, "T": 1024}
+    batch["optimizer_bytes"] = lambda dtype: 10
 
     def need(recompute: int, rows: int) -> int:
         plan = _llmc.memory_plan(
@@ -515,8 +520,71 @@ def test_a_gpu_recomputes_only_what_it_must() -> None:
         assert choice(need(level, rows) - 1) == next_best
     assert choice(need(0, 16384) - 1, rows=16384) == (1, 16384)
     assert choice(80 << 30, recompute=2, rows=100) == (2, 100)
-    with pytest.raises(MemoryError, match=r"on cuda:0.*workspace 0\.00.*--batch-size \d+ fits"):
+    with pytest.raises(MemoryError, match=r"on cuda:0.*workspace 0\.00.*--batch-size 31 fits"):
         choice(need(2, 1024) - 1)
+
+
+@pytest.mark.parametrize(
+    ("B", "rows", "free"),
+    [(64, None, 800_000), (61, None, 500_000), (64, 64, 500_000), (60, 60, 3_200_000), (50, 100, 800_000), (77, 77, 1_500_000)],
+)  # fmt: skip
+def test_what_the_memory_error_names_works_as_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, B: int, rows: int | None, free: int
+) -> None:
+    """Kind: advice that is not what it says. Each piece of it is typed, and no larger batch size would do."""
+    monkeypatch.setattr("llmc.training.memory.available_memory", lambda backend: free)
+    settings = tiny_settings(tmp_path, layers=3, batch_size=B, classifier_rows=16, recompute=0, max_steps=1)
+    settings["val_data"] = settings["data"]  # with enough tokens for a batch
+    total = -1 if rows is None else rows * 16
+    (tmp_path / "c.toml").write_text(llmc.TrainConfig(**settings, total_batch_size=total).to_toml())
+
+    def advice(*more: str) -> list[str]:
+        try:
+            Trainer(parse(["--config", str(tmp_path / "c.toml"), *more]))
+        except MemoryError as e:
+            return str(e).partition("). ")[2].split("; ")
+        return []
+
+    pieces = advice()
+    if (B, rows) == (60, 60):
+        assert pieces[1:] == ["--recompute 2 fits", "--dtype bf16 fits"]
+    assert pieces and all(" fits" in piece for piece in pieces)
+    for piece in pieces:
+        flags, _, remark = piece.partition(" fits")
+        assert ("--total-batch-size" in flags) == (rows is None and "tokens" not in remark and "--batch-size" in flags)
+        assert advice(*flags.split()) == [], piece
+        if "--batch-size" in flags:
+            first, size, *others = flags.split()
+            larger = [b for b in range(int(size) + 1, B) if "tokens" in remark or (rows or B) % b == 0]
+            assert not larger or advice(first, str(larger[0]), *others)
+            keeps = "tokens" not in remark
+            config = resolve(parse(["--config", str(tmp_path / "c.toml"), *flags.split()]), "cpu")
+            assert config.total_batch_size == (rows or B if keeps else int(size)) * 16
+
+
+def test_no_batch_size_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = cut_at(tmp_path, 1)
+    monkeypatch.setattr("llmc.training.memory.available_memory", lambda backend: 50_000)
+    with pytest.raises(
+        MemoryError, match=r"No batch size fits: make room, or continue it on a machine with more memory$"
+    ):
+        llmc.train(**settings)
+    with pytest.raises(MemoryError, match="or choose a smaller model or a shorter --seq-len$"):
+        tiny_run(tmp_path / "new")
+
+
+def test_the_estimate_of_a_batch_size_divides_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.training.memory.available_memory", lambda backend: 600_000)
+    free, given, resumed = (Trainer(llmc.TrainConfig(**tiny_settings(tmp_path / "a"))).run, *(
+        Trainer(llmc.TrainConfig(**settings)).run
+        for settings in (tiny_settings(tmp_path / "b", total_batch_size=24 * 16), cut_at(tmp_path / "c", 1, batch_size=8))
+    ))  # fmt: skip
+
+    def estimate(run: Any) -> int:
+        return int(re.search("estimated maximum batch size: (.*)", startup_report(run, 1))[1])  # type: ignore[index]
+
+    most = estimate(free)
+    assert most not in (12, 24) and 12 < most and (estimate(given), estimate(resumed)) == (12 if most < 24 else 24, 8)
 
 
 @pytest.mark.skipif(

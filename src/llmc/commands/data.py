@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 metavar="SPEC",
                 help=(
                     "gpt2, bytes, a llm.c tokenizer file, or a tokenizer.json [gpt2]"
-                    if name != "text"
+                    if name not in ("text", "tinyshakespeare")
                     else "gpt2, bytes, bpe:N (trained on the text), a llm.c tokenizer file, or a tokenizer.json [gpt2]"
                 ),
             )

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for tokens in model.generate([prompt] * args.samples, args.max_tokens, **options):
             count += len(tokens)  # type: ignore[arg-type]
-            new = "".join(before_stop([tokenizer.decode(tokens)], args.stop))  # type: ignore[arg-type]
+            new = "".join(before_stop(tokenizer.stream(tokens), args.stop))  # type: ignore[arg-type]
             sys.stdout.write(f"{text}{new}\n---\n")
     if args.stats:
         seconds = time.perf_counter() - start

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from llmc.arguments import above_zero
-from llmc.formats.metrics import follow_rows, read_rows
+from llmc.formats.metrics import Row, follow_rows, read_rows
+from llmc.training.logs import BarConsole, BriefConsole, StepInfo, shows_bar
+from llmc.training.run_dir import in_use
 from llmc.training.settings import load_toml
 
 
@@ -21,38 +23,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show a progress bar with the newest numbers until the run ends; return the exit code, 0."""
+    """Show what a run logs, as the run itself would, until it ends; return the exit code, 0."""
     directory = Path(args.run)
     path = directory / "metrics.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"'{directory}' is no run directory: it has no metrics.jsonl")
     config = load_toml(directory / "config.toml")
-    total = config.get("max_steps", -1)
-    with tqdm(total=total if total > 0 else None, unit="step", dynamic_ncols=True) as bar:
-        losses: list[float] = []
-        ended = False
-        for row in read_rows(path) if args.once else follow_rows(path, args.interval):
-            if row is None:
-                bar.refresh()
-                if ended:
-                    break
-                continue
-            ended = row.get("kind") == "end"
-            if row.get("kind") == "train":
-                losses.append(float(row["loss"]))
-                recent = [x for x in losses[-20:] if math.isfinite(x)]
-                mean = math.fsum(recent) / len(recent) if recent else math.nan
-                bar.n = int(row["step"]) + 1
-                bar.set_postfix_str(
-                    f"loss {float(row['loss']):.4f} (mean of 20: {mean:.4f}), norm {float(row['norm']):.3f}, "
-                    f"lr {float(row['lr']):.2e}, {float(row['tokens_per_second']):,.0f} tok/s",
-                    refresh=False,
-                )
-            elif row.get("kind") == "validation":
-                bar.write(f"step {row['step']}: val loss {float(row['loss']):.4f}")
-            elif row.get("kind") == "hellaswag":
-                bar.write(f"step {row['step']}: HellaSwag {row['correct']}/{row['total']}")
-            elif row.get("kind") == "message":
-                bar.write(str(row["text"]))
-        bar.refresh()
+    watched = _Watched(config.get("max_steps", -1), config.get("val_every", 0))
+    abandoned = False
+    for row in read_rows(path) if args.once else follow_rows(path, args.interval):
+        if row is not None:
+            watched.show(row)
+        elif watched.ended or abandoned:
+            break
+        else:
+            abandoned = not in_use(directory)  # what the process wrote at last may not have been read yet
+    watched.finish(abandoned)
     return 0
+
+
+class _Watched:
+    """A run as its rows tell of it, shown with the times at which they were written.
+
+    Args:
+        max_steps: the run's setting, for runs that were begun before their first row told how many steps they have.
+        val_every: the run's setting.
+    """
+
+    def __init__(self, max_steps: int, val_every: int) -> None:
+        self.ended = False
+        self._total, self._step, self._time = max(0, max_steps), 0, 0.0
+        self._begun = False
+
+        def clock() -> float:
+            return self._time
+
+        self._console = BarConsole(clock=clock) if shows_bar() else BriefConsole(val_every, clock=clock)
+
+    def show(self, row: Row) -> None:
+        """Show a row."""
+        kind = row.get("kind")
+        self._time = float(row.get("time", self._time))
+        self.ended = kind == "end"
+        if kind == "start":
+            self._total, self._step = int(row["total_steps"]), int(row["step"])
+        if kind == "start" or (not self._begun and kind != "message"):
+            self._begun = True
+            self._console.start(self._step, self._total, "", "")
+        if kind == "train":
+            self._step = int(row["step"]) + 1
+            self._console.step(_step_info(row, self._total))
+        elif kind == "validation":
+            self._console.validation(int(row["step"]), _number(row["loss"]))
+        elif kind == "hellaswag":
+            self._console.hellaswag(int(row["step"]), int(row["correct"]), int(row["total"]))
+        elif kind == "message":
+            self._console.text(str(row["text"]))
+
+    def finish(self, abandoned: bool) -> None:
+        """Show the newest numbers, and say how the run ended, if it has. abandoned: no process trains in it."""
+        self._console.finish(None)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self._time))
+        steps = f"after step {self._step} of {self._total}" if self._total else f"after step {self._step}"
+        if self.ended:
+            self._console.text(f"the run ended on {when} {steps}")
+        elif abandoned:
+            self._console.text(f"no process trains here any more: the run broke off on {when} {steps}")
+
+
+def _number(value: Any) -> float:
+    """Return a number of a row, in which null stands for what is not finite."""
+    return math.nan if value is None else float(value)
+
+
+def _step_info(row: Row, total_steps: int) -> StepInfo:
+    names = ("loss", "norm", "lr", "seconds", "tokens_per_second", "flops_per_second", "loss_z", "grad_z")
+    mfu = row.get("mfu")
+    return StepInfo(
+        step=int(row["step"]),
+        total_steps=total_steps,
+        mfu=None if mfu is None else float(mfu),
+        dtype="",
+        skipped=str(row.get("skipped", "")),
+        **{name: _number(row.get(name)) for name in names},
+    )

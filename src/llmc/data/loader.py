@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from llmc import _llmc
 from llmc.data.files import find_shards
 from llmc.system.fs import StrPath
-from llmc.values import check_seed
+from llmc.values import check_seed, check_whole
 
 
 class DataLoader:
@@ -35,6 +36,7 @@ class DataLoader:
     Raises:
         FileNotFoundError: if a pattern matches no file.
         llmc.Error: if a file is damaged, or all are too short for one batch.
+        TypeError: if files are token ids, or a number is no whole number.
         ValueError: if an argument is out of range.
     """
 
@@ -52,13 +54,23 @@ class DataLoader:
         rows_per_sample: int = 0,
     ) -> None:
         check_seed(seed, 32)
-        self.files = find_shards(files)
+        check_whole("batch_size", batch_size, 1)
+        check_whole("seq_len", seq_len, 1)
+        self.files = find_shards(_paths(files))
         self.batch_size, self.seq_len = batch_size, seq_len
         needed = (rows_per_sample or ranks * batch_size) * seq_len + 1
         if len(self.files) > 1:
             self.files = [f for f in self.files if _llmc.inspect_shard(f).tokens >= needed] or self.files
         self._native = _llmc.DataLoader(
             self.files, batch_size, seq_len, rank, ranks, shuffle, seed, vocab_size, rows_per_sample
+        )
+        self._order = "shuffled" if shuffle else "in order"
+
+    def __repr__(self) -> str:
+        count = len(self.files)
+        return (
+            f"DataLoader({count} file{'s' if count > 1 else ''}, {self.num_tokens:,} tokens, batch_size={self.batch_size}, "
+            f"seq_len={self.seq_len}, {self._order})"
         )
 
     def next_batch(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -106,3 +118,16 @@ class DataLoader:
             ValueError: if the state does not fit these files.
         """
         self._native.set_state(state)
+
+
+def _paths(files: Any) -> StrPath | list[StrPath]:
+    """Return the paths, or raise TypeError if they are something else."""
+    several = (
+        [files] if isinstance(files, (str, os.PathLike)) else list(files) if isinstance(files, Iterable) else [files]
+    )
+    for path in several:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"files are {type(files).__name__}, expected paths of token files; llmc.formats.shards.write_shard() writes ids into one"
+            )
+    return several

@@ -11,6 +11,7 @@ import collections
 import functools
 import itertools
 import json
+import operator
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from llmc import _llmc
 from llmc.data.roles import EOT, ROLES_FILE, read_roles, write_roles
 from llmc.data.words import GPT2_PATTERN, KNOWN_PATTERNS, cut_all, may_have_long_words, split_long_words
 from llmc.system.fs import StrPath, write_atomically
+from llmc.system.network import reason
 
 # The text of an id that has no token: a model's vocabulary may be larger than its tokenizer's.
 UNKNOWN = "\ufffd".encode()
@@ -94,8 +96,16 @@ class Tokenizer:
             name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: eot_token}
         )
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.vocab_size:,} tokens, eot_token={self.eot_token})"
+
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text. '<|endoftext|>' in it is text like any other."""
+        """Return the token ids of a text. '<|endoftext|>' in it is text like any other.
+
+        Raises:
+            TypeError: if it is no text, but a list of texts or bytes.
+        """
+        _check_text(text)
         if not may_have_long_words(text, self.long_word):
             return self._encoding.encode_ordinary(text)
         ids: list[int] = self.encode_to_numpy(text).tolist()
@@ -103,6 +113,7 @@ class Tokenizer:
 
     def encode_to_numpy(self, text: str) -> NDArray[np.uint32]:
         """Return the token ids of a text as an array (n,) of uint32, without making a Python integer per token."""
+        _check_text(text)
         if not may_have_long_words(text, self.long_word):
             return self._encode_short_words(text, special=False)
         parts = [
@@ -149,31 +160,49 @@ class Tokenizer:
         return True
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        """Return the bytes of tokens in a row; an id outside of the vocabulary is U+FFFD."""
-        return b"".join(map(self._bytes_of, tokens))
+        """Return the bytes of tokens in a row; an id outside of the vocabulary is U+FFFD.
+
+        Raises:
+            TypeError: as of decode().
+        """
+        return b"".join(map(self._bytes_of, _row(tokens)))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of tokens. Bytes that are not UTF-8 and ids outside of the vocabulary become U+FFFD."""
+        """Return the text of tokens. Bytes that are not UTF-8 and ids outside of the vocabulary become U+FFFD.
+
+        Args:
+            tokens: one row of token ids: a list, a generator, an array, a tensor of PyTorch's.
+
+        Raises:
+            TypeError: if they are text, several rows, or no whole numbers.
+        """
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Decode tokens as they come.
+        """Decode tokens as they come, to be read.
 
         Args:
             tokens: token ids.
 
         Yields:
-            Pieces of text. A character that is split over several tokens comes with the last of them.
+            Pieces of text. A character that is split over several tokens comes with the last of them. Parts of characters with which the
+            text begins or ends are left out; others become U+FFFD.
+
+        Raises:
+            TypeError: as of decode().
         """
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for token in tokens:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        for token in _row(tokens):
             if piece := decoder.decode(self._bytes_of(token)):
+                decoder.errors = "replace"
                 yield piece
-        if piece := decoder.decode(b"", final=True):
-            yield piece
 
     def _bytes_of(self, token: int) -> bytes:
-        return self.tokens[token] if 0 <= token < self.vocab_size else UNKNOWN
+        try:
+            i = operator.index(token)
+        except TypeError:
+            raise TypeError(f"expected one row of token ids, which are integers, got {token!r:.40} in it") from None
+        return self.tokens[i] if 0 <= i < self.vocab_size else UNKNOWN
 
     def save(self, path: StrPath) -> None:
         """Write llm.c's tokenizer file, version 2.
@@ -251,7 +280,7 @@ class Tokenizer:
             raise ConnectionError(
                 "GPT-2's tokenizer is not on this machine and could not be downloaded. Connect once, or set "
                 "TIKTOKEN_CACHE_DIR to a folder that has tiktoken's files, or give llm.c's gpt2_tokenizer.bin, or use "
-                f"'bytes' or 'bpe:4096' instead ({type(e).__name__}: {e})"
+                f"'bytes' or 'bpe:4096' instead ({reason(e)})"
             ) from e
         eot = encoding.eot_token
         tokens = [b""] * encoding.n_vocab
@@ -378,6 +407,7 @@ class JsonTokenizer(Tokenizer):
             self.tokens[i] = token.encode() if known else bytes(BYTE_OF_LETTER[c] for c in token)
 
     def encode(self, text: str) -> list[int]:
+        _check_text(text)
         ids: list[int] = self._encoding.encode(_whole_characters(text), add_special_tokens=False).ids
         return ids
 
@@ -423,6 +453,21 @@ def _splits_as_known(parts: dict[str, Any]) -> bool:
     kind = (split.get("type"), split.get("behavior"), bool(split.get("invert")), bool(last.get("use_regex", True)))
     pattern = (split.get("pattern") or {}).get("Regex")
     return len(steps) == 2 and kind == ("Split", "Isolated", False, False) and pattern in KNOWN_PATTERNS
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"expected a text (str), got {type(text).__name__}; of several texts encode each")
+
+
+def _row(tokens: Iterable[int]) -> Iterable[int]:
+    if isinstance(tokens, (str, bytes)):
+        raise TypeError("expected token ids, got text: decode() takes what encode() returns")
+    shape = getattr(tokens, "shape", None)
+    if not isinstance(tokens, Iterable) or (shape is not None and len(shape) != 1):
+        got = type(tokens).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise TypeError(f"expected one row of token ids, got {got}: decode rows one by one, and a single id as [id]")
+    return tokens
 
 
 def _whole_characters(text: str) -> str:

@@ -1,16 +1,16 @@
 """Downloads: into a cache, resumable, and checked by SHA-256 before anything reads them.
 
-pooch keeps the cache and compares checksums. The transfer itself is here, because pooch begins anew if a connection breaks: this one
-keeps what it has received in NAME.part, and the next attempt or run asks for the rest (HTTP Range). An error page that a server sends
-instead of a file is recognised by its status, or at the latest by its checksum.
+What has been received is kept in NAME.part, and the next attempt or run asks for the rest (HTTP Range). An error page that a server
+sends instead of a file is recognised by its status, or at the latest by its checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from llmc.system.cache import cache_directory
-from llmc.system.fs import named_errors, write_all, write_atomically
+from llmc.system.fs import SYSTEM, named_errors, write_all, write_atomically
+from llmc.system.network import reason
 
 _CHUNK = 1 << 16  # bytes written at a time; if the connection breaks, an unfinished chunk is lost
 _ATTEMPTS = 4  # attempts in a row without a new byte, after which to give up
@@ -43,46 +44,36 @@ class Remote:
     size: int | None = None
 
 
-def _import(name: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        ImportError: if it is not installed; the message says how to install it.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        raise ImportError(f"downloading data sets needs {name}: pip install pooch") from e
-
-
-def fetch(remote: Remote, directory: Path | None = None) -> Path:
-    """Return the path of a file, downloading it unless the cache has all of it.
+def fetch(remote: Remote, directory: Path | None = None, at_hand: Sequence[Path] = ()) -> Path:
+    """Return the path of a file, downloading it unless it is on this machine.
 
     Args:
         remote: the file.
         directory: the folder to put it into, under remote.name; None for the cache.
+        at_hand: where other programs may have put the same file. One that has its checksum is taken.
 
     Raises:
         ConnectionError: if it cannot be downloaded. The next call continues after the part that was received.
     """
-    pooch = _import("pooch")
-    pooch.get_logger().setLevel(logging.WARNING)
-    folder = directory or cache_directory()
-    path = folder / remote.name
-    try:
-        return Path(
-            pooch.retrieve(
-                remote.url,
-                known_hash=f"sha256:{remote.sha256}",
-                fname=path.name,
-                path=path.parent,
-                downloader=lambda url, temporary, _: os.replace(_transfer(url, path, remote.size), temporary),
-            )
-        )
-    except ValueError as e:
-        raise ConnectionError(_another_file(remote.url, f"SHA-256 {remote.sha256[:12]}...", path)) from e
+    path = (directory or cache_directory()) / remote.name
+    for found in (path, *at_hand):
+        if found.is_file() and _sha256(found) == remote.sha256:
+            return found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _transfer(remote.url, path, remote.size)
+    if _sha256(part) != remote.sha256:
+        part.unlink()
+        raise ConnectionError(_another_file(remote.url, f"SHA-256 {remote.sha256[:12]}...", path))
+    SYSTEM.rename(part, path)
+    return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _another_file(url: str, expected: str, path: Path) -> str:
@@ -90,12 +81,6 @@ def _another_file(url: str, expected: str, path: Path) -> str:
         f"{url}: what came is not the file expected ({expected}): something may have answered in its place, or the file has "
         f"changed. Try again, or {_by_hand(path)}"
     )
-
-
-def _reason(error: Exception) -> str:
-    """Describe an error by its innermost cause, without the names of the layers that passed it on."""
-    inner = getattr(error.args[0], "reason", None) if error.args else None
-    return str(inner).rpartition("): ")[2] if inner is not None else f"{type(error).__name__}: {error}"
 
 
 def _by_hand(path: Path) -> str:
@@ -133,7 +118,7 @@ def _transfer(url: str, path: Path, size: int | None) -> Path:
                 ) from e
             problem = f"the server answered {status}"
         except requests.RequestException as e:
-            problem = _reason(e)
+            problem = reason(e)
         gained = (part.stat().st_size if part.exists() else 0) - have
         attempts = 0 if gained > 0 else attempts + 1
         if attempts == _ATTEMPTS:
@@ -227,7 +212,7 @@ def hub_files(repository: str, folder: str = "") -> list[Remote]:
     except (requests.RequestException, ValueError, KeyError, TypeError) as e:
         if not remembered.is_file():
             raise ConnectionError(
-                f"{repository} on {_endpoint()} could not be listed ({_reason(e)}). Connect and try again, set "
+                f"{repository} on {_endpoint()} could not be listed ({reason(e)}). Connect and try again, set "
                 "HF_ENDPOINT to a mirror, or name downloaded files with --source"
             ) from e
         files = [tuple(row) for row in json.loads(remembered.read_text(encoding="utf-8"))]

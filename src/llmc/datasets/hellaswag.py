@@ -22,7 +22,7 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
 
     Args:
         output: the folder to write.
-        source: hellaswag_val.jsonl, if you have it already; None to download it.
+        source: hellaswag_val.jsonl, if you have it already; None takes it from the output folder, or else downloads it.
         tokenizer: as of Tokenizer.from_spec.
 
     Returns:
@@ -33,7 +33,7 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
         ValueError: if a line is not an example of HellaSwag.
     """
     encoder = Tokenizer.from_spec(tokenizer)
-    path = Path(source) if source is not None else fetch(REMOTE)
+    path = Path(source) if source is not None else fetch(REMOTE, at_hand=[Path(output) / "hellaswag_val.jsonl"])
     examples = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):

@@ -25,7 +25,8 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
 
     Args:
         output: the folder to write.
-        source: data.tar, or the folder of the test's CSV files, if you have it already; None to download data.tar.
+        source: data.tar, or the folder of the test's CSV files, if you have it already; None takes data.tar from the output folder, or
+            else downloads it.
         tokenizer: as of Tokenizer.from_spec.
 
     Returns:
@@ -37,7 +38,7 @@ def prepare(output: str | Path, *, source: str | Path | None = None, tokenizer: 
         ValueError: if a row is not a question of MMLU, or the archive is damaged.
     """
     encoder = Tokenizer.from_spec(tokenizer)
-    folder = _questions(Path(source) if source is not None else fetch(REMOTE))
+    folder = _questions(Path(source) if source is not None else fetch(REMOTE, at_hand=[Path(output) / "data.tar"]))
     files = sorted(folder.glob("*_test.csv"))
     if not files:
         raise FileNotFoundError(f"folder '{folder}' has no *_test.csv")

@@ -31,7 +31,8 @@ def prepare(
 
     Args:
         output: the folder to write.
-        source: input.txt, if you have it already; None to download it.
+        source: input.txt, if you have it already; None takes it, or llm.c's tiny_shakespeare.txt, from the output folder, or else
+            downloads it.
         tokenizer: as of Tokenizer.from_spec.
         workers: threads that tokenise; 0 for as many as the process may use.
 
@@ -39,9 +40,11 @@ def prepare(
         ConnectionError: if the text cannot be downloaded.
         ValueError: if the text is too short to be the whole file.
     """
-    encoder = Tokenizer.from_spec(tokenizer)
-    path = Path(source) if source is not None else fetch(REMOTE)
+    folder = Path(output)
+    own = [folder / name for name in ("tiny_shakespeare.txt", "input.txt")]
+    path = Path(source) if source is not None else fetch(REMOTE, at_hand=own)
     text = path.read_text(encoding="utf-8-sig")
+    encoder = Tokenizer.from_spec(tokenizer, text)
     *sections, last = text.split("\n\n")
     pieces = [Piece(s + "\n\n", True) for s in sections] + [Piece(last, True)]
     tokens = np.concatenate(list(token_stream(pieces, encoder, workers)))
@@ -49,7 +52,6 @@ def prepare(
         raise ValueError(
             f"{path}: {len(tokens)} tokens, but the first {VAL_TOKENS} are for validation: is it the whole file?"
         )
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     train, val = folder / "tiny_shakespeare_train.bin", folder / "tiny_shakespeare_val.bin"
     put_tokenizer(encoder, folder, [train, val])

@@ -241,7 +241,9 @@ def _open_pytorch(path: Path) -> tuple[dict[str, Callable[[], Array]], dict[str,
     try:
         import torch
     except ImportError as e:
-        raise ImportError(f"{path} is a PyTorch file, which needs torch; or take the model's safetensors") from e
+        raise ImportError(
+            f"{path} is a PyTorch file, which needs a package: pip install torch; or take the model's safetensors"
+        ) from e
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -293,7 +295,7 @@ def download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as e:
         raise ImportError(
-            f"there is no folder '{name}'; to look for it on the Hugging Face Hub: pip install huggingface_hub"
+            f"there is no folder '{name}'; to look for it on the Hugging Face Hub: pip install huggingface_hub safetensors"
         ) from e
     small = ["config.json", *TOKENIZER_FILES]
     try:

@@ -96,7 +96,8 @@ class GPT2Config(ModelConfig):
         """Return the shape that one of llm.c's descriptors names.
 
         Args:
-            descriptor: 'd6' .. 'd84' for GPT-2 of so many layers ('d12' is GPT-2 124M), 'gpt3:c384' .. 'gpt3:c12288' for GPT-3 of so
+            descriptor: 'd12' or 'gpt2:d12' for GPT-2 of so many layers: d6, d12, d24, d36, d48, d60, d72 and d84 are llm.c's (d12 is
+                GPT-2 124M), any other number N of layers has 64 N channels in N heads. 'gpt3:c384' .. 'gpt3:c12288' for GPT-3 of so
                 many channels.
             changes: fields that replace the descriptor's: from_descriptor("d6", vocab_size=257).
 

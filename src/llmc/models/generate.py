@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmc import _llmc
-from llmc.values import check_seed, check_whole
+from llmc.values import check_number, check_seed, check_whole
 
 
 class _Sequence:
@@ -69,9 +69,11 @@ def generate(
         TypeError, ValueError: at once, if an option is out of its range.
     """
     check_whole("max_new_tokens", max_new_tokens, 0)
+    check_number("temperature", temperature)
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}, expected 0 (the most likely token) or more")
     check_whole("top_k", top_k, 0)
+    check_number("top_p", top_p)
     if not 0 < np.float32(top_p) <= 1:  # as the sampler has it
         raise ValueError(f"top_p is {top_p}, expected above 0, to 1 (no limit)")
     check_seed(seed, 64, lowest=1)
@@ -80,7 +82,8 @@ def generate(
     elif isinstance(stop_token, (int, np.integer)):
         stops = {int(stop_token)}
     else:
-        stops = {check_whole("stop_token", t, 0) for t in stop_token}
+        several = stop_token if isinstance(stop_token, Iterable) else [stop_token]
+        stops = {check_whole("stop_token", t, 0) for t in several}
     options = _llmc.SamplerOptions(temperature, top_k, top_p)
     return _steps(model, prompts, max_new_tokens, options, seed, stops)
 

@@ -79,6 +79,10 @@ class Tensors(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __repr__(self) -> str:
+        kind, dtype = ("gradients", self._model.grad_dtype) if self._gradients else ("parameters", self._model.dtype)
+        return f"Tensors({len(self)} {kind}, {dtype} on {self._model.device}: {', '.join(self)})"
+
 
 class Model:
     """A model of any family on a device: the base of GPT2, which explains the options.
@@ -105,6 +109,11 @@ class Model:
         seed: int | None,
         backend: _llmc.Backend | None,
     ) -> None:
+        if not isinstance(config, ModelConfig):
+            name = type(self).__name__
+            raise TypeError(
+                f"config is {config!r:.40}, expected a {name}Config; {name}.from_descriptor('d12') takes a name"
+            )
         dtype = canonical_dtype(dtype)
         if seed is not None:
             check_seed(seed, 32)
@@ -135,6 +144,14 @@ class Model:
         write_model_file(path, self.config.native(), self.dtype, pieces(self.all_parameters()), fs=fs)
 
     # ---- facts ----
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"{type(self).__name__}(layers={c.num_layers}, heads={c.num_heads}, channels={c.channels}, "
+            f"max_seq_len={c.max_seq_len}, vocab_size={c.vocab_size}, {self.num_parameters:,} parameters, "
+            f"{self.dtype}, {self.device})"
+        )
 
     @property
     def backend(self) -> _llmc.Backend:
@@ -206,12 +223,13 @@ class Model:
         """Compute the activations that backward() needs.
 
         Args:
-            inputs: (B, T) token ids, integers.
+            inputs: (B, T) token ids, integers: an array, lists, or a tensor of PyTorch's on the CPU, as for all methods here.
 
         Raises:
+            TypeError: if inputs are text.
             ValueError: if a token is outside of the vocabulary, or T is above max_seq_len.
         """
-        self._native.forward(_tokens(inputs))
+        self._native.forward(inputs)
 
     def backward(self, targets: ArrayLike, scale: float = 1.0, sink: _llmc.GradientSink | None = None) -> None:
         """Compute loss and gradients of the last forward(). Both add up over calls until zero_grad().
@@ -227,15 +245,19 @@ class Model:
             ValueError: if there was no forward(), targets have another shape than its inputs or a token outside of the
                 vocabulary, or the sink is of another backend.
         """
-        self._native.backward(_tokens(targets), scale, sink)
+        self._native.backward(targets, scale, sink)
 
     def zero_grad(self) -> None:
-        """Begin a new update: gradients and mean_loss are zero again."""
+        """Begin a new update: gradients are zero again, and there is no mean_loss."""
         self._native.zero_grad()
 
     @property
     def mean_loss(self) -> float:
-        """The sum of scale * mean loss over the backward() calls since zero_grad(). Waits for the device."""
+        """The sum of scale * mean loss over the backward() calls since zero_grad(). Waits for the device.
+
+        Raises:
+            llmc.Error: if there was no backward(): forward() has no targets, and so no loss.
+        """
         return self._native.loss()
 
     # ---- evaluation ----
@@ -246,16 +268,16 @@ class Model:
         Args:
             inputs, targets: (B, T) token ids; a negative target counts as a loss of 0.
         """
-        return float(self._native.evaluate(_tokens(inputs), _tokens(targets)))
+        return float(self._native.evaluate(inputs, targets))
 
     def token_losses(self, inputs: ArrayLike, targets: ArrayLike) -> NDArray[np.float32]:
         """Return the cross-entropy of each token, (B, T) f32; 0 for a negative target."""
-        losses: NDArray[np.float32] = self._native.evaluate(_tokens(inputs), _tokens(targets), by_token=True)
+        losses: NDArray[np.float32] = self._native.evaluate(inputs, targets, by_token=True)
         return losses
 
     def logits(self, inputs: ArrayLike) -> NDArray[np.float32]:
         """Return the logits, (B, T, vocab_size) f32. For a long batch this is large: B * T * V * 4 bytes."""
-        return self._native.logits(_tokens(inputs))
+        return self._native.logits(inputs)
 
     # ---- generation ----
 
@@ -296,7 +318,11 @@ class Model:
             TypeError: if a prompt is text.
             ValueError: if a prompt is empty, a token is not in the vocabulary, or an option is out of its range.
         """
-        several = not isinstance(prompts, (str, bytes)) and np.ndim(next(iter(prompts), 0)) > 0
+        if isinstance(prompts, (list, tuple)):  # whose rows may differ in length
+            several = len(prompts) > 0 and _is_row(prompts[0])
+        else:
+            prompts = _llmc.token_ids(prompts)
+            several = prompts.ndim > 1
         batch = [_prompt(p) for p in (prompts if several else [prompts])]
         new: list[list[int]] = [[] for _ in batch]
         for step in generate(self._native, batch, max_new_tokens, temperature, top_k, top_p, seed, stop_token):
@@ -323,22 +349,14 @@ class Model:
         return (new[-1] for count, (new,) in enumerate(steps) if len(new) > count)
 
 
+def _is_row(item: Any) -> bool:
+    return isinstance(item, (list, tuple)) or getattr(item, "ndim", 0) > 0
+
+
 def _prompt(tokens: ArrayLike) -> NDArray[np.int32]:
-    if np.size(tokens) == 0:
-        raise ValueError("the prompt is empty: start from the end-of-text token")
-    array = _tokens(tokens)
-    if np.ndim(tokens) != 1:
-        raise ValueError(f"a prompt is one row of token ids, got shape {np.shape(tokens)}")
-    return array
-
-
-def _tokens(tokens: ArrayLike) -> NDArray[np.int32]:
-    array = np.asarray(tokens)
-    if array.dtype.kind in "US":
-        raise TypeError("token ids must be integers, got text: a tokenizer's encode() makes them of it")
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"token ids must be integers, got {array.dtype}")
-    fits = np.can_cast(array.dtype, np.int32)  # as what a loader gives does: then there is nothing to look through
-    if not fits and array.size and (array.max() > 0x7FFFFFFF or array.min() < -0x80000000):
-        raise ValueError(f"token id {array.max()} does not fit 32 bits")
-    return np.ascontiguousarray(array, dtype=np.int32)
+    ids = _llmc.token_ids(tokens)
+    if ids.size == 0:
+        raise ValueError("the prompt is empty: start from the end-of-text token, [tokenizer.eot_token]")
+    if ids.ndim != 1:
+        raise ValueError(f"a prompt is one row of token ids, got shape {ids.shape}")
+    return ids

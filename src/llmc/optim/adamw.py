@@ -29,6 +29,7 @@ class AdamW(Optimizer):
             the model is used next, so a Tensor of them that was taken before must not be read in between.
 
     Raises:
+        TypeError: if model is no model.
         ValueError: if a number is out of range.
     """
 
@@ -45,6 +46,10 @@ class AdamW(Optimizer):
         seed: int = 13371337,
         comm: _llmc.Comm | None = None,
     ) -> None:
+        if not isinstance(model, Model):
+            raise TypeError(
+                f"model is a {type(model).__name__}, expected the model itself, whose parameters are updated"
+            )
         check_seed(seed, 64)
         native = _llmc.AdamW(
             model._native,
@@ -59,6 +64,10 @@ class AdamW(Optimizer):
             comm=comm,
         )
         super().__init__(native, has_masters=master_weights and model.dtype == "bf16")
+        self._options = f"betas={betas}, eps={eps}, weight_decay={weight_decay}, grad_clip={grad_clip}"
+
+    def __repr__(self) -> str:
+        return f"AdamW({self._options}; {self.step_count:,} updates made)"
 
     @staticmethod
     def bytes_per_parameter(dtype: str, master_weights: bool) -> int:

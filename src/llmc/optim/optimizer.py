@@ -47,7 +47,11 @@ class Optimizer:
 
     @property
     def norm(self) -> float:
-        """Global norm of the gradients that were measured last, before clipping. Waits for the device."""
+        """Global norm of the gradients that were measured last, before clipping. Waits for the device.
+
+        Raises:
+            llmc.Error: if none were measured yet, by step() or measure().
+        """
         return self._native.norm()
 
     # ---- for checkpoints ----

@@ -19,9 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from llmc.arguments import Parser
 from llmc.cli import report_errors
 from llmc.data.files import find_shards
@@ -33,6 +30,16 @@ from llmc.hub.reading import open_hub_model
 from llmc.load import find_tokenizer, load_model
 from llmc.models.config import GPT2Config
 from llmc.optim.schedule import lr_schedule
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as e:
+    if __name__ == "__main__":
+        sys.exit(
+            f"python -m llmc.reference: error: the reference is PyTorch's, which is not installed: pip install torch ({e})"
+        )
+    raise
 from llmc.reference.model import GPT
 
 # How llm.c's files of OpenAI's four models are called.

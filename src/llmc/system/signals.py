@@ -114,6 +114,15 @@ class StopSignals:
             raise StopRequested
 
 
+def signal_name(number: int) -> str:
+    """Return what a user calls a signal: the keys that send it, or its name."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+    return {"SIGINT": "Ctrl-C", "SIGBREAK": "Ctrl-Break"}.get(name, name)
+
+
 def pass_on(number: int) -> None:
     """Let a signal that was caught do what it does without that: call the program's own handler, if it has one, else raise.
 

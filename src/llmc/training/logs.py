@@ -7,7 +7,10 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,8 +58,15 @@ class StepInfo:
 class Log:
     """Receives what a run tells, and ignores it. A subclass overrides the methods whose news it keeps."""
 
-    def start(self, table: str, short: str) -> None:
-        """Take note of the start of a run. table: llm.c's table of parameters; short: the same in a few lines."""
+    def start(self, step: int, total_steps: int, table: str, short: str) -> None:
+        """Take note of the start of a run.
+
+        Args:
+            step: updates made before, by the run that this one continues.
+            total_steps: of the whole run.
+            table: llm.c's table of parameters.
+            short: the same in a few lines.
+        """
 
     def step(self, info: StepInfo) -> None:
         """Take note of a training step."""
@@ -68,7 +78,10 @@ class Log:
         """Take note of how many of HellaSwag's examples were answered correctly."""
 
     def text(self, message: str) -> None:
-        """Take note of a message for the user."""
+        """Take note of a message for the user. One of several lines has a layout of its own, as a sample has."""
+
+    def finish(self, mean_milliseconds: float | None) -> None:
+        """Take note that no step follows, only messages. mean_milliseconds: of a step, without the first; None if there are no others."""
 
     def close(self) -> None:
         """Write what is left, and close files."""
@@ -121,10 +134,14 @@ class MetricsLog(Log):
 
     def __init__(self, path: Path, append: bool) -> None:
         self._file = _open_log(path, append)
+        self._mean_milliseconds: float | None = None
 
     def _row(self, kind: str, **values: Any) -> None:
         self._file.write(format_row(kind, **values))
         self._file.flush()
+
+    def start(self, step: int, total_steps: int, table: str, short: str) -> None:
+        self._row("start", step=step, total_steps=total_steps)
 
     def step(self, info: StepInfo) -> None:
         values = {k: v for k, v in vars(info).items() if k not in ("total_steps", "dtype")}
@@ -139,8 +156,11 @@ class MetricsLog(Log):
     def text(self, message: str) -> None:
         self._row("message", text=message)
 
+    def finish(self, mean_milliseconds: float | None) -> None:
+        self._mean_milliseconds = mean_milliseconds
+
     def close(self) -> None:
-        self._row("end")
+        self._row("end", mean_milliseconds=self._mean_milliseconds)
         self._file.close()
 
 
@@ -159,8 +179,30 @@ def _z(z: float) -> str:
     return "+nan" if math.isnan(z) else f"{z:+.2f}"
 
 
-class LineConsole(Log):
-    """Prints the lines that llm.c prints.
+_PLAIN_COLUMNS = 80  # of a terminal that does not know its width
+_NOTEBOOK_COLUMNS = 100  # what a notebook's cell shows without a break, on most screens
+
+
+def _is_notebook(out: TextIO) -> bool:
+    return type(out).__module__ == "ipykernel.iostream"
+
+
+def _columns(out: TextIO) -> int | None:
+    """Return how many characters a line of a terminal or a notebook holds, or None if out is neither."""
+    if _is_notebook(out):
+        return _NOTEBOOK_COLUMNS
+    try:
+        return (os.get_terminal_size(out.fileno()).columns or _PLAIN_COLUMNS) if out.isatty() else None
+    except (OSError, ValueError):
+        return None
+
+
+# Control characters but line breaks and tabs become U+FFFD; of "\\r\\n" the line break is enough.
+_CONTROLS = {c: "\ufffd" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"} | {ord("\r"): None}
+
+
+class Console(Log):
+    """Prints messages. A line that is wider than the terminal goes on below at a word's begin.
 
     Args:
         out: the stream to print to; None is stdout.
@@ -169,13 +211,30 @@ class LineConsole(Log):
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
 
-    def _print(self, line: str, end: str = "\n") -> None:
+    def _print(self, line: str) -> None:
         encoding = getattr(self._out, "encoding", None) or "utf-8"
-        # A character that the console's encoding lacks must not end the run.
-        self._out.write((line + end).encode(encoding, errors="replace").decode(encoding))
+        # A sample may have any characters: none must steer the terminal, nor end the run because the console's encoding lacks it.
+        line = line.translate(_CONTROLS)
+        self._out.write((line + "\n").encode(encoding, errors="replace").decode(encoding))
         self._out.flush()
 
-    def start(self, table: str, short: str) -> None:
+    def _wrapped(self, text: str) -> str:
+        columns = _columns(self._out)
+        if columns is None:
+            return text
+        return "\n".join(
+            textwrap.fill(line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            for line in text.split("\n")
+        )
+
+    def text(self, message: str) -> None:
+        self._print(message if "\n" in message else self._wrapped(message))
+
+
+class LineConsole(Console):
+    """Prints the lines that llm.c prints."""
+
+    def start(self, step: int, total_steps: int, table: str, short: str) -> None:
         self._print(table)
 
     def step(self, info: StepInfo) -> None:
@@ -187,72 +246,205 @@ class LineConsole(Log):
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._print(f"HellaSwag: {correct}/{total} = {correct / total:f}")
 
-    def text(self, message: str) -> None:
-        self._print(message)
+    def finish(self, mean_milliseconds: float | None) -> None:
+        if mean_milliseconds is not None:
+            self._print(f"total average iteration time: {mean_milliseconds:f} ms")
 
 
-def _columns(out: TextIO) -> int | None:
-    """Return the width of the terminal, or None if out is not one."""
-    try:
-        return os.get_terminal_size(out.fileno()).columns
-    except (OSError, ValueError):
-        return None
-
-
-class BarConsole(LineConsole):
-    """Shows a progress bar with the newest numbers, and prints everything else above it.
+class _Pace:
+    """How long a run takes, by its steps so far and all that comes between them. The first step, which warms up, is left out.
 
     Args:
-        total: steps of the run.
-        start: steps done before, by the run that this one continues.
-        out: the terminal; None is stdout.
+        clock: returns the time in seconds.
     """
 
-    def __init__(self, total: int, start: int, out: TextIO | None = None) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._first: tuple[int, float] | None = None  # steps done after the first, and when
+
+    def step(self, done: int) -> None:
+        """Take note of a step. done: steps of the run that are made with it."""
+        self._first = self._first or (done, self._clock())
+
+    def text(self, done: int, total: int) -> str:
+        """Return how long the rest will take, at the end how long all took; empty if that is not known."""
+        now = self._clock()
+        if done >= total:
+            return f"in {tqdm.format_interval(now - self._start)}"
+        if self._first is None or done <= self._first[0]:
+            return ""
+        each = (now - self._first[1]) / (done - self._first[0])
+        return f"{tqdm.format_interval(each * (total - done))} left"
+
+
+class BriefConsole(Console):
+    """Prints a few lines about the run, and one at each validation.
+
+    Args:
+        every: print a line after so many steps without a validation; 0: twenty lines in the whole run.
+        out: the stream to print to; None is stdout.
+        clock: returns the time in seconds.
+    """
+
+    def __init__(self, every: int = 0, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(out)
-        # A terminal that does not know its width reports 0, and tqdm would show nothing then.
-        known = _columns(self._out) != 0
-        self._bar = tqdm(
-            total=total,
-            initial=start,
-            file=self._out,
-            dynamic_ncols=known,
-            ncols=None if known else 100,
-            nrows=None if known else 24,
-            unit="step",
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-        )
-        self._validation = math.nan
+        self._every, self._clock = every, clock
+        self._total = 0
+        self._pace = _Pace(clock)
+        self._last: StepInfo | None = None
+        self._told = 0  # the step of the last line
 
-    def _print(self, line: str, end: str = "\n") -> None:
-        with self._bar.external_write_mode(file=self._out):
-            super()._print(line, end)
-
-    def start(self, table: str, short: str) -> None:
-        self._print(short)
+    def start(self, step: int, total_steps: int, table: str, short: str) -> None:
+        if short:
+            self._print(self._wrapped(short))
+        self._total, self._told, self._last = total_steps, step, None
+        self._pace = _Pace(self._clock)
 
     def step(self, info: StepInfo) -> None:
+        # Whether a validation follows a step is known when the next step comes.
+        if self._last is not None and self._last.step + 1 - self._told >= (self._every or max(1, self._total // 20)):
+            self._tell(self._last.step + 1)
+        self._warn_if_skipped(info)
+        self._pace.step(info.step + 1)
+        self._last = info
+
+    def _warn_if_skipped(self, info: StepInfo) -> None:
         if info.skipped:
-            self._print(f"step {info.step + 1}: update skipped: {info.skipped}")
-        speed = (
-            f"{info.flops_per_second / 1e9:.0f} GFLOP/s"
-            if info.flops_per_second < 1e13
-            else f"{info.mfu or 0:.1f}% MFU"
-        )
-        if info.mfu is not None and info.flops_per_second < 1e13:
-            speed += f" ({info.mfu:.0f}% of peak)"
-        postfix = f"loss {info.loss:.4f}, {info.tokens_per_second:,.0f} tok/s, {speed}"
-        if not math.isnan(self._validation):
-            postfix = f"val {self._validation:.4f}, " + postfix
-        self._bar.set_postfix_str(postfix, refresh=False)
-        self._bar.update()
+            self._print(f"{self._place(info.step + 1)}: update skipped: {info.skipped}")
+
+    def _place(self, step: int) -> str:
+        return f"step {step:{len(str(self._total))}}/{self._total}" if self._total else f"step {step}"
+
+    def _tell(self, step: int, validation: float | None = None) -> None:
+        """Print the line of a step. Without a step before it, as at the start, it has the validation loss alone."""
+        self._told = step
+        facts = [] if validation is None else [f"val loss {validation:.4f}"]
+        if self._last is not None:
+            facts.insert(0, f"train loss {self._last.loss:.4f}")
+            facts += [f"{self._last.tokens_per_second:,.0f} tokens/s", self._pace.text(step, self._total)]
+        self._print(f"{self._place(step)}: {', '.join(filter(None, facts))}")
+
+    def validation(self, step: int, loss: float) -> None:
+        self._tell(step, loss)
+
+    def hellaswag(self, step: int, correct: int, total: int) -> None:
+        self._print(f"{self._place(step)}: HellaSwag {correct}/{total} = {correct / total:.4f}")
+
+    def finish(self, mean_milliseconds: float | None) -> None:
+        if self._last is not None and self._last.step + 1 > self._told:
+            self._tell(self._last.step + 1)
+
+
+_LEAST_BAR = 10
+
+
+def bar_format(numbers: Sequence[str], columns: int, known: bool = True) -> str:
+    """Return tqdm's format of a progress bar with as many of the numbers as leave it ten characters.
+
+    Args:
+        numbers: the most important first.
+        columns: what a line holds.
+        known: whether the number of steps is known; if it is not, there is no bar.
+    """
+    frame = "{percentage:3.0f}%|{bar}| " if known else ""
+    room = columns - (len("100%|| ") + _LEAST_BAR if known else 0)
+    while numbers and len(", ".join(numbers)) > room:
+        numbers = numbers[:-1]
+    return frame + ", ".join(numbers)
+
+
+class BarConsole(BriefConsole):
+    """Shows a progress bar with the newest numbers, and prints everything else above it. In a notebook the bar is a widget.
+
+    Args:
+        out: the terminal; None is stdout.
+        clock: returns the time in seconds.
+    """
+
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(out=out, clock=clock)
+        self._bar: Any = None
+        self._widget = False
+        self._validation: float | None = None
+
+    def _print(self, line: str) -> None:
+        if self._bar is None:
+            super()._print(line)
+        else:
+            with self._bar.external_write_mode(file=self._out):
+                super()._print(line)
+
+    def start(self, step: int, total_steps: int, table: str, short: str) -> None:
+        super().start(step, total_steps, table, short)
+        if self._bar is None:
+            kind, width = self._kind(), self._width()
+            self._widget = kind is not tqdm
+            # tqdm asks for the number of rows only to place several bars.
+            sizes = {} if self._widget else {"ncols": width, "nrows": 24}
+            self._bar = kind(
+                total=total_steps or None, initial=step, file=self._out, bar_format=self._format(width), **sizes
+            )
+        else:
+            self._bar.total, self._bar.n = total_steps or None, step
+            self._fit()
+            self._bar.refresh()
+
+    def _kind(self) -> Any:
+        if not _is_notebook(self._out):
+            return tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about ipywidgets if it is missing: then this is the bar of a terminal
+            from tqdm.autonotebook import tqdm as notebook_bar
+        return notebook_bar
+
+    def _width(self) -> int:
+        # The last column stays free: some terminals go to the next line when it is filled.
+        return (_columns(self._out) or _PLAIN_COLUMNS) - 1
+
+    def _format(self, width: int) -> str:
+        info, numbers = self._last, []
+        if info is not None:
+            numbers.append(f"loss {info.loss:.4f}")
+        if self._validation is not None:
+            numbers.append(f"val {self._validation:.4f}")
+        if info is not None:
+            done = info.step + 1
+            speed = f"{info.flops_per_second / 1e9:,.0f} GFLOP/s"
+            if info.mfu is not None:
+                speed += f" ({info.mfu:.0f}% of peak)"
+            numbers += [f"{info.tokens_per_second:,.0f} tok/s", self._pace.text(done, self._total)]
+            numbers += [self._place(done), speed, f"norm {info.norm:.2f}", f"lr {info.lr:.2e}"]
+        return bar_format([n for n in numbers if n], width, known=self._total > 0)
+
+    def _fit(self) -> None:
+        """Let the bar have the newest numbers and the terminal's width when it is drawn next."""
+        width = self._width()
+        self._bar.bar_format = self._format(width)
+        if not self._widget:
+            self._bar.ncols = width
+
+    def step(self, info: StepInfo) -> None:
+        self._warn_if_skipped(info)
+        self._pace.step(info.step + 1)
+        self._last = info
+        self._fit()
+        self._bar.update(info.step + 1 - self._bar.n)
 
     def validation(self, step: int, loss: float) -> None:
         self._validation = loss
+        self._fit()
         self._print(f"step {step}: val loss {loss:.4f}")
 
+    def finish(self, mean_milliseconds: float | None) -> None:
+        """Leave the bar as it is now, so that what is printed from here on stands below it."""
+        if self._bar is not None:
+            self._fit()
+            self._bar.close()
+            self._bar = None
+
     def close(self) -> None:
-        self._bar.close()
+        self.finish(None)
 
 
 def check_packages(config: TrainConfig) -> None:
@@ -331,13 +523,13 @@ class Logs(Log):
                 if log in self._logs:  # the warning about another log may have failed in this one, and dropped it
                     call(log)
             except OSError as e:
-                if isinstance(log, LineConsole):  # the program that reads the output has ended: `llmc-train | head`
+                if isinstance(log, Console):  # the program that reads the output has ended: `llmc-train | head`
                     raise
                 self._logs.remove(log)
                 self.text(f"warning: {type(log).__name__} cannot be written and is left out from here on: {e}")
 
-    def start(self, table: str, short: str) -> None:
-        self._each(lambda log: log.start(table, short))
+    def start(self, step: int, total_steps: int, table: str, short: str) -> None:
+        self._each(lambda log: log.start(step, total_steps, table, short))
 
     def step(self, info: StepInfo) -> None:
         self._each(lambda log: log.step(info))
@@ -351,26 +543,37 @@ class Logs(Log):
     def text(self, message: str) -> None:
         self._each(lambda log: log.text(message))
 
+    def finish(self, mean_milliseconds: float | None) -> None:
+        self._each(lambda log: log.finish(mean_milliseconds))
+
     def close(self) -> None:
         self._each(lambda log: log.close())
 
 
-def open_logs(config: RunConfig, run_dir: Path | None, step: int, total_steps: int) -> Logs:
+def shows_bar() -> bool:
+    """Return whether stdout is a notebook, or a terminal that can move its cursor back."""
+    if _is_notebook(sys.stdout):
+        return True
+    # Open MPI gives rank 0 a terminal of its own, wherever the output goes.
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "OMPI_COMM_WORLD_RANK" not in os.environ
+
+
+def open_logs(config: RunConfig, run_dir: Path | None, step: int) -> Logs:
     """Open the logs that the settings ask for.
 
     Args:
         config: progress, tensorboard and wandb choose.
         run_dir: None if no log is kept in files.
         step: updates made so far; if there are any, files are continued.
-        total_steps: of the whole run, for the bar.
     """
     mode = config.progress
     if mode == "auto":
-        # Open MPI gives rank 0 a terminal of its own, wherever the output goes.
-        mode = "bar" if sys.stdout.isatty() and "OMPI_COMM_WORLD_RANK" not in os.environ else "lines"
+        mode = "bar" if shows_bar() else "brief"
     logs: list[Log] = []
     if mode == "bar":
-        logs.append(BarConsole(total_steps, step))
+        logs.append(BarConsole())
+    elif mode == "brief":
+        logs.append(BriefConsole(config.val_every))
     elif mode == "lines":
         logs.append(LineConsole())
     if run_dir is not None:

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from tqdm.utils import disp_len
+
 from llmc.training.memory import largest_batch
 from llmc.training.setup import Run
 
 _RULE = "+-----------------------+----------------------------------------------------+"
+_WIDTH = 50  # of a value
 _MIB = 1 << 20
 
 
 def _row(name: str, value: object) -> str:
-    return f"| {name:21} | {value!s:50} |"
+    text = _shortened(str(value))
+    return f"| {name:21} | {text}{' ' * (_WIDTH - disp_len(text))} |"
+
+
+def _shortened(text: str) -> str:
+    """Return a text that fits into the table's column: of a longer one the beginning and, as a path tells more by it, most of the end."""
+    if disp_len(text) <= _WIDTH:
+        return text
+    begin, end = text[: _WIDTH // 3], text[_WIDTH // 3 :]
+    while disp_len(begin) > _WIDTH // 3:
+        begin = begin[:-1]
+    while disp_len(f"{begin}...{end}") > _WIDTH:
+        end = end[1:]
+    return f"{begin}...{end}"
+
+
+def _mib(size: int) -> str:
+    """Return a number of bytes in llm.c's unit, MiB, with a decimal if there are few of them, or in KiB."""
+    if size >= 10 * _MIB or size == 0:
+        return f"{size // _MIB} MiB"
+    return f"{size / _MIB:.1f} MiB" if size >= _MIB // 10 else f"{-(-size // 1024)} KiB"
 
 
 def startup_report(run: Run, total_steps: int) -> str:
@@ -69,13 +92,13 @@ def startup_report(run: Run, total_steps: int) -> str:
     for group in groups:
         lines += [*(_row(name, value) for name, value in group), _RULE]
     optimizer = run.optimizer.bytes
-    largest = largest_batch(model.backend, plan, c.batch_size, run.world.local_size)
+    largest = largest_batch(model.backend, plan, c.batch_size, run.world.local_size, run.rows)
     lines += [
         f"num_parameters: {model.num_parameters} => bytes: {plan.parameters}",
-        f"memory: parameters {plan.parameters // _MIB} MiB, gradients {plan.gradients // _MIB} MiB, optimizer "
-        f"{optimizer // _MIB} MiB, activations {plan.activations // _MIB} MiB",
+        f"memory: parameters {_mib(plan.parameters)}, gradients {_mib(plan.gradients)}, optimizer {_mib(optimizer)}, "
+        f"activations {_mib(plan.activations)}",
         *_memory_by_rank(run),
-        f"memory per sequence: {plan.activations // c.batch_size // _MIB} MiB",
+        f"memory per sequence: {_mib(plan.activations // c.batch_size)}",
         f" -> estimated maximum batch size: {largest}",
         f"batch_size B={c.batch_size} * seq_len T={c.seq_len} * num_processes={run.world.size} and total_batch_size={c.total_batch_size}",
         f"=> setting grad_accum_steps={run.grad_accum}",
@@ -93,22 +116,26 @@ def _memory_by_rank(run: Run) -> list[str]:
     if len(each) == 1:
         return []
     if max(each) - min(each) < _MIB:
-        return [f"memory of all {len(each)} ranks: {sum(each) // _MIB} MiB, of each the same"]
-    by_rank = ", ".join(f"{rank} on {host} {size // _MIB} MiB" for rank, (host, size) in enumerate(zip(hosts, each)))
-    return [f"memory of all {len(each)} ranks: {sum(each) // _MIB} MiB; of rank {by_rank}"]
+        return [f"memory of all {len(each)} ranks: {_mib(sum(each))}, of each the same"]
+    by_rank = ", ".join(f"{rank} on {host} {_mib(size)}" for rank, (host, size) in enumerate(zip(hosts, each)))
+    return [f"memory of all {len(each)} ranks: {_mib(sum(each))}; of rank {by_rank}"]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
 
 
 def short_report(run: Run, total_steps: int) -> str:
     """Return the most important facts in three lines, for a terminal with a progress bar."""
     c, model, shape = run.config, run.model, run.model.config
     info = model.backend.info()
-    device = f"{info.description}, {info.isa}" + (f", {info.threads} threads" if info.name == "cpu" else "")
+    device = f"{info.description}, {info.isa}" + (f", {_count(info.threads, 'thread')}" if info.name == "cpu" else "")
     if run.world.size > 1:
         hosts = len(set(run.world.hosts))
-        device = f"{run.world.size} ranks on {hosts} host{'s' if hosts > 1 else ''}, each: {device}"
+        device = f"{run.world.size} ranks on {_count(hosts, 'host')}, each: {device}"
     output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
     return (
-        f"{model.family} of {model.num_parameters:,} parameters ({shape.num_layers} layers, {shape.num_heads} heads, {shape.channels} "
+        f"{model.family} of {model.num_parameters:,} parameters ({_count(shape.num_layers, 'layer')}, {_count(shape.num_heads, 'head')}, {shape.channels} "
         f"channels, vocabulary {shape.vocab_size}) on {run.sources.description}\n"
         f"{total_steps} steps of {c.total_batch_size:,} tokens, {model.dtype}, {device}{output}"
     )

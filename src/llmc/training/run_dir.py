@@ -56,6 +56,22 @@ def used_directory(config: TrainConfig) -> Path | None:
     return directory if directory is not None and (directory / _LOCK).exists() else None
 
 
+def in_use(directory: Path) -> bool:
+    """Return whether a process trains in a run directory, as far as this user and the file system can tell."""
+    import filelock
+
+    path = directory / _LOCK
+    if not path.exists():
+        return False
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except (filelock.Timeout, NotImplementedError, OSError):
+        return True
+    lock.release()
+    return False
+
+
 @contextmanager
 def locked(directory: Path | None, warn: Callable[[str], None]) -> Iterator[None]:
     """Keep other processes from training in a run directory.

@@ -19,7 +19,7 @@ from typing import Any
 
 from llmc.optim.schedule import SCHEDULES
 from llmc.system.toml import load_toml_file
-from llmc.values import canonical_dtype
+from llmc.values import canonical_dtype, did_you_mean
 
 T = typing.TypeVar("T", bound="TrainConfig")
 
@@ -141,7 +141,7 @@ class TrainConfig:
     shuffle: bool = _setting(True, "data", "draw samples in random order", on_resume="same")
     data_seed: int = _setting(42, "data", "seed of that order", least=0, most=2**32 - 1, on_resume="same")
 
-    model: str | None = _setting(None, "model", "d12, gpt3:c768, ..., a checkpoint (.bin), or a run directory; default: a small model", "-e", on_resume="same")
+    model: str | None = _setting(None, "model", "d12 (any dN, N layers), gpt3:c768, ..., a checkpoint (.bin), or a run directory; default: a small model", "-e", on_resume="same")
     layers: int | None = _setting(None, "model", "transformer blocks, in place of the model's", least=1, on_resume="same")
     heads: int | None = _setting(None, "model", "attention heads, in place of the model's", least=1, on_resume="same")
     channels: int | None = _setting(None, "model", "width, in place of the model's", least=1, on_resume="same")
@@ -214,7 +214,7 @@ class TrainConfig:
     max_restarts: int = _setting(0, "processes", "begin anew from the newest checkpoint, up to n times, if the processes that llmc-train started end badly", least=0, on_resume="given anew")
 
     gpu_info_every: int = _setting(-1, "logs", "print the GPU's clocks, power and temperature every n steps; -1: never", "-lg", least=-1)
-    progress: str = _setting("auto", "logs", "a bar, llm.c's lines, or nothing; auto: a bar in a terminal", choices=("auto", "bar", "lines", "none"), by_rank=True, on_resume="given anew")
+    progress: str = _setting("auto", "logs", "a bar, a line at each validation, llm.c's lines, or nothing; auto: a bar in a terminal or notebook, else brief", choices=("auto", "bar", "brief", "lines", "none"), by_rank=True, on_resume="given anew")
     tensorboard: bool = _setting(False, "logs", "write TensorBoard events into the run directory")
     wandb: str = _setting("", "logs", "Weights & Biases project to log to")
     plot: bool = _setting(True, "logs", "write loss.png into the run directory at the end")
@@ -341,14 +341,27 @@ def resolve(
         values["total_batch_size"] = B * T * ranks if before == -1 else before
     total = values["total_batch_size"]
     if total == before and total % (T * ranks) == 0:
-        rows = total // (T * ranks)
-        B = values["batch_size"] = max(b for b in range(1, min(B, rows) + 1) if rows % b == 0)
+        B = values["batch_size"] = largest_divisor(total // (T * ranks), B)
     if total <= 0 or total % (B * T * ranks):
         among, times = (f" * {ranks} processes", f" * {ranks}") if ranks > 1 else ("", "")
+        unit = B * T * ranks
+        if total == before:
+            fit = next((n for n in range(ranks, 0, -1) if total % (T * n) == 0), 0)
+            works = f"the run's own; continue it with {fit} process{'es' * (fit > 1)}" if fit else "the run's own"
+        else:
+            nearest = min(max(unit, (total + unit // 2) // unit * unit), (2**31 - 1) // unit * unit)
+            works = f"{nearest} is the nearest" if nearest else "choose a smaller batch_size"
+            if total > 0 and total % (T * ranks) == 0:
+                works += f"; or give --batch-size {largest_divisor(total // (T * ranks), B)}"
         raise ValueError(
-            f"total_batch_size is {total}, expected a multiple of batch_size * seq_len{among} = {B} * {T}{times} = {B * T * ranks}"
+            f"total_batch_size is {total}, expected a multiple of batch_size * seq_len{among} = {B} * {T}{times} = {unit}: {works}"
         )
     return RunConfig(**values)
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Return the largest number, not above most, that divides another."""
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 def _chosen(config: TrainConfig) -> dict[str, Any]:
@@ -377,11 +390,7 @@ def check_names(values: Mapping[str, Any], place: str) -> None:
     """
     for name in values:
         if name not in SETTINGS:
-            import difflib
-
-            close = difflib.get_close_matches(name, SETTINGS, 1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise ValueError(f"{place}: unknown setting '{name}'{hint}")
+            raise ValueError(f"{place}: unknown setting '{name}'{did_you_mean(name, SETTINGS)}")
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:

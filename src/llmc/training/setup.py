@@ -49,6 +49,7 @@ class Run:
         reduction: sums gradients over the ranks; None for a process alone.
         notes: what the ranks tell each other by it.
         config: the settings; recompute and classifier_rows are those that were chosen.
+        rows: of each rank in an update, if the settings or the run that goes on say so, so that batch_size must divide them; else None.
         run_dir: None if nothing is kept. Rank 0 alone reads and writes it.
         fingerprint: sizes and checksums of the data; a checkpoint remembers them.
         state: of the checkpoint that the run continues, which model and optimizer have already; None for a new run.
@@ -67,6 +68,7 @@ class Run:
     reduction: _llmc.Reduction | None
     notes: Notes
     config: RunConfig
+    rows: int | None
     run_dir: Path | None
     sources: Sources
     fingerprint: list[DataFile]
@@ -150,7 +152,9 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     if found is not None:
         _check_same(found, config, fingerprint)
     config = _as_before(config, saved)
-    model, weight_origin, memory = _build_model(config, backend, sources, found, world)
+    told = given.total_batch_size != -1 or (saved or {}).get("total_batch_size", -1) != -1
+    rows = config.total_batch_size // (config.seq_len * world.size) if told else None
+    model, weight_origin, memory = _build_model(config, backend, sources, found, world, rows)
     if model.dtype == "bf16" and not backend.info().bf16_arithmetic:
         say(
             f"note: {backend.info().isa} has no bf16 arithmetic: bf16 saves memory, not time: --dtype f32 is about as fast or faster"
@@ -170,6 +174,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         reduction=None if comm is None else _llmc.Reduction(comm, optimizer.sharded, notes.count),
         notes=notes,
         config=config,
+        rows=rows,
         run_dir=run_dir,
         sources=sources,
         fingerprint=fingerprint,
@@ -303,6 +308,7 @@ def _build_model(
     sources: Sources,
     found: FoundCheckpoint | None,
     world: World,
+    rows: int | None,
 ) -> tuple[Model, str, _llmc.MemoryPlan]:
     """Return the model, on rank 0 with its first weights, in words where these come from, and its memory plan."""
     path, first = _first_weights(config, sources, found) if world.leads else (None, None)
@@ -310,31 +316,31 @@ def _build_model(
     shape = GPT2Config(**first["shape"])
     _check_fits(config, sources, shape)
     dtype = config.dtype or first["dtype"]
-    grad_dtype = config.grad_dtype or default_grad_dtype(config.device, dtype)
 
     def check(recompute: int | None, classifier_rows: int | None) -> tuple[_llmc.MemoryPlan, int, int]:
         return check_memory(
             backend,
             shape,
             dtype=dtype,
-            grad_dtype=grad_dtype,
+            grad_dtype=config.grad_dtype,
             B=config.batch_size,
             T=config.seq_len,
             recompute=recompute,
             classifier_rows=classifier_rows,
-            optimizer_bytes=_optimizer_bytes(config, dtype),
-            total_batch_size=config.total_batch_size,
+            optimizer_bytes=lambda dtype: _optimizer_bytes(config, dtype),
+            rows=rows,
             ranks=world.size,
             sharing=world.local_size,
+            begun=config.resume,
         )
 
     memory, *chosen = check(config.recompute, config.classifier_rows)
-    levels, rows = zip(*world.gather(chosen))
-    memory, recompute, classifier_rows = check(max(levels), min(rows))  # what fits on all ranks
+    levels, chunks = zip(*world.gather(chosen))
+    memory, recompute, classifier_rows = check(max(levels), min(chunks))  # what fits on all ranks
     options: dict[str, Any] = {
         "backend": backend,
         "dtype": dtype,
-        "grad_dtype": grad_dtype,
+        "grad_dtype": config.grad_dtype or default_grad_dtype(config.device, dtype),
         "recompute": recompute,
         "classifier_rows": classifier_rows,
     }

@@ -28,15 +28,17 @@ from llmc.evals import multiple_choice
 from llmc.formats.state_file import TrainState
 from llmc.models.model import Model
 from llmc.system.fs import SYSTEM, Fs, shell_word, write_atomically
-from llmc.system.signals import StopRequested, StopSignals, pass_on
+from llmc.system.signals import StopRequested, StopSignals, pass_on, signal_name
 from llmc.training.history import History, Throughput
-from llmc.training.logs import LineConsole, Log, StepInfo, check_packages, open_logs
+from llmc.training.logs import Console, Log, StepInfo, check_packages, open_logs
 from llmc.training.outliers import OutlierDetector
 from llmc.training.ranks import SlowRanks
 from llmc.training.report import short_report, startup_report
 from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
+from llmc.training.summary import Reached, counting_losses, summary
+from llmc.values import decimal_bytes
 
 
 class Callback:
@@ -118,6 +120,7 @@ class Trainer:
         self.bad_steps = 0  # in a row
         self.skipped_steps = 0
         self.best_val_loss = math.inf
+        self.best_val_step: int | None = None  # if it is known
         self.loss_outliers, self.grad_outliers = OutlierDetector(), OutlierDetector()
         self._history, self._throughput = History(), Throughput()
         self._signals = StopSignals()
@@ -128,20 +131,20 @@ class Trainer:
         if run.state is not None:
             self._restore(run.state)
         self._checkpointer: Checkpointer | None = None
-        self._space = ""
+        self._space = self._space_warning = ""
         if self.run_dir is not None and self.world.leads:
             self._checkpointer = Checkpointer(
                 self.run_dir, keep=self.config.keep_checkpoints, major_every=self.config.major_every, fs=fs
             )
-            self._space = self._check_space(self._checkpointer)
+            self._check_space(self._checkpointer)
             # If the ranks needed a smaller batch size, another number of them may have the one that was given.
             kept = self.config.replace(batch_size=config.batch_size or self.config.batch_size)
             write_atomically(self.run_dir / "config.toml", [kept.to_toml(os.getcwd()).encode()])
             if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
                 self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
 
-    def _check_space(self, checkpointer: Checkpointer) -> str:
-        """Return in words what the run's checkpoints need and what is free.
+    def _check_space(self, checkpointer: Checkpointer) -> None:
+        """Note in words what the run's checkpoints need and what is free.
 
         Raises:
             OSError: if there is no room for the next one, so that the end of the run could not be saved, or for one of them and the
@@ -150,7 +153,7 @@ class Trainer:
         every = self.config.checkpoint_every
         count = checkpointer.most_ahead(self.step, self.total_steps, every) if every >= 0 else 0
         if count == 0:
-            return ""
+            return
         try:
             one, free = checkpointer.check_space(self.model, self.optimizer)
         except OSError as e:
@@ -158,14 +161,15 @@ class Trainer:
                 f"{e.strerror}: make room, choose another --output-dir, or keep nothing (--checkpoint-every -1)"
             )
             raise
-        all_of_them = f", {count} of them {count * one / 1e6:,.1f} MB" if count > 1 else ""
-        room = f"a checkpoint needs {one / 1e6:,.1f} MB{all_of_them}; {free / 1e6:,.1f} MB are free"
+        all_of_them = f", {count} of them {decimal_bytes(count * one)}" if count > 1 else ""
+        room = f"a checkpoint needs {decimal_bytes(one)}{all_of_them}; {decimal_bytes(free)} are free"
         if count * one <= free:
-            return room
+            self._space = room
+            return
         advice = "--keep-checkpoints N keeps the newest N"
         if self.config.on_save_error == "stop":
             raise OSError(errno.ENOSPC, f"{room}: {advice}", str(self.run_dir))
-        return f"warning: {room}, so that not all can be saved: {advice}"
+        self._space_warning = f"warning: {room}, so that not all can be saved: {advice}"
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -195,14 +199,17 @@ class Trainer:
     def _fit(self) -> TrainResult:
         with self.world.failure_told(), locked(self.run_dir if self.world.leads else None, self.log.text):
             if self.world.leads:
-                self.log = open_logs(self.config, self.run_dir, self.step, self.total_steps)
+                self.log = open_logs(self.config, self.run_dir, self.step)
             self._agreed_stop = 0
+            first_step, start = self.step, time.perf_counter()
             try:
                 with StopSignals() as self._signals:
                     self._loop()
                     stopped_by = self._stopped_by
                 self._signals = StopSignals()
                 self._finish(stopped_by)
+                if not stopped_by and self.world.leads:
+                    self._summarize(first_step, time.perf_counter() - start)
             finally:
                 if self._checkpointer is not None:
                     self._checkpointer.join()  # whatever ends the run, a save that has begun is finished
@@ -212,7 +219,7 @@ class Trainer:
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by)
 
     def _console(self) -> Log:
-        return LineConsole() if self.world.leads else Log()
+        return Console() if self.world.leads else Log()
 
     @property
     def _stopped_by(self) -> int:
@@ -321,9 +328,10 @@ class Trainer:
         config = self.config
         if self.run.state is not None:
             self.log.text(f"continuing {self.run_dir} from step {self.step}")
-        self.log.start(startup_report(self.run, self.total_steps), short_report(self.run, self.total_steps))
-        if self._space:
-            self.log.text(self._space)
+        table, short = startup_report(self.run, self.total_steps), short_report(self.run, self.total_steps)
+        self.log.start(self.step, self.total_steps, f"{table}\n{self._space}".rstrip(), short)
+        if self._space_warning:
+            self.log.text(self._space_warning)
         if config.hellaswag and not self.run.hellaswag_examples:
             self.log.text(
                 f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it"
@@ -341,18 +349,31 @@ class Trainer:
     def _finish(self, stopped_by: int) -> None:
         if self._checkpointer is not None:
             self._finish_saving(self._checkpointer.wait)
-        milliseconds = self._throughput.mean_milliseconds
+        self.log.finish(self._throughput.mean_milliseconds)
         if stopped_by:
             ranks = f" --processes {self.world.size}" if self.world.size > 1 and started_by_launcher() else ""
-            again = f"; continue with: llmc train --resume {shell_word(self.run_dir)}{ranks}" if self.run_dir else ""
+            again = f"; continue with:\n  llmc train --resume {shell_word(self.run_dir)}{ranks}" if self.run_dir else ""
             saved = "saved" if self.run_dir else "not saved (no run directory)"
-            self.log.text(f"stopped by signal {stopped_by} after step {self.step}, {saved}{again}")
-        elif milliseconds is not None:
-            self.log.text(f"total average iteration time: {milliseconds:f} ms")
+            self.log.text(f"stopped by {signal_name(stopped_by)} after step {self.step}, {saved}{again}")
         fallbacks = self.model.backend.info().fallbacks
         if fallbacks:
             self.log.text(f"note: {fallbacks}")
         self._write_plot()
+
+    def _summarize(self, first_step: int, seconds: float) -> None:
+        if self.config.progress == "none" and self.run_dir is None:
+            return  # nobody would read it
+        history, counting = self._history.lists(), None
+        validated = history["val_step"][-1:] == [self.step]
+        if validated and not self.config.overfit:
+            try:
+                counting = counting_losses(self.run)
+            except (OSError, _llmc.Error) as e:
+                self.log.text(f"warning: the frequencies of tokens could not be counted: {e}")
+        loss = history["val_loss"][-1] if validated else None
+        reached = Reached(first_step, self.step, seconds, loss, self.best_val_loss, self.best_val_step)
+        launched = self.world.size > 1 and started_by_launcher()
+        self.log.text(summary(self.run, reached, counting, launched))
 
     def _info(
         self, loss: float, norm: float, lr: float, loss_z: float, grad_z: float, skipped: str, seconds: float
@@ -420,7 +441,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_eval(self, self.step, loss)
         if loss < self.best_val_loss:
-            self.best_val_loss = loss
+            self.best_val_loss, self.best_val_step = loss, self.step
             if config.save_best and self.run_dir is not None and self.step > 0:
                 if world.leads:
                     path = self.run_dir / "best.bin"
@@ -455,7 +476,8 @@ class Trainer:
             tokens = self._generate([eot], max_tokens)
             return " ".join(str(t) for t in tokens)
         start = self.tokenizer.encode(text) if text else []
-        return text + self.tokenizer.decode(self._generate(start or [self.tokenizer.eot_token], max_tokens))
+        new = self._generate(start or [self.tokenizer.eot_token], max_tokens)
+        return text + "".join(self.tokenizer.stream(new))
 
     def _generate(self, prompt: list[int], max_tokens: int | None) -> list[int]:
         config = self.config
@@ -532,6 +554,7 @@ class Trainer:
                 "bad_steps": self.bad_steps,
                 "skipped_steps": self.skipped_steps,
                 "best_val_loss": str(self.best_val_loss),
+                "best_val_step": self.best_val_step,
             },
         )
         try:
@@ -586,6 +609,7 @@ class Trainer:
         self.bad_steps = extra.get("bad_steps", 0)
         self.skipped_steps = extra.get("skipped_steps", 0)
         self.best_val_loss = float(extra.get("best_val_loss", math.inf))
+        self.best_val_step = extra.get("best_val_step")
 
     def _write_plot(self) -> None:
         if self.config.plot and self.run_dir is not None and self.world.leads and self.history["step"]:

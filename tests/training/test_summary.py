@@ -1,0 +1,110 @@
+"""The last words of a run: their numbers against those counted by hand, what is left out, and the commands as typed."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from runs import VOCAB, tiny_run, tiny_settings
+
+import llmc
+from llmc.cli import main
+from llmc.formats.metrics import read_rows
+from llmc.formats.shards import read_shard
+from llmc.system.fs import shell_word
+from llmc.training.summary import duration
+
+
+def last_words(printed: str) -> list[str]:
+    """Return the lines from "trained" on."""
+    lines = printed.splitlines()
+    return lines[next(i for i, line in enumerate(lines) if line.startswith("trained")) :]
+
+
+def test_losses_of_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = tiny_run(tmp_path, progress="lines", max_steps=40, learning_rate=0.03, save_best=True)
+    lines = last_words(capsys.readouterr().out)
+    assert re.fullmatch(r"trained 40 steps \(1,280 tokens\) in \d+\.\d s", lines[0])
+    train, val = (read_shard(tmp_path / "data" / f"{name}.bin").tolist() for name in ("train", "val"))
+    counts, measured = Counter(train), val[1 : 1 + 2 * 2 * 16]  # val_steps batches of B * T tokens
+    unigram = -sum(math.log((counts[t] + 0.5) / (len(train) + VOCAB / 2)) for t in measured) / len(measured)
+    by_name = {name: float(value) for name, value in (re.split(r"  +", line)[:2] for line in lines[1:4])}
+    losses = result.history["val_loss"]
+    assert by_name["validation loss"] == pytest.approx(losses[-1], abs=1e-4)
+    assert by_name["knowing only how frequent tokens are"] == pytest.approx(unigram, abs=1e-4)
+    assert by_name["and which token follows which"] < unigram - 1
+    assert "counted in 4,000 tokens" in lines[3]
+    best = losses.index(min(losses))
+    lowest = f"lowest {losses[best]:.4f} at step {4 * best}"
+    assert (lowest in lines[1]) == (best < len(losses) - 1)
+    assert lines[4] == f"{tmp_path / 'run'} has the checkpoint model_00000040.bin, best.bin, metrics.jsonl"
+    messages = [row["text"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "message"]
+    assert messages[-1].splitlines() == lines
+
+
+def test_a_lower_loss_before_is_named_also_by_a_run_that_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0] * 2 + [1.0] * 2 + [2.0] * 100)  # of two batches at a time: step 4 has the lowest
+    monkeypatch.setattr(llmc.GPT2, "evaluate", lambda *args: next(losses))
+    options = {"progress": "lines", "checkpoint_every": 6}
+    tiny_run(tmp_path, **options)
+    assert "(lowest 1.0000 at step 4)" in last_words(capsys.readouterr().out)[1]
+    for name in ("DONE_00000008", "model_00000008.bin"):
+        (tmp_path / "run" / name).unlink()
+    tiny_run(tmp_path, resume=True, **options)
+    lines = last_words(capsys.readouterr().out)
+    assert lines[0].startswith("trained 2 steps (64 tokens)") and "2.0000  (lowest 1.0000 at step 4)" in lines[1]
+
+
+def test_only_what_is_true_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_run(tmp_path, progress="lines", output_dir=None, val_every=0)
+    assert last_words(capsys.readouterr().out)[1:] == [
+        "nothing was kept, because the run has no directory (--output-dir)"
+    ]
+    run = tmp_path / "run"
+    tiny_run(tmp_path, progress="lines", overfit=True)  # trains on what it validates, and has no tokenizer
+    assert last_words(capsys.readouterr().out)[2:] == [
+        f"{run} has the checkpoint model_00000008.bin, metrics.jsonl",
+        "next:",
+        f"  llmc train --resume {shell_word(run)} --max-steps 16",
+        f"  llmc plot {shell_word(run)}",
+    ]
+    tiny_run(tmp_path, progress="lines", output_dir=str(tmp_path / "other"), checkpoint_every=-1)
+    lines = last_words(capsys.readouterr().out)
+    assert len(lines) == 7 and "other has metrics.jsonl" in lines[4] and "llmc plot" in lines[6]
+
+
+def test_the_next_commands_as_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my text.txt").write_text("A cat sat. " * 300, encoding="utf-8")
+    options = {
+        "data": ("my text.txt",),
+        "val_data": (),
+        "vocab_size": None,
+        "tokenizer": "bytes",
+        "output_dir": "my run",
+    }
+    llmc.train(**tiny_settings(tmp_path, **options, progress="lines", prompt="A cat"))
+    lines = last_words(capsys.readouterr().out)
+    commands = [shlex.split(line) for line in lines[lines.index("next:") + 1 :]]
+    assert [command[:2] for command in commands] == [["llmc", name] for name in ("generate", "train", "plot")]
+    for command in commands:
+        assert main(command[1:]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("A cat") and Path("runs.png").exists()
+    assert "llmc train --resume 'my run' --max-steps 32" in out.replace('"', "'")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (9.5, "9.5 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (12_000, "3 h 20 min")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
