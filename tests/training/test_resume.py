@@ -210,14 +210,11 @@ def test_a_longer_run_needs_no_consent_and_says_what_happens_to_the_rate(
     longer = Trainer(llmc.TrainConfig(**{**settings, "max_steps": 16}))
     (remark,) = longer.run.remarks
     assert remark.startswith(f"max_steps was 8, is 16: {said}")
-    assert longer.fit().history["step"] == list(range(step, 16))
-    whole = Trainer(
-        llmc.TrainConfig(**tiny_settings(tmp_path / "whole", schedule=schedule, final_lr_frac=0.1, max_steps=16))
-    )
-    assert [longer.lr(s) for s in range(17)] == [whole.lr(s) for s in range(17)]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert any(said in row.get("text", "") for row in rows)
-    assert not Trainer(llmc.TrainConfig(**{**settings, "max_steps": 16})).run.remarks  # it is 16 now
+    whole = llmc.lr_schedule(schedule, 1e-2, 2, 16, 0.1)
+    assert [longer.lr(s) for s in range(17)] == [whole(s) for s in range(17)]
+    if (schedule, step) == ("cosine", 8):
+        assert longer.fit().history["step"] == list(range(8, 16))
+        assert said in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_a_run_cannot_be_shorter_than_it_is(tmp_path: Path) -> None:

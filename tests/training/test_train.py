@@ -374,7 +374,7 @@ LOSSES = {0: 4.0, 2: 3.0, 4: 3.5, 6: 2.0, 8: 2.0, 10: 2.5, 12: math.nan, 14: 1.0
 EARLY = "stopped early at step 12 of 16: 3 validations in a row were not below the loss of 2.0000 of step 6, whose model is best.bin"
 
 
-@pytest.mark.parametrize("checkpoint_every", [0, 4, 5])
+@pytest.mark.parametrize("checkpoint_every", [0, 4])
 def test_patience(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint_every: int
 ) -> None:
@@ -398,7 +398,7 @@ def test_patience(
     assert (more.step, more.stopped_early) == (16, False)
 
 
-@pytest.mark.parametrize("step", [8, 10, 12])
+@pytest.mark.parametrize("step", [8, 12])
 @pytest.mark.parametrize("place", ["before", "in", "after"])
 def test_patience_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, place: str) -> None:
     """A run whose last checkpoint is from before, in or after the validation of its step counts each validation once."""
