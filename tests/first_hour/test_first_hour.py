@@ -76,7 +76,7 @@ LEFT_OUT = {
 
 # What is typed for a command with names that stand for others.
 TYPED = {
-    "llmc train --resume RUN --max-steps 800 --allow-changes": f"llmc train --resume {RUN} --max-steps 6 --allow-changes",
+    f"llmc train --resume {RUN} --max-steps 800": f"llmc train --resume {RUN} --max-steps 6",
     "llmc-train --data FOLDER": "llmc-train --data shards",
     "llmc import SOURCE OUT.bin": "llmc import hf OUT.bin",
     "llmc export RUN FOLDER": f"llmc export {RUN} FOLDER",

@@ -388,7 +388,8 @@ def test_patience(
     assert (result.step, result.stopped_early, result.stopped_by) == (12, True, 0)
     assert result.history["val_step"] == [0, 2, 4, 6, 8, 10, 12]
     said = capsys.readouterr().out
-    assert f"{EARLY}\ngenerating:" in said and finished_steps(tmp_path / "run")[-1] == 12
+    assert f"{EARLY}\ngenerating:" in said and said.count(" --patience 6\n") == 1
+    assert finished_steps(tmp_path / "run")[-1] == 12
     for patience in (3, 2):
         again = llmc.train(**{**settings, "resume": True, "patience": patience})
         assert (again.step, again.stopped_early, again.history["val_step"]) == (12, True, [])
