@@ -529,8 +529,10 @@ def test_best_model_is_kept(tmp_path: Path) -> None:
 def test_what_fails_after_the_last_step_does_not_cost_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Trainer) -> str:
-        raise RuntimeError("no sample")
+    def fail(self: Trainer, max_tokens: int | None) -> str:
+        if self.step == 8:
+            raise RuntimeError("no sample")
+        return ""
 
     monkeypatch.setattr(Trainer, "sample", fail)
     with pytest.raises(RuntimeError, match="no sample"):

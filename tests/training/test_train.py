@@ -202,7 +202,7 @@ def test_one_epoch(tmp_path: Path) -> None:
         ({}, 16, 16),
         ({"layers": None, "heads": None, "channels": None}, 16, 16),  # the small model
         ({"max_seq_len": 24}, 24, 16),
-        ({"sample_tokens": 20}, 16, 20),
+        ({"sample_tokens": 20}, 16, 16),
         ({"model": "d2", "layers": None, "heads": None, "channels": None}, 1024, 16),
         ({"model": "d2", "seq_len": 80, "layers": None, "heads": None, "channels": None}, 1024, 64),
     ],
@@ -210,7 +210,7 @@ def test_one_epoch(tmp_path: Path) -> None:
 def test_a_model_has_the_positions_that_are_trained(
     tmp_path: Path, changes: dict[str, Any], context: int, sample: int
 ) -> None:
-    """Unless its context is given, or a descriptor has one. By default no sample stands on positions that are not learned."""
+    """Unless its context is given, or a descriptor has one. No sample stands on positions that are not learned."""
     trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, **{"max_seq_len": None, **changes})))
     assert (trainer.model.config.max_seq_len, trainer.config.sample_tokens) == (context, sample)
     said = startup_report(trainer.run, 1)
@@ -418,7 +418,7 @@ def test_patience_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monke
         def on_eval(self, trainer: Trainer, step: int, loss: float) -> None:
             cut("in", trainer)
 
-    monkeypatch.setattr(Trainer, "sample", lambda trainer: cut("after", trainer))
+    monkeypatch.setattr(Trainer, "sample", lambda trainer, max_tokens: cut("after", trainer))
     with pytest.raises(RuntimeError, match="cut"):
         llmc.train(**settings, callbacks=[Cut()])
     place = ""
