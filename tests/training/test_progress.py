@@ -7,10 +7,10 @@ import json
 import math
 import os
 import re
-import select
 import signal
 import struct
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -165,14 +165,19 @@ def in_terminal() -> Iterator[Callable[..., str]]:
 
     def show(columns: int, tell: Callable[[BarConsole], None]) -> str:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        text = ""
+        raw = bytearray()
+
+        def read() -> None:
+            while not raw.endswith(b"\x04"):
+                raw.extend(os.read(controller, 10000))
+
+        reader = threading.Thread(target=read, daemon=True)  # a terminal takes little that nobody reads
+        reader.start()
         with open(terminal, "w", encoding="utf-8", closefd=False) as out:
             tell(BarConsole(out))
             out.write("\x04")
-        while "\x04" not in text:  # the output may arrive in several parts
-            assert select.select([controller], [], [], 10)[0], text
-            text += os.read(controller, 10000).decode()
-        return text.replace("\r\n", "\n").removesuffix("\x04")
+        reader.join(10)
+        return raw.decode().replace("\r\n", "\n").removesuffix("\x04")
 
     yield show
     os.close(controller)
@@ -270,7 +275,7 @@ def rows_of_a_run(folder: Path, *last: dict[str, Any], start: bool = True) -> st
     step = {k: v for k, v in vars(info(seconds=86400.0)).items() if k not in ("total_steps", "dtype")}
     rows = [{"kind": "start", "step": 0, "total_steps": 4}] if start else []
     rows += [{"kind": "validation", "step": 0, "loss": 5.5}]
-    rows += [{"kind": "train", **step, "step": i, "loss_z": None, "grad_z": "nan"} for i in range(4)]
+    rows += [{"kind": "train", **step, "step": i, "mfu": None, "loss_z": None, "grad_z": "nan"} for i in range(4)]
     rows += [{"kind": "validation", "step": 4, "loss": 4.5}, {"kind": "message", "text": "a\nsample"}, *last]
     lines = [json.dumps({"time": when + 86400 * int(row.get("step", 4)), **row}) + "\n" for row in rows]
     folder.mkdir()
