@@ -99,7 +99,7 @@ def startup_report(run: Run, total_steps: int) -> str:
         f"activations {_mib(plan.activations)}",
         *_memory_by_rank(run),
         f"memory per sequence: {_mib(plan.activations // c.batch_size)}",
-        f" -> estimated maximum batch size: {largest}",
+        f" -> estimated maximum batch size: {largest}{f' (of the {run.rows} rows of an update)' if run.rows else ''}",
         f"batch_size B={c.batch_size} * seq_len T={c.seq_len} * num_processes={run.world.size} and total_batch_size={c.total_batch_size}",
         f"=> setting grad_accum_steps={run.grad_accum}",
     ]
