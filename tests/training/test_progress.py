@@ -324,6 +324,16 @@ def test_watch_in_a_terminal(
         assert bar.startswith("loss 4.1235, val 4.5000, 1,000 tok/s, ") and last.endswith("after step 4")
 
 
+def test_watch_of_a_run_that_was_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bar keeps its numbers if the run goes on from its last step, and has the new number of steps."""
+    monkeypatch.setattr("llmc.commands.watch.shows_bar", lambda: True)
+    again = [{"kind": "end"}, {"kind": "start", "step": 4, "total_steps": 8}, {"kind": "end"}]
+    assert main(["watch", rows_of_a_run(tmp_path / "run", *again)]) == 0
+    assert re.search(r"\r 50%\|\S+ +\| loss 4.1235, val 4.5000, 1,000 tok/s, step 4/8, 100 GFLOP/s *\n", capsys.readouterr().out)
+
+
 def test_names_of_signals() -> None:
     assert (signal_name(signal.SIGINT), signal_name(signal.SIGTERM), signal_name(61)) == (
         "Ctrl-C",
