@@ -40,11 +40,12 @@ from typing import Any
 from llmc import _llmc
 from llmc.distributed.place import find_launcher
 from llmc.formats.metrics import read_rows
+from llmc.optim.schedule import warmup_problem
 from llmc.system.fs import write_atomically
 from llmc.system.signals import caught_signals, pass_on, signal_name
 from llmc.system.toml import load_toml_file
 from llmc.training.logs import LineConsole
-from llmc.training.settings import TrainConfig, check_names
+from llmc.training.settings import TrainConfig, check_names, defaults
 
 _KEYS = {"output_dir", "jobs", "devices", "settings", "grid", "runs"}
 
@@ -166,6 +167,16 @@ class Sweep:
                 report(f"{run.name}: done before")
             else:
                 waiting.append(run)
+                values = {**defaults(run.settings.get("model")), **run.settings}
+                schedule = (
+                    values[n] for n in ("schedule", "learning_rate", "warmup_steps", "max_steps", "final_lr_frac")
+                )
+                if (
+                    "warmup_steps" in run.settings
+                    and values["max_steps"] > 0
+                    and (problem := warmup_problem(*schedule))
+                ):
+                    report(f"warning: {run.name}: {problem}")
         free: list[int | None] = list(self.devices) or [None] * self.jobs  # None: a turn on the CPU
         running: list[tuple[SweepRun, int | None, subprocess.Popen[bytes]]] = []
         # One thread starts, stops and waits for all runs, so no run can start after the signal was passed on to the others.

@@ -37,6 +37,7 @@ def write(folder: Path, changes: dict[str, Any] | None = None, **tables: str) ->
 def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
     path = write(
         tmp_path,
+        {"warmup_steps": 3},
         grid="learning_rate = [1e-3, 1e-2]\nval_data = ['missing.bin', "
         + repr(str(tmp_path / "data" / "val.bin"))
         + "]",
@@ -44,6 +45,7 @@ def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
     lines: list[str] = []
     sweep = Sweep.load(path)
     assert len(sweep.runs) == 4 and not sweep.execute(lines.append)
+    assert sum("warmup_steps is 3 of 3 steps in all: the learning rate rises to" in line for line in lines) == 4
     status = {run.name: run.status for run in sweep.runs}
     assert sorted(s.split(":")[0] for s in status.values()) == ["done", "done", "failed", "failed"]
     rows = list(csv.DictReader((tmp_path / "sweep" / "summary.csv").read_text().splitlines()))
@@ -92,7 +94,7 @@ def lines_of(path: Path) -> int:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_stopped_sweep_saves_and_continues(tmp_path: Path, name: str) -> None:
     """Of three runs, two run at a time. SIGINT goes to the whole process group, as from a terminal."""
-    number = getattr(signal, name)
+    number, called = getattr(signal, name), "Ctrl-C" if name == "SIGINT" else name
     path = write(tmp_path, {"max_steps": 100_000_000, "val_every": 0, "plot": False}, grid="seed = [1, 2, 3]")
     sweep = command(path)
     folders = [tmp_path / "sweep" / f"seed={i}" for i in (1, 2, 3)]
@@ -108,7 +110,7 @@ def test_a_stopped_sweep_saves_and_continues(tmp_path: Path, name: str) -> None:
         else:
             sweep.send_signal(number)
         out, _ = sweep.communicate(timeout=60)
-        assert sweep.returncode == 128 + number and f"stopped by signal {int(number)}, 0 of 3 runs done" in out, out
+        assert sweep.returncode == 128 + number and f"stopped by {called}, 0 of 3 runs done" in out, out
         assert not any(child.is_running() for child in children)
     finally:
         for child in children:

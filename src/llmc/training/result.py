@@ -30,6 +30,7 @@ class TrainResult:
         run_dir: None if nothing was kept.
         stopped_by: the number of the signal that ended the run, or 0. It can be another only if fit() was told not to pass the signal
             on, or the program has a handler for it that returned.
+        stopped_early: whether validation losses ended the run before its last step (the setting patience).
     """
 
     history: dict[str, list[float]]
@@ -38,12 +39,14 @@ class TrainResult:
     tokenizer: Tokenizer | None
     step: int
     stopped_by: int = 0
+    stopped_early: bool = False
 
     def __repr__(self) -> str:
         facts = [f"step={self.step}"]
         facts += [f"{name}={self.history[name][-1]:.4f}" for name in ("train_loss", "val_loss") if self.history[name]]
         facts += [f"run_dir={str(self.run_dir)!r}"] if self.run_dir else []
         facts += [f"stopped by {signal_name(self.stopped_by)}"] if self.stopped_by else []
+        facts += ["stopped early"] if self.stopped_early else []
         return f"TrainResult({', '.join(facts)})"
 
     def plot(self, *, window: int = 1) -> Figure:

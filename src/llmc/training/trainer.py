@@ -23,6 +23,7 @@ from llmc.checkpoint import Checkpointer, finished_steps, send_state
 from llmc.distributed.launcher import started_by_launcher
 from llmc.distributed.world import open_world
 from llmc.evals import multiple_choice
+from llmc.formats.metrics import read_rows
 from llmc.formats.state_file import TrainState
 from llmc.system.fs import SYSTEM, Fs, shell_word, write_atomically
 from llmc.system.signals import StopRequested, StopSignals, pass_on, signal_name
@@ -36,8 +37,11 @@ from llmc.training.result import TrainResult
 from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
+from llmc.training.slowness import Slowness
 from llmc.training.summary import Reached, counting_losses, summary
 from llmc.values import decimal_bytes
+
+_SHORT_SAMPLE = 32  # tokens
 
 
 class Callback:
@@ -112,11 +116,15 @@ class Trainer:
         self.skipped_steps = 0
         self.best_val_loss = math.inf
         self.best_val_step: int | None = None  # if it is known
+        self.worse_validations = 0  # in a row, since the best
+        self._judged_step = -1  # of the last validation that was compared with the best
         self.loss_outliers, self.grad_outliers = OutlierDetector(), OutlierDetector()
         self._history, self._throughput = History(), Throughput()
         self._signals = StopSignals()
         self._agreed_stop = 0  # a signal that one of several ranks received
         self._slow_ranks, self._own_seconds = SlowRanks(self.world.hosts), 0.0
+        alone_on_cpu = self.config.device == "cpu" and self.world.size == 1  # else ranks are programs to each other
+        self._slowness = Slowness(self.model.backend.info().threads if alone_on_cpu else None)
         self._step_begin: float | None = None  # of the update that comes next, if it followed the last one at once
         self._saved_step = -1  # of the newest checkpoint on the disk, as far as rank 0 knows
         if run.state is not None:
@@ -189,6 +197,10 @@ class Trainer:
 
     def _fit(self) -> TrainResult:
         with self.world.failure_told(), locked(self.run_dir if self.world.leads else None, self.log.text):
+            if self.run.state is not None and self.step == self.run.state.step:
+                if ended := self.world.share_value(self._nothing_left() if self.world.leads else None):
+                    self.log.text(ended)
+                    return self._result(0)
             if self.world.leads:
                 self.log = open_logs(self.config, self.run_dir, self.step)
             self._agreed_stop = 0
@@ -207,7 +219,33 @@ class Trainer:
                 self.log.close()
                 self.log = self._console()
             self.world.barrier()  # until rank 0 has written everything
-        return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by)
+        return self._result(stopped_by)
+
+    def _result(self, stopped_by: int) -> TrainResult:
+        early = not stopped_by and self.step < self.total_steps
+        return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by, early)
+
+    def _nothing_left(self) -> str:
+        """Return what to say of a run that is resumed after its end; empty if it has not ended, or was not validated there."""
+        patience, early = self.config.patience, self.step < self.total_steps
+        if self.run_dir is None or (early and not patience):
+            return ""
+        loss, path = math.nan, self.run_dir / "metrics.jsonl"
+        if self.val_loader is not None and self.config.val_every:
+            rows = [row for row in read_rows(path) if row.get("kind") == "validation"] if path.is_file() else []
+            if not rows or rows[-1]["step"] != self.step:
+                return ""
+            loss = float("nan" if rows[-1]["loss"] is None else rows[-1]["loss"])
+        # The checkpoint may have been written before that validation.
+        worse = self.worse_validations + (self.step > self._judged_step and not loss < self.best_val_loss)
+        if early and worse < patience:
+            return ""
+        what = f"is finished: step {self.step} of {self.total_steps}"
+        if not math.isnan(loss):
+            what += f", validation loss {loss:.4f}"
+        what = f"was {self._early_stop(worse)}" if early else what
+        again = f"--patience {2 * patience}" if early else f"--max-steps {2 * self.total_steps}"
+        return f"{self.run_dir} {what}. To go on: llmc train --resume {shell_word(self.run_dir)} {again}"
 
     def _console(self) -> Log:
         return Console() if self.world.leads else Log()
@@ -227,7 +265,7 @@ class Trainer:
         while not self._stopped_by:
             last = self.step >= self.total_steps
             try:
-                self._between_steps(last)
+                last = self._between_steps(last)
             except StopRequested:
                 break
             if last:
@@ -236,10 +274,16 @@ class Trainer:
         if self._stopped_by:
             self._save(background=False, final=True)
 
-    def _between_steps(self, last: bool) -> None:
+    def _between_steps(self, last: bool) -> bool:
         """Do what llm.c does before an update: checkpoint, validation, HellaSwag, sample.
 
         The checkpoint comes first, so that none of the others can cost it.
+
+        Args:
+            last: whether all updates are made.
+
+        Returns:
+            Whether the run ends here: that, or patience is at its end.
         """
         config, step = self.config, self.step
 
@@ -253,16 +297,24 @@ class Trainer:
                 self._save(background=config.async_save and not last, final=last)
         if self.val_loader is not None and config.val_every and (due(config.val_every) or last):
             self.validate()
+            if self._out_of_patience and not last:
+                last = True
+                self.log.text(self._early_stop(self.worse_validations))
+                if config.checkpoint_every >= 0:
+                    self._save(background=False, final=True)
         if self.run.hellaswag_examples and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
-        if config.sample_every > 0 and ((step > 0 and due(config.sample_every)) or last):
-            self._sample_on_rank_0()
+        small = config.model is None  # llm.c's runs write samples as llm.c does
+        if config.sample_every > 0 and (((step > 0 or small) and due(config.sample_every)) or last):
+            self._sample_on_rank_0(short=small and not last)
+        return last
 
-    def _sample_on_rank_0(self) -> None:
+    def _sample_on_rank_0(self, short: bool) -> None:
         self._at("sampling")
         if self.world.leads:
+            tokens = min(_SHORT_SAMPLE, self.config.sample_tokens) - 1 if short else None
             with self._interruptible():
-                text = self.sample()
+                text = self.sample(max_tokens=tokens)
             self.log.text(f"generating:\n---\n{text}\n---")
         self.world.barrier()
 
@@ -321,8 +373,9 @@ class Trainer:
             self.log.text(f"continuing {self.run_dir} from step {self.step}")
         table, short = startup_report(self.run, self.total_steps), short_report(self.run, self.total_steps)
         self.log.start(self.step, self.total_steps, f"{table}\n{self._space}".rstrip(), short)
-        if self._space_warning:
-            self.log.text(self._space_warning)
+        for remark in (self._space_warning, *self.run.remarks):
+            if remark:
+                self.log.text(remark)
         if config.hellaswag and not self.run.hellaswag_examples:
             self.log.text(
                 f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it"
@@ -330,6 +383,8 @@ class Trainer:
 
     def _after_step(self, info: StepInfo) -> None:
         self.log.step(info)
+        if self.world.leads and (line := self._slowness.update(info.seconds, self.total_steps - self.step)):
+            self.log.text(line)
         if self.run.gpu_info is not None and self.step % self.config.gpu_info_every == 0:
             self.log.text(self.run.gpu_info.line())
         for callback in self.callbacks:
@@ -431,14 +486,36 @@ class Trainer:
         self._history.add(val_step=self.step, val_loss=loss)
         for callback in self.callbacks:
             callback.on_eval(self, self.step, loss)
-        if loss < self.best_val_loss:
-            self.best_val_loss, self.best_val_step = loss, self.step
-            if config.save_best and self.run_dir is not None and self.step > 0:
-                if world.leads:
-                    path = self.run_dir / "best.bin"
-                    self._finish_saving(lambda: self.model.save(path, fs=self.fs))
-                world.barrier()
+        if self._judge(loss) and config.save_best and self.run_dir is not None and self.step > 0:
+            if world.leads:
+                path = self.run_dir / "best.bin"
+                self._finish_saving(lambda: self.model.save(path, fs=self.fs))
+            world.barrier()
         return loss
+
+    def _judge(self, loss: float) -> bool:
+        """Compare a validation loss of the present step with the best; return whether it is a new best one.
+
+        The same step may be validated again, as by a run that was stopped after a validation and goes on: it counts once.
+        """
+        better = loss < self.best_val_loss
+        if better:
+            self.best_val_loss, self.best_val_step, self.worse_validations = loss, self.step, 0
+        elif self.step > self._judged_step:
+            self.worse_validations += 1
+        self._judged_step = self.step
+        return better
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.worse_validations
+
+    def _early_stop(self, worse: int) -> str:
+        kept = self.config.save_best and self.run_dir is not None and self.best_val_step
+        return (
+            f"stopped early at step {self.step} of {self.total_steps}: {worse} validations in a row were not below "
+            f"the loss of {self.best_val_loss:.4f} of step {self.best_val_step}{', whose model is best.bin' if kept else ''}"
+        )
 
     def evaluate_hellaswag(self) -> float:
         """Compute acc_norm, from 0 to 1, on llm.c's HellaSwag file."""
@@ -455,7 +532,8 @@ class Trainer:
 
         Args:
             prompt: what the text begins with; by default the setting's. Empty: an end-of-text token.
-            max_tokens: new tokens; by default one less than the setting sample_tokens, which counts the prompt's first.
+            max_tokens: new tokens; by default one less than the setting sample_tokens, which counts the prompt's first, but not more
+                than the prompt leaves of the positions that are trained.
 
         Returns:
             The prompt and its continuation; ids of tokens if the run has no tokenizer.
@@ -472,9 +550,11 @@ class Trainer:
 
     def _generate(self, prompt: list[int], max_tokens: int | None) -> list[int]:
         config = self.config
-        count = config.sample_tokens - 1 if max_tokens is None else max_tokens
+        if max_tokens is None:
+            room = config.seq_len - len(prompt)
+            max_tokens = min(config.sample_tokens - 1, room) if room > 0 else config.sample_tokens - 1
         tokens = self.model.generate(
-            prompt, max(0, count), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+            prompt, max(0, max_tokens), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
         )
         return tokens  # type: ignore[return-value]
 
@@ -546,6 +626,8 @@ class Trainer:
                 "skipped_steps": self.skipped_steps,
                 "best_val_loss": str(self.best_val_loss),
                 "best_val_step": self.best_val_step,
+                "worse_validations": self.worse_validations,
+                "judged_step": self._judged_step,
             },
         )
         try:
@@ -601,6 +683,8 @@ class Trainer:
         self.skipped_steps = extra.get("skipped_steps", 0)
         self.best_val_loss = float(extra.get("best_val_loss", math.inf))
         self.best_val_step = extra.get("best_val_step")
+        self.worse_validations = extra.get("worse_validations", 0)
+        self._judged_step = extra.get("judged_step", -1)
 
     def _write_plot(self) -> None:
         if self.config.plot and self.run_dir is not None and self.world.leads and self.history["step"]:
