@@ -305,7 +305,9 @@ class Sweep:
         if folders:
             from llmc.plot import plot_runs
 
-            plot_runs(folders, self.output_dir / "summary.png")
+            note = plot_runs(folders, self.output_dir / "summary.png")
+            if note:
+                report(f"note: summary.png: {note}")
             report(f"summary.csv and summary.png are in {self.output_dir}")
 
 

@@ -161,7 +161,7 @@ def test_no_function_is_named_like_one_of_std(path):
 
 # Packages that are not needed to train on a CPU; each is imported by the function that uses it.
 OPTIONAL = {"torch", "matplotlib", "mpi4py", "safetensors", "transformers", "huggingface_hub", "wandb", "tensorboardX"}
-OPTIONAL |= {"pyarrow", "requests", "tokenizers", "datasets", "lm_eval", "pynvml"}
+OPTIONAL |= {"pyarrow", "requests", "tokenizers", "datasets", "lm_eval", "pynvml", "gguf"}
 
 
 def imported_at_once(tree: ast.Module) -> set[str]:

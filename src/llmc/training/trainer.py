@@ -691,7 +691,9 @@ class Trainer:
             from llmc.plot import plot_runs
 
             try:
-                plot_runs([self.run_dir], self.run_dir / "loss.png")
+                note = plot_runs([self.run_dir], self.run_dir / "loss.png")
+                if note:
+                    self.log.text(f"note: loss.png: {note}")
             except (OSError, ValueError) as e:
                 self.log.text(f"warning: loss.png could not be drawn: {e}")
 
