@@ -28,6 +28,7 @@ from llmc import _llmc
 from llmc.checkpoint import finished_steps
 from llmc.distributed.place import find_launcher
 from llmc.formats.metrics import Row, follow_rows, read_rows
+from llmc.optim.schedule import warmup_problem
 from llmc.system.fs import shell_word, write_atomically
 from llmc.system.signals import caught_signals, pass_on, signal_name
 from llmc.system.toml import load_toml_file
@@ -63,9 +64,20 @@ class SweepRun:
     @property
     def steps(self) -> int:
         """How many steps it makes; -1: one epoch."""
-        config = TrainConfig(**self.settings)
-        steps: int = defaults(config.model)["max_steps"] if config.max_steps is None else config.max_steps
+        steps: int = self._values()["max_steps"]
         return steps
+
+    def warmup_problem(self) -> str:
+        """Return what is wrong with a warm-up that the sweep gives it, for its number of steps; empty: nothing."""
+        values = self._values()
+        names = ("schedule", "learning_rate", "warmup_steps", "max_steps", "final_lr_frac")
+        if "warmup_steps" not in self.settings or self.steps < 1:
+            return ""
+        return warmup_problem(*(values[name] for name in names))
+
+    def _values(self) -> dict[str, Any]:
+        """Return its settings with the defaults of those that the sweep does not give."""
+        return {**defaults(self.settings.get("model")), **self.settings}
 
 
 @dataclass
@@ -207,6 +219,8 @@ class Sweep:
             else:
                 run.status = ""
                 waiting.append(run)
+                if problem := run.warmup_problem():
+                    display.run(run, f"warning: {problem}")
         free: list[int | None] = list(self.devices) or [None] * self.jobs  # None: a turn on the CPU
         running: list[tuple[SweepRun, int | None, subprocess.Popen[bytes]]] = []
         # One thread starts, stops and waits for all runs, so no run can start after the signal was passed on to the others.
@@ -346,7 +360,9 @@ class Sweep:
         if folders:
             from llmc.plot import plot_runs
 
-            plot_runs(folders, self.output_dir / "summary.png")
+            note = plot_runs(folders, self.output_dir / "summary.png")
+            if note:
+                display.text(f"note: summary.png: {note}")
             display.text(f"summary.csv and summary.png are in {self.output_dir}")
         if best is not None:
             display.text(f"* the best: {best.name}, val loss {best.results['val_loss']:.4f}{self._next(best)}")

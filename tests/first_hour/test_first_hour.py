@@ -60,6 +60,7 @@ LEFT_OUT = {
     "python -m llmc.lm_eval": "needs its extra; tests/models/test_lm_eval.py",
     "python -m llmc.train_gpt2": "trains 124M; tests/programs/test_train_gpt2.py",
     "python -m llmc.reference": "trains 124M; tests/models/test_reference.py",
+    "OMP_NUM_THREADS=4 llmc-train": "a pattern, not a command",
     "*llmc-train *...*": "a pattern, not a command; tests/distributed",
     "torchrun *...": "a pattern, not a command; tests/distributed",
     "llmc-train --processes N*": "a pattern, not a command; tests/distributed",
@@ -274,13 +275,45 @@ def options_of(words: list[str]) -> str | None:
     return "".join(file.read_text(encoding="utf-8") for file in [path, *beside] if file.is_file())
 
 
+def assert_options_exist(words: list[str]) -> None:
+    """Assert that the options of a command are in the help, or in the source, of its program, if that is one of ours."""
+    ours = re.split(r"\bllmc(?:-train)?\b", typed(words))[-1].split()
+    text = options_of(words)
+    for option in (word for word in ours if text and re.fullmatch(r"--?[a-z][a-z-]*", word)):
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), f"'{typed(words)}': there is no {option}"
+
+
 @pytest.mark.parametrize("pattern", LEFT_OUT)
 def test_what_is_left_out_has_options_that_there_are(pattern: str) -> None:
     for words in (words for _, words in EVERY if fnmatchcase(typed(words), pattern)):
-        ours = re.split(r"\bllmc(?:-train)?\b", typed(words))[-1].split()
-        text = options_of(words)
-        for option in (word for word in ours if text and re.fullmatch(r"--?[a-z][a-z-]*", word)):
-            assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), f"'{typed(words)}': there is no {option}"
+        assert_options_exist(words)
+
+
+WINDOWS = {
+    "powershell": r"py -m venv \.venv|\.venv\\Scripts\\Activate\.ps1|\$env:[A-Z_]+ = \w+|pip install \S+|(llmc|llmc-train)( .*)?",
+    "bat": r"py -m venv \.venv|\.venv\\Scripts\\activate\.bat|set [A-Z_]+=\w+|pip install \S+|(llmc|llmc-train)( .*)?",
+}
+
+
+@pytest.mark.parametrize("shell", WINDOWS)
+def test_windows_commands_are_right_in_their_shell(shell: str) -> None:
+    """They are read, because no such shell is here: no single quotes, which cmd does not know, and no &&, which PowerShell 5 does not."""
+    lines = [c.text for document in documents.DOCUMENTS for c in documents.commands(document) if c.shell == shell]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(WINDOWS[shell], line) and not re.search(r"'|&&|\\$", line), line
+        words = shlex.split(line, posix=False)
+        if words[0] in ("llmc", "llmc-train"):
+            assert_options_exist(words)
+
+
+def test_both_shells_of_windows_do_the_same() -> None:
+    def plain(shell: str) -> list[str]:
+        lines = [c.text for c in documents.commands(ROOT / "README.md") if c.shell == shell]
+        lines = [re.sub(r"[Aa]ctivate\.(ps1|bat)", "activate", line) for line in lines]
+        return [re.sub(r"(?:set |\$env:)(\w+) ?= ?", r"\1=", line) for line in lines]
+
+    assert plain("powershell") == plain("bat")
 
 
 def test_python_blocks_of_the_readme(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

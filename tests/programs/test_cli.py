@@ -71,7 +71,11 @@ def test_small_default_run_on_own_text_then_generate(tmp_path: Path) -> None:
     options = "--layers 2 --channels 64 --tokenizer bpe:300 -x 30 -v 10 -t 32 -b 8".split()
     result = run("train", "--data", "my.txt", *options, "--temperature", "0", "-g", "12", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "| train data pattern    | my.txt" in result.stdout and "step   30/30 | loss" in result.stdout
+    shown = result.stdout.splitlines()
+    assert (
+        shown[0].startswith("GPT-2 of ") and shown[0].endswith(" on my.txt") and shown[1].startswith("30 steps of 256 ")
+    )
+    assert shown[3].startswith("step  0/30: val loss ") and shown[4].startswith("step 10/30: train loss ")
     (folder,) = (tmp_path / "runs").iterdir()
     names = {p.name for p in folder.iterdir()}
     assert {"main.log", "metrics.jsonl", "config.toml", "tokenizer.bin", "loss.png", "DONE_00000030"} <= names
@@ -80,7 +84,12 @@ def test_small_default_run_on_own_text_then_generate(tmp_path: Path) -> None:
     several = run("generate", str(folder), "the", "-n", "5", "--samples", "3", "--past-eot", cwd=tmp_path)
     assert several.stdout.count("---") == 3
     watched = run("watch", "--once", str(folder), cwd=tmp_path)
-    assert watched.returncode == 0 and "step 30: val loss" in watched.stdout
+    assert watched.returncode == 0 and not watched.stderr and "\r" not in watched.stdout
+    assert (
+        shown[3] in watched.stdout
+        and "step 30/30: train loss" in watched.stdout
+        and "the run ended on" in watched.stdout
+    )
 
 
 def test_resume_by_run_directory(tmp_path: Path) -> None:
@@ -114,15 +123,17 @@ def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
         time.sleep(0.01)
     watched = run("watch", "log", "--interval", "0.05", cwd=tmp_path)  # does not return before the run ends
     assert watched.returncode == 0, watched.stderr
-    assert re.search(r"step 300: val loss \d\.\d{4}", watched.stdout)
-    assert "300/300" in watched.stderr and "tok/s" in watched.stderr
+    assert re.search(r"step 300/300: train loss .*, val loss \d\.\d{4}, .* tokens/s, in ", watched.stdout)
+    assert watched.stdout.splitlines()[-1].endswith("after step 300 of 300")
     assert '"end"' in metrics.read_text().splitlines()[-1]
     assert child.wait(60) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals(tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "called"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_signals(tmp_path: Path, number: int, code: int, called: str) -> None:
     train, val = tiny_data(tmp_path / "data")
     options = [*TINY, "-i", train, "-j", val, "-o", "log", "--progress", "lines"]
     options[options.index("-x") + 1] = "100000000"
@@ -135,9 +146,7 @@ def test_signals(tmp_path: Path, number: int, code: int) -> None:
     child.send_signal(number)
     out, err = child.communicate(timeout=60)
     assert child.returncode == code, err
-    assert re.search(
-        rf"stopped by signal {int(number)} after step \d+, saved; continue with: llmc train --resume log", out
-    )
+    assert re.search(rf"stopped by {called} after step \d+, saved; continue with:\n  llmc train --resume log\n", out)
     assert list((tmp_path / "log").glob("DONE_*"))
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import VOCAB, tiny_run, tiny_settings
@@ -71,7 +72,7 @@ def test_only_what_is_true_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert last_words(capsys.readouterr().out)[2:] == [
         f"{run} has the checkpoint model_00000008.bin, metrics.jsonl",
         "next:",
-        f"  llmc train --resume {shell_word(run)} --max-steps 16",
+        f"  llmc train --resume {shell_word(run)} --max-steps 16 --allow-changes",
         f"  llmc plot {shell_word(run)}",
     ]
     tiny_run(tmp_path, progress="lines", output_dir=str(tmp_path / "other"), checkpoint_every=-1)
@@ -99,7 +100,7 @@ def test_the_next_commands_as_typed(
         assert main(command[1:]) == 0
     out = capsys.readouterr().out
     assert out.startswith("A cat") and Path("runs.png").exists()
-    assert "llmc train --resume 'my run' --max-steps 32" in out.replace('"', "'")
+    assert "llmc train --resume 'my run' --max-steps 32 --allow-changes" in out.replace('"', "'")
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,41 @@ def test_the_next_commands_as_typed(
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [31, 31, 63]),  # at the start, on the way, and at the end, of which one token is the first
+        ({"sample_tokens": 20}, [19, 19, 19]),
+        ({"model": "d12", "sample_tokens": 40}, [39, 39]),
+    ],
+)
+def test_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], expected: list[int]
+) -> None:
+    sizes = {
+        "seq_len": 64,
+        "max_seq_len": 80,
+        "max_steps": 4,
+        "sample_every": 2,
+        "val_every": 0,
+        "checkpoint_every": -1,
+    }
+    llmc.train(**{**tiny_settings(tmp_path, progress="lines"), **sizes, "output_dir": None, **options})
+    samples = re.findall(r"^generating:\n---\n(.*?)\n---$", capsys.readouterr().out, re.M | re.S)
+    assert [len(sample.split()) for sample in samples] == expected
+
+
+def test_a_sample_stays_on_positions_that_are_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        llmc.GPT2, "generate", lambda model, prompt, count, **_: asked.append((len(prompt), count)) or [0]
+    )
+    options = {"sample_every": 8, "tokenizer": "bytes", "vocab_size": 257, "sample_tokens": 100}
+    for prompt in ("", "12345", "1" * 16):
+        tiny_run(tmp_path, **options, prompt=prompt, output_dir=None, progress="none")
+    assert asked == [(1, 15), (1, 15), (5, 15), (5, 11), (16, 15), (16, 15)]
+    assert capsys.readouterr().out.count("sample_tokens is 16, not 100") == 3

@@ -39,6 +39,7 @@ def write(folder: Path, changes: dict[str, Any] | None = None, **tables: str) ->
 def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
     path = write(
         tmp_path,
+        {"warmup_steps": 3},
         grid="learning_rate = [1e-3, 1e-2]\nval_data = ['missing.bin', "
         + repr(str(tmp_path / "data" / "val.bin"))
         + "]",
@@ -46,6 +47,7 @@ def test_grid_with_a_failure_and_restart(tmp_path: Path) -> None:
     lines: list[str] = []
     sweep = Sweep.load(path)
     assert len(sweep.runs) == 4 and not sweep.execute(lines.append)
+    assert sum("warmup_steps is 3 of 3 steps in all: the learning rate rises to" in line for line in lines) == 4
     status = {run.name: run.status for run in sweep.runs}
     assert sorted(s.split(":")[0] for s in status.values()) == ["done", "done", "failed", "failed"]
     rows = list(csv.DictReader((tmp_path / "sweep" / "summary.csv").read_text().splitlines()))

@@ -110,7 +110,7 @@ def _commands(run: Run, step: int, saved: bool, best: bool, launched: bool) -> l
         )
     if saved:
         ranks = f" --processes {run.world.size}" if launched else ""
-        commands.append(f"llmc train --resume {directory} --max-steps {2 * step}{ranks}")
+        commands.append(f"llmc train --resume {directory} --max-steps {2 * step} --allow-changes{ranks}")
     return [*commands, f"llmc plot {directory}"]
 
 
