@@ -103,6 +103,15 @@ def test_the_next_commands_as_typed(
     assert "llmc train --resume 'my run' --max-steps 32" in out.replace('"', "'")
 
 
+def test_a_run_that_patience_ended_goes_on_with_more_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llmc.GPT2, "evaluate", lambda *args: 3.0)
+    result = tiny_run(tmp_path, progress="lines", max_steps=40, patience=2)
+    lines = last_words(capsys.readouterr().out)
+    assert result.step == 8 and lines[0].startswith("trained 8 steps") and lines[-2].endswith("--patience 4")
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.04, "0.0 s"), (9.5, "9.5 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (12_000, "3 h 20 min")],
