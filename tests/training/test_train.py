@@ -391,8 +391,8 @@ def test_patience(
     for patience in (3, 2):
         again = llmc.train(**{**settings, "resume": True, "patience": patience})
         assert (again.step, again.stopped_early, again.history["val_step"]) == (12, True, [])
-        assert f"was {EARLY}. To go on: llmc train --resume " in (said := capsys.readouterr().out)
-        assert said.endswith(f" --patience {2 * patience}\n") and said.count("\n") == 1
+        assert f"was {EARLY}. To go on:\n  llmc train --resume " in (said := capsys.readouterr().out)
+        assert said.endswith(f" --patience {2 * patience}\n") and said.count("\n") == 2
     more = llmc.train(**{**settings, "resume": True, "patience": 4})
     assert (more.step, more.stopped_early) == (16, False)
 
