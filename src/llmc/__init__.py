@@ -11,8 +11,9 @@ from llmc.optim.adamw import AdamW
 from llmc.optim.schedule import lr_schedule
 from llmc.system import cuda_libs
 from llmc.system.cache import tune_file
+from llmc.training.result import TrainResult
 from llmc.training.settings import TrainConfig
-from llmc.training.trainer import Callback, Trainer, TrainResult, train
+from llmc.training.trainer import Callback, Trainer, train
 
 __all__ = [
     "GPT2",

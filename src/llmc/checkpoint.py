@@ -41,7 +41,7 @@ from llmc.models.model import Model
 from llmc.optim.optimizer import Optimizer
 from llmc.system.fs import SYSTEM, Fs, StrPath, publish, shell_word, stage, unstage, write_atomically
 from llmc.system.memory import available_host_memory
-from llmc.values import MEMORY_DTYPES
+from llmc.values import MEMORY_DTYPES, decimal_bytes
 
 # ---- names ----
 
@@ -122,8 +122,8 @@ class Checkpointer:
         if optimizer.sharded and not copied:
             raise OSError(
                 errno.ENOMEM,
-                f"{layout.copy_bytes / 1e6:.1f} MB of memory are needed to gather the ranks' state, "
-                f"{available_host_memory() / 1e6:.1f} MB are free",
+                f"{decimal_bytes(layout.copy_bytes)} of memory are needed to gather the ranks' state, "
+                f"{decimal_bytes(available_host_memory())} are free",
                 str(self.directory),
             )
         begin()
@@ -186,7 +186,7 @@ class Checkpointer:
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
+                f"a checkpoint needs {decimal_bytes(needed)}, {decimal_bytes(free)} are free",
                 str(self.directory),
             )
         return needed, free

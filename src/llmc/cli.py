@@ -25,7 +25,7 @@ COMMANDS = {
     "check": "check the kernels of this machine, CPU or GPU",
     "data": "download or tokenise a data set",
     "import": "convert a Hugging Face model into an llm.c checkpoint",
-    "export": "convert a checkpoint into a Hugging Face folder",
+    "export": "convert a checkpoint into a Hugging Face folder, or GGUF for llama.cpp",
     "eval": "compute validation loss, HellaSwag or MMLU of a checkpoint",
     "plot": "plot the curves of one run or several",
     "watch": "follow a run from another terminal",

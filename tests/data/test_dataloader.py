@@ -304,6 +304,8 @@ def test_other_errors(shards, tmp_path):
             DataLoader(path, 1, 4, **options)
     for B, T in [(0, 4), (4, 0), (-1, 4)]:
         with pytest.raises(ValueError, match=f"B is {B} and T is {T}"):
+            _llmc.DataLoader([path], B, T)
+        with pytest.raises(ValueError, match=r"(batch_size|seq_len) is (0|-1), expected 1 to"):
             DataLoader(path, B, T)
     with pytest.raises(llmc.Error, match="is a directory"):
         _llmc.inspect_shard(tmp_path)

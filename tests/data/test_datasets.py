@@ -603,6 +603,7 @@ def test_gpt2_from_its_file_encodes_as_tiktoken_does(tmp_path: Path, gpt2: Token
     [
         ("pyarrow", "pyarrow"),
         ("tokenizers", "tokenizers"),
+        ("gguf", "gguf"),
         ("tensorboardX", "tensorboardX"),
         ("wandb", "wandb"),
     ],
@@ -611,6 +612,7 @@ def test_a_missing_package_is_named_as_pip_knows_it(
     missing: str, packages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message gives the package's own name: `pip install 'llmc[...]'` would bring another project, and `'.[...]'` needs a clone."""
+    from llmc.hub.gguf import export_gguf
     from llmc.training.logs import check_packages
 
     (tmp_path / "a.parquet").touch()
@@ -618,6 +620,9 @@ def test_a_missing_package_is_named_as_pip_knows_it(
     use: dict[str, Callable[[], object]] = {
         "pyarrow": lambda: list(DocumentReader().pieces(tmp_path / "a.parquet")),
         "tokenizers": lambda: Tokenizer.load(tmp_path / "tokenizer.json"),
+        "gguf": lambda: export_gguf(
+            llmc.GPT2(llmc.GPT2Config(8, 257, 1, 1, 8)), tmp_path / "m.gguf", Tokenizer.byte_level()
+        ),
         "tensorboardX": lambda: check_packages(llmc.TrainConfig(tensorboard=True)),
         "wandb": lambda: check_packages(llmc.TrainConfig(wandb="project")),
     }

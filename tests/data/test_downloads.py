@@ -135,7 +135,7 @@ def test_a_broken_connection_is_resumed(server: Server) -> None:
 
 def test_a_download_is_continued_by_the_next_run(server: Server) -> None:
     server.behaviour = ["half", *["busy"] * 4]
-    with pytest.raises(ConnectionError, match=r"503\)\. The 0\.5 MB that came are kept"):
+    with pytest.raises(ConnectionError, match=r"503\)\. The 512\.0 kB that came are kept"):
         fetch(remote(server))
     server.requests.clear()
     assert fetch(remote(server)).read_bytes() == CONTENT
@@ -145,7 +145,7 @@ def test_a_download_is_continued_by_the_next_run(server: Server) -> None:
 def test_a_full_disk_keeps_what_came(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as full:
         small_disk(full, 300_000)
-        with pytest.raises(OSError, match=r"No space left on device after 0\.3 MB of 1\.0: .*data\.bin'"):
+        with pytest.raises(OSError, match=r"No space left on device after 300\.0 kB of 1\.0 MB: .*data\.bin'"):
             fetch(remote(server, size=len(CONTENT)))
     server.requests.clear()
     assert fetch(remote(server, size=len(CONTENT))).read_bytes() == CONTENT

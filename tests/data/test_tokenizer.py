@@ -482,10 +482,11 @@ def test_streams_hold_back_half_characters(make):
 
 
 def test_streams_of_broken_characters():
-    """Bytes that are not UTF-8 become U+FFFD; those of an unfinished character do so at the end of the stream."""
+    """Bytes that are not UTF-8 become U+FFFD, but for those with which the stream begins or ends: they are left out."""
     tokenizer = Tokenizer.byte_level()
     smile = tokenizer.encode("🙂")
-    assert list(tokenizer.stream(smile[:3])) == ["\ufffd"]
+    assert list(tokenizer.stream(smile[:3])) == list(tokenizer.stream(smile[3:])) == []
+    assert "".join(tokenizer.stream([*smile[2:], *smile[:2], 97, *smile, 300, *smile[:3]])) == "a🙂\ufffd"
     assert "".join(tokenizer.stream([97, *smile[:2], 98])) == tokenizer.decode([97, *smile[:2], 98]) == "a\ufffdb"
 
 

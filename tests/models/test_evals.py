@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import tiny_run
 
 import llmc
 from llmc import evals
 from llmc.commands import eval as command
 from llmc.formats.eval_file import read_eval_file
 from llmc.formats.shards import write_shard
+from llmc.training.sources import validation_files
 
 V, T = 97, 40
 CONFIG = llmc.GPT2Config(max_seq_len=T, vocab_size=V, num_layers=2, num_heads=2, channels=32)
@@ -262,3 +264,47 @@ def test_command(
     assert json.loads(capsys.readouterr().out)["dtype"] == "bf16"
     with pytest.raises(ValueError, match="nothing to evaluate"):
         call()
+
+
+def test_a_run_is_evaluated_on_its_own_validation_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of its tokens, on rows as long as those that it was trained on; the file is named."""
+    monkeypatch.chdir(tmp_path)
+    tiny_run(Path("."), max_seq_len=32, max_steps=1, save_best=True)
+
+    def call(*arguments: str) -> str:
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        assert command.run(parser.parse_args(list(arguments))) == 0
+        return capsys.readouterr().out
+
+    trained = llmc.GPT2.from_checkpoint("run/model_00000001.bin")
+    loss = evals.validation_loss(trained, "data/val.bin", seq_len=16)
+    own = f"validation: loss {loss.loss:.6f}, perplexity {loss.perplexity:.4f}, 384 tokens of {Path('data/val.bin')}\n"
+    for checkpoint in ("run", "run/model_00000001.bin", "run/best.bin"):
+        assert call(checkpoint) == own
+    assert call("run", "--data", "data/val.bin") == own
+    assert "384 tokens" in call("run", "-t", "32", "-b", "3")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert f"384 tokens of {tmp_path / 'data' / 'val.bin'}" in call("../run")
+    (tmp_path / "data" / "val.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="give --data with the place where the data of "):
+        call("../run")
+
+
+def test_a_run_on_text_is_evaluated_on_its_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "my.txt"
+    text.write_text("one two three. " * 300)
+    tiny_run(tmp_path, data=(str(text),), val_data=(), tokenizer="bytes", vocab_size=None, max_steps=1)
+    text.unlink()
+    val = tmp_path / "run" / "data" / "val.bin"
+    assert validation_files(tmp_path / "run") == [val]
+    val.unlink()
+    text.write_text("one two three. " * 300)
+    with pytest.raises(FileNotFoundError, match=r"val\.bin is not there, and the data of .* are text: give --data"):
+        validation_files(tmp_path / "run")
+    tiny_run(tmp_path / "b", val_data=(), val_every=0, max_steps=1)
+    with pytest.raises(ValueError, match="has no validation data: give --data"):
+        validation_files(tmp_path / "b" / "run")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from disks import small_disk
 from runs import tiny_settings
 
 import llmc
@@ -16,6 +18,7 @@ from llmc.commands import import_
 from llmc.data.roles import EOT, read_roles
 from llmc.data.tokenizer import BYTE_LETTERS
 from llmc.hub import writing
+from llmc.hub.gguf import export_gguf
 from llmc.hub.reading import import_model, open_hub_model
 from llmc.hub.tokenizer import read_tokenizer, write_tokenizer
 from llmc.hub.writing import export_model
@@ -367,6 +370,126 @@ def test_hub_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         open_hub_model("no/such/folder")
     with pytest.raises(FileNotFoundError, match="no model file"):
         load_model("absent.bin")
+
+
+# ---- GGUF ----
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a GGUF file with the package gguf; return the values of its metadata and its tensors, by name."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    copy = path.with_name(f"copy {len(names(path.parent))}.gguf")  # it stays mapped, and Windows replaces no such file
+    shutil.copy(path, copy)
+    reader = gguf.GGUFReader(copy)
+    values = {name: field.contents() for name, field in reader.fields.items()}
+    return values, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def beside(folder: Path) -> llmc.Tokenizer:
+    found = find_tokenizer(folder)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_gguf_is_read_back(tmp_path: Path, dtype: str) -> None:
+    """Every tensor has the model's bits, under the name and with the shape that the package gguf has for GPT-2's."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    tokenizer = llmc.Tokenizer.train_bpe(TEXT * 3 + "the cat sat on the mat. " * 9, 290)
+    model = llmc.GPT2(llmc.GPT2Config(T, 300, 2, 2, C), dtype=dtype, seed=3)
+    for array in model.parameters.values():  # biases and layernorms begin as 0 and 1
+        array += np.linspace(-1, 1, array.size).reshape(array.shape).astype(array.dtype)
+    export_gguf(model, tmp_path / "new" / "m.gguf", tokenizer)
+    values, tensors = read_gguf(tmp_path / "new" / "m.gguf")
+
+    known = {gguf.TENSOR_NAMES[t] for t in gguf.MODEL_TENSORS[gguf.MODEL_ARCH.GPT2]} - {"output"}  # tied: left out
+    whole = {name for name in known if "{" not in name}
+    blocks = {name.format(bid=l) for name in known - whole for l in range(2)}
+    assert tensors.keys() == {f"{name}.{part}" for name in whole | blocks for part in ("weight", "bias")} - {
+        "token_embd.bias",
+        "position_embd.bias",
+    }
+    sizes = {"attn_qkv": "qkv", "attn_output": "attproj", "ffn_up": "fc", "ffn_down": "fcproj", "attn_norm": "ln1", "ffn_norm": "ln2"}  # fmt: skip  # noqa: E501
+    for name, tensor in tensors.items():
+        *block, module, kind = name.split(".")
+        if block:
+            array = model.parameters[sizes[module] + kind[0]][int(block[1])]
+        else:
+            own = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "lnf" + kind[0]}[module]
+            array = model.parameters[own][:300]
+        if array.ndim == 1 or module == "position_embd":
+            array = array.astype(np.float32)
+        assert tensor.tensor_type.name == {"float32": "F32", "bfloat16": "BF16"}[array.dtype.name], name
+        assert tuple(reversed(tensor.shape.tolist())) == array.shape, name
+        assert tensor.data.tobytes() == array.tobytes(), name
+
+    shape = {name.removeprefix("gpt2."): value for name, value in values.items() if name.startswith("gpt2.")}
+    assert shape == {
+        "block_count": 2,
+        "context_length": T,
+        "embedding_length": C,
+        "feed_forward_length": 4 * C,
+        "attention.head_count": 2,
+        "attention.layer_norm_epsilon": pytest.approx(1e-5),
+        "vocab_size": 300,
+    }
+    assert values["general.architecture"] == "gpt2"
+    assert values["general.file_type"] == (gguf.LlamaFileType.MOSTLY_BF16 if dtype == "bf16" else 0)
+
+    # Its tokens and merges, as Hugging Face's files, are the same tokenizer.
+    own = {name.removeprefix("tokenizer.ggml."): value for name, value in values.items() if "tokenizer" in name}
+    assert (own["model"], own["pre"], own["bos_token_id"], own["eos_token_id"]) == ("gpt2", "gpt-2", 289, 289)
+    assert own["add_bos_token"] is False and own["tokens"][290:] == [f"[PAD{i}]" for i in range(290, 300)]
+    assert own["token_type"] == [1] * 289 + [3] + [5] * 10
+    (tmp_path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(own["tokens"][:290])}))
+    (tmp_path / "merges.txt").write_text("\n".join(own["merges"]), encoding="utf-8")
+    again = read_tokenizer(tmp_path)
+    assert again is not None and again.tokens == tokenizer.tokens and again.encode(TEXT) == tokenizer.encode(TEXT)
+
+
+def test_tokenizers_in_gguf(folder: Path, tmp_path: Path) -> None:
+    """GPT-2's rules can be written, with special and added tokens; other rules are refused before anything is written."""
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    out = tmp_path / "m.gguf"
+    export_gguf(make(261), out, llmc.Tokenizer.byte_level())
+    values, _ = read_gguf(out)
+    assert values["tokenizer.ggml.tokens"][:256] == BYTE_LETTERS and len(values["tokenizer.ggml.merges"]) == 1
+
+    gpt2_like(folder, {EOT: 258, "[PAD]": 259, "<s>": 260}, eos=EOT, pad="[PAD]")
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    (row,) = [row for row in whole["added_tokens"] if row["content"] == "<s>"]
+    row["special"] = False
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    export_gguf(make(261), out, beside(folder))  # replaces the file
+    values, _ = read_gguf(out)
+    assert values["tokenizer.ggml.tokens"][258:] == [EOT, "[PAD]", "<s>"]
+    assert values["tokenizer.ggml.token_type"][256:] == [1, 1, 3, 3, 4]
+    assert (values["tokenizer.ggml.eos_token_id"], values["tokenizer.ggml.padding_token_id"]) == (258, 259)
+    before = out.read_bytes()
+    for change in ({"lstrip": True}, None):
+        if change is None:
+            whole["pre_tokenizer"]["add_prefix_space"] = True
+        else:
+            row.update(change)
+        path.write_text(json.dumps(whole), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"in another way than GPT-2's, so GGUF cannot hold it\. Export a folder"):
+            export_gguf(make(261), out, beside(folder))  # replaces the file
+        row["lstrip"] = False
+    with pytest.raises(ValueError, match="not a pair"):
+        export_gguf(make(100), out, llmc.Tokenizer.byte_level())
+    with pytest.raises(IsADirectoryError, match=r"is a folder: give the file to write, as '.*model\.gguf'"):
+        export_gguf(make(261), folder, llmc.Tokenizer.byte_level())
+    assert out.read_bytes() == before
+
+
+def test_a_gguf_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    small_disk(monkeypatch, 8000)
+    with pytest.raises(OSError, match=r"No space left on device after 8\.0 kB: .*m\.gguf"):
+        export_gguf(make(261), tmp_path / "m.gguf", llmc.Tokenizer.byte_level())
+    assert names(tmp_path) == []
 
 
 # ---- llmc-train -e ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -79,7 +80,11 @@ def test_small_default_run_on_own_text_then_generate(tmp_path: Path) -> None:
     options = "--layers 2 --channels 64 --tokenizer bpe:300 -x 30 -v 10 -t 32 -b 8".split()
     result = run("train", "--data", "my.txt", *options, "--temperature", "0", "-g", "12", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "| train data pattern    | my.txt" in result.stdout and "step   30/30 | loss" in result.stdout
+    shown = result.stdout.splitlines()
+    assert (
+        shown[0].startswith("GPT-2 of ") and shown[0].endswith(" on my.txt") and shown[1].startswith("30 steps of 256 ")
+    )
+    assert shown[3].startswith("step  0/30: val loss ") and shown[4].startswith("step 10/30: train loss ")
     (folder,) = (tmp_path / "runs").iterdir()
     names = {p.name for p in folder.iterdir()}
     assert {"main.log", "metrics.jsonl", "config.toml", "tokenizer.bin", "loss.png", "DONE_00000030"} <= names
@@ -88,7 +93,12 @@ def test_small_default_run_on_own_text_then_generate(tmp_path: Path) -> None:
     several = run("generate", str(folder), "the", "-n", "5", "--samples", "3", "--past-eot", cwd=tmp_path)
     assert several.stdout.count("---") == 3
     watched = run("watch", "--once", str(folder), cwd=tmp_path)
-    assert watched.returncode == 0 and "step 30: val loss" in watched.stdout
+    assert watched.returncode == 0 and not watched.stderr and "\r" not in watched.stdout
+    assert (
+        shown[3] in watched.stdout
+        and "step 30/30: train loss" in watched.stdout
+        and "the run ended on" in watched.stdout
+    )
 
 
 def test_resume_by_run_directory(tmp_path: Path) -> None:
@@ -122,15 +132,17 @@ def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
         time.sleep(0.01)
     watched = run("watch", "log", "--interval", "0.05", cwd=tmp_path)  # does not return before the run ends
     assert watched.returncode == 0, watched.stderr
-    assert re.search(r"step 300: val loss \d\.\d{4}", watched.stdout)
-    assert "300/300" in watched.stderr and "tok/s" in watched.stderr
+    assert re.search(r"step 300/300: train loss .*, val loss \d\.\d{4}, .* tokens/s, in ", watched.stdout)
+    assert watched.stdout.splitlines()[-1].endswith("after step 300 of 300")
     assert '"end"' in metrics.read_text().splitlines()[-1]
     assert child.wait(60) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals(tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "called"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_signals(tmp_path: Path, number: int, code: int, called: str) -> None:
     train, val = tiny_data(tmp_path / "data")
     options = [*TINY, "-i", train, "-j", val, "-o", "log", "--progress", "lines"]
     options[options.index("-x") + 1] = "100000000"
@@ -143,9 +155,7 @@ def test_signals(tmp_path: Path, number: int, code: int) -> None:
     child.send_signal(number)
     out, err = child.communicate(timeout=60)
     assert child.returncode == code, err
-    assert re.search(
-        rf"stopped by signal {int(number)} after step \d+, saved; continue with: llmc train --resume log", out
-    )
+    assert re.search(rf"stopped by {called} after step \d+, saved; continue with:\n  llmc train --resume log\n", out)
     assert list((tmp_path / "log").glob("DONE_*"))
 
 
@@ -273,6 +283,86 @@ def test_lm_eval_without_its_package(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     fails(done, 1, "^python -m llmc.lm_eval: error: .*pip install lm-eval")
+
+
+EXTRAS = (
+    "backports.zstd gguf huggingface_hub lm_eval mpi4py pyarrow pynvml safetensors tensorboardX tokenizers torch wandb"
+)
+
+# Runs each command line of a JSON file in one process, as if no package were there that `pip install .` does not bring.
+WITHOUT_EXTRAS = """
+import contextlib, hashlib, io, json, pathlib, runpy, sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split()))
+from llmc.datasets import download, tinyshakespeare
+text = pathlib.Path("out/input.txt").read_bytes()
+tinyshakespeare.REMOTE = download.Remote("http://127.0.0.1:9/x", "x", hashlib.sha256(text).hexdigest())
+results = []
+for module, *arguments in json.loads(pathlib.Path("commands.json").read_text()):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    sys.argv[1:] = arguments
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as e:
+            code = e.code
+            if isinstance(code, str):
+                code = print(code, file=err) or 1
+    results.append([code or 0, err.getvalue()])
+print(json.dumps(results))
+"""
+
+
+def test_every_program_without_the_extras(tmp_path: Path) -> None:
+    """It works, or one line names the package that it lacks."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "input.txt").write_text("Speak, speak.\n\n" * 3000, encoding="utf-8")
+    config = llmc.GPT2Config(num_layers=1, num_heads=2, channels=16, max_seq_len=64, vocab_size=257)
+    llmc.GPT2(config).save(tmp_path / "model.bin")
+    llmc.Tokenizer.byte_level().save(tmp_path / "gpt2_tokenizer.bin")
+    (tmp_path / "hf").mkdir()
+    for name in ("hf/model.safetensors", "a.parquet", "ckpt.pt"):
+        (tmp_path / name).write_bytes(b"PK")
+    for name in ("hf/config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    small = "train --data out/input.txt --tokenizer bytes --layers 1 --heads 2 --channels 16 -t 16 -b 2 -x 1 -v 0 -s 0 --no-plot"
+    lacks = {
+        "llmc data tinyshakespeare -o out --tokenizer bytes": None,
+        "llmc.train_gpt2 --model model.bin --data out": None,
+        "llmc.test_gpt2": "python -m llmc.reference",
+        f"llmc {small} -o run": None,
+        "llmc eval run --data out/tiny_shakespeare_val.bin --seq-len 16": None,
+        "llmc generate run Speak -n 4": None,
+        "llmc watch --once run": None,
+        "llmc export run folder": None,
+        "llmc export run model.gguf": "pip install gguf",
+        "llmc import hf x.bin": "pip install safetensors",
+        "llmc import ckpt.pt x.bin": "pip install torch",
+        "llmc import gpt2 x.bin": "pip install huggingface_hub safetensors",
+        f"llmc {small} --tensorboard": "pip install tensorboardX",
+        f"llmc {small} --wandb project": "pip install wandb",
+        f"llmc {small} --processes 2": "pip install mpi4py",
+        "llmc data text a.parquet -o out2 --tokenizer bytes": "pip install pyarrow",
+        "llmc data text out/input.txt --tokenizer tokenizer.json -o out2": "pip install tokenizers",
+        "llmc.reference": "pip install torch",
+        "llmc.lm_eval --tasks hellaswag": "pip install lm-eval",
+    }
+    (tmp_path / "commands.json").write_text(json.dumps([line.split() for line in lacks]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, EXTRAS],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    for (line, lack), (code, err) in zip(lacks.items(), json.loads(done.stdout)):
+        if lack is None:
+            assert code == 0, (line, err)
+        else:
+            assert code in (1, 2) and "Traceback" not in err, (line, code, err)
+            assert re.search(rf"^\S.*error: .*{lack}.*\Z", err.strip(), re.MULTILINE), (line, err)
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:

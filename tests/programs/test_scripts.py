@@ -320,6 +320,29 @@ def test_what_slurm_is_asked_for() -> None:
     assert {"--nodes=2", "--ntasks-per-node=8", "--requeue", "--signal=B:USR1@180"} <= set(asked[0])
 
 
+def test_the_reference_under_torchrun(tmp_path: Path) -> None:
+    """The script of the run in PyTorch has llm.c's flags, and those that it is given win."""
+    stub(tmp_path, "python3", "exit 7")
+    stub(tmp_path, "nvidia-smi", "exit 9")
+    script = str(SCRIPTS / "pyrun_gpt2_124M.sh")
+    without = run_in(tmp_path, [script], PYTHON="", PROCESSES="")
+    assert without.returncode == 2 and "there is no GPU" in without.stderr
+    stub(tmp_path, "nvidia-smi", "echo GPU 0: H100")
+    assert run_in(tmp_path, [script, "--batch_size", "8"], PYTHON="", PROCESSES="").returncode == 7
+    assert run_in(tmp_path, [script], PYTHON="", PROCESSES="2").returncode == 7
+    call, other = calls_of(tmp_path, "python3")
+    at = call.index("llmc.reference") + 1
+    assert call[:at] == "-m torch.distributed.run --standalone --nproc-per-node=gpu -m llmc.reference".split()
+    assert "--nproc-per-node=2" in other
+    flags = "--input_bin dev/data/fineweb10B/fineweb_train_*.bin --input_val_bin dev/data/fineweb10B/fineweb_val_*.bin "
+    flags += "--val_loss_every 250 --sample_every 0 --output_dir pylog_gpt2_124M --write_tensors 0 --model d12 --batch_size 32 "
+    flags += "--sequence_length 1024 --total_batch_size 524288 --dtype bfloat16 --compile 1 --tensorcores 1 --flash 1 "
+    flags += "--num_iterations 18865 --weight_decay 0.1 --zero_stage 1 --learning_rate 0.0006 --warmup_iters 700 "
+    flags += "--learning_rate_decay_frac 0.0 --overfit_single_batch 0"
+    assert other[at:] == flags.split()
+    assert call[at:] == [*flags.split(), "--batch_size", "8"]
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
 def test_shellcheck() -> None:
     files = [str(path.relative_to(ROOT)) for kind in ("*.sh", "*.sbatch") for path in sorted(SCRIPTS.rglob(kind))]

@@ -161,7 +161,7 @@ def test_no_function_is_named_like_one_of_std(path):
 
 # Packages that are not needed to train on a CPU; each is imported by the function that uses it.
 OPTIONAL = {"torch", "matplotlib", "mpi4py", "safetensors", "transformers", "huggingface_hub", "wandb", "tensorboardX"}
-OPTIONAL |= {"pyarrow", "requests", "tokenizers", "datasets", "lm_eval", "pynvml"}
+OPTIONAL |= {"pyarrow", "requests", "tokenizers", "datasets", "lm_eval", "pynvml", "gguf"}
 
 
 def imported_at_once(tree: ast.Module) -> set[str]:
@@ -222,7 +222,7 @@ FLOORS: dict[str, set[str]] = {
         "plot",
     },
     "__init__": {"values", "system", "models", "data", "optim", "training"},
-    "sweep": {"values", "system", "distributed", "formats", "plot", "training"},
+    "sweep": {"values", "system", "distributed", "formats", "optim", "checkpoint", "plot", "training"},
     "arguments": {"values"},
     "commands": {
         "arguments",

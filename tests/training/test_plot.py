@@ -6,13 +6,23 @@ import argparse
 import json
 import sys
 import types
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from llmc import plot
 from llmc.commands import plot as command
+from llmc.data.tokenizer import Tokenizer
+from llmc.models.config import GPT2Config
+from llmc.models.gpt2 import GPT2
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LLM_C_LOG = """s:0 tel:11.0300
 s:0 trl:11.0100 lr:0.000001 norm:20.50
@@ -71,23 +81,142 @@ def test_run_directory(run_dir: Path) -> None:
     assert run.best("train_loss") == (19, 3.1) and run.best("hellaswag") == (20, 0.3)
 
 
+def titles(fig: Figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in fig.axes]
+
+
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def drawn(axes: Axes) -> dict[str, Any]:
+    """Return the curves of a panel by their names; the last of a name."""
+    return {str(line.get_label()): line for line in axes.get_lines()}
+
+
 def test_figure_has_what_was_logged(log: Path, run_dir: Path) -> None:
     runs = [plot.read_run(log), plot.read_run(run_dir)]
-    fig = plot.figure(runs, baselines=["124M", "1558M"])
-    assert [a.get_title() for a in fig.axes] == [
-        "loss",
-        "HellaSwag accuracy",
-        "learning rate",
-        "gradient norm",
-        "tokens/s",
-    ]
+    fig = plot.figure(runs, baselines=["124M", "1558M"], window=1)
+    assert titles(fig) == ["loss", "HellaSwag accuracy", "gradient norm", "learning rate", "tokens/s"]
     loss = fig.axes[0]
-    lines = {line.get_label(): line for line in loss.get_lines()}
-    np.testing.assert_array_equal(lines["log124M, training"].get_ydata(), [11.01, 10.4, 9.9])
-    np.testing.assert_array_equal(lines["mine, validation"].get_xdata(), [0, 20])
-    assert lines["GPT-2 124M, FineWeb validation"].get_ydata()[0] == 3.424958
-    assert len([line for line in fig.axes[1].get_lines() if "GPT-" in str(line.get_label())]) == 4
+    np.testing.assert_array_equal(loss.get_lines()[0].get_ydata(), [11.01, 10.4, 9.9])
+    np.testing.assert_array_equal(drawn(loss)["val_loss"].get_xdata(), [0, 20])
+    assert [3.424958] * 2 in [list(line.get_ydata()) for line in loss.get_lines()]
+    assert "GPT-2 124M, FineWeb" in texts(loss) and len(texts(fig.axes[1])) == 4
     assert len(plot.figure(runs[:1]).axes) == 4  # llm.c logs no speed
+    runs[1].series = {"train_loss": {0: 5.0, 1: 4.0}, "lr": {0: 1e-3, 1: 1e-3}}
+    assert titles(plot.figure(runs[1:])) == ["loss"]  # a constant rate is no picture
+
+
+def test_one_run_has_a_title_and_no_legend(log: Path, run_dir: Path) -> None:
+    runs = [plot.read_run(log), plot.read_run(run_dir)]
+    fig = plot.figure(runs[1:])
+    assert fig.get_suptitle() == "mine: validation loss 3.250 at step 20"
+    assert not fig.legends and not any(axes.get_legend() for axes in fig.axes)
+    assert texts(fig.axes[0]) == ["training", "validation"]  # from below, where the curves end
+    colors = {line.get_color() for line in fig.axes[0].get_lines()}
+    assert len(colors) == 2
+    assert plot.figure(runs[1:], title="Mine").get_suptitle() == "Mine"
+    both = plot.figure(runs)
+    assert both.get_suptitle() == ""
+    assert [text.get_text() for text in both.legends[0].texts] == ["log124M", "mine", "training", "validation"]
+
+
+def run_of(losses: NDArray[np.float64], name: str = "run") -> plot.Run:
+    return plot.Run(name, {"train_loss": dict(enumerate(losses.tolist()))})
+
+
+def test_one_spike_does_not_set_the_axis() -> None:
+    losses = 4.0 + 3.0 * np.exp(-np.arange(400) / 60) + 0.1 * np.sin(np.arange(400) * 2.0)
+    low, high = plot.figure([run_of(losses)]).axes[0].get_ylim()
+    assert low < losses.min() and losses[2:].max() < high < 8
+    losses[200], losses[300:302], losses[350] = 50.0, 0.1, np.nan
+    axes = plot.figure([run_of(losses)]).axes[0]
+    np.testing.assert_allclose(axes.get_ylim(), (low, high), rtol=0.02)
+    outside = [line for line in axes.get_lines() if line.get_label() == "_outside"]
+    assert {str(line.get_marker()): list(line.get_xdata()) for line in outside} == {
+        "^": [200],
+        "v": [300, 301],
+        "x": [350],
+    }
+    assert axes.get_title(loc="right") == "▲ to 50, ▼ to 0.1, \N{MULTIPLICATION SIGN} 1 not finite"
+    losses[200:230] = 50.0  # this is no spike
+    assert plot.figure([run_of(losses)]).axes[0].get_ylim()[1] > 50
+
+
+@pytest.mark.parametrize("losses", [[5.0], [5.0, 5.0], [np.nan, np.nan], [0.0, -1.0, 0.0], [0.0, 5.0]])
+def test_odd_values_are_drawn(losses: list[float], tmp_path: Path) -> None:
+    low, high = plot.figure([run_of(np.array(losses))]).axes[0].get_ylim()
+    assert 0 < low < high
+
+
+def test_many_runs_differ(tmp_path: Path) -> None:
+    runs = [run_of(np.array([5.0, 4.0]), f"learning_rate={lr},batch_size=64,layers=12,channels=768") for lr in range(9)]
+    fig = plot.figure(runs)
+    assert [text.get_text() for text in fig.legends[0].texts] == [f"learning_rate={lr}" for lr in range(9)]
+    looks = {(line.get_color(), line.get_linestyle()) for line in fig.axes[0].get_lines()}
+    assert len(looks) == 9
+    fig = plot.figure([run_of(np.array([5.0, 4.0]), "n" * 80)])
+    assert len(fig.get_suptitle()) < 80
+
+
+def test_names_say_which_run(log: Path, tmp_path: Path) -> None:
+    """A log of one's own name has that; folders that are called alike are told apart by those that they are in."""
+    own = log.with_name("124M.log")
+    own.write_text(LLM_C_LOG)
+    assert plot.read_run(own).name == "124M"
+    paths = []
+    for folder in ("a", "b"):
+        paths.append(tmp_path / folder / "run")
+        paths[-1].mkdir(parents=True)
+        (paths[-1] / "main.log").write_text(LLM_C_LOG)
+    plot.plot_runs(paths, tmp_path / "x.svg")
+    svg = (tmp_path / "x.svg").read_text(encoding="utf-8")
+    assert "<!-- a/run -->" in svg and "<!-- b/run -->" in svg
+
+
+def test_characters_that_no_font_has(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told of and drawn as "?", not as boxes; a font that has them is found though matplotlib was not told of it."""
+    from matplotlib import font_manager
+
+    name = "é 曲線 $x_1$"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folder = log.parent.rename(tmp_path / name)
+        note = plot.plot_runs([folder], tmp_path / "x.png")
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+        assert plot._labels([name])[0] == [r"é ?? \$x_1\$"]
+        assert "no font here has 曲線" in plot.plot_runs([folder], tmp_path / "x.png")
+    assert not note or "no font here has" in note
+    assert plot._labels(["a\x07b"]) == (["a?b"], "")
+
+
+def test_another_font_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+    from matplotlib import font_manager
+
+    # As if matplotlib's own fonts had no Greek but in one that is not asked for.
+    found = plot._characters
+    monkeypatch.setattr(plot, "_characters", lambda font, wanted: found(font, wanted) if "Mono" in font else set())
+    families, missing = plot._fonts("λ")
+    assert missing == "" and families[0] in matplotlib.rcParams["font.family"] and "Mono" in families[-1]
+    assert any(font.name == families[-1] for font in font_manager.fontManager.ttflist)
+
+
+def test_losses_of_another_vocabulary_do_not_compare(log: Path, run_dir: Path) -> None:
+    Tokenizer.byte_level().save(run_dir / "tokenizer.bin")
+    runs = [plot.read_run(log), plot.read_run(run_dir)]
+    assert [run.vocab_size for run in runs] == [None, 257]
+    with pytest.raises(ValueError, match=r"^baseline 124M .*50,257 .*'mine' has one of 257: .*do not compare$"):
+        plot.figure(runs, baselines=["124M"])
+    runs[0].vocab_size = 50304
+    assert len(texts(plot.figure(runs[:1], baselines=["124M"]).axes[0])) == 3
+    assert titles(plot.figure(runs))[0] == "loss (vocabularies of 257 and 50,304 do not compare)"
+    model = GPT2(GPT2Config(num_layers=1, num_heads=1, channels=16, max_seq_len=8, vocab_size=50))
+    model.save(run_dir / "model_00000020.bin")  # whose vocabulary counts
+    assert plot.read_run(run_dir).vocab_size == 50
+    (run_dir / "model_00000030.bin").write_bytes(b"no model")
+    assert plot.read_run(run_dir).vocab_size == 50
 
 
 def test_tokens(log: Path, run_dir: Path) -> None:
@@ -104,11 +233,12 @@ def test_tokens(log: Path, run_dir: Path) -> None:
 def test_smooth(window: int) -> None:
     values = np.arange(20.0) ** 2
     smoothed = plot.smooth(values, window)
-    assert smoothed.shape == values.shape
-    middle = values[10 - window // 2 : 10 - window // 2 + window] if window < 20 else values[:20]
-    if window < 20:
-        assert smoothed[10] == pytest.approx(middle.mean())
+    reach = window // 2
+    expected = [values[i - min(i, reach) : i + min(i, reach) + 1].mean() for i in range(20)]
+    np.testing.assert_allclose(smoothed, expected)
     np.testing.assert_allclose(plot.smooth(np.full(9, 3.0), window), 3.0)
+    gap = np.array([1.0, 1.0, np.nan, np.inf, 1.0, 1.0])
+    assert window == 1 or window == 2 or np.all(plot.smooth(gap, max(window, 5)) == 1.0)
 
 
 @pytest.mark.parametrize("suffix, magic", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])

@@ -21,6 +21,7 @@ import llmc
 from llmc import checkpoint
 from llmc.checkpoint import finished_steps
 from llmc.formats.eval_file import Example, write_eval_file
+from llmc.formats.metrics import read_rows
 from llmc.formats.shards import write_shard
 from llmc.system.fs import Fs
 from llmc.training import setup, sources
@@ -63,6 +64,12 @@ def hellaswag_file(path: Path) -> str:
     return str(path)
 
 
+def last_words(run: Path) -> list[str]:
+    """Return the lines of a run's summary but the first, which has its time."""
+    rows = read_rows(run / "metrics.jsonl")
+    return [row["text"] for row in rows if row["kind"] == "message"][-1].splitlines()[1:]
+
+
 # ---- numbers ----
 
 
@@ -88,6 +95,8 @@ def test_ranks_are_one_process_with_as_many_micro_batches(
     assert len(files(tmp_path / "one" / "run")) == 3 * 3 + 1
     logs = [(tmp_path / folder / "run" / "main.log").read_text() for folder in ("one", "many")]
     assert logs[0] == logs[1] and "eval:" in logs[0]
+    words = [last_words(tmp_path / folder / "run") for folder in ("one", "many")]
+    assert words[0] == words[1] and words[0][0].startswith("validation loss") and len(words[0]) == 7
 
 
 @pytest.mark.parametrize("master_weights", [True, False])
@@ -223,6 +232,21 @@ def test_ranks_that_cannot_divide_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2048, expected a multiple of .* \* 3 processes = 16 \* 128 \* 3 = 6144"):
         resolve(llmc.TrainConfig(), "cpu", ranks=3, saved={"total_batch_size": 2048})
     assert resolve(llmc.TrainConfig(), "cpu", ranks=3).total_batch_size == 3 * 2048
+
+
+def test_patience_and_the_end_are_the_same_for_all_ranks(
+    tmp_path: Path, in_ranks: Ranks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ranks_settings(tmp_path, 2, learning_rate=0.0, val_every=1, patience=2, progress="none")
+    results = in_ranks(2, lambda rank: llmc.train(**settings))
+    assert [(r.step, r.stopped_early) for r in results] == [(2, True)] * 2
+    assert finished_steps(tmp_path / "run") == [2]
+    settings["resume"] = True
+    results = in_ranks(2, lambda rank: llmc.train(**settings))
+    assert [(r.step, r.stopped_early, r.history["val_step"]) for r in results] == [(2, True, [])] * 2
+    assert capsys.readouterr().out.count("run was stopped early at step 2 of 8") == 1
+    longer = {**settings, "patience": 0, "max_steps": 3}
+    assert [r.step for r in in_ranks(2, lambda rank: llmc.train(**longer))] == [3, 3]
 
 
 # ---- what the ranks have in common ----

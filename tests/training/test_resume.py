@@ -7,6 +7,7 @@ import glob
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from llmc.formats.manifest import signed
 from llmc.formats.shards import write_shard
 from llmc.formats.state_file import join_master
 from llmc.formats.stream import CheckpointDamaged
-from llmc.system.fs import Fs
+from llmc.system.fs import Fs, shell_word
 from llmc.training.logs import LineConsole, Log, Logs, MainLog, StepInfo
 from llmc.training.settings import SAME_ON_RESUME, SETTINGS, defaults, load_toml, resolve
 from llmc.training.sources import prepare
@@ -148,13 +149,91 @@ def test_data_that_vanish_do_not_keep_a_run_from_saving(tmp_path: Path) -> None:
 # ---- what is refused ----
 
 
-@pytest.mark.parametrize("changes", [{"learning_rate": 1.0}, {"max_steps": 9}, {"seed": 1}, {"shuffle": False}])
+@pytest.mark.parametrize("changes", [{"learning_rate": 1.0}, {"warmup_steps": 9}, {"seed": 1}, {"shuffle": False}])
 def test_changed_settings_are_refused_unless_allowed(tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = cut_at(tmp_path, 2)
     (name,) = changes
     with pytest.raises(ValueError, match=f"the checkpoint of step 2 was made with other settings: {name} was "):
         Trainer(llmc.TrainConfig(**{**settings, **changes}))
     assert Trainer(llmc.TrainConfig(**{**settings, **changes, "allow_changes": True})).step == 2
+
+
+# ---- a run that has ended, and a longer one ----
+
+
+def test_a_run_that_has_ended_says_so_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tiny_settings(tmp_path, sample_every=8, progress="lines")
+    first = llmc.train(**settings)
+    run = str(tmp_path / "run")
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "run").iterdir()) if path.name != "config.toml"}
+    capsys.readouterr()
+    assert train_main(["--resume", run]) == 0
+    loss = first.history["val_loss"][-1]
+    expected = f"{run} is finished: step 8 of 8, validation loss {loss:.4f}. To go on: llmc train --resume {run} --max-steps 16\n"
+    assert capsys.readouterr().out == expected.replace(f"resume {run}", f"resume {shell_word(run)}")
+    assert before == {path: path.read_bytes() for path in before}
+    again = llmc.train(**settings, resume=True)
+    assert again.step == 8 and not again.history["step"] and not again.stopped_early
+    assert same_weights(weights(first), weights(again))
+
+
+def test_a_run_that_was_killed_before_its_last_validation_makes_it(tmp_path: Path) -> None:
+    class Kill(llmc.Callback):
+        def on_eval(self, trainer: Trainer, step: int, loss: float) -> None:
+            if step == 8:
+                raise RuntimeError("power cut")
+
+    settings = tiny_settings(tmp_path)
+    with pytest.raises(RuntimeError, match="power cut"):
+        llmc.train(**settings, callbacks=[Kill()])
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"step": 8' not in line))
+    assert llmc.train(**settings, resume=True).history["val_step"] == [8]
+    assert llmc.train(**settings, resume=True).history["val_step"] == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "said"),
+    [
+        ("cosine", 8, "the learning rate is 0.0065 from step 8 on, as cosine over 16 steps has it; over 8 steps it was 0.001 at its end"),
+        ("cosine", 4, "the learning rate is 0.00955 from step 4 on, as cosine over 16 steps has it; over 8 steps it was 0.00775 there"),
+        ("linear", 8, "the learning rate is 0.00614 from step 8 on, as linear over 16 steps has it; over 8 steps it was 0.001 at its end"),
+        ("wsd", 8, "the learning rate is 0.01 from step 8 on, as wsd over 16 steps has it, and falls from step 12 on; over 8 steps"),
+        ("wsd", 4, "the learning rate goes on at 0.01, and falls from step 12 on"),
+        ("constant", 8, "the learning rate goes on at 0.01"),
+    ],
+)  # fmt: skip
+def test_a_longer_run_needs_no_consent_and_says_what_happens_to_the_rate(
+    tmp_path: Path, schedule: str, step: int, said: str
+) -> None:
+    settings = cut_at(tmp_path, step, schedule=schedule, final_lr_frac=0.1)
+    longer = Trainer(llmc.TrainConfig(**{**settings, "max_steps": 16}))
+    (remark,) = longer.run.remarks
+    assert remark.startswith(f"max_steps was 8, is 16: {said}")
+    whole = llmc.lr_schedule(schedule, 1e-2, 2, 16, 0.1)
+    assert [longer.lr(s) for s in range(17)] == [whole(s) for s in range(17)]
+    if (schedule, step) == ("cosine", 8):
+        assert longer.fit().history["step"] == list(range(8, 16))
+        assert said in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_run_cannot_be_shorter_than_it_is(tmp_path: Path) -> None:
+    settings = cut_at(tmp_path, 5)
+    for allowed in (False, True):
+        with pytest.raises(ValueError, match=r"max_steps is 4, but .*run is at step 5: expected 5 or more"):
+            Trainer(llmc.TrainConfig(**{**settings, "max_steps": 4, "allow_changes": allowed}))
+    assert Trainer(llmc.TrainConfig(**{**settings, "max_steps": 5})).fit().history["step"] == []
+    assert Trainer(llmc.TrainConfig(**{**settings, "max_steps": 7})).fit().step == 7
+    epoch = {**settings, "max_steps": -1, "total_batch_size": 32 * 64, "allow_changes": True}
+    with pytest.raises(ValueError, match=r"max_steps is -1 \(one epoch: 1 steps\), but .*run is at step 7"):
+        Trainer(llmc.TrainConfig(**epoch))
+
+
+def test_a_run_that_is_resumed_without_a_number_of_steps_keeps_its_own(tmp_path: Path) -> None:
+    """-y 1 with no -x would mean the default's, and end a longer run early."""
+    settings = cut_at(tmp_path, 5, max_steps=900)
+    trainer = Trainer(llmc.TrainConfig(**{**settings, "max_steps": None}))
+    assert trainer.total_steps == 900 and not trainer.run.remarks
 
 
 def test_a_setting_that_an_older_checkpoint_does_not_have_was_its_default(tmp_path: Path) -> None:
@@ -171,8 +250,20 @@ def test_a_setting_that_an_older_checkpoint_does_not_have_was_its_default(tmp_pa
         Trainer(llmc.TrainConfig(**{**settings, "schedule": "constant"}))
 
 
+def test_a_resumed_run_keeps_its_warm_up(tmp_path: Path) -> None:
+    """That which it began with, by whatever rule: older ones had 40 steps however short the run."""
+    flags = {"warmup_steps": None, "max_steps": 30}
+    settings = cut_at(tmp_path, 2, **flags)
+    assert load_toml(tmp_path / "run" / "config.toml")["warmup_steps"] == 7
+    assert Trainer(llmc.TrainConfig(**settings)).config.warmup_steps == 7
+    older = cut_at(tmp_path / "older", 2, warmup_steps=40, max_steps=30)
+    resumed = Trainer(llmc.TrainConfig(**{**older, **flags}))
+    assert resumed.config.warmup_steps == 40
+    assert [resumed.lr(step) for step in range(30)] == [1e-2 * (step + 1) / 40 for step in range(30)]
+
+
 def test_defaults_are_those_of_a_run_with_that_model() -> None:
-    assert defaults(None)["warmup_steps"] == 40 and "model" not in defaults(None)
+    assert defaults(None)["warmup_steps"] == 100 and "model" not in defaults(None)
     assert defaults("d12")["warmup_steps"] == 0 and defaults("d12")["model"] == "d12"
 
 
@@ -206,7 +297,7 @@ def test_consent_holds_for_one_call(tmp_path: Path, capsys: pytest.CaptureFixtur
     run = str(tmp_path / "run")
     (tmp_path / "c.toml").write_text(llmc.TrainConfig(**settings).to_toml())
     assert train_main(["--config", str(tmp_path / "c.toml")]) == 0
-    assert train_main(["--resume", run, "--max-steps", "4", "--allow-changes"]) == 0
+    assert train_main(["--resume", run, "--max-steps", "4", "--beta1", "0.8", "--allow-changes"]) == 0
     assert finished_steps(run) == [2, 4]
     kept = load_toml(tmp_path / "run" / "config.toml")
     assert kept["max_steps"] == 4 and not of_call(kept)
@@ -252,7 +343,7 @@ def text_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "first" / "run"
 
 
-MORE = ["--max-steps", "9", "--allow-changes"]
+MORE = ["--max-steps", "9"]
 
 
 def test_resume_from_another_directory_finds_the_text(text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +526,9 @@ def test_best_model_is_kept(tmp_path: Path) -> None:
 def test_what_fails_after_the_last_step_does_not_cost_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Trainer) -> str:
+    def fail(self: Trainer, **options: Any) -> str:
+        if self.step < 8:
+            return "a sample"
         raise RuntimeError("no sample")
 
     monkeypatch.setattr(Trainer, "sample", fail)
@@ -474,7 +567,7 @@ def test_failed_final_save_is_an_error(tmp_path: Path) -> None:
             disk.free = 1000 if info.step == 6 else disk.free
 
     trainer.callbacks.append(Fill())
-    with pytest.raises(TrainingStopped, match=r"needs 0\.1 MB, 0\.0 MB are free.*; that of step 6 is untouched"):
+    with pytest.raises(TrainingStopped, match=r"needs \d\d\.\d kB, 1\.0 kB are free.*; that of step 6 is untouched"):
         trainer.fit()
 
 
@@ -482,7 +575,7 @@ def test_failed_final_save_is_an_error(tmp_path: Path) -> None:
 def test_no_room_for_a_checkpoint_is_found_before_the_first_step(tmp_path: Path, on_save_error: str) -> None:
     """Kind: what is found late and could be known at the start."""
     settings = tiny_settings(tmp_path, on_save_error=on_save_error)
-    with pytest.raises(OSError, match=r"0\.0 MB are free: make room.*--checkpoint-every -1"):
+    with pytest.raises(OSError, match=r"1\.0 kB are free: make room.*--checkpoint-every -1"):
         Trainer(llmc.TrainConfig(**settings), fs=SmallDisk(1000))
     assert not (tmp_path / "run" / "config.toml").exists()
     trainer = Trainer(llmc.TrainConfig(**{**settings, "checkpoint_every": -1}), fs=SmallDisk(1000))
@@ -493,7 +586,7 @@ def test_what_the_checkpoints_need_is_said(tmp_path: Path, capsys: pytest.Captur
     settings = tiny_settings(tmp_path, checkpoint_every=2, progress="lines")
     Trainer(llmc.TrainConfig(**settings), fs=SmallDisk(10**9)).fit()
     said = capsys.readouterr().out
-    assert "a checkpoint needs 0.1 MB, 4 of them 0.3 MB; 1,000.0 MB are free" in said
+    assert re.search(r"a checkpoint needs \d\d\.\d kB, 4 of them \d{3}\.\d kB; 1\.0 GB are free\n", said)
     files = [p for p in (tmp_path / "run").iterdir() if p.name.startswith(("model_", "state_"))]
     assert len(files) == 8 and 0.25e6 < sum(p.stat().st_size for p in files) < 0.35e6
     again = {**settings, "output_dir": str(tmp_path / "again")}

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import VOCAB, tiny_run, tiny_settings
@@ -102,9 +103,56 @@ def test_the_next_commands_as_typed(
     assert "llmc train --resume 'my run' --max-steps 32" in out.replace('"', "'")
 
 
+def test_a_run_that_patience_ended_goes_on_with_more_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llmc.GPT2, "evaluate", lambda *args: 3.0)
+    result = tiny_run(tmp_path, progress="lines", max_steps=40, patience=2)
+    lines = last_words(capsys.readouterr().out)
+    assert result.step == 8 and lines[0].startswith("trained 8 steps") and lines[-2].endswith("--patience 4")
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.04, "0.0 s"), (9.5, "9.5 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (12_000, "3 h 20 min")],
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [31, 31, 63]),  # at the start, on the way, and at the end, of which one token is the first
+        ({"sample_tokens": 20}, [19, 19, 19]),
+        ({"model": "d12", "sample_tokens": 40}, [39, 39]),
+    ],
+)
+def test_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], expected: list[int]
+) -> None:
+    sizes = {
+        "seq_len": 64,
+        "max_seq_len": 80,
+        "max_steps": 4,
+        "sample_every": 2,
+        "val_every": 0,
+        "checkpoint_every": -1,
+    }
+    llmc.train(**{**tiny_settings(tmp_path, progress="lines"), **sizes, "output_dir": None, **options})
+    samples = re.findall(r"^generating:\n---\n(.*?)\n---$", capsys.readouterr().out, re.M | re.S)
+    assert [len(sample.split()) for sample in samples] == expected
+
+
+def test_a_sample_stays_on_positions_that_are_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        llmc.GPT2, "generate", lambda model, prompt, count, **_: asked.append((len(prompt), count)) or [0]
+    )
+    options = {"sample_every": 8, "tokenizer": "bytes", "vocab_size": 257, "sample_tokens": 100}
+    for prompt in ("", "12345", "1" * 16):
+        tiny_run(tmp_path, **options, prompt=prompt, output_dir=None, progress="none")
+    assert asked == [(1, 15), (1, 15), (5, 15), (5, 11), (16, 15), (16, 15)]
+    assert capsys.readouterr().out.count("sample_tokens is 16, not 100") == 3

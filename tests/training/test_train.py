@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import base64
+import html
 import json
 import math
 import os
 import re
-import select
 import signal
 import sys
 from pathlib import Path
@@ -21,9 +21,10 @@ from runs import VOCAB, cut_at, same_weights, tiny_data, tiny_run, tiny_settings
 import llmc
 from llmc import _llmc
 from llmc.checkpoint import finished_steps
-from llmc.cli import train_main
+from llmc.cli import main, train_main
 from llmc.commands.train import parse
-from llmc.training.logs import BarConsole, LineConsole, StepInfo, step_line
+from llmc.plot import read_run
+from llmc.training.logs import StepInfo
 from llmc.training.memory import check_memory
 from llmc.training.outliers import OutlierDetector
 from llmc.training.report import startup_report
@@ -111,6 +112,79 @@ def test_callbacks(tmp_path: Path) -> None:
     # fmt: on
 
 
+def test_functions_and_other_objects_are_callbacks(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Validations:  # of no class of ours, and with one method
+        def on_eval(self, trainer: Trainer, step: int, loss: float) -> None:
+            seen.append(step)
+
+    callbacks = [lambda trainer, info: seen.append((trainer.step, info.step)), Validations()]
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, max_steps=2, checkpoint_every=1)), callbacks=callbacks)
+    trainer.fit()
+    assert seen == [0, (1, 0), (2, 1), 2]
+
+
+class _Misspelt(Callback):
+    def on_stepp(self, trainer: Trainer, info: StepInfo) -> None: ...
+
+
+class _Short(Callback):
+    def on_eval(self, trainer: Trainer, loss: float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (lambda trainer, info: None, r"callbacks is <lambda>, expected a list: callbacks=\[...\]"),
+        (_Misspelt(), "callbacks is a _Misspelt, expected a list"),
+        ("on_step", "callbacks is 'on_step', expected a list"),
+        ([lambda info: None], r"callbacks\[0\], on_step: <lambda> cannot be called with \(trainer, info\): too many"),
+        ([lambda: None], "too many positional arguments"),
+        ([Callback, print], r"callbacks\[0\] is the class Callback, expected an object of it: Callback\(\)"),
+        ([_Misspelt()], r"callbacks\[0\] has a method on_stepp, which is never called: did you mean on_step\?"),
+        ([_Short()], r"on_eval: on_eval cannot be called with \(trainer, step, loss\)"),
+        (
+            [Callback()],
+            r"is a Callback, expected a function f\(trainer, info\), or an object with on_step or on_eval or",
+        ),
+        ([None], r"callbacks\[0\] is a NoneType, expected a function"),
+        (["f"], r"callbacks\[0\] is 'f', expected a function"),
+    ],
+)
+def test_what_is_no_callback_is_refused_at_once(callbacks: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        llmc.train(data="these data are not looked for", callbacks=callbacks)
+
+
+@pytest.mark.parametrize("name", ["on_step", "on_eval", "callback"])
+def test_callbacks_are_no_settings(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{name}' is no setting: callbacks=\[f\] calls f\(trainer, info\)"):
+        llmc.train(**{name: print})
+
+
+def test_how_a_run_is_shown(tmp_path: Path) -> None:
+    pyplot = "matplotlib.pyplot" in sys.modules
+    config = llmc.TrainConfig(**tiny_settings(tmp_path, max_steps=2))
+    assert repr(llmc.TrainConfig()) == "TrainConfig()" and repr(llmc.TrainConfig(layers=2)) == "TrainConfig(layers=2)"
+    assert eval(repr(config), vars(llmc)) == config
+    trainer = Trainer(config)
+    where = repr(str(tmp_path / "run"))
+    assert repr(trainer) == f"Trainer(step 0 of 2, run_dir={where}, {trainer.model})"
+    result = trainer.fit()
+    loss, val = result.history["train_loss"][-1], result.history["val_loss"][-1]
+    assert repr(result) == f"TrainResult(step=2, train_loss={loss:.4f}, val_loss={val:.4f}, run_dir={where})"
+
+    page = result._repr_html_()
+    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert base64.b64decode(picture).startswith(b"\x89PNG") and html.escape(repr(result)) in page
+    assert len(result.plot().axes) > 1  # beside the loss
+    assert ("matplotlib.pyplot" in sys.modules) == pyplot  # which has figures of its own, and a backend with windows
+
+    empty = llmc.TrainResult({name: [] for name in result.history}, None, result.model, None, 0, signal.SIGINT)
+    assert repr(empty) == "TrainResult(step=0, stopped by Ctrl-C)" and "<img" not in empty._repr_html_()
+
+
 def test_overfit_learns_one_batch(tmp_path: Path) -> None:
     result = tiny_run(tmp_path, overfit=True, max_steps=150, final_lr_frac=1.0, val_every=0)
     assert result.history["train_loss"][-1] < 0.1
@@ -120,23 +194,52 @@ def test_one_epoch(tmp_path: Path) -> None:
     assert tiny_run(tmp_path, max_steps=-1, val_every=0).step == 4000 // 32
 
 
+@pytest.mark.parametrize(
+    ("changes", "context", "sample"),
+    [
+        ({}, 16, 16),
+        ({"layers": None, "heads": None, "channels": None}, 16, 16),  # the small model
+        ({"max_seq_len": 24}, 24, 16),
+        ({"sample_tokens": 20}, 16, 16),
+        ({"model": "d2", "layers": None, "heads": None, "channels": None}, 1024, 16),
+        ({"model": "d2", "seq_len": 80, "layers": None, "heads": None, "channels": None}, 1024, 64),
+    ],
+)
+def test_a_model_has_the_positions_that_are_trained(
+    tmp_path: Path, changes: dict[str, Any], context: int, sample: int
+) -> None:
+    """Unless its context is given, or a descriptor has one. No sample stands on positions that are not learned."""
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, **{"max_seq_len": None, **changes})))
+    assert (trainer.model.config.max_seq_len, trainer.config.sample_tokens) == (context, sample)
+    said = startup_report(trainer.run, 1)
+    assert (f"positions from {trainer.config.seq_len} on are not learned" in said) == (context > trainer.config.seq_len)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warmup", "said"),
+    [
+        ({"max_steps": 20}, 5, ""),
+        ({"max_steps": -1}, 31, ""),  # one epoch
+        ({"max_steps": 5}, 1, ""),
+        ({"max_steps": 400}, 100, ""),
+        ({"max_steps": 2, "model": "d1", "layers": None, "heads": None, "channels": None}, 0, ""),
+        ({"warmup_steps": 20}, 20, "warning: warmup_steps is 20 of 8 steps in all: the learning rate rises to 0.004 of 0.01,"),
+        ({"warmup_steps": 8}, 8, "rises to 0.01 of 0.01, and never falls"),
+        ({"warmup_steps": 7}, 7, ""),
+        ({"warmup_steps": 8, "schedule": "constant"}, 8, ""),
+        ({"warmup_steps": 7, "schedule": "wsd"}, 7, "wsd decays from step 6 of 8 on: the learning rate drops from 0.01 to"),
+    ],
+)  # fmt: skip
+def test_the_warm_up_reaches_the_highest_rate(tmp_path: Path, changes: dict[str, Any], warmup: int, said: str) -> None:
+    """By default it does; a run whose settings say otherwise says so in its log."""
+    trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, **{"warmup_steps": None, **changes})))
+    assert trainer.config.warmup_steps == warmup
+    rates = [trainer.lr(step) for step in range(trainer.total_steps)]
+    assert said.startswith("warn") or max(rates) == pytest.approx(1e-2)
+    assert len(trainer.run.remarks) == bool(said) and said in "".join(trainer.run.remarks)
+
+
 # ---- logs ----
-
-
-def info(**changes: Any) -> StepInfo:
-    # fmt: off
-    values: dict[str, Any] = {
-        "step": 9, "total_steps": 40, "loss": 4.123456, "norm": 1.5, "lr": 3e-4, "loss_z": math.nan, "grad_z": -0.5,
-        "seconds": 0.25, "tokens_per_second": 1000.4, "flops_per_second": 1e11, "mfu": 12.34, "dtype": "bf16",
-    }
-    # fmt: on
-    return StepInfo(**{**values, **changes})
-
-
-def test_step_line_matches_llm_c() -> None:
-    expected = "step   10/40 | loss 4.123456 (+nanz)| norm 1.5000 (-0.50z)| lr 3.00e-04 | 250.00 ms | 12.3% bf16 MFU | 1000 tok/s"
-    assert step_line(info()) == expected
-    assert "--.-% f32 MFU" in step_line(info(mfu=None, dtype="f32"))
 
 
 def test_main_log_matches_llm_c(tmp_path: Path) -> None:
@@ -159,27 +262,8 @@ def test_metrics_are_json(tmp_path: Path) -> None:
     assert {"loss", "norm", "lr", "seconds", "tokens_per_second", "flops_per_second", "loss_z", "skipped"} <= set(
         steps[0]
     )
-    assert rows[-1]["kind"] == "end"
-
-
-def test_lines_survive_a_console_without_the_characters() -> None:
-    raw = io.BytesIO()
-    out = io.TextIOWrapper(raw, encoding="ascii")
-    LineConsole(out).text("Käse \u6f22")
-    out.flush()
-    assert raw.getvalue().strip() == b"K?se ?"
-
-
-def test_bar_shows_the_numbers() -> None:
-    out = io.StringIO()
-    bar = BarConsole(40, 9, out)
-    bar.validation(8, 4.5)
-    bar.step(info())
-    bar.close()
-    text = out.getvalue()
-    assert (
-        "step 8: val loss 4.5000" in text and "loss 4.1235" in text and "1,000 tok/s" in text and "100 GFLOP/s" in text
-    )
+    assert rows[0]["kind"] == "start" and (rows[0]["step"], rows[0]["total_steps"]) == (0, 3)
+    assert rows[-1]["kind"] == "end" and rows[-1]["mean_milliseconds"] > 0
 
 
 def test_loss_curve(tmp_path: Path) -> None:
@@ -233,6 +317,14 @@ def test_nan_step_is_skipped_and_counted(tmp_path: Path) -> None:
     result = trainer.fit()
     assert trainer.skipped_steps == 1 and trainer.bad_steps == 0 and trainer.optimizer.step_count == 7
     assert math.isnan(result.history["train_loss"][3])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in metrics.read_text().splitlines()]  # NaN is no JSON
+    assert [row["loss"] is None for row in rows if row["kind"] == "train"] == [i == 3 for i in range(8)]
+    old = metrics.read_text().replace("null", '"nan"')
+    for text in (metrics.read_text(), old):
+        metrics.write_text(text)
+        assert math.isnan(read_run(metrics).series["train_loss"][3]) and read_run(metrics).unreadable == 0
+        assert main(["watch", str(tmp_path / "run"), "--once"]) == 0
     assert all(np.isfinite(v).all() for v in weights(result).values())
 
 
@@ -257,6 +349,79 @@ def test_outlier_steps_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 # ---- stopping ----
+
+
+def losses(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:
+    """Let validation at the given steps find these losses, whatever the weights are."""
+
+    def evaluate(self: llmc.GPT2, inputs: Any, targets: Any) -> float:
+        return values[trainers[-1].step]
+
+    trainers: list[Trainer] = []
+    validate = Trainer.validate
+
+    def noted(self: Trainer) -> float:
+        trainers.append(self)
+        return validate(self)
+
+    monkeypatch.setattr(llmc.GPT2, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "validate", noted)
+
+
+LOSSES = {0: 4.0, 2: 3.0, 4: 3.5, 6: 2.0, 8: 2.0, 10: 2.5, 12: math.nan, 14: 1.0, 16: 0.5}
+EARLY = "stopped early at step 12 of 16: 3 validations in a row were not below the loss of 2.0000 of step 6, whose model is best.bin"
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 4])
+def test_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint_every: int
+) -> None:
+    """The run ends as at its last step: saved, with a sample. It is known to have ended if it is resumed, and goes on if told."""
+    losses(monkeypatch, LOSSES)
+    settings = tiny_settings(
+        tmp_path, max_steps=16, val_every=2, patience=3, save_best=True, sample_every=100, progress="lines"
+    )
+    settings["checkpoint_every"] = checkpoint_every
+    result = llmc.train(**settings)
+    assert (result.step, result.stopped_early, result.stopped_by) == (12, True, 0)
+    assert result.history["val_step"] == [0, 2, 4, 6, 8, 10, 12]
+    said = capsys.readouterr().out
+    assert f"{EARLY}\ngenerating:" in said and finished_steps(tmp_path / "run")[-1] == 12
+    for patience in (3, 2):
+        again = llmc.train(**{**settings, "resume": True, "patience": patience})
+        assert (again.step, again.stopped_early, again.history["val_step"]) == (12, True, [])
+        assert f"was {EARLY}. To go on: llmc train --resume " in (said := capsys.readouterr().out)
+        assert said.endswith(f" --patience {2 * patience}\n") and said.count("\n") == 1
+    more = llmc.train(**{**settings, "resume": True, "patience": 4})
+    assert (more.step, more.stopped_early) == (16, False)
+
+
+@pytest.mark.parametrize("step", [8, 12])
+@pytest.mark.parametrize("place", ["before", "in", "after"])
+def test_patience_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, place: str) -> None:
+    """A run whose last checkpoint is from before, in or after the validation of its step counts each validation once."""
+    losses(monkeypatch, LOSSES)
+    settings = tiny_settings(tmp_path, max_steps=16, val_every=2, patience=3, sample_every=2)
+
+    def cut(at: str, trainer: Trainer) -> str:
+        if trainer.step == step and at == place:
+            trainer.save()
+            raise RuntimeError("cut")
+        return ""
+
+    class Cut(Callback):
+        def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+            cut("before", trainer)
+
+        def on_eval(self, trainer: Trainer, step: int, loss: float) -> None:
+            cut("in", trainer)
+
+    monkeypatch.setattr(Trainer, "sample", lambda trainer, **options: cut("after", trainer))
+    with pytest.raises(RuntimeError, match="cut"):
+        llmc.train(**settings, callbacks=[Cut()])
+    place = ""
+    result = llmc.train(**settings, resume=True)
+    assert (result.step, result.stopped_early) == (12, True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
@@ -310,16 +475,20 @@ def test_a_signal_has_its_effect_when_all_is_saved(tmp_path: Path, number: signa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "called"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_the_command_has_the_exit_code_of_the_signal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    called: str,
 ) -> None:
     config = tiny_settings(tmp_path, progress="lines")
     (tmp_path / "c.toml").write_text(llmc.TrainConfig(**config).to_toml())
     monkeypatch.setattr(Trainer, "_after_step", lambda trainer, info: os.kill(os.getpid(), number))
     assert train_main(["--config", str(tmp_path / "c.toml")]) == 128 + number
     printed = capsys.readouterr()
-    assert f"stopped by signal {int(number)} after step 1, saved; continue with: llmc train --resume" in printed.out
+    assert f"stopped by {called} after step 1, saved; continue with:\n  llmc train --resume" in printed.out
     assert not printed.err
 
 
@@ -422,6 +591,9 @@ def test_a_setting_takes_a_value_or_names_itself(name: str) -> None:
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"beta2": 1.0}, "beta2 is 1.0"),
         ({"checkpoint_every": -2}, "checkpoint_every is -2"),
+        ({"patience": 3, "val_data": ()}, "patience is 3, but there are no validation data"),
+        ({"patience": 3, "val_every": 0}, "patience is 3, but val_every is 0"),
+        ({"patience": -1}, "patience is -1, expected 0"),
         (
             {"max_steps": -1, "total_batch_size": 32 * 1000},
             "the data hold 4000 tokens, less than the 32000 of one update",
@@ -581,7 +753,7 @@ def test_the_estimate_of_a_batch_size_divides_the_update(tmp_path: Path, monkeyp
     ))  # fmt: skip
 
     def estimate(run: Any) -> int:
-        return int(re.search("estimated maximum batch size: (.*)", startup_report(run, 1))[1])  # type: ignore[index]
+        return int(re.search(r"estimated maximum batch size: (\d+)", startup_report(run, 1))[1])  # type: ignore[index]
 
     most = estimate(free)
     assert most not in (12, 24) and 12 < most and (estimate(given), estimate(resumed)) == (12 if most < 24 else 24, 8)
@@ -619,19 +791,3 @@ def test_a_data_file_that_vanishes(tmp_path: Path) -> None:
     with pytest.raises((llmc.Error, OSError), match=r"train2?\.bin"):
         llmc.train(**settings, callbacks=[Vanish()])
     assert finished_steps(tmp_path / "run")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
-def test_bar_in_a_terminal_that_does_not_know_its_width() -> None:
-    import pty
-
-    controller, terminal = pty.openpty()
-    with open(terminal, "w", encoding="utf-8") as out:
-        bar = BarConsole(40, 9, out)
-        bar.step(info())
-        bar.close()
-        text = ""
-        while "loss 4.1235" not in text:  # the output may arrive in several parts
-            assert select.select([controller], [], [], 10)[0], text
-            text += os.read(controller, 10000).decode()
-    os.close(controller)

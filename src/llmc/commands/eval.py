@@ -1,6 +1,7 @@
 """Evaluate a model: validation loss and perplexity, HellaSwag, MMLU.
 
-CHECKPOINT is a llm.c model file, a run directory, or a Hugging Face folder. Give what to evaluate on: --data, --hellaswag, --mmlu.
+CHECKPOINT is a llm.c model file, a run directory, or a Hugging Face folder. Give what to evaluate on: --data, --hellaswag, --mmlu. For
+a run, or a model file in its directory, its own validation data are taken if nothing is given.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from llmc.arguments import threads, whole
@@ -19,13 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", metavar="CHECKPOINT", help="model file (.bin), run directory, or Hugging Face folder"
     )
     parser.add_argument(
-        "-j", "--data", nargs="+", action="extend", metavar="FILE", help="token files to measure the loss on"
+        "-j",
+        "--data",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="token files to measure the loss on [the run's own for validation]",
     )
     parser.add_argument("--hellaswag", metavar="FILE", help="llm.c's hellaswag_val.bin")
     parser.add_argument("--mmlu", metavar="FILE", help="MMLU as an eval file")
     parser.add_argument("-b", "--batch-size", type=whole(1), default=4, help="rows at a time [4]")
     parser.add_argument(
-        "-t", "--seq-len", type=whole(1), help="row length for --data [the model's longest, at most 1024]"
+        "-t",
+        "--seq-len",
+        type=whole(1),
+        help="row length for --data [the run's, else the model's longest, at most 1024]",
     )
     parser.add_argument("-m", "--max-batches", type=whole(-1), default=-1, help="batches of --data; -1: all [-1]")
     parser.add_argument("--limit", type=whole(1), help="only the first N examples of HellaSwag and MMLU")
@@ -42,24 +52,35 @@ def run(args: argparse.Namespace) -> int:
     from llmc import evals
     from llmc.load import load_model
     from llmc.system.fs import write_atomically
+    from llmc.training.settings import load_toml
+    from llmc.training.sources import validation_files
 
-    if args.data is args.hellaswag is args.mmlu is None:
-        raise ValueError("nothing to evaluate on: give --data, --hellaswag or --mmlu")
+    directory = _run_of(Path(args.checkpoint))
+    data, seq_len = args.data, args.seq_len
+    if data is args.hellaswag is args.mmlu is None:
+        if directory is None:
+            raise ValueError("nothing to evaluate on: give --data, --hellaswag or --mmlu")
+        data = validation_files(directory)
+    if directory is not None and seq_len is None:
+        seq_len = load_toml(directory / "config.toml").get("seq_len")
     model = load_model(args.checkpoint, dtype=args.dtype, device=args.device, threads=args.threads)
     progress = sys.stderr.isatty()
     results: dict[str, Any] = {"checkpoint": args.checkpoint, "dtype": model.dtype, "device": model.device}
     lines = []
-    if args.data:
+    if data:
         loss = evals.validation_loss(
             model,
-            args.data,
+            data,
             batch_size=args.batch_size,
-            seq_len=args.seq_len,
+            seq_len=seq_len,
             max_batches=args.max_batches,
             progress=progress,
         )
         results["validation"] = {"loss": loss.loss, "perplexity": loss.perplexity, "tokens": loss.tokens}
-        lines.append(f"validation: loss {loss.loss:.6f}, perplexity {loss.perplexity:.4f}, {loss.tokens:,} tokens")
+        named = ", ".join(map(str, data[:3])) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
+        lines.append(
+            f"validation: loss {loss.loss:.6f}, perplexity {loss.perplexity:.4f}, {loss.tokens:,} tokens of {named}"
+        )
     for name, path in (("hellaswag", args.hellaswag), ("mmlu", args.mmlu)):
         if path is not None:
             choice = getattr(evals, name)(model, path, batch_size=args.batch_size, limit=args.limit, progress=progress)
@@ -73,3 +94,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json not in (None, "-"):  # after the lines, which are there if the file cannot be written
         write_atomically(args.json, [text.encode(), b"\n"])
     return 0
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """Return the run directory that a checkpoint is, or lies in; None if it is none."""
+    directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    model = checkpoint.is_dir() or checkpoint.name == "best.bin" or checkpoint.name.startswith("model_")
+    return directory if model and (directory / "config.toml").is_file() else None

@@ -18,14 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--x", choices=("steps", "tokens"), default="steps", help="horizontal axis [steps]")
     parser.add_argument("--tokens-per-step", type=whole(1), help="for --x tokens, if a run does not say (llm.c's logs)")
     parser.add_argument(
-        "--smooth", type=whole(1), default=1, metavar="N", help="average training loss and norm over N steps [1]"
+        "--smooth", type=whole(1), metavar="N", help="average training loss and norm over N steps [a 40th of the run]"
     )
+    parser.add_argument("--title", help="heading of the figure [of one run its name and its best loss]")
     parser.add_argument(
         "--baseline",
         action="append",
         default=[],
         choices=tuple(BASELINES),
-        help="draw the loss and accuracy that llm.c published for this size of GPT-2; repeatable",
+        help="draw the loss and accuracy that llm.c published for this size of GPT-2, of whose vocabulary the run must be; repeatable",
     )
 
 
@@ -33,13 +34,14 @@ def run(args: argparse.Namespace) -> int:
     """Write the figure, and print the best loss and accuracy of each run; return the exit code, 0."""
     from llmc.plot import plot_runs, read_run
 
-    plot_runs(
+    note = plot_runs(
         args.runs,
         args.output,
         x=args.x,
         tokens_per_step=args.tokens_per_step,
         window=args.smooth,
         baselines=args.baseline,
+        title=args.title,
     )
     for path in args.runs:
         found = read_run(path)
@@ -55,5 +57,7 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"{path}: best {', '.join(best)}" + (f"; {found.unreadable} lines unreadable" if found.unreadable else "")
         )
+    if note:
+        print(f"note: {note}")
     print(args.output)
     return 0

@@ -425,6 +425,11 @@ class JsonTokenizer(Tokenizer):
     def may_cut(self, before: str, after: str) -> bool:
         return self._splits_as_known and not any(t in before[1 - len(t) :] + after[: len(t) - 1] for t in self._uncut)
 
+    def content(self) -> dict[str, Any]:
+        """Return what the tokenizer.json holds."""
+        content: dict[str, Any] = json.loads(self._text)
+        return content
+
     def save(self, path: StrPath) -> None:
         """Write the tokenizer.json that the tokenizer was read from."""
         write_atomically(path, [self._text.encode()])

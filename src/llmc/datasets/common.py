@@ -14,6 +14,7 @@ from llmc.data.roles import ROLES_FILE
 from llmc.data.tokenizer import TABLE_FILES, Tokenizer, tokenizer_file
 from llmc.formats.shards import ShardWriter
 from llmc.system.fs import FULL
+from llmc.values import decimal_bytes
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def need_told(writer: ShardWriter, bar: tqdm[None]) -> Iterator[None]:
         yield
     except OSError as e:
         if e.errno in FULL and e.strerror and bar.n and bar.total:
-            e.strerror += f"; all files need about {writer.bytes / 1e6 * bar.total / bar.n:.1f} MB"
+            e.strerror += f"; all files need about {decimal_bytes(writer.bytes * bar.total / bar.n)}"
             if writer.paths:
                 e.strerror += f" (complete, and kept: {len(writer.paths)})"
         raise

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from llmc.system.cache import cache_directory
 from llmc.system.fs import SYSTEM, named_errors, write_all, write_atomically
 from llmc.system.network import reason
+from llmc.values import decimal_bytes
 
 _CHUNK = 1 << 16  # bytes written at a time; if the connection breaks, an unfinished chunk is lost
 _ATTEMPTS = 4  # attempts in a row without a new byte, after which to give up
@@ -122,7 +123,7 @@ def _transfer(url: str, path: Path, size: int | None) -> Path:
         gained = (part.stat().st_size if part.exists() else 0) - have
         attempts = 0 if gained > 0 else attempts + 1
         if attempts == _ATTEMPTS:
-            kept = f"The {have / 1e6:.1f} MB that came are kept, and continued by the same command. " if have else ""
+            kept = f"The {decimal_bytes(have)} that came are kept, and continued by the same command. " if have else ""
             raise ConnectionError(
                 f"{url} could not be downloaded ({problem}). {kept}Connect and try again, or {_by_hand(path)}"
             )

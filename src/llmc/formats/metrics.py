@@ -1,8 +1,8 @@
 """metrics.jsonl: everything that a run logs, one JSON object in each line.
 
-Every row has a kind and a time; doc/formats.md lists the other keys by kind. NaN and infinities are the strings "nan", "inf" and
-"-inf", for JSON has neither; float() takes them. After a run was resumed, a step may appear twice, and the later row is valid. A line
-that a crash cut off is no JSON.
+Every row has a kind and a time; doc/formats.md lists the other keys by kind. NaN and infinities are null, for JSON has neither, and are
+read as NaN; older files have the strings "nan", "inf" and "-inf", which float() takes. After a run was resumed, a step may appear twice,
+and the later row is valid. A line that a crash cut off is no JSON.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Row = dict[str, Any]
 
 def format_row(kind: str, **values: Any) -> str:
     """Return a row of the present time as a line with its end."""
-    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    return json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}) + "\n"
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}, allow_nan=False) + "\n"
 
 
 def parse_row(line: str | bytes) -> Row:
-    """Return the row of a line.
+    """Return the row of a line, with NaN for what is null.
 
     Raises:
         ValueError: if the line is not a JSON object.
@@ -32,7 +32,7 @@ def parse_row(line: str | bytes) -> Row:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError(f"a row is {row!r:.60}, expected an object")
-    return row
+    return {key: math.nan if value is None else value for key, value in row.items()}
 
 
 def read_rows(path: Path) -> Iterator[Row]:

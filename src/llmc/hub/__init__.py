@@ -1,1 +1,1 @@
-"""Hugging Face's models and tokenizers: what reads them, what writes them, and a module for each model family."""
+"""Hugging Face's models and tokenizers, and GGUF: what reads and what writes them, and a module for each model family."""

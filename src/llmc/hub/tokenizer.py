@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ def _table(tokenizer_json: dict[str, Any], path: Path) -> Tokenizer | None:
     return table
 
 
+# What a BPE of Hugging Face's may do besides merging.
+_OTHER_RULES = ("dropout", "byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+
+
 def _has_gpt2_rules(tokenizer_json: dict[str, Any]) -> bool:
     """Tell whether a tokenizer.json splits and merges a text as GPT-2's tokenizer does with the same vocabulary and merges."""
     model, split = tokenizer_json.get("model"), tokenizer_json.get("pre_tokenizer")
@@ -114,7 +119,7 @@ def _has_gpt2_rules(tokenizer_json: dict[str, Any]) -> bool:
         return False
     return (
         model.get("type", "BPE") == "BPE"
-        and not any(model.get(key) for key in ("dropout", "byte_fallback", "ignore_merges", "end_of_word_suffix"))
+        and not any(model.get(key) for key in _OTHER_RULES)
         and tokenizer_json.get("normalizer") is None
         and split.get("type") == "ByteLevel"
         and not split.get("add_prefix_space", True)
@@ -160,16 +165,61 @@ def write_tokenizer(tokenizer: Tokenizer, folder: StrPath, max_seq_len: int) -> 
     if is_json:
         tokenizer.save(folder / tokenizer.file_name)
         return
+    vocabulary = gpt2_vocabulary(tokenizer)
+    write_json(folder / "vocab.json", vocabulary.ids)
+    merges = "".join(f"{a} {b}\n" for a, b in vocabulary.merges)
+    write_atomically(folder / "merges.txt", [f"#version: 0.2\n{merges}".encode()])
+
+
+@dataclass(frozen=True)
+class GPT2Vocabulary:
+    """A vocabulary to which GPT-2's rules apply: how a text is split into words, and bytes are merged.
+
+    Attributes:
+        ids: the id of each token, whose bytes are written in BYTE_LETTERS.
+        merges: the pairs that are merged, the first ones first.
+        special: ids of tokens that no text has.
+        added: ids of tokens that are found in a text before it is split.
+    """
+
+    ids: dict[str, int]
+    merges: list[tuple[str, str]]
+    special: frozenset[int]
+    added: frozenset[int] = frozenset()
+
+
+def gpt2_vocabulary(tokenizer: Tokenizer) -> GPT2Vocabulary:
+    """Return the vocabulary of a tokenizer for programs that know GPT-2's rules.
+
+    Raises:
+        ValueError: if the tokenizer is a tokenizer.json with other rules, or a token is not a merge of two earlier ones.
+    """
+    if isinstance(tokenizer, JsonTokenizer):
+        return _gpt2_vocabulary_of_json(tokenizer)
     names = [EOT if i == tokenizer.eot_token else _in_letters(token) for i, token in enumerate(tokenizer.tokens)]
-    write_json(folder / "vocab.json", {name: i for i, name in enumerate(names)})
     ranks = {token: i for i, token in enumerate(tokenizer.tokens) if i != tokenizer.eot_token}
-    merges = [
-        f"{_in_letters(a)} {_in_letters(b)}"
-        for token, rank in ranks.items()
-        if len(token) > 1
-        for a, b in [_merged_pair(token, rank, ranks)]
-    ]
-    write_atomically(folder / "merges.txt", [("#version: 0.2\n" + "".join(m + "\n" for m in merges)).encode()])
+    pairs = [_merged_pair(token, rank, ranks) for token, rank in ranks.items() if len(token) > 1]
+    merges = [(_in_letters(a), _in_letters(b)) for a, b in pairs]
+    return GPT2Vocabulary({name: i for i, name in enumerate(names)}, merges, frozenset([tokenizer.eot_token]))
+
+
+def _gpt2_vocabulary_of_json(tokenizer: JsonTokenizer) -> GPT2Vocabulary:
+    whole = tokenizer.content()
+    model, rows = whole["model"], whole.get("added_tokens") or []
+    added = [row for row in rows if not row.get("special")]
+    if (
+        not _has_gpt2_rules(whole)
+        or not model["vocab"].keys() >= set(BYTE_LETTERS)
+        or any(row.get(flag) for row in added for flag in ("lstrip", "rstrip", "single_word"))
+    ):
+        raise ValueError(f"tokenizer {tokenizer.name} splits or merges a text in another way than GPT-2's")
+    pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+    return GPT2Vocabulary(
+        {**model["vocab"], **{row["content"]: row["id"] for row in rows}},
+        [(a, b) for a, b in pairs],
+        frozenset(row["id"] for row in rows if row.get("special")),
+        frozenset(row["id"] for row in added),
+    )
 
 
 def _in_letters(token: bytes) -> str:

@@ -53,15 +53,10 @@ def export_model(
             written as merges.
         OSError: if a file cannot be written.
     """
-    if not isinstance(model, GPT2):
-        raise ValueError(f"the model is a {model.family}: only a GPT-2 can be exported")
+    model = exportable(model, tokenizer)
     dtype = canonical_dtype(dtype or model.dtype)
     if max_shard_bytes <= 0:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}, expected a positive number")
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model a vocabulary of {model.config.vocab_size}: not a pair"
-        )
     out = Path(folder)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"'{out}' is a file, expected a folder")
@@ -82,6 +77,21 @@ def export_model(
             (out / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def exportable(model: Model, tokenizer: Tokenizer | None) -> GPT2:
+    """Return the model, if it is one that can be exported with this tokenizer.
+
+    Raises:
+        ValueError: if it is not a GPT-2, or the tokenizer has more tokens than the model.
+    """
+    if not isinstance(model, GPT2):
+        raise ValueError(f"the model is a {model.family}: only a GPT-2 can be exported")
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model a vocabulary of {model.config.vocab_size}: not a pair"
+        )
+    return model
 
 
 def _write_folder(model: GPT2, out: Path, dtype: str, tokenizer: Tokenizer | None, max_shard_bytes: int) -> None:

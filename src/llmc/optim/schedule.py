@@ -53,3 +53,25 @@ def lr_schedule(name: str, learning_rate: float, warmup_steps: int, total_steps:
         return after_warmup(step)
 
     return rate
+
+
+def warmup_problem(name: str, learning_rate: float, warmup_steps: int, total_steps: int, final_lr_frac: float) -> str:
+    """Return in words what keeps a schedule from reaching its highest rate and falling from there; empty: nothing.
+
+    Args:
+        name, learning_rate, warmup_steps, total_steps, final_lr_frac: as of lr_schedule().
+    """
+    if name == "constant" or warmup_steps == 0 or total_steps == 0:
+        return ""
+    rate = lr_schedule(name, learning_rate, warmup_steps, total_steps, final_lr_frac)
+    if warmup_steps >= total_steps:
+        return (
+            f"warmup_steps is {warmup_steps} of {total_steps} steps in all: the learning rate rises to "
+            f"{rate(total_steps - 1):.3g} of {learning_rate:.3g}, and never falls"
+        )
+    if name == "wsd" and warmup_steps > int(0.8 * total_steps):
+        return (
+            f"warmup_steps is {warmup_steps}, but wsd decays from step {int(0.8 * total_steps)} of {total_steps} on: the learning rate "
+            f"drops from {rate(warmup_steps - 1):.3g} to {rate(warmup_steps):.3g} at once"
+        )
+    return ""

@@ -22,6 +22,8 @@ from typing import Any
 
 import psutil
 
+from llmc.values import decimal_bytes
+
 StrPath = str | os.PathLike[str]
 
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # errors of a full disk, file or account
@@ -128,7 +130,9 @@ def named_errors(path: StrPath, temporary: Path, needed: int | None = None) -> I
             e.filename = os.fspath(path)
             if e.errno in FULL:
                 written = temporary.stat().st_size if temporary.exists() else 0
-                e.strerror += f" after {written / 1e6:.1f} MB" + ("" if needed is None else f" of {needed / 1e6:.1f}")
+                e.strerror += f" after {decimal_bytes(written)}" + (
+                    "" if needed is None else f" of {decimal_bytes(needed)}"
+                )
         raise
 
 

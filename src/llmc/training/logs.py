@@ -197,7 +197,7 @@ def _columns(out: TextIO) -> int | None:
         return None
 
 
-# Control characters but line breaks and tabs become U+FFFD; of "\\r\\n" the line break is enough.
+# Control characters but line breaks and tabs become U+FFFD; of "\r\n" the line break is enough.
 _CONTROLS = {c: "\ufffd" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"} | {ord("\r"): None}
 
 
@@ -262,17 +262,25 @@ class _Pace:
         self._clock = clock
         self._start = clock()
         self._first: tuple[int, float] | None = None  # steps done after the first, and when
+        self._last = (0, 0.0)  # the same after the newest
 
     def step(self, done: int) -> None:
         """Take note of a step. done: steps of the run that are made with it."""
-        self._first = self._first or (done, self._clock())
+        self._last = (done, self._clock())
+        self._first = self._first or self._last
 
-    def text(self, done: int, total: int) -> str:
-        """Return how long the rest will take, at the end how long all took; empty if that is not known."""
-        now = self._clock()
+    def text(self, total: int) -> str:
+        """Return how long the rest of so many steps will take, at the end how long all took; empty if that is not known.
+
+        Args:
+            total: steps of the whole run; 0 if that is not known.
+        """
+        done, now = self._last
+        if total == 0:
+            return ""
         if done >= total:
-            return f"in {tqdm.format_interval(now - self._start)}"
-        if self._first is None or done <= self._first[0]:
+            return f"in {tqdm.format_interval(self._clock() - self._start)}"
+        if self._first is None or done == self._first[0]:
             return ""
         each = (now - self._first[1]) / (done - self._first[0])
         return f"{tqdm.format_interval(each * (total - done))} left"
@@ -298,7 +306,11 @@ class BriefConsole(Console):
     def start(self, step: int, total_steps: int, table: str, short: str) -> None:
         if short:
             self._print(self._wrapped(short))
-        self._total, self._told, self._last = total_steps, step, None
+        self._total, self._told = total_steps, step
+        if (
+            self._last is not None and self._last.step + 1 != step
+        ):  # of a run that is watched, and was resumed from an earlier step
+            self._last = None
         self._pace = _Pace(self._clock)
 
     def step(self, info: StepInfo) -> None:
@@ -322,7 +334,7 @@ class BriefConsole(Console):
         facts = [] if validation is None else [f"val loss {validation:.4f}"]
         if self._last is not None:
             facts.insert(0, f"train loss {self._last.loss:.4f}")
-            facts += [f"{self._last.tokens_per_second:,.0f} tokens/s", self._pace.text(step, self._total)]
+            facts += [f"{self._last.tokens_per_second:,.0f} tokens/s", self._pace.text(self._total)]
         self._print(f"{self._place(step)}: {', '.join(filter(None, facts))}")
 
     def validation(self, step: int, loss: float) -> None:
@@ -413,7 +425,7 @@ class BarConsole(BriefConsole):
             speed = f"{info.flops_per_second / 1e9:,.0f} GFLOP/s"
             if info.mfu is not None:
                 speed += f" ({info.mfu:.0f}% of peak)"
-            numbers += [f"{info.tokens_per_second:,.0f} tok/s", self._pace.text(done, self._total)]
+            numbers += [f"{info.tokens_per_second:,.0f} tok/s", self._pace.text(self._total)]
             numbers += [self._place(done), speed, f"norm {info.norm:.2f}", f"lr {info.lr:.2e}"]
         return bar_format([n for n in numbers if n], width, known=self._total > 0)
 

@@ -99,7 +99,7 @@ def startup_report(run: Run, total_steps: int) -> str:
         f"activations {_mib(plan.activations)}",
         *_memory_by_rank(run),
         f"memory per sequence: {_mib(plan.activations // c.batch_size)}",
-        f" -> estimated maximum batch size: {largest}",
+        f" -> estimated maximum batch size: {largest}{f' (of the {run.rows} rows of an update)' if run.rows else ''}",
         f"batch_size B={c.batch_size} * seq_len T={c.seq_len} * num_processes={run.world.size} and total_batch_size={c.total_batch_size}",
         f"=> setting grad_accum_steps={run.grad_accum}",
     ]
@@ -126,7 +126,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def short_report(run: Run, total_steps: int) -> str:
-    """Return the most important facts in three lines, for a terminal with a progress bar."""
+    """Return the most important facts in three lines, of which a console makes more if they are too long for it."""
     c, model, shape = run.config, run.model, run.model.config
     info = model.backend.info()
     device = f"{info.description}, {info.isa}" + (f", {_count(info.threads, 'thread')}" if info.name == "cpu" else "")
@@ -134,8 +134,9 @@ def short_report(run: Run, total_steps: int) -> str:
         hosts = len(set(run.world.hosts))
         device = f"{run.world.size} ranks on {_count(hosts, 'host')}, each: {device}"
     output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
+    layers, heads = _count(shape.num_layers, "layer"), _count(shape.num_heads, "head")
     return (
-        f"{model.family} of {model.num_parameters:,} parameters ({_count(shape.num_layers, 'layer')}, {_count(shape.num_heads, 'head')}, {shape.channels} "
-        f"channels, vocabulary {shape.vocab_size}) on {run.sources.description}\n"
+        f"{model.family} of {model.num_parameters:,} parameters ({layers}, {heads}, {shape.channels} channels, vocabulary "
+        f"{shape.vocab_size}) on {run.sources.description}\n"
         f"{total_steps} steps of {c.total_batch_size:,} tokens, {model.dtype}, {device}{output}"
     )

@@ -145,19 +145,19 @@ class TrainConfig:
     layers: int | None = _setting(None, "model", "transformer blocks, in place of the model's", least=1, on_resume="same")
     heads: int | None = _setting(None, "model", "attention heads, in place of the model's", least=1, on_resume="same")
     channels: int | None = _setting(None, "model", "width, in place of the model's", least=1, on_resume="same")
-    max_seq_len: int | None = _setting(None, "model", "longest context, in place of the model's", least=1, on_resume="same")
+    max_seq_len: int | None = _setting(None, "model", "longest context, in place of the model's [seq_len, if no model is named]", least=1, on_resume="same")
     vocab_size: int | None = _setting(None, "model", "vocabulary, in place of the tokenizer's", least=1, on_resume="same")
     seed: int = _setting(42, "model", "seed of the random weights", least=0, most=2**32 - 1, on_resume="same")
 
     batch_size: int | None = _setting(None, "batch", "rows per micro-batch, B", "-b", small=16, llm_c=4, least=1)
     seq_len: int | None = _setting(None, "batch", "tokens per row, T", "-t", small=128, llm_c=1024, least=1, on_resume="same")
     total_batch_size: int = _setting(-1, "batch", "tokens per update; a multiple of B*T*processes; -1: that product, or what a resumed run had", "-d", least=1, also=-1, on_resume="same")
-    max_steps: int | None = _setting(None, "batch", "updates; -1: one epoch", "-x", small=400, llm_c=-1, least=-1, on_resume="same")
+    max_steps: int | None = _setting(None, "batch", "updates; -1: one epoch", "-x", small=400, llm_c=-1, least=-1)
     overfit: bool = _setting(False, "batch", "train on the first batch of the validation data, over and over", "-a", on_resume="same")
 
     learning_rate: float | None = _setting(None, "optimizer", "highest learning rate", "-l", small=1e-3, llm_c=3e-4, least=0, below=math.inf, on_resume="same")
     schedule: str = _setting("cosine", "optimizer", "learning rate schedule", "-k", choices=SCHEDULES, on_resume="same")
-    warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up", "-u", small=40, llm_c=0, least=0, on_resume="same")
+    warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up; by default no more than a quarter of all", "-u", small=100, llm_c=0, least=0, on_resume="same")
     final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest", "-q", small=0.1, llm_c=1.0, least=0, below=math.inf, on_resume="same")
     weight_decay: float = _setting(0.0, "optimizer", "decay of matrices and embeddings", "-c", least=0, below=math.inf, on_resume="same")
     beta1: float = _setting(0.9, "optimizer", "AdamW's first decay", least=0, below=1, on_resume="same")
@@ -180,10 +180,11 @@ class TrainConfig:
 
     val_every: int | None = _setting(None, "evaluation", "validate every n steps, and at the end; 0: never", "-v", small=50, llm_c=20, least=-1)
     val_steps: int = _setting(20, "evaluation", "validation batches; -1: all", "-m", least=1, also=-1)
+    patience: int = _setting(0, "evaluation", "stop after this many validations in a row without a new lowest loss; 0: never", least=0)
     hellaswag: bool = _setting(False, "evaluation", "evaluate HellaSwag with validation (-h 1)", "-h")
     hellaswag_data: str = _setting("dev/data/hellaswag/hellaswag_val.bin", "evaluation", "llm.c's HellaSwag file", by_rank=True, paths=True)
-    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end; 0: never", "-s", small=200, llm_c=20, least=-1)
-    sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included", "-g", small=256, llm_c=64, least=1)
+    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end, of the small model at the start too; 0: never", "-s", small=100, llm_c=20, least=-1)
+    sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included, T at most; the small model writes 32 before the end", "-g", small=256, llm_c=64, least=1)
     prompt: str = _setting("", "evaluation", "text that samples begin with; default: end-of-text")
     temperature: float | None = _setting(None, "evaluation", "of samples; 0: the most likely token", small=0.8, llm_c=1.0, least=0, below=math.inf)
     top_k: int = _setting(0, "evaluation", "sample among this many most likely tokens; 0: all", least=0)
@@ -226,6 +227,12 @@ class TrainConfig:
         for name in ("dtype", "grad_dtype"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, canonical_dtype(value))
+
+    def __repr__(self) -> str:
+        """Return what differs from the defaults."""
+        values = {name: getattr(self, name) for name in SETTINGS}
+        changed = [f"{name}={value!r}" for name, value in values.items() if value != SETTINGS[name].default]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def replace(self: T, **changes: Any) -> T:
         """Return a copy with other values for some settings."""
@@ -324,8 +331,9 @@ def resolve(
         config: settings as they were given.
         device: in place of "auto".
         rank, ranks: which of so many processes this is.
-        saved: settings of the checkpoint from which the run is resumed. It keeps its total_batch_size if none is given; if the ranks
-            cannot share that evenly, batch_size becomes the next smaller one with which they can.
+        saved: settings of the checkpoint from which the run is resumed. It keeps its total_batch_size, max_steps and warmup_steps if
+            none are given; if the ranks cannot share the tokens of an update evenly, batch_size becomes the next smaller one with
+            which they can.
 
     Raises:
         ValueError: if settings contradict each other.
@@ -333,9 +341,13 @@ def resolve(
     values = {**_chosen(config), "device": device, "processes": ranks, "rank": rank}
     if config.processes not in (1, ranks):
         raise ValueError(f"processes is {config.processes}, but {ranks} met")
+    for name in ("max_steps", "warmup_steps"):
+        if getattr(config, name) is None and saved and name in saved:
+            values[name] = saved[name]
     if config.zero_stage is None:
         values["zero_stage"] = int(ranks > 1)
     B, T = values["batch_size"], values["seq_len"]
+    values["sample_tokens"] = min(values["sample_tokens"], T)  # later positions are not trained
     before = (saved or {}).get("total_batch_size", -1)
     if config.total_batch_size == -1:
         values["total_batch_size"] = B * T * ranks if before == -1 else before

@@ -26,7 +26,7 @@ from llmc.models.gpt2 import GPT2
 from llmc.models.model import Model, default_grad_dtype
 from llmc.optim.adamw import AdamW
 from llmc.optim.optimizer import Optimizer
-from llmc.optim.schedule import lr_schedule
+from llmc.optim.schedule import lr_schedule, warmup_problem
 from llmc.system.flops import peak_flops
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
@@ -36,7 +36,7 @@ from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, defau
 from llmc.training.sources import Sources, prepare, prepare_beside
 
 # Without a model the run is a small one, sized for two CPU cores and two minutes.
-SMALL_MODEL = {"num_layers": 4, "num_heads": 4, "channels": 256, "max_seq_len": 256}
+SMALL_MODEL = {"num_layers": 4, "num_heads": 4, "channels": 256}
 
 
 @dataclass
@@ -59,6 +59,7 @@ class Run:
         peak_flops: FLOP/s that the devices of all ranks can reach; None if that is not known.
         val_loader: None without validation data.
         lr: the learning rate of a step.
+        remarks: what the run's log says of it.
         hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
         gpu_info: None if its line is not asked for.
     """
@@ -83,6 +84,7 @@ class Run:
     val_loader: DataLoader | None
     total_steps: int
     lr: Callable[[int], float]
+    remarks: list[str]
     hellaswag_examples: list[Example]
     gpu_info: GpuInfo | None
 
@@ -133,6 +135,10 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
             f"batch_size is {config.batch_size}, not {given.batch_size}: {world.size} ranks divide the run's "
             f"{config.total_batch_size} tokens of an update"
         )
+    if given.sample_tokens is not None and given.sample_tokens > config.sample_tokens:
+        say(
+            f"sample_tokens is {config.sample_tokens}, not {given.sample_tokens}: positions from seq_len on are not trained"
+        )
     world.agree("the settings", config.shared())
     ranks, threads, cpus = world.local_size, backend.info().threads, os.cpu_count() or 1
     if device == "cpu" and ranks > 1 and ranks * threads > cpus:
@@ -165,8 +171,16 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, rows_per_sample, world)
     if (unused := len(sources.train) - len(train_loader.files)) > 0 and not config.overfit:
         say(f"note: {unused} of {len(sources.train)} files to train on have less than one batch, and are not used")
+    _check_patience(config, val_loader)
     total_steps = _total_steps(config, train_loader)
-    lr = lr_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac)
+    if given.warmup_steps is None and saved is None:
+        config = config.replace(warmup_steps=min(config.warmup_steps, total_steps // 4))
+    remarks = []
+    if saved is not None:
+        begun = _shared(world, None if found is None else found.step)
+        remarks += _check_length(config, saved, begun, total_steps, train_loader)
+    if problem := warmup_problem(*_schedule(config, total_steps)):
+        remarks.append(f"warning: {problem}")
     notes = Notes(world.rank, world.size)
     run = Run(
         world=world,
@@ -188,7 +202,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         train_loader=train_loader,
         val_loader=val_loader,
         total_steps=total_steps,
-        lr=lr,
+        lr=lr_schedule(*_schedule(config, total_steps)),
+        remarks=remarks,
         hellaswag_examples=_read_hellaswag(config, model.config),
         gpu_info=_open_gpu_info(config, backend) if world.leads else None,
     )
@@ -403,8 +418,7 @@ def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:
     changes = {k: v for k, v in given.items() if v is not None}
     if config.model is not None:
         return GPT2Config.from_descriptor(config.model, **changes)
-    longest = max(SMALL_MODEL["max_seq_len"], config.seq_len)
-    return GPT2Config(**{**SMALL_MODEL, "max_seq_len": longest, **changes})
+    return GPT2Config(**{**SMALL_MODEL, "max_seq_len": config.seq_len, **changes})  # what is not trained is not there
 
 
 def _check_fits(config: RunConfig, sources: Sources, shape: ModelConfig) -> None:
@@ -462,6 +476,12 @@ def _copy_from_rank_0(run: Run, comm: _llmc.Comm) -> None:
     run.model.weights_changed()
 
 
+def _check_patience(config: RunConfig, val_loader: DataLoader | None) -> None:
+    if config.patience and (val_loader is None or config.val_every <= 0):
+        why = "there are no validation data (--val-data)" if val_loader is None else f"val_every is {config.val_every}"
+        raise ValueError(f"patience is {config.patience}, but {why}: the run is not validated on the way")
+
+
 def _total_steps(config: RunConfig, loader: DataLoader) -> int:
     if config.max_steps != -1:
         return config.max_steps
@@ -472,6 +492,42 @@ def _total_steps(config: RunConfig, loader: DataLoader) -> int:
             "(total_batch_size); give a number of steps to go over them several times (--max-steps)"
         )
     return steps
+
+
+# The settings that the learning rate of a step depends on.
+_OF_SCHEDULE = ("max_steps", "schedule", "learning_rate", "warmup_steps", "final_lr_frac")
+
+
+def _schedule(config: RunConfig, total_steps: int) -> tuple[str, float, int, int, float]:
+    """Return the arguments of lr_schedule()."""
+    return config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac
+
+
+def _check_length(
+    config: RunConfig, saved: dict[str, Any], step: int, total_steps: int, loader: DataLoader
+) -> list[str]:
+    """Check that a run that goes on from a step has not gone too far; return what happens to its learning rate if that has changed."""
+    if total_steps < step:
+        epoch = f" (one epoch: {total_steps} steps)" if config.max_steps == -1 else ""
+        raise ValueError(
+            f"max_steps is {config.max_steps}{epoch}, but {config.output_dir} is at step {step}: expected {step} or more"
+        )
+    before = config.replace(**{n: saved[n] for n in _OF_SCHEDULE if n in saved})
+    changed = [n for n in _OF_SCHEDULE if getattr(before, n) != getattr(config, n)]
+    if not changed or step == total_steps:
+        return []
+    old_steps = _total_steps(before, loader)
+    old, new = (lr_schedule(*_schedule(c, n))(step) for c, n in ((before, old_steps), (config, total_steps)))
+    what = ", ".join(f"{n} was {getattr(before, n)}, is {getattr(config, n)}" for n in changed)
+    later = int(0.8 * total_steps)
+    falls = f", and falls from step {later} on" if config.schedule == "wsd" and step < later else ""
+    if old == new:
+        return [f"{what}: the learning rate goes on at {new:.3g}{falls}"]
+    there = "at its end" if step >= old_steps else "there"
+    return [
+        f"{what}: the learning rate is {new:.3g} from step {step} on, as {config.schedule} over {total_steps} steps has it{falls}; "
+        f"over {old_steps} steps it was {old:.3g} {there}"
+    ]
 
 
 def _read_hellaswag(config: RunConfig, shape: ModelConfig) -> list[Example]:

@@ -112,6 +112,31 @@ def _own_tokens(config: TrainConfig, directory: Path) -> Sources | None:
     return _of_text(config, directory, tokenizer, source)
 
 
+def validation_files(run: Path) -> list[Path]:
+    """Find the token files that a run validates on.
+
+    Args:
+        run: a run directory.
+
+    Raises:
+        FileNotFoundError: if they are not there any more.
+        ValueError: if the run has no validation data, or what is left of them is text.
+    """
+    own = _token_files(run)[1]
+    if _read_remembered(run) and own.is_file():
+        return [own]
+    config = TrainConfig(**{k: v for k, v in load_toml(run / "config.toml").items() if k in ("data", "val_data")})
+    try:
+        data = find_data(config.val_data or config.data, "the validation data", validation=bool(config.val_data))
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{e}: give --data with the place where the data of {run} are now") from e
+    if not data.tokens:
+        raise FileNotFoundError(f"{own} is not there, and the data of {run} are text: give --data")
+    if not (files := data.files if config.val_data else data.val):
+        raise ValueError(f"{run} has no validation data: give --data")
+    return files
+
+
 def _of_text(
     config: TrainConfig,
     folder: Path,

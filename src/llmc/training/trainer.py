@@ -13,36 +13,41 @@ import errno
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc import _llmc
 from llmc.checkpoint import Checkpointer, finished_steps, send_state
-from llmc.data.tokenizer import Tokenizer
 from llmc.distributed.launcher import started_by_launcher
 from llmc.distributed.world import open_world
 from llmc.evals import multiple_choice
+from llmc.formats.metrics import read_rows
 from llmc.formats.state_file import TrainState
-from llmc.models.model import Model
 from llmc.system.fs import SYSTEM, Fs, shell_word, write_atomically
 from llmc.system.signals import StopRequested, StopSignals, pass_on, signal_name
+from llmc.training.callbacks import checked_callbacks, hooks_of
 from llmc.training.history import History, Throughput
 from llmc.training.logs import Console, Log, StepInfo, check_packages, open_logs
 from llmc.training.outliers import OutlierDetector
 from llmc.training.ranks import SlowRanks
 from llmc.training.report import short_report, startup_report
+from llmc.training.result import TrainResult
 from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
+from llmc.training.slowness import Slowness
 from llmc.training.summary import Reached, counting_losses, summary
 from llmc.values import decimal_bytes
+
+_SHORT_SAMPLE = 32  # tokens
 
 
 class Callback:
     """What a caller may hook into a run. Override the methods that you want.
+
+    Of another class any object that has some of these methods will do, and a function f(trainer, info) is called as on_step().
 
     Every rank calls its callbacks (trainer.world says which it is), but on_save(), which is rank 0's. What a rank does in one the others
     wait for, for as long as dist_timeout allows.
@@ -58,23 +63,8 @@ class Callback:
         """Do something when the checkpoint of a step is on the disk, in directory."""
 
 
-@dataclass
-class TrainResult:
-    """What a run leaves behind.
-
-    Attributes:
-        history: "step", "train_loss", "norm", "lr", "tokens_per_second" by update; "val_step", "val_loss" by validation.
-        run_dir: None if nothing was kept.
-        stopped_by: the number of the signal that ended the run, or 0. It can be another only if fit() was told not to pass the signal
-            on, or the program has a handler for it that returned.
-    """
-
-    history: dict[str, list[float]]
-    run_dir: Path | None
-    model: Model
-    tokenizer: Tokenizer | None
-    step: int
-    stopped_by: int = 0
+# What may be given as a callback.
+Hook = Callback | Callable[["Trainer", StepInfo], object]
 
 
 class TrainingStopped(_llmc.Error):
@@ -89,22 +79,28 @@ class Trainer:
 
     Args:
         config: settings; defaults that are open are chosen.
-        callbacks: see Callback.
+        callbacks: a list of them; see Callback.
         fs: what writes checkpoints, for tests that let it fail.
 
     Raises:
+        TypeError: if a callback is none: at once.
         ValueError, FileNotFoundError, MemoryError, llmc.Error: if a setting is wrong, data are missing or damaged, or memory does
             not suffice: before the first step, and with the numbers.
     """
 
-    def __init__(self, config: TrainConfig, *, callbacks: Sequence[Callback] = (), fs: Fs = SYSTEM) -> None:
+    def __init__(self, config: TrainConfig, *, callbacks: Iterable[Hook] = (), fs: Fs = SYSTEM) -> None:
+        self.callbacks = checked_callbacks(callbacks, Callback)
         self.world = open_world(config)
         self.log = self._console()
         used = used_directory(config) if self.world.leads else None
         with self.world.failure_told(), locked(used, self.log.text):  # setup writes to the run directory
-            self._set_up(config, callbacks, fs)
+            self._set_up(config, fs)
 
-    def _set_up(self, config: TrainConfig, callbacks: Sequence[Callback], fs: Fs) -> None:
+    def __repr__(self) -> str:
+        kept = f", run_dir={str(self.run_dir)!r}" if self.run_dir else ""
+        return f"Trainer(step {self.step} of {self.total_steps}{kept}, {self.model})"
+
+    def _set_up(self, config: TrainConfig, fs: Fs) -> None:
         if self.world.leads:
             check_packages(config)
         self.run = run = setup(config, self.world, say=self.log.text)
@@ -113,7 +109,6 @@ class Trainer:
         self.train_loader, self.val_loader = run.train_loader, run.val_loader
         self.total_steps, self.grad_accum = run.total_steps, run.grad_accum
         self.tokenizer = self.sources.tokenizer
-        self.callbacks = list(callbacks)
         self.fs = fs
 
         self.step = 0
@@ -121,11 +116,15 @@ class Trainer:
         self.skipped_steps = 0
         self.best_val_loss = math.inf
         self.best_val_step: int | None = None  # if it is known
+        self.worse_validations = 0  # in a row, since the best
+        self._judged_step = -1  # of the last validation that was compared with the best
         self.loss_outliers, self.grad_outliers = OutlierDetector(), OutlierDetector()
         self._history, self._throughput = History(), Throughput()
         self._signals = StopSignals()
         self._agreed_stop = 0  # a signal that one of several ranks received
         self._slow_ranks, self._own_seconds = SlowRanks(self.world.hosts), 0.0
+        alone_on_cpu = self.config.device == "cpu" and self.world.size == 1  # else ranks are programs to each other
+        self._slowness = Slowness(self.model.backend.info().threads if alone_on_cpu else None)
         self._step_begin: float | None = None  # of the update that comes next, if it followed the last one at once
         self._saved_step = -1  # of the newest checkpoint on the disk, as far as rank 0 knows
         if run.state is not None:
@@ -198,6 +197,10 @@ class Trainer:
 
     def _fit(self) -> TrainResult:
         with self.world.failure_told(), locked(self.run_dir if self.world.leads else None, self.log.text):
+            if self.run.state is not None and self.step == self.run.state.step:
+                if ended := self.world.share_value(self._nothing_left() if self.world.leads else None):
+                    self.log.text(ended)
+                    return self._result(0)
             if self.world.leads:
                 self.log = open_logs(self.config, self.run_dir, self.step)
             self._agreed_stop = 0
@@ -216,7 +219,33 @@ class Trainer:
                 self.log.close()
                 self.log = self._console()
             self.world.barrier()  # until rank 0 has written everything
-        return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by)
+        return self._result(stopped_by)
+
+    def _result(self, stopped_by: int) -> TrainResult:
+        early = not stopped_by and self.step < self.total_steps
+        return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by, early)
+
+    def _nothing_left(self) -> str:
+        """Return what to say of a run that is resumed after its end; empty if it has not ended, or was not validated there."""
+        patience, early = self.config.patience, self.step < self.total_steps
+        if self.run_dir is None or (early and not patience):
+            return ""
+        loss, path = math.nan, self.run_dir / "metrics.jsonl"
+        if self.val_loader is not None and self.config.val_every:
+            rows = [row for row in read_rows(path) if row.get("kind") == "validation"] if path.is_file() else []
+            if not rows or rows[-1]["step"] != self.step:
+                return ""
+            loss = float("nan" if rows[-1]["loss"] is None else rows[-1]["loss"])
+        # The checkpoint may have been written before that validation.
+        worse = self.worse_validations + (self.step > self._judged_step and not loss < self.best_val_loss)
+        if early and worse < patience:
+            return ""
+        what = f"is finished: step {self.step} of {self.total_steps}"
+        if not math.isnan(loss):
+            what += f", validation loss {loss:.4f}"
+        what = f"was {self._early_stop(worse)}" if early else what
+        again = f"--patience {2 * patience}" if early else f"--max-steps {2 * self.total_steps}"
+        return f"{self.run_dir} {what}. To go on: llmc train --resume {shell_word(self.run_dir)} {again}"
 
     def _console(self) -> Log:
         return Console() if self.world.leads else Log()
@@ -236,7 +265,7 @@ class Trainer:
         while not self._stopped_by:
             last = self.step >= self.total_steps
             try:
-                self._between_steps(last)
+                last = self._between_steps(last)
             except StopRequested:
                 break
             if last:
@@ -245,10 +274,16 @@ class Trainer:
         if self._stopped_by:
             self._save(background=False, final=True)
 
-    def _between_steps(self, last: bool) -> None:
+    def _between_steps(self, last: bool) -> bool:
         """Do what llm.c does before an update: checkpoint, validation, HellaSwag, sample.
 
         The checkpoint comes first, so that none of the others can cost it.
+
+        Args:
+            last: whether all updates are made.
+
+        Returns:
+            Whether the run ends here: that, or patience is at its end.
         """
         config, step = self.config, self.step
 
@@ -262,16 +297,24 @@ class Trainer:
                 self._save(background=config.async_save and not last, final=last)
         if self.val_loader is not None and config.val_every and (due(config.val_every) or last):
             self.validate()
+            if self._out_of_patience and not last:
+                last = True
+                self.log.text(self._early_stop(self.worse_validations))
+                if config.checkpoint_every >= 0:
+                    self._save(background=False, final=True)
         if self.run.hellaswag_examples and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
-        if config.sample_every > 0 and ((step > 0 and due(config.sample_every)) or last):
-            self._sample_on_rank_0()
+        small = config.model is None  # llm.c's runs write samples as llm.c does
+        if config.sample_every > 0 and (((step > 0 or small) and due(config.sample_every)) or last):
+            self._sample_on_rank_0(short=small and not last)
+        return last
 
-    def _sample_on_rank_0(self) -> None:
+    def _sample_on_rank_0(self, short: bool) -> None:
         self._at("sampling")
         if self.world.leads:
+            tokens = min(_SHORT_SAMPLE, self.config.sample_tokens) - 1 if short else None
             with self._interruptible():
-                text = self.sample()
+                text = self.sample(max_tokens=tokens)
             self.log.text(f"generating:\n---\n{text}\n---")
         self.world.barrier()
 
@@ -330,8 +373,9 @@ class Trainer:
             self.log.text(f"continuing {self.run_dir} from step {self.step}")
         table, short = startup_report(self.run, self.total_steps), short_report(self.run, self.total_steps)
         self.log.start(self.step, self.total_steps, f"{table}\n{self._space}".rstrip(), short)
-        if self._space_warning:
-            self.log.text(self._space_warning)
+        for remark in (self._space_warning, *self.run.remarks):
+            if remark:
+                self.log.text(remark)
         if config.hellaswag and not self.run.hellaswag_examples:
             self.log.text(
                 f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it"
@@ -339,6 +383,8 @@ class Trainer:
 
     def _after_step(self, info: StepInfo) -> None:
         self.log.step(info)
+        if self.world.leads and (line := self._slowness.update(info.seconds, self.total_steps - self.step)):
+            self.log.text(line)
         if self.run.gpu_info is not None and self.step % self.config.gpu_info_every == 0:
             self.log.text(self.run.gpu_info.line())
         for callback in self.callbacks:
@@ -440,14 +486,36 @@ class Trainer:
         self._history.add(val_step=self.step, val_loss=loss)
         for callback in self.callbacks:
             callback.on_eval(self, self.step, loss)
-        if loss < self.best_val_loss:
-            self.best_val_loss, self.best_val_step = loss, self.step
-            if config.save_best and self.run_dir is not None and self.step > 0:
-                if world.leads:
-                    path = self.run_dir / "best.bin"
-                    self._finish_saving(lambda: self.model.save(path, fs=self.fs))
-                world.barrier()
+        if self._judge(loss) and config.save_best and self.run_dir is not None and self.step > 0:
+            if world.leads:
+                path = self.run_dir / "best.bin"
+                self._finish_saving(lambda: self.model.save(path, fs=self.fs))
+            world.barrier()
         return loss
+
+    def _judge(self, loss: float) -> bool:
+        """Compare a validation loss of the present step with the best; return whether it is a new best one.
+
+        The same step may be validated again, as by a run that was stopped after a validation and goes on: it counts once.
+        """
+        better = loss < self.best_val_loss
+        if better:
+            self.best_val_loss, self.best_val_step, self.worse_validations = loss, self.step, 0
+        elif self.step > self._judged_step:
+            self.worse_validations += 1
+        self._judged_step = self.step
+        return better
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.worse_validations
+
+    def _early_stop(self, worse: int) -> str:
+        kept = self.config.save_best and self.run_dir is not None and self.best_val_step
+        return (
+            f"stopped early at step {self.step} of {self.total_steps}: {worse} validations in a row were not below "
+            f"the loss of {self.best_val_loss:.4f} of step {self.best_val_step}{', whose model is best.bin' if kept else ''}"
+        )
 
     def evaluate_hellaswag(self) -> float:
         """Compute acc_norm, from 0 to 1, on llm.c's HellaSwag file."""
@@ -464,7 +532,8 @@ class Trainer:
 
         Args:
             prompt: what the text begins with; by default the setting's. Empty: an end-of-text token.
-            max_tokens: new tokens; by default one less than the setting sample_tokens, which counts the prompt's first.
+            max_tokens: new tokens; by default one less than the setting sample_tokens, which counts the prompt's first, but not more
+                than the prompt leaves of the positions that are trained.
 
         Returns:
             The prompt and its continuation; ids of tokens if the run has no tokenizer.
@@ -481,9 +550,11 @@ class Trainer:
 
     def _generate(self, prompt: list[int], max_tokens: int | None) -> list[int]:
         config = self.config
-        count = config.sample_tokens - 1 if max_tokens is None else max_tokens
+        if max_tokens is None:
+            room = config.seq_len - len(prompt)
+            max_tokens = min(config.sample_tokens - 1, room) if room > 0 else config.sample_tokens - 1
         tokens = self.model.generate(
-            prompt, max(0, count), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+            prompt, max(0, max_tokens), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
         )
         return tokens  # type: ignore[return-value]
 
@@ -555,6 +626,8 @@ class Trainer:
                 "skipped_steps": self.skipped_steps,
                 "best_val_loss": str(self.best_val_loss),
                 "best_val_step": self.best_val_step,
+                "worse_validations": self.worse_validations,
+                "judged_step": self._judged_step,
             },
         )
         try:
@@ -610,24 +683,36 @@ class Trainer:
         self.skipped_steps = extra.get("skipped_steps", 0)
         self.best_val_loss = float(extra.get("best_val_loss", math.inf))
         self.best_val_step = extra.get("best_val_step")
+        self.worse_validations = extra.get("worse_validations", 0)
+        self._judged_step = extra.get("judged_step", -1)
 
     def _write_plot(self) -> None:
         if self.config.plot and self.run_dir is not None and self.world.leads and self.history["step"]:
             from llmc.plot import plot_runs
 
             try:
-                plot_runs([self.run_dir], self.run_dir / "loss.png")
+                note = plot_runs([self.run_dir], self.run_dir / "loss.png")
+                if note:
+                    self.log.text(f"note: loss.png: {note}")
             except (OSError, ValueError) as e:
                 self.log.text(f"warning: loss.png could not be drawn: {e}")
 
 
-def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> TrainResult:
+def train(*, callbacks: Iterable[Hook] = (), **settings: Any) -> TrainResult:
     """Trains a model: everything that `llmc-train` can do, as keywords (the fields of TrainConfig).
 
     >>> result = llmc.train(data="my.txt", model="d6", seq_len=256, max_steps=1000, output_dir="runs/mine")
     >>> print(result.history["val_loss"][-1], result.model.num_parameters)
 
+    callbacks: a list of functions f(trainer, info), called after each update, or of Callbacks.
+
     ValueError for an unknown or impossible setting; else see Trainer and Trainer.fit().
     """
+    for name in settings:
+        if name in ("callback", *hooks_of(Callback)):
+            raise ValueError(
+                f"llmc.train: '{name}' is no setting: callbacks=[f] calls f(trainer, info) after each update; an llmc.Callback has "
+                f"{', '.join(hooks_of(Callback))}"
+            )
     check_names(settings, "llmc.train")
     return Trainer(TrainConfig(**settings), callbacks=callbacks).fit()
