@@ -7,10 +7,10 @@ import json
 import math
 import os
 import re
-import select
 import signal
 import struct
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -165,14 +165,19 @@ def in_terminal() -> Iterator[Callable[..., str]]:
 
     def show(columns: int, tell: Callable[[BarConsole], None]) -> str:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        text = ""
+        raw = bytearray()
+
+        def read() -> None:
+            while not raw.endswith(b"\x04"):
+                raw.extend(os.read(controller, 10000))
+
+        reader = threading.Thread(target=read, daemon=True)  # a terminal takes little that nobody reads
+        reader.start()
         with open(terminal, "w", encoding="utf-8", closefd=False) as out:
             tell(BarConsole(out))
             out.write("\x04")
-        while "\x04" not in text:  # the output may arrive in several parts
-            assert select.select([controller], [], [], 10)[0], text
-            text += os.read(controller, 10000).decode()
-        return text.replace("\r\n", "\n").removesuffix("\x04")
+        reader.join(10)
+        return raw.decode().replace("\r\n", "\n").removesuffix("\x04")
 
     yield show
     os.close(controller)
@@ -270,7 +275,7 @@ def rows_of_a_run(folder: Path, *last: dict[str, Any], start: bool = True) -> st
     step = {k: v for k, v in vars(info(seconds=86400.0)).items() if k not in ("total_steps", "dtype")}
     rows = [{"kind": "start", "step": 0, "total_steps": 4}] if start else []
     rows += [{"kind": "validation", "step": 0, "loss": 5.5}]
-    rows += [{"kind": "train", **step, "step": i, "loss_z": None, "grad_z": "nan"} for i in range(4)]
+    rows += [{"kind": "train", **step, "step": i, "mfu": None, "loss_z": None, "grad_z": "nan"} for i in range(4)]
     rows += [{"kind": "validation", "step": 4, "loss": 4.5}, {"kind": "message", "text": "a\nsample"}, *last]
     lines = [json.dumps({"time": when + 86400 * int(row.get("step", 4)), **row}) + "\n" for row in rows]
     folder.mkdir()
@@ -317,6 +322,16 @@ def test_watch_in_a_terminal(
         assert last.endswith("after step 4 of 4")
     else:
         assert bar.startswith("loss 4.1235, val 4.5000, 1,000 tok/s, ") and last.endswith("after step 4")
+
+
+def test_watch_of_a_run_that_was_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bar keeps its numbers if the run goes on from its last step, and has the new number of steps."""
+    monkeypatch.setattr("llmc.commands.watch.shows_bar", lambda: True)
+    again = [{"kind": "end"}, {"kind": "start", "step": 4, "total_steps": 8}, {"kind": "end"}]
+    assert main(["watch", rows_of_a_run(tmp_path / "run", *again)]) == 0
+    assert re.search(r"\r 50%\|\S+ +\| loss 4.1235, val 4.5000, 1,000 tok/s, step 4/8, 100 GFLOP/s *\n", capsys.readouterr().out)
 
 
 def test_names_of_signals() -> None:

@@ -98,11 +98,11 @@ def _number(value: Any) -> float:
 
 def _step_info(row: Row, total_steps: int) -> StepInfo:
     names = ("loss", "norm", "lr", "seconds", "tokens_per_second", "flops_per_second", "loss_z", "grad_z")
-    mfu = row.get("mfu")
+    mfu = _number(row.get("mfu"))
     return StepInfo(
         step=int(row["step"]),
         total_steps=total_steps,
-        mfu=None if mfu is None else float(mfu),
+        mfu=None if math.isnan(mfu) else mfu,
         dtype="",
         skipped=str(row.get("skipped", "")),
         **{name: _number(row.get(name)) for name in names},

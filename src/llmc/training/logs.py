@@ -306,7 +306,11 @@ class BriefConsole(Console):
     def start(self, step: int, total_steps: int, table: str, short: str) -> None:
         if short:
             self._print(self._wrapped(short))
-        self._total, self._told, self._last = total_steps, step, None
+        self._total, self._told = total_steps, step
+        if (
+            self._last is not None and self._last.step + 1 != step
+        ):  # of a run that is watched, and was resumed from an earlier step
+            self._last = None
         self._pace = _Pace(self._clock)
 
     def step(self, info: StepInfo) -> None:
