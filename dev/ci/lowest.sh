@@ -19,5 +19,5 @@ uv install -q --resolution lowest-direct --only-binary :all: --override "$place/
   --extra test --extra tensorboard --extra wandb
 uv freeze | paste -sd ' '
 PYTHONPATH=$place/site PYTEST_ADDOPTS='-n 2' "$lowest" -m pytest -q -p no:cacheprovider tests/data tests/models/test_hub_files.py \
-  tests/training/test_logs.py tests/training/test_plot.py tests/distributed/test_mpi.py::test_ranks[2] \
+  tests/training/test_logs.py tests/training/test_plot.py tests/programs/test_notebook.py tests/distributed/test_mpi.py::test_ranks[2] \
   tests/training/test_resume.py::test_one_process_at_a_time_in_a_run_directory

@@ -47,6 +47,7 @@ __all__: list[str] = [
     "XorShift",
     "caches_in",
     "checkpoint_header",
+    "commit",
     "compiler",
     "config_from_descriptor",
     "cpu_peak_flops",
@@ -1225,6 +1226,11 @@ def caches_in(directory: str, allowed: collections.abc.Sequence[int]) -> list[tu
 def checkpoint_header(config: GPT2Config, dtype: str) -> bytes:
     """
     Return the 1024 bytes that a llm.c model file begins with.
+    """
+
+def commit() -> str:
+    """
+    Return the commit of the clone that this was built from, with '-dirty' if files had changed; '' if it is not known.
     """
 
 def config_from_descriptor(descriptor: str) -> GPT2Config:

@@ -61,7 +61,7 @@ class Run:
     """
 
     name: str
-    series: dict[str, dict[int, float]] = field(default_factory=dict)
+    series: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
     tokens_per_step: int | None = None
     vocab_size: int | None = None
     unreadable: int = 0

@@ -1,23 +1,6 @@
 """Many runs over lists of settings, one process each: n at a time on a CPU, or one per GPU.
 
-A sweep is a TOML file::
-
-    output_dir = "runs/lr"            # holds a folder for each run, the summary and the plot
-    jobs = 2                          # runs at a time on the CPU [1]
-    devices = [0, 1, 2, 3]            # or GPUs: one run at a time on each of them, with device = "cuda"
-
-    [settings]                        # what all runs share: fields of TrainConfig
-    data = ["my.txt"]
-
-    [grid]                            # there is a run for every combination of values from these lists
-    learning_rate = [3e-5, 1e-4, 3e-4, 1e-3]
-
-    [[runs]]                          # any number of these tables: each is combined with the whole grid
-    model = "d6"
-
-sweep.json is written after each run and says which runs are done, so the same command continues a sweep that was stopped. A run
-that was half-way resumes from its newest checkpoint if it wrote any. Ctrl-C and SIGTERM (Windows: Ctrl-Break too) stop every run
-after its present step, with a checkpoint; a second one stops them at once.
+`llmc sweep --help` shows the TOML file that says which (llmc.commands.sweep).
 """
 
 from __future__ import annotations
@@ -26,28 +9,38 @@ import csv
 import io
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
 from llmc import _llmc
+from llmc.checkpoint import finished_steps
 from llmc.distributed.place import find_launcher
-from llmc.formats.metrics import read_rows
+from llmc.formats.metrics import Row, follow_rows, read_rows
 from llmc.optim.schedule import warmup_problem
-from llmc.system.fs import write_atomically
+from llmc.system.fs import shell_word, write_atomically
 from llmc.system.signals import caught_signals, pass_on, signal_name
 from llmc.system.toml import load_toml_file
-from llmc.training.logs import LineConsole
-from llmc.training.settings import TrainConfig, check_names, defaults
+from llmc.training.logs import BarConsole, Console, bar_format, shows_bar
+from llmc.training.settings import SETTINGS, TrainConfig, check_names, defaults
+from llmc.training.summary import duration
+from llmc.values import did_you_mean
 
 _KEYS = {"output_dir", "jobs", "devices", "settings", "grid", "runs"}
+
+# Runs that differ in one of these have validation losses of different tokens.
+_OTHER_TOKENS = ("tokenizer", "vocab_size", "val_data", "column", "document_separator", "seq_len")
 
 
 @dataclass
@@ -67,6 +60,24 @@ class SweepRun:
     settings: dict[str, Any]
     status: str = ""
     results: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """How many steps it makes; -1: one epoch."""
+        steps: int = self._values()["max_steps"]
+        return steps
+
+    def warmup_problem(self) -> str:
+        """Return what is wrong with a warm-up that the sweep gives it, for its number of steps; empty: nothing."""
+        values = self._values()
+        names = ("schedule", "learning_rate", "warmup_steps", "max_steps", "final_lr_frac")
+        if "warmup_steps" not in self.settings or self.steps < 1:
+            return ""
+        return warmup_problem(*(values[name] for name in names))
+
+    def _values(self) -> dict[str, Any]:
+        """Return its settings with the defaults of those that the sweep does not give."""
+        return {**defaults(self.settings.get("model")), **self.settings}
 
 
 @dataclass
@@ -96,15 +107,20 @@ class Sweep:
         """
         values = load_toml_file(path)
         for key in values:
+            if key in SETTINGS and key not in _KEYS:
+                raise ValueError(
+                    f"{path}: '{key}' is a setting: put it under [settings], or a list of values under [grid]"
+                )
             if key not in _KEYS:
-                raise ValueError(f"{path}: unknown key '{key}', expected {', '.join(sorted(_KEYS))}")
+                hint = did_you_mean(key, _KEYS) or f", expected {', '.join(sorted(_KEYS))}"
+                raise ValueError(f"{path}: unknown key '{key}'{hint}")
         settings, grid, listed = values.get("settings", {}), values.get("grid", {}), values.get("runs", [{}])
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{path}: runs is {listed!r}, expected tables: [[runs]]")
         for name, table in (("settings", settings), ("grid", grid), *(("runs", row) for row in listed)):
             if not isinstance(table, dict):
                 raise ValueError(f"{path}: {name} holds {table!r}, expected a table of settings")
-            check_names(table, str(path))
+            check_names(table, f"{path}: {name}")
             if "output_dir" in table:
                 raise ValueError(
                     f"{path}: {name}.output_dir: each run has a folder of its own in the sweep's output_dir"
@@ -126,7 +142,10 @@ class Sweep:
         ]
         configs = []
         for varied in combinations:
-            config = TrainConfig(**{**settings, **varied})  # raises an error for a wrong setting, before any run starts
+            try:
+                config = TrainConfig(**{**settings, **varied})  # refuses a wrong setting before any run starts
+            except ValueError as e:
+                raise ValueError(f"{path}: {e}") from e
             if devices and config.device not in ("auto", "cuda"):
                 raise ValueError(f"{path}: device is '{config.device}', but devices lists GPUs: leave one of them out")
             if config in configs:
@@ -135,11 +154,36 @@ class Sweep:
         runs = [SweepRun(n, v, {**settings, **v}) for n, v in zip(_names(combinations), combinations)]
         return Sweep(Path(folder), runs, jobs, devices)
 
+    def describe(self) -> str:
+        """Return in a line how many runs of how many steps there are, how many of them at a time, and where."""
+        kinds = Counter(run.steps for run in self.runs)
+        texts = [("one epoch" if steps < 0 else f"{steps:,} steps", n) for steps, n in kinds.items()]
+        count, whole = len(self.runs), sum(run.steps for run in self.runs)
+        runs = "1 run" if count == 1 else f"{count} runs"
+        if len(texts) == 1:
+            what = f"{runs} of {texts[0][0]}" + (f", {whole:,} in all" if count > 1 and whole > 0 else "")
+        else:
+            what = f"{runs}: " + ", ".join(f"{n} of {text}" for text, n in texts)
+            what += f", {whole:,} steps in all" if -1 not in kinds else ""
+        return f"{what}; {min(count, len(self.devices) or self.jobs)} at a time; {self.output_dir} keeps them"
+
+    @property
+    def best(self) -> SweepRun | None:
+        """The run whose last validation loss is the lowest; None if there is none, or they are losses of different tokens."""
+        # Without validation data of its own a run takes them from its data.
+        names = (*_OTHER_TOKENS, *(() if all(run.settings.get("val_data") for run in self.runs) else ("data",)))
+        if any(run.settings.get(name) != self.runs[0].settings.get(name) for run in self.runs for name in names):
+            return None
+        losses = [(run.results.get("val_loss", math.nan), run) for run in self.runs if run.status == "done"]
+        return min(
+            ((loss, run) for loss, run in losses if math.isfinite(loss)), key=lambda pair: pair[0], default=(0, None)
+        )[1]
+
     def execute(self, report: Callable[[str], object] | None = None, *, pass_on_signal: bool = True) -> bool:
         """Execute the runs that are not done yet. If one fails, the others go on.
 
         Args:
-            report: called with each line that tells how the sweep goes; None prints it.
+            report: called with each line that tells how the sweep goes; None prints it, and shows a bar in a terminal.
             pass_on_signal: let a signal that stopped the sweep have its effect, as Trainer.fit() does; False returns.
 
         Returns:
@@ -150,7 +194,6 @@ class Sweep:
             ValueError: before any run starts, if a launcher started several processes of this sweep.
             llmc.Error: the same, if the sweep lists GPUs and this build has no CUDA.
         """
-        report = report or LineConsole().text
         launched = find_launcher(os.environ)
         if launched and launched.size > 1:
             raise ValueError(
@@ -161,22 +204,23 @@ class Sweep:
             raise _llmc.Error(f"devices lists GPUs, but CUDA is {_llmc.cuda_status()}; `jobs` is for the CPU")
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._read_status()
+        with _Display(self, report) as display:
+            self._execute(display)
+        if self.stopped_by and pass_on_signal:
+            pass_on(self.stopped_by)
+        return all(run.status == "done" for run in self.runs)
+
+    def _execute(self, display: _Display) -> None:
+        display.text(self.describe())
         waiting = []
         for run in self.runs:
             if run.status == "done":
-                report(f"{run.name}: done before")
+                display.run(run, "done before")
             else:
+                run.status = ""
                 waiting.append(run)
-                values = {**defaults(run.settings.get("model")), **run.settings}
-                schedule = (
-                    values[n] for n in ("schedule", "learning_rate", "warmup_steps", "max_steps", "final_lr_frac")
-                )
-                if (
-                    "warmup_steps" in run.settings
-                    and values["max_steps"] > 0
-                    and (problem := warmup_problem(*schedule))
-                ):
-                    report(f"warning: {run.name}: {problem}")
+                if problem := run.warmup_problem():
+                    display.run(run, f"warning: {problem}")
         free: list[int | None] = list(self.devices) or [None] * self.jobs  # None: a turn on the CPU
         running: list[tuple[SweepRun, int | None, subprocess.Popen[bytes]]] = []
         # One thread starts, stops and waits for all runs, so no run can start after the signal was passed on to the others.
@@ -186,11 +230,12 @@ class Sweep:
                 while running or (waiting and not signals):
                     while waiting and free and not signals:
                         run, gpu = waiting.pop(0), free.pop(0)
+                        display.begin(run)
                         try:
                             running.append((run, gpu, self._start(run, gpu)))
                         except OSError as e:
                             free.append(gpu)
-                            self._finish(run, f"failed: {e}", report)
+                            self._finish(run, f"failed: {e}", display)
                     while passed_on < len(signals):
                         passed_on += 1
                         for _, _, child in running:
@@ -203,12 +248,12 @@ class Sweep:
                         running.remove(entry)
                         free.append(gpu)
                         if code == 0:
-                            self._finish(run, "done", report)
+                            self._finish(run, "done", display)
                         elif signals:
-                            report(f"{run.name}: stopped")
+                            display.end(run, "stopped")
                         else:
-                            output = self.output_dir / run.name / "output.txt"
-                            self._finish(run, f"failed: exit code {code}, see {output}", report)
+                            self._finish(run, f"failed: {self._reason(run, code)}", display)
+                    display.refresh()
                     time.sleep(0.05)
             except BaseException:
                 for _, _, child in running:
@@ -217,16 +262,21 @@ class Sweep:
                     child.wait()
                 raise
         self.stopped_by = signals[0] if signals else 0
+        display.close_bar()
         if self.stopped_by:
             done = sum(run.status == "done" for run in self.runs)
-            report(
+            display.text(
                 f"stopped by {signal_name(self.stopped_by)}, {done} of {len(self.runs)} runs done; the same command goes on"
             )
-            if pass_on_signal:
-                pass_on(self.stopped_by)
         else:
-            self._summarise(report)
-        return all(run.status == "done" for run in self.runs)
+            self._summarise(display)
+
+    def _reason(self, run: SweepRun, code: int) -> str:
+        """Return why a run failed: its exit code, and the last line that it printed."""
+        output = self.output_dir / run.name / "output.txt"
+        lines = output.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+        return f"exit code {code}: {last.strip()} ({output})"
 
     def _start(self, run: SweepRun, gpu: int | None) -> subprocess.Popen[bytes]:
         folder = self.output_dir / run.name
@@ -254,11 +304,11 @@ class Sweep:
                 **group,
             )
 
-    def _finish(self, run: SweepRun, status: str, report: Callable[[str], object]) -> None:
+    def _finish(self, run: SweepRun, status: str, display: _Display) -> None:
         run.status = status
         run.results = _results(self.output_dir / run.name)
         self._write_status()
-        report(f"{run.name}: {status}")
+        display.end(run, status)
 
     def _write_status(self) -> None:
         rows = {run.name: {"status": run.status, "settings": run.settings, "results": run.results} for run in self.runs}
@@ -282,14 +332,17 @@ class Sweep:
                     )
                 run.status, run.results = "done", results
 
-    def _summarise(self, report: Callable[[str], object]) -> None:
+    def _summarise(self, display: _Display) -> None:
         varied = list(dict.fromkeys(name for run in self.runs for name in run.varied))
         columns = [*varied, "train_loss", "val_loss", "best_val_loss", "tokens_per_second", "status"]
         rows = [
             [
                 *(run.varied.get(n, "") for n in varied),
-                *(f"{run.results[c]:.5g}" if c in run.results else "" for c in columns[len(varied) : -1]),
-                run.status,
+                *(
+                    f"{run.results[c]:{'.0f' if c == 'tokens_per_second' else '.5g'}}" if c in run.results else ""
+                    for c in columns[len(varied) : -1]
+                ),
+                run.status.partition(":")[0],
             ]
             for run in self.runs
         ]
@@ -298,7 +351,9 @@ class Sweep:
         writer.writerow(columns)
         writer.writerows(rows)
         write_atomically(self.output_dir / "summary.csv", [text.getvalue().encode()])
-        report(_table(columns, rows))
+        best = self.best
+        marks = ["*" if run is best else "" for run in self.runs]
+        display.text(_table(["", *columns], [[mark, *row] for mark, row in zip(marks, rows)]))
         folders = [
             self.output_dir / run.name for run in self.runs if (self.output_dir / run.name / "main.log").is_file()
         ]
@@ -307,8 +362,136 @@ class Sweep:
 
             note = plot_runs(folders, self.output_dir / "summary.png")
             if note:
-                report(f"note: summary.png: {note}")
-            report(f"summary.csv and summary.png are in {self.output_dir}")
+                display.text(f"note: summary.png: {note}")
+            display.text(f"summary.csv and summary.png are in {self.output_dir}")
+        if best is not None:
+            display.text(f"* the best: {best.name}, val loss {best.results['val_loss']:.4f}{self._next(best)}")
+
+    def _next(self, run: SweepRun) -> str:
+        """Return how to go on with a run, for the end of a line; nothing if it has no checkpoint."""
+        folder = self.output_dir / run.name
+        steps = finished_steps(folder)
+        if not steps:
+            return ""
+        processes = run.settings.get("processes", 1)
+        ranks = f" --processes {processes}" if processes > 1 else ""
+        return f"; go on with it:\n  llmc train --resume {shell_word(folder)} --max-steps {2 * steps[-1]}{ranks}"
+
+
+class _Bar(BarConsole):
+    """A bar over all runs of a sweep. Console.text() prints above it."""
+
+    facts: Sequence[str] = ()
+
+    def show(self, done: float, facts: Sequence[str]) -> None:
+        """Draw the bar. done: runs that are, with parts of runs; facts: what stands beside it, the most important first."""
+        self.facts, self._bar.n = facts, done
+        self._fit()
+        self._bar.refresh()
+
+    def _format(self, width: int) -> str:
+        return bar_format(self.facts, width)
+
+
+class _Newest:
+    """The newest numbers of a run, read while it writes them.
+
+    Args:
+        number: which run it is, from 1.
+        path: its metrics.jsonl, which need not be there yet.
+    """
+
+    def __init__(self, number: int, path: Path) -> None:
+        self.number = number
+        self.begun = time.monotonic()
+        self._path = path
+        self._rows: Iterator[Row | None] | None = None
+        self._total = 0
+        self.done = 0.0  # part of its steps
+        self.loss = math.nan
+
+    def read(self) -> None:
+        """Read what has come."""
+        if self._rows is None and self._path.is_file():
+            self._rows = follow_rows(self._path, 0)
+        for row in self._rows or ():
+            if row is None:
+                break
+            if row.get("kind") == "start":
+                self._total = int(row["total_steps"])
+            elif row.get("kind") == "train":
+                self.loss = _number(row["loss"])
+                self.done = min(1, (int(row["step"]) + 1) / self._total) if self._total else 0
+
+
+class _Display:
+    """Tells how a sweep goes: a line for each run that has ended, and in a terminal a bar with the newest loss of those that run.
+
+    Args:
+        sweep: the sweep.
+        report: called with each line; None prints it.
+    """
+
+    def __init__(self, sweep: Sweep, report: Callable[[str], object] | None) -> None:
+        self._sweep = sweep
+        self._console = _Bar() if report is None and shows_bar() else None
+        self.text = report or (self._console or Console()).text
+        self._running: dict[str, _Newest] = {}
+        self._first: tuple[float, float] | None = None  # when the bar was drawn first, and what was done then
+        self._next = 0.0
+
+    def __enter__(self) -> _Display:
+        if self._console is not None:
+            self._console.start(0, len(self._sweep.runs), "", "")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close_bar()
+
+    def begin(self, run: SweepRun) -> None:
+        """Take note that a run begins."""
+        self._running[run.name] = _Newest(self._number(run), self._sweep.output_dir / run.name / "metrics.jsonl")
+
+    def end(self, run: SweepRun, status: str) -> None:
+        """Tell how a run has ended."""
+        begun = self._running.pop(run.name).begun
+        loss = f", val loss {run.results['val_loss']:.4f}" if status == "done" and "val_loss" in run.results else ""
+        self.run(run, f"{status}{loss}" + (f" in {duration(time.monotonic() - begun)}" if status == "done" else ""))
+        self._next = 0.0
+
+    def run(self, run: SweepRun, text: str) -> None:
+        """Tell something of a run."""
+        self.text(f"run {self._number(run)}/{len(self._sweep.runs)} {run.name}: {text}")
+
+    def _number(self, run: SweepRun) -> int:
+        return 1 + next(i for i, other in enumerate(self._sweep.runs) if other is run)
+
+    def close_bar(self) -> None:
+        """Leave the bar as it is; what comes is printed below."""
+        self.refresh()
+        if self._console is not None:
+            self._console.close()
+            self._console = None
+
+    def refresh(self) -> None:
+        """Draw the bar, if it is time."""
+        now = time.monotonic()
+        if self._console is None or now < self._next:
+            return
+        self._next = now + 0.5
+        ended = sum(run.status != "" for run in self._sweep.runs)
+        facts = [f"{ended}/{len(self._sweep.runs)} runs"]
+        done = float(ended)
+        for newest in self._running.values():
+            newest.read()
+            done += newest.done
+            if not math.isnan(newest.loss):
+                facts.append(f"run {newest.number} loss {newest.loss:.4f}")
+        self._first = self._first or (now, done)
+        if self._first[1] < done < len(self._sweep.runs):
+            each = (now - self._first[0]) / (done - self._first[1])
+            facts.insert(1, f"{tqdm.format_interval(each * (len(self._sweep.runs) - done))} left")
+        self._console.show(done, facts)
 
 
 _TRAIN = [sys.executable, "-m", "llmc", "train"]
@@ -348,16 +531,21 @@ def _name(varied: Mapping[str, Any], whole: bool = False) -> str:
     return ",".join(f"{name}={plain(value)}" for name, value in varied.items()) or "run"
 
 
+def _number(value: Any) -> float:
+    """Return a number of metrics.jsonl, in which null stands for what is not finite."""
+    return math.nan if value is None else float(value)
+
+
 def _results(folder: Path) -> dict[str, float]:
     """Return the last numbers of a run; none if it has logged nothing."""
     out: dict[str, float] = {}
     path = folder / "metrics.jsonl"
     for row in read_rows(path) if path.is_file() else ():
         if row.get("kind") == "train":
-            out["train_loss"], out["tokens_per_second"] = float(row["loss"]), float(row["tokens_per_second"])
+            out["train_loss"], out["tokens_per_second"] = _number(row["loss"]), _number(row["tokens_per_second"])
         elif row.get("kind") == "validation":
-            out["val_loss"] = float(row["loss"])
-            out["best_val_loss"] = min(out["val_loss"], out.get("best_val_loss", out["val_loss"]))
+            out["val_loss"] = _number(row["loss"])
+            out["best_val_loss"] = float(np.fmin(out["val_loss"], out.get("best_val_loss", math.nan)))
     return out
 
 

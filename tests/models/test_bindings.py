@@ -146,8 +146,11 @@ def test_what_is_no_model_and_no_token_file(tmp_path) -> None:
     with pytest.raises(TypeError, match=r"expected a GPT2Config; GPT2.from_descriptor\('d12'\)"):
         llmc.GPT2("d12")  # type: ignore[arg-type]
     for ids in ([1, 2, 3], np.arange(3), 5):
-        with pytest.raises(TypeError, match=r"expected paths of token files; llmc.formats.shards.write_shard\(\)"):
+        with pytest.raises(TypeError, match=r"expected paths of files, got \w+; llmc.formats.shards.write_shard\(\)"):
             DataLoader(ids, 1, 1)  # type: ignore[arg-type]
+    for wrong, error in (("text", TypeError), (b"text", TypeError), ([1.5], ValueError), ([None], ValueError)):
+        with pytest.raises(error, match="token ids must be integers, got (text|float64|object)"):
+            write_shard(tmp_path / "b.bin", wrong)
     with pytest.raises(TypeError, match="seq_len is 8.5, expected a whole number"):
         DataLoader(tmp_path / "a.bin", 1, 8.5)  # type: ignore[arg-type]
 

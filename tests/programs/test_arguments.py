@@ -24,7 +24,7 @@ SAME: list[tuple[str, dict[str, Any], list[str]]] = [
     ("plot", {"runs": ["A", "B"], "x": "tokens"}, ["A|B|--x tokens", "A|--x tokens|B", "--x tokens|A|B", "A|--x=tokens|--|B"]),
     ("watch", {"run": "RUN", "once": True}, ["RUN|--once", "--once|RUN", "--once|--|RUN"]),
     ("sweep", {"file": "s.toml", "dry_run": True}, ["s.toml|--dry-run", "--dry-run|s.toml"]),
-    ("export", {"checkpoint": "RUN", "folder": "hf", "dtype": "bf16"}, ["RUN|--dtype bf16|hf", "--dtype bf16|RUN|hf"]),
+    ("export", {"checkpoint": "RUN", "output": "hf", "dtype": "bf16"}, ["RUN|--dtype bf16|hf", "--dtype bf16|RUN|hf"]),
     ("import", {"source": "gpt2", "output": "o.bin", "dtype": "bf16"}, ["gpt2|--dtype bf16|o.bin", "--dtype=bf16|gpt2|o.bin"]),
     (
         "data",

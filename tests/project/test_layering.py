@@ -222,7 +222,7 @@ FLOORS: dict[str, set[str]] = {
         "plot",
     },
     "__init__": {"values", "system", "models", "data", "optim", "training"},
-    "sweep": {"values", "system", "distributed", "formats", "optim", "plot", "training"},
+    "sweep": {"values", "system", "distributed", "formats", "optim", "checkpoint", "plot", "training"},
     "arguments": {"values"},
     "commands": {
         "arguments",

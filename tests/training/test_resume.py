@@ -210,14 +210,11 @@ def test_a_longer_run_needs_no_consent_and_says_what_happens_to_the_rate(
     longer = Trainer(llmc.TrainConfig(**{**settings, "max_steps": 16}))
     (remark,) = longer.run.remarks
     assert remark.startswith(f"max_steps was 8, is 16: {said}")
-    assert longer.fit().history["step"] == list(range(step, 16))
-    whole = Trainer(
-        llmc.TrainConfig(**tiny_settings(tmp_path / "whole", schedule=schedule, final_lr_frac=0.1, max_steps=16))
-    )
-    assert [longer.lr(s) for s in range(17)] == [whole.lr(s) for s in range(17)]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert any(said in row.get("text", "") for row in rows)
-    assert not Trainer(llmc.TrainConfig(**{**settings, "max_steps": 16})).run.remarks  # it is 16 now
+    whole = llmc.lr_schedule(schedule, 1e-2, 2, 16, 0.1)
+    assert [longer.lr(s) for s in range(17)] == [whole(s) for s in range(17)]
+    if (schedule, step) == ("cosine", 8):
+        assert longer.fit().history["step"] == list(range(8, 16))
+        assert said in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_a_run_cannot_be_shorter_than_it_is(tmp_path: Path) -> None:
@@ -257,8 +254,8 @@ def test_a_resumed_run_keeps_its_warm_up(tmp_path: Path) -> None:
     """That which it began with, by whatever rule: older ones had 40 steps however short the run."""
     flags = {"warmup_steps": None, "max_steps": 30}
     settings = cut_at(tmp_path, 2, **flags)
-    assert load_toml(tmp_path / "run" / "config.toml")["warmup_steps"] == 3
-    assert Trainer(llmc.TrainConfig(**settings)).config.warmup_steps == 3
+    assert load_toml(tmp_path / "run" / "config.toml")["warmup_steps"] == 7
+    assert Trainer(llmc.TrainConfig(**settings)).config.warmup_steps == 7
     older = cut_at(tmp_path / "older", 2, warmup_steps=40, max_steps=30)
     resumed = Trainer(llmc.TrainConfig(**{**older, **flags}))
     assert resumed.config.warmup_steps == 40
@@ -529,7 +526,9 @@ def test_best_model_is_kept(tmp_path: Path) -> None:
 def test_what_fails_after_the_last_step_does_not_cost_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Trainer) -> str:
+    def fail(self: Trainer, **options: Any) -> str:
+        if self.step < 8:
+            return "a sample"
         raise RuntimeError("no sample")
 
     monkeypatch.setattr(Trainer, "sample", fail)

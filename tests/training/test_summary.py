@@ -72,7 +72,7 @@ def test_only_what_is_true_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert last_words(capsys.readouterr().out)[2:] == [
         f"{run} has the checkpoint model_00000008.bin, metrics.jsonl",
         "next:",
-        f"  llmc train --resume {shell_word(run)} --max-steps 16 --allow-changes",
+        f"  llmc train --resume {shell_word(run)} --max-steps 16",
         f"  llmc plot {shell_word(run)}",
     ]
     tiny_run(tmp_path, progress="lines", output_dir=str(tmp_path / "other"), checkpoint_every=-1)
@@ -100,7 +100,16 @@ def test_the_next_commands_as_typed(
         assert main(command[1:]) == 0
     out = capsys.readouterr().out
     assert out.startswith("A cat") and Path("runs.png").exists()
-    assert "llmc train --resume 'my run' --max-steps 32 --allow-changes" in out.replace('"', "'")
+    assert "llmc train --resume 'my run' --max-steps 32" in out.replace('"', "'")
+
+
+def test_a_run_that_patience_ended_goes_on_with_more_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llmc.GPT2, "evaluate", lambda *args: 3.0)
+    result = tiny_run(tmp_path, progress="lines", max_steps=40, patience=2)
+    lines = last_words(capsys.readouterr().out)
+    assert result.step == 8 and lines[0].startswith("trained 8 steps") and lines[-2].endswith("--patience 4")
 
 
 @pytest.mark.parametrize(

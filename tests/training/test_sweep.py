@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,11 +79,18 @@ def test_command(tmp_path: Path) -> None:
     listed = subprocess.run(
         [sys.executable, "-m", "llmc", "sweep", str(path), "--dry-run"], capture_output=True, text=True, timeout=60
     )
-    assert (listed.returncode, listed.stdout.split()) == (0, ["seed=1", "seed=2"]), listed.stderr
+    said = f"2 runs of 3 steps, 6 in all; 2 at a time; {tmp_path / 'sweep'} keeps them"
+    assert (listed.returncode, listed.stdout.splitlines()) == (0, ["seed=1", "seed=2", said]), listed.stderr
     assert not (tmp_path / "sweep").exists()
     child = command(path)
     out, _ = child.communicate(timeout=120)
-    assert child.returncode == 0 and "seed=1: done" in out and "seed=2: done" in out and "best_val_loss" in out
+    assert child.returncode == 0 and said in out and "best_val_loss" in out, out
+    for name in ("1/2 seed=1", "2/2 seed=2"):
+        assert re.search(rf"^run {name}: done, val loss \d\.\d{{4}} in \d+\.\d s$", out, re.MULTILINE), out
+    (best,) = re.findall(r"^\*  (\d)  ", out, re.MULTILINE)
+    assert f"* the best: seed={best}, val loss" in out
+    (command_line,) = re.findall(r"^  llmc (train --resume .*)$", out, re.MULTILINE)
+    assert f"seed={best} --max-steps 6" in command_line
     for name in ("seed=1", "seed=2"):
         assert "step    3/3 | loss" in (tmp_path / "sweep" / name / "output.txt").read_text()
 
@@ -220,13 +229,58 @@ def test_under_a_launcher_of_several_processes(tmp_path: Path, monkeypatch: pyte
         sweep.execute()
 
 
-def test_a_run_that_cannot_start_is_a_failed_one(tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_is_a_failed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is shown in a terminal: a bar, and the table below it."""
     path = write(tmp_path, grid="seed = [1, 2]")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "seed=1").write_text("in the way of the folder")
     sweep = Sweep.load(path)
-    assert not sweep.execute(lambda text: None)
+    monkeypatch.setattr(llmc.sweep, "shows_bar", lambda: True)
+    assert not sweep.execute()
     assert sweep.runs[0].status.startswith("failed: ") and sweep.runs[1].status == "done"
+    shown = capsys.readouterr().out.splitlines()
+    assert any(
+        line.startswith("100%|") and line.endswith("| 2/2 runs")
+        for line in "\n".join(shown).replace("\r", "\n").split("\n")
+    )
+    assert shown[-2].startswith("* the best: seed=2, val loss") and shown[-3].startswith("summary.csv")
+
+
+def test_the_best(tmp_path: Path) -> None:
+    """The lowest loss of runs that are done, if it is of the same tokens; a loss that is not finite is none."""
+    sweep = Sweep.load(write(tmp_path, grid="seed = [1, 2, 3, 4]"))
+    assert sweep.best is None
+    for run, loss in zip(sweep.runs, (3.0, math.nan, 2.0, 1.0)):
+        run.status, run.results = "done", {"val_loss": loss}
+    sweep.runs[3].status = "failed: exit code 1"
+    assert sweep.best is sweep.runs[2]
+    for name, value in (("seq_len", 8), ("tokenizer", "bytes"), ("val_data", ["other.bin"])):
+        before = dict(sweep.runs[0].settings)
+        sweep.runs[0].settings[name] = value
+        assert sweep.best is None
+        sweep.runs[0].settings = before
+
+
+def test_steps(tmp_path: Path) -> None:
+    path = write(tmp_path, grid="max_steps = [10, -1]")
+    assert Sweep.load(path).describe().startswith("2 runs: 1 of 10 steps, 1 of one epoch; 2 at a time;")
+    path = write(tmp_path, grid="max_steps = [10, 2000]\nseed = [1, 2]")
+    assert (
+        Sweep.load(path)
+        .describe()
+        .startswith("4 runs: 2 of 10 steps, 2 of 2,000 steps, 4,020 steps in all; 2 at a time;")
+    )
+
+
+def test_losses_that_are_not_finite(tmp_path: Path) -> None:
+    rows = [{"kind": "validation", "loss": loss} for loss in (None, 4.0, 5.0, None)]
+    rows.append({"kind": "train", "loss": None, "tokens_per_second": 9.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = llmc.sweep._results(tmp_path)
+    assert (results["best_val_loss"], results["tokens_per_second"]) == (4.0, 9.0)
+    assert math.isnan(results["val_loss"]) and math.isnan(results["train_loss"])
 
 
 def test_damaged_memory(tmp_path: Path) -> None:
@@ -251,7 +305,8 @@ def test_names_of_paths(tmp_path: Path) -> None:
     [
         ({"grid": "learning_rte = [1]"}, "unknown setting 'learning_rte'"),
         ({"grid": "learning_rate = 1"}, "expected a list of values"),
-        ({"gird": "learning_rate = [1]"}, "unknown key 'gird'"),
+        ({"gird": "learning_rate = [1]"}, "unknown key 'gird'; did you mean grid"),
+        ({"seed": "a = 1"}, r"'seed' is a setting: put it under \[settings\]"),
         ({"grid": "schedule = ['cosine', 'sine']"}, "schedule is 'sine'"),
         ({"grid": "seed = [1, 1]"}, "two runs are the same: seed=1"),
         ({"grid": "output_dir = ['a', 'b']"}, "grid.output_dir"),

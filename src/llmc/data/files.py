@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llmc.data.documents import STDIN, TABLE_SUFFIXES, TEXT_SUFFIXES, suffix_of
 from llmc.formats.shards import ARRAY, BARE_IDS, TEXT, TOKENS, check_token_file, content_of, is_shard
@@ -91,6 +92,7 @@ def find_shards(patterns: StrPath | Sequence[StrPath], *, validation: bool = Fal
 
     Raises:
         FileNotFoundError: if one of the patterns matches nothing.
+        TypeError: if one is no path, but a token id.
         ValueError: if one means files that are clearly something else than token files.
     """
     each = [_find(pattern, validation) for pattern in _listed(patterns)]
@@ -136,8 +138,15 @@ def is_validation(path: Path) -> bool:
 # ---- one pattern ----
 
 
-def _listed(patterns: StrPath | Iterable[StrPath]) -> Iterable[StrPath]:
-    return [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns
+def _listed(patterns: StrPath | Iterable[StrPath]) -> list[StrPath]:
+    several = isinstance(patterns, Iterable) and not isinstance(patterns, (str, os.PathLike))
+    listed: list[Any] = list(patterns) if several else [patterns]  # type: ignore[arg-type]
+    for path in listed:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"expected paths of files, got {type(patterns).__name__}; llmc.formats.shards.write_shard() writes token ids into a file"
+            )
+    return listed
 
 
 def _together(each: Iterable[Found]) -> Found:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ class DataLoader:
         check_seed(seed, 32)
         check_whole("batch_size", batch_size, 1)
         check_whole("seq_len", seq_len, 1)
-        self.files = find_shards(_paths(files))
+        self.files = find_shards(files)
         self.batch_size, self.seq_len = batch_size, seq_len
         needed = (rows_per_sample or ranks * batch_size) * seq_len + 1
         if len(self.files) > 1:
@@ -118,16 +117,3 @@ class DataLoader:
             ValueError: if the state does not fit these files.
         """
         self._native.set_state(state)
-
-
-def _paths(files: Any) -> StrPath | list[StrPath]:
-    """Return the paths, or raise TypeError if they are something else."""
-    several = (
-        [files] if isinstance(files, (str, os.PathLike)) else list(files) if isinstance(files, Iterable) else [files]
-    )
-    for path in several:
-        if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(
-                f"files are {type(files).__name__}, expected paths of token files; llmc.formats.shards.write_shard() writes ids into one"
-            )
-    return several

@@ -120,9 +120,14 @@ def write_shard(path: StrPath, tokens: ArrayLike, *, vocab_size: int | None = No
             uint16, else uint32.
 
     Raises:
-        ValueError: for no tokens, more than 2^31 - 1, or ids that do not fit 32 bits.
+        TypeError: if tokens are text.
+        ValueError: for no tokens, more than 2^31 - 1, or ids that are no integers or do not fit 32 bits.
     """
     array = np.asarray(tokens)
+    if array.dtype.kind in "SUT":
+        raise TypeError("token ids must be integers, got text: a tokenizer's encode(text) makes them of it")
+    if array.dtype.kind not in "iu" and array.size:
+        raise ValueError(f"token ids must be integers, got {array.dtype}")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"a token file holds one row of at least one token, got shape {array.shape}")
     if array.size > MAX_SHARD_TOKENS:

@@ -49,18 +49,18 @@ class TrainResult:
         facts += ["stopped early"] if self.stopped_early else []
         return f"TrainResult({', '.join(facts)})"
 
-    def plot(self, *, window: int = 1) -> Figure:
+    def plot(self, *, window: int | None = None) -> Figure:
         """Draw the curves of history, as loss.png in a run directory has them. A notebook shows the figure as a picture.
 
         Args:
-            window: training loss and gradient norm are averaged over so many steps.
+            window: as of llmc.plot.figure(): training loss and gradient norm are also averaged over so many steps.
 
         Raises:
             ValueError: if the run made no update and no validation.
         """
         return self._figure((*_BY_UPDATE, "val_loss"), window)
 
-    def _figure(self, names: tuple[str, ...], window: int = 1) -> Figure:
+    def _figure(self, names: tuple[str, ...], window: int | None = None) -> Figure:
         run = Run(self.run_dir.name if self.run_dir else "run")
         for name in names:
             steps = self.history["step" if name in _BY_UPDATE else "val_step"]

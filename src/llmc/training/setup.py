@@ -173,10 +173,9 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         say(f"note: {unused} of {len(sources.train)} files to train on have less than one batch, and are not used")
     _check_patience(config, val_loader)
     total_steps = _total_steps(config, train_loader)
+    if given.warmup_steps is None and saved is None:
+        config = config.replace(warmup_steps=min(config.warmup_steps, total_steps // 4))
     remarks = []
-    if given.warmup_steps is None and saved is None and config.warmup_steps > total_steps // 4:
-        config = config.replace(warmup_steps=total_steps // 4)
-        remarks.append(f"note: {config.warmup_steps} steps of warm-up, a quarter of all {total_steps} (--warmup-steps)")
     if saved is not None:
         begun = _shared(world, None if found is None else found.step)
         remarks += _check_length(config, saved, begun, total_steps, train_loader)

@@ -110,7 +110,9 @@ def _commands(run: Run, step: int, saved: bool, best: bool, launched: bool) -> l
         )
     if saved:
         ranks = f" --processes {run.world.size}" if launched else ""
-        commands.append(f"llmc train --resume {directory} --max-steps {2 * step} --allow-changes{ranks}")
+        early = step < run.total_steps  # patience ended it
+        more = f"--patience {2 * run.config.patience}" if early else f"--max-steps {2 * step}"
+        commands.append(f"llmc train --resume {directory} {more}{ranks}")
     return [*commands, f"llmc plot {directory}"]
 
 
