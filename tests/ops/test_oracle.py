@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import oracle
 import pytest
@@ -52,3 +56,19 @@ def test_encoder(rng):
     dwte, dwpe = oracle.encoder_gradient(np.zeros((4, 3)), np.zeros((6, 3)), dout, tokens)
     assert_exact(dwte, oracle.complex_step(lambda z: oracle.encoder(tokens, z, wpe, start), wte, dout))
     assert_exact(dwpe, oracle.complex_step(lambda z: oracle.encoder(tokens, wte, z, start), wpe, dout))
+
+
+def test_guide(rng):
+    """The formulas that doc/adding_a_kernel.md derives, and the test that it gives for them."""
+    guide = (Path(__file__).parents[2] / "doc" / "adding_a_kernel.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n([\s\S]*?)^```", guide, re.MULTILINE)
+    formulas = {**vars(oracle), "_sigmoid": vars(oracle)["gelu"].__globals__["_sigmoid"]}
+    for start in ("def rmsnorm(", "def silu("):
+        (block,) = [b for b in blocks if b.startswith(start)]
+        exec(block, formulas)
+    names = {"oracle": SimpleNamespace(**formulas), "assert_exact": assert_exact}
+    (block,) = [b for b in blocks if b.startswith("def test_rmsnorm(rng)")]
+    exec(block, names)
+    names["test_rmsnorm"](rng)
+    x, dout = rng.standard_normal((2, 50)) * 3
+    assert_exact(formulas["silu_gradient"](x, dout), oracle.complex_step(formulas["silu"], x, dout))

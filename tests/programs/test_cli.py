@@ -46,11 +46,20 @@ def fails(result: subprocess.CompletedProcess[str], code: int, message: str) -> 
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_version_and_info(tmp_path: Path) -> None:
+def test_version_and_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("--version", cwd=tmp_path).stdout == f"llmc {llmc.__version__}\n"
+    monkeypatch.setenv("LLMC_TOKEN", "my secret")
+    monkeypatch.setenv("LLMC_CACHES", "32K,512K,16M")
     shown = run("info", cwd=tmp_path).stdout
-    for name in ("llmc:", "Python:", "compiler:", "caches:", "kernel sets:", "bf16:", "threads:", "CUDA:"):
-        assert name in shown
+    rows = {line.split(":")[0]: line.split(":", 1)[1] for line in shown.splitlines()}
+    assert list(rows) == [
+        "llmc", "Python", "system", "compiler", "CPU", "caches", "memory", "kernel sets", "bf16", "threads", "CUDA",
+        "packages", "variables",
+    ]  # fmt: skip
+    assert all(value.strip() for value in rows.values())
+    assert "LLMC_CACHES=32K,512K,16M" in rows["variables"] and "OMP_NUM_THREADS=1" in rows["variables"]
+    assert "LLMC_TOKEN=(set)" in rows["variables"] and "my secret" not in shown
+    assert f"numpy {np.__version__}" in rows["packages"] or "not installed by pip" in rows["packages"]
 
 
 def test_help_lists_every_command_and_setting(tmp_path: Path) -> None:

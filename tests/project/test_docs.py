@@ -46,3 +46,21 @@ def test_names_exist(document: Path) -> None:
             module = ROOT / "src" / name.replace(".", "/")  # some modules need packages that may not be installed
             if not (module.is_dir() or module.with_suffix(".py").is_file()):
                 pkgutil.resolve_name(f"llmc.{name}" if name.startswith("_") else name)
+
+
+def test_guide_calls_functions_that_exist() -> None:
+    """The C++ of the guide to adding a kernel is compiled by its readers alone, so a function that was renamed is noticed here."""
+    guide = (ROOT / "doc" / "adding_a_kernel.md").read_text(encoding="utf-8")
+    called = {
+        name
+        for block in re.findall(r"^```(?:cpp|cuda)\n([\s\S]*?)^```", guide, re.MULTILINE)
+        for name in re.findall(r"([A-Za-z_]\w*)(?:<[^<>;()]*>)?[({]", re.sub(r"//.*", "", block))
+    }
+    tree = "".join(
+        p.read_text(encoding="utf-8") for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cuh", ".cpp", ".cu")
+    )
+    tree += (ROOT / "dev" / "ci" / "check_kernels.cpp").read_text(encoding="utf-8")
+    known = set(re.findall(r"\w+", tree))
+    assert {"launch_column_sum", "for_ranges", "op_begins"} <= called
+    unknown = {name for name in called - known if not re.search("rmsnorm|silu|RmsNorm|Silu|WeightTerms", name)}
+    assert not unknown
