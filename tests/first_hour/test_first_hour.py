@@ -78,6 +78,7 @@ TYPED = {
     f"llmc train --resume {RUN} --max-steps 800": f"llmc train --resume {RUN} --max-steps 6",
     "llmc-train --data FOLDER": "llmc-train --data shards",
     "llmc import SOURCE OUT.bin": "llmc import hf OUT.bin",
+    "llmc watch RUN": f"llmc watch {RUN}",
     "llmc export RUN FOLDER": f"llmc export {RUN} FOLDER",
 }
 
