@@ -39,7 +39,8 @@ PYBIND11_MODULE(_llmc, m) {
 
     m.def(
         "commit", [] { return LLMC_VERSION_STRING(LLMC_COMMIT); },
-        "Return the commit of the clone that this was built from, with '-dirty' if files had changed; '' if it is not known.");
+        "Return the commit of the clone that this was built from, with '-dirty' if files had changed; '' if "
+        "it is not known.");
     m.def("default_threads", &default_threads,
           "Return the CPU threads used by default: OMP_NUM_THREADS, else what the process may use.");
     m.def(

@@ -286,9 +286,9 @@ def signal_launcher(launcher: str, name: str, code: int, folder: Path) -> Ended:
     steps = tuple(finished_steps(folder / "run"))
     assert len(steps) == 1, seen.lines
     check_checkpoints(folder / "run", steps)
-    again = f"continue with: llmc train --resume {folder / 'run'}"
+    again = f"  llmc train --resume {folder / 'run'}"
     again += "" if launcher == "mpiexec" else f" --processes {RANKS}"
-    assert any(line.endswith(again) for line in seen.lines), seen.lines
+    assert again in seen.lines, seen.lines
     return seen
 
 

@@ -145,6 +145,9 @@ def test_what_is_no_model_and_no_token_file(tmp_path) -> None:
         llmc.AdamW(model.parameters)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"expected a GPT2Config; GPT2.from_descriptor\('d12'\)"):
         llmc.GPT2("d12")  # type: ignore[arg-type]
+    for wrong in ("64", 64.0, None, True):
+        with pytest.raises(TypeError, match=f"channels is {wrong!r}, expected a whole number"):
+            llmc.GPT2Config(channels=wrong)  # type: ignore[arg-type]
     for ids in ([1, 2, 3], np.arange(3), 5):
         with pytest.raises(TypeError, match=r"expected paths of files, got \w+; llmc.formats.shards.write_shard\(\)"):
             DataLoader(ids, 1, 1)  # type: ignore[arg-type]

@@ -331,7 +331,9 @@ def test_watch_of_a_run_that_was_resumed(
     monkeypatch.setattr("llmc.commands.watch.shows_bar", lambda: True)
     again = [{"kind": "end"}, {"kind": "start", "step": 4, "total_steps": 8}, {"kind": "end"}]
     assert main(["watch", rows_of_a_run(tmp_path / "run", *again)]) == 0
-    assert re.search(r"\r 50%\|\S+ +\| loss 4.1235, val 4.5000, 1,000 tok/s, step 4/8, 100 GFLOP/s *\n", capsys.readouterr().out)
+    assert re.search(
+        r"\r 50%\|\S+ +\| loss 4.1235, val 4.5000, 1,000 tok/s, step 4/8, 100 GFLOP/s *\n", capsys.readouterr().out
+    )
 
 
 def test_names_of_signals() -> None:

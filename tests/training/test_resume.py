@@ -169,7 +169,7 @@ def test_a_run_that_has_ended_says_so_and_does_nothing(tmp_path: Path, capsys: p
     capsys.readouterr()
     assert train_main(["--resume", run]) == 0
     loss = first.history["val_loss"][-1]
-    expected = f"{run} is finished: step 8 of 8, validation loss {loss:.4f}. To go on: llmc train --resume {run} --max-steps 16\n"
+    expected = f"{run} is finished: step 8 of 8, validation loss {loss:.4f}. To go on:\n  llmc train --resume {run} --max-steps 16\n"
     assert capsys.readouterr().out == expected.replace(f"resume {run}", f"resume {shell_word(run)}")
     assert before == {path: path.read_bytes() for path in before}
     again = llmc.train(**settings, resume=True)

@@ -386,12 +386,13 @@ def test_patience(
     assert (result.step, result.stopped_early, result.stopped_by) == (12, True, 0)
     assert result.history["val_step"] == [0, 2, 4, 6, 8, 10, 12]
     said = capsys.readouterr().out
-    assert f"{EARLY}\ngenerating:" in said and finished_steps(tmp_path / "run")[-1] == 12
+    assert f"{EARLY}\ngenerating:" in said and said.count(" --patience 6\n") == 1
+    assert finished_steps(tmp_path / "run")[-1] == 12
     for patience in (3, 2):
         again = llmc.train(**{**settings, "resume": True, "patience": patience})
         assert (again.step, again.stopped_early, again.history["val_step"]) == (12, True, [])
-        assert f"was {EARLY}. To go on: llmc train --resume " in (said := capsys.readouterr().out)
-        assert said.endswith(f" --patience {2 * patience}\n") and said.count("\n") == 1
+        assert f"was {EARLY}. To go on:\n  llmc train --resume " in (said := capsys.readouterr().out)
+        assert said.endswith(f" --patience {2 * patience}\n") and said.count("\n") == 2
     more = llmc.train(**{**settings, "resume": True, "patience": 4})
     assert (more.step, more.stopped_early) == (16, False)
 

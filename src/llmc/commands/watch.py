@@ -6,7 +6,6 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 from llmc.arguments import above_zero
 from llmc.formats.metrics import Row, follow_rows, read_rows
@@ -74,7 +73,7 @@ class _Watched:
             self._step = int(row["step"]) + 1
             self._console.step(_step_info(row, self._total))
         elif kind == "validation":
-            self._console.validation(int(row["step"]), _number(row["loss"]))
+            self._console.validation(int(row["step"]), float(row["loss"]))
         elif kind == "hellaswag":
             self._console.hellaswag(int(row["step"]), int(row["correct"]), int(row["total"]))
         elif kind == "message":
@@ -91,19 +90,14 @@ class _Watched:
             self._console.text(f"no process trains here any more: the run broke off on {when} {steps}")
 
 
-def _number(value: Any) -> float:
-    """Return a number of a row, in which null stands for what is not finite."""
-    return math.nan if value is None else float(value)
-
-
 def _step_info(row: Row, total_steps: int) -> StepInfo:
     names = ("loss", "norm", "lr", "seconds", "tokens_per_second", "flops_per_second", "loss_z", "grad_z")
-    mfu = _number(row.get("mfu"))
+    mfu = float(row.get("mfu", math.nan))
     return StepInfo(
         step=int(row["step"]),
         total_steps=total_steps,
         mfu=None if math.isnan(mfu) else mfu,
         dtype="",
         skipped=str(row.get("skipped", "")),
-        **{name: _number(row.get(name)) for name in names},
+        **{name: float(row.get(name, math.nan)) for name in names},
     )

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from llmc import _llmc
+from llmc.values import check_whole
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class GPT2Config(ModelConfig):
             becomes the next multiple of 128.
 
     Raises:
+        TypeError: if a number is no whole number.
         ValueError: if a number is out of range.
     """
 
@@ -87,6 +89,8 @@ class GPT2Config(ModelConfig):
     padded_vocab_size: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_whole(name, value, -(2**63), 2**63 - 1)
         if self.padded_vocab_size == 0:
             object.__setattr__(self, "padded_vocab_size", (self.vocab_size + 127) // 128 * 128)
         self.native()  # checks the numbers

@@ -142,7 +142,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     world.agree("the settings", config.shared())
     ranks, threads, cpus = world.local_size, backend.info().threads, os.cpu_count() or 1
     if device == "cpu" and ranks > 1 and ranks * threads > cpus:
-        say(f"note: {ranks} ranks compute with {threads} threads each on {cpus} CPUs here: they wait for each other")
+        each = f"{threads} thread{'s' if threads > 1 else ''}"
+        say(f"note: {ranks} ranks compute with {each} each on {cpus} CPUs here: they wait for each other")
     if len(sets := set(world.gather(backend.info().isa))) > 1:
         say(
             f"note: the ranks compute with different kernel sets ({', '.join(sorted(sets))}): other machines give other last bits"

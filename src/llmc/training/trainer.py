@@ -245,7 +245,7 @@ class Trainer:
             what += f", validation loss {loss:.4f}"
         what = f"was {self._early_stop(worse)}" if early else what
         again = f"--patience {2 * patience}" if early else f"--max-steps {2 * self.total_steps}"
-        return f"{self.run_dir} {what}. To go on: llmc train --resume {shell_word(self.run_dir)} {again}"
+        return f"{self.run_dir} {what}. To go on:\n  llmc train --resume {shell_word(self.run_dir)} {again}"
 
     def _console(self) -> Log:
         return Console() if self.world.leads else Log()
