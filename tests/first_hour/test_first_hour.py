@@ -82,7 +82,7 @@ TYPED = {
 }
 
 # Packages that commands need and `pip install .` does not bring.
-NEEDS = {"*.parquet*": "pyarrow", "llmc import *": "safetensors", "llmc export *": "safetensors"}
+NEEDS = {"*.parquet*": "pyarrow", "llmc import *": "safetensors", "llmc export *": "safetensors", "*.gguf": "gguf"}
 
 # Options that make a command small: those of the first pattern that it fits.
 SHAPE = "--layers 1 --heads 2 --channels 16"
