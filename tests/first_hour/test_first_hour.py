@@ -47,6 +47,7 @@ LEFT_OUT = {
     "python dev/make_stubs.py*": "needs the developers' tools; .ci/run does it",
     "python dev/ci/check_sass.py*": "needs a CUDA build; dev/ci/cuda.sh does it",
     "python dev/bench/*": "measures, for minutes",
+    "python dev/profile.py*": "measures; tests/programs/test_profile.py",
     "*dev/stress/*": "runs for minutes to hours",
     "LLMC_ISA=avx2 python dev/bench/*": "measures, for minutes",
     "dev/gpu_check.sh*": "compiles for minutes, for a GPU",
@@ -73,17 +74,15 @@ LEFT_OUT = {
     "llmc sweep scripts/sweep_lr.toml": "trains 124M on four GPUs; tests/programs/test_scripts.py",
 }
 
-# What is typed for a command with names that stand for others.
+# What is typed in place of a command: RUN is RUN in all of them, and these have a name or a number that stands for another besides.
 TYPED = {
     f"llmc train --resume {RUN} --max-steps 800": f"llmc train --resume {RUN} --max-steps 6",
     "llmc-train --data FOLDER": "llmc-train --data shards",
     "llmc import SOURCE OUT.bin": "llmc import hf OUT.bin",
-    "llmc watch RUN": f"llmc watch {RUN}",
-    "llmc export RUN FOLDER": f"llmc export {RUN} FOLDER",
 }
 
 # Packages that commands need and `pip install .` does not bring.
-NEEDS = {"*.parquet*": "pyarrow", "llmc import *": "safetensors", "llmc export *": "safetensors"}
+NEEDS = {"*.parquet*": "pyarrow", "llmc import *": "safetensors", "llmc export *": "safetensors", "*.gguf": "gguf"}
 
 # Options that make a command small: those of the first pattern that it fits.
 SHAPE = "--layers 1 --heads 2 --channels 16"
@@ -187,7 +186,9 @@ def to_run(document: Path) -> Iterator[list[str]]:
         needed = [package for pattern, package in NEEDS.items() if fnmatchcase(typed(words), pattern)]
         if of == document and left_out(words) is None and "--processes" not in words:
             if all(importlib.util.find_spec(package) for package in needed):
-                yield TYPED[typed(words)].split() if typed(words) in TYPED else words
+                yield (
+                    TYPED[typed(words)].split() if typed(words) in TYPED else [RUN if w == "RUN" else w for w in words]
+                )
 
 
 def small(words: list[str]) -> list[str]:
@@ -251,6 +252,8 @@ def test_tables_name_commands_of_documents() -> None:
     assert set(LEFT_OUT) <= {pattern for line in given for pattern in LEFT_OUT if fnmatchcase(line, pattern)}
     assert set(TYPED) <= given
     assert all(any(fnmatchcase(line, pattern) for line in given) for pattern in NEEDS)
+    for reason in LEFT_OUT.values():
+        assert all((ROOT / path).exists() for path in re.findall(r"(?:tests|dev|\.ci)/[\w./]+", reason)), reason
 
 
 def options_of(words: list[str]) -> str | None:
