@@ -65,7 +65,7 @@ def resume_command(run: Run, change: str = "") -> str:
 def _longer_command(run: Run, step: int) -> str:
     """Return what to type so that a run that ended at a step goes on."""
     early = step < run.total_steps  # patience ended it
-    return resume_command(run, f" --patience {2 * run.config.patience}" if early else f" --max-steps {2 * step}")
+    return resume_command(run, f" --patience {2 * run.config.patience}" if early else f" --max-steps {2 * step or 1}")
 
 
 def stopped_early(run: Run, step: int, best: BestLoss) -> str:
