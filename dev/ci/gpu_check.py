@@ -1,8 +1,8 @@
 """The stages of dev/gpu_check.sh, which says what they are for. dev/ci/gpu_stages.py and dev/bench/bench_gpu.py do the measuring.
 
 In --out: results.jsonl, all figures, a line each as they come; table_PART.txt, the summary, written again after each stage;
-log_PART.txt, the output of the stages; cublaslt_algorithms.tsv, what tune=on chose. LLMC_GPU_CHECK_SABOTAGE=hang:parity,fail:ops tests
-that the other stages still run.
+log_PART.txt, the output of the stages; cublaslt_algorithms.tsv, what tune=on chose; profile.json, a step by op.
+LLMC_GPU_CHECK_SABOTAGE=hang:parity,fail:ops tests that the other stages still run.
 """
 
 from __future__ import annotations
@@ -266,6 +266,17 @@ class Check:
             raise RuntimeError(error_line(done.stdout + done.stderr))
         return "see below", done.stdout
 
+    def by_op(self) -> tuple[str, str]:
+        """Profile a step by op, and by kernel if there is a profiler."""
+        size = ["-b", "64", "-t", "1024"]
+        if self.dry_run:
+            size = ["--layers", "1", "-b", "1", "-t", "16", "--steps", "1", "--no-ceilings"]
+        command = [sys.executable, "dev/profile.py", "--device", "cuda", "--dtype", "bf16", *size]
+        done = self.run("by_op", [*command, "--json", str(self.out / "profile.json")], 60)
+        if done.returncode:
+            raise RuntimeError(error_line(done.stdout + done.stderr))
+        return "see below", done.stdout
+
     def tests(self, name: str, files: list[str], limit: float, *flags: str) -> str:
         parallel = ["-n", "2" if self.dry_run else "8"] if importlib.util.find_spec("xdist") else []
         command = [
@@ -370,6 +381,7 @@ class Check:
         peers = ["--models", "d12:64", "--updates", "3", "--settings", "", self.fastest(), "--parts", "llmc", "torch"]
         peers += ["llm.c", "--llm-c", llm_c] if llm_c else []
         self.stage("peers", lambda: self.bench("peers", 120, *peers))
+        self.stage("by_op", self.by_op)
 
     def fastest(self) -> str:
         """Return the fastest settings measured in this --out, of those that change neither the gradients' dtype nor recompute."""

@@ -14,7 +14,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "dev" / "ci" / "gpu_check.py"
 STAGES = {
     "a": "check smoke tests throughput ops profile generation".split(),
-    "b": "parity steps memcheck racecheck more_tests options sizes peers".split(),
+    "b": "parity steps memcheck racecheck more_tests options sizes peers by_op".split(),
 }
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="groups of processes of POSIX")
