@@ -125,6 +125,9 @@ def show_any_text() -> None:
 
     Consoles of Windows have such encodings (cp1252, cp936, ...). stderr needs no change: Python writes \\u escapes there.
     """
+    # A program that a service started, or a shell with >&-, may have no such streams.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 

@@ -88,8 +88,8 @@ class Run:
         finite = [(s, v) for s, v in self.series.get(name, {}).items() if np.isfinite(v)]
         return min(finite, key=lambda point: sign * point[1]) if finite else None
 
-    def _set(self, name: str, step: int, value: float | None) -> None:
-        self.series.setdefault(name, {})[step] = np.nan if value is None else float(value)
+    def _set(self, name: str, step: int, value: float) -> None:
+        self.series.setdefault(name, {})[step] = float(value)
 
 
 def read_run(path: StrPath, name: str | None = None) -> Run:

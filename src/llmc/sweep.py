@@ -422,7 +422,7 @@ class _Newest:
             if row.get("kind") == "start":
                 self._total = int(row["total_steps"])
             elif row.get("kind") == "train":
-                self.loss = _number(row["loss"])
+                self.loss = float(row["loss"])
                 self.done = min(1, (int(row["step"]) + 1) / self._total) if self._total else 0
 
 
@@ -533,20 +533,15 @@ def _name(varied: Mapping[str, Any], whole: bool = False) -> str:
     return ",".join(f"{name}={plain(value)}" for name, value in varied.items()) or "run"
 
 
-def _number(value: Any) -> float:
-    """Return a number of metrics.jsonl, in which null stands for what is not finite."""
-    return math.nan if value is None else float(value)
-
-
 def _results(folder: Path) -> dict[str, float]:
     """Return the last numbers of a run; none if it has logged nothing."""
     out: dict[str, float] = {}
     path = folder / "metrics.jsonl"
     for row in read_rows(path) if path.is_file() else ():
         if row.get("kind") == "train":
-            out["train_loss"], out["tokens_per_second"] = _number(row["loss"]), _number(row["tokens_per_second"])
+            out["train_loss"], out["tokens_per_second"] = float(row["loss"]), float(row["tokens_per_second"])
         elif row.get("kind") == "validation":
-            out["val_loss"] = _number(row["loss"])
+            out["val_loss"] = float(row["loss"])
             out["best_val_loss"] = float(np.fmin(out["val_loss"], out.get("best_val_loss", math.nan)))
     return out
 

@@ -68,6 +68,7 @@ LEFT_OUT = {
     "llmc-train --data": "the name of an option",
     "python dev/data/<name>.py": "a pattern, not a command; tests/data/test_dev_data.py",
     "scripts/run_gpt2_124M.sh*": "needs the data and a GPU; tests/programs/test_scripts.py",
+    "*scripts/pyrun_gpt2_124M.sh*": "needs PyTorch, and its data; tests/programs/test_scripts.py",
     "scripts/multi_node/*": "needs two machines; tests/programs/test_scripts.py",
     "sbatch *": "needs Slurm; tests/programs/test_scripts.py",
     "powershell *": "needs the data; tests/programs/test_scripts.py",
@@ -212,14 +213,16 @@ def run(words: list[str]) -> None:
 
 
 def run_in_shell(words: list[str]) -> None:
-    """Run a command by a POSIX shell, if there is one and llmc is installed."""
-    folder = Path(sys.executable).parent
-    if sys.platform == "win32" or not (folder / "llmc").is_file():
+    """Run a command by a POSIX shell, if there is one, with the programs that pip installed, or else with some in their place."""
+    if sys.platform == "win32":
         return
-    line = " ".join(
-        word if word in ("|", "*") or "*" in word else shlex.quote(word) for word in [*words, *small(words)]
-    )
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    installed, here = Path(sys.executable).parent, Path("bin").absolute()
+    here.mkdir(exist_ok=True)
+    for name, arguments in (("llmc", "llmc"), ("llmc-train", "llmc train")):
+        (here / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {arguments} "$@"\n')
+        (here / name).chmod(0o755)
+    line = " ".join(word if word == "|" or "*" in word else shlex.quote(word) for word in [*words, *small(words)])
+    environment = os.environ | {"PATH": os.pathsep.join([str(installed), str(here), os.environ["PATH"]])}
     done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{line}: {done}"
 
@@ -274,7 +277,9 @@ def options_of(words: list[str]) -> str | None:
         return None
     if path.suffix == ".sh" and "more flags of llmc-train" in path.read_text(encoding="utf-8"):
         return call(train_main, ["--help"])
-    beside = [path.with_name("common.py")] if path.suffix == ".py" else []
+    beside = (
+        [path.with_name("common.py")] if path.suffix == ".py" else [ROOT / "src" / "llmc" / "reference" / "__main__.py"]
+    )
     return "".join(file.read_text(encoding="utf-8") for file in [path, *beside] if file.is_file())
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,14 @@ def test_brief_has_a_line_at_each_validation() -> None:
     ]
 
 
-@pytest.mark.parametrize(("every", "told"), [(8, [8, 16, 20]), (0, range(1, 21)), (50, [20])])
-def test_brief_without_validation(every: int, told: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("every", "told"), [(8, [8, 16, 24, 32, 40]), (0, range(2, 41, 2)), (-1, range(2, 41, 2)), (50, [40])]
+)
+def test_brief_without_validation(every: int, told: Sequence[int]) -> None:
     """A line comes after as many steps as there would be between validations; the last step always has one."""
     out = io.StringIO()
-    run_of(BriefConsole(every, out), 20, {})
-    assert [int(n) for n in re.findall(r"step +(\d+)/20: train loss", out.getvalue())] == list(told)
+    run_of(BriefConsole(every, out), 40, {})
+    assert [int(n) for n in re.findall(r"step +(\d+)/40: train loss", out.getvalue())] == list(told)
 
 
 def test_brief_tells_of_updates_that_were_not_made() -> None:
@@ -342,3 +344,10 @@ def test_names_of_signals() -> None:
         "SIGTERM",
         "signal 61",
     )
+
+
+def test_a_program_without_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pythonw has none, nor has a service, or a command whose shell closed it."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert tiny_run(tmp_path, progress="auto").step == 8
+    assert main(["info"]) == 0

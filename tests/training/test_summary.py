@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from llmc.cli import main
 from llmc.formats.metrics import read_rows
 from llmc.formats.shards import read_shard
 from llmc.system.fs import shell_word
-from llmc.training.summary import duration
+from llmc.training.best_loss import BestLoss
+from llmc.training.summary import duration, stopped_early
 
 
 def last_words(printed: str) -> list[str]:
@@ -110,6 +112,15 @@ def test_a_run_that_patience_ended_goes_on_with_more_of_it(
     result = tiny_run(tmp_path, progress="lines", max_steps=40, patience=2)
     lines = last_words(capsys.readouterr().out)
     assert result.step == 8 and lines[0].startswith("trained 8 steps") and lines[-2].endswith("--patience 4")
+
+
+def test_a_best_loss_of_an_older_checkpoint_has_no_step() -> None:
+    best, run = BestLoss(), SimpleNamespace(total_steps=9, run_dir=Path("run"), config=SimpleNamespace(save_best=True))
+    best.set_state({"best_val_loss": "2.0"})
+    assert not best.update(4, 2.5) and not best.update(4, 2.5)
+    assert stopped_early(run, 4, best) == (
+        "stopped early at step 4 of 9: the last validation was not below the loss of 2.0000"
+    )
 
 
 @pytest.mark.parametrize(

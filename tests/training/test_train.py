@@ -369,7 +369,7 @@ def losses(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:
 
 
 LOSSES = {0: 4.0, 2: 3.0, 4: 3.5, 6: 2.0, 8: 2.0, 10: 2.5, 12: math.nan, 14: 1.0, 16: 0.5}
-EARLY = "stopped early at step 12 of 16: 3 validations in a row were not below the loss of 2.0000 of step 6, whose model is best.bin"
+EARLY = "stopped early at step 12 of 16: the last 3 validations were not below the loss of 2.0000 of step 6, whose model is best.bin"
 
 
 @pytest.mark.parametrize("checkpoint_every", [0, 4])

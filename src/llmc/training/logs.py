@@ -286,7 +286,7 @@ class BriefConsole(Console):
     """Prints a few lines about the run, and one at each validation.
 
     Args:
-        every: print a line after so many steps without a validation; 0: twenty lines in the whole run.
+        every: print a line after so many steps without a validation; 0 or -1, as of val_every: twenty lines in the whole run.
         out: the stream to print to; None is stdout.
         clock: returns the time in seconds.
     """
@@ -305,13 +305,14 @@ class BriefConsole(Console):
         self._total, self._told = total_steps, step
         if (
             self._last is not None and self._last.step + 1 != step
-        ):  # of a run that is watched, and was resumed from an earlier step
+        ):  # it is watched, and was resumed from an earlier step
             self._last = None
         self._pace = _Pace(self._clock)
 
     def step(self, info: StepInfo) -> None:
         # Whether a validation follows a step is known when the next step comes.
-        if self._last is not None and self._last.step + 1 - self._told >= (self._every or max(1, self._total // 20)):
+        every = self._every if self._every > 0 else max(1, self._total // 20)
+        if self._last is not None and self._last.step + 1 - self._told >= every:
             self._tell(self._last.step + 1)
         self._warn_if_skipped(info)
         self._pace.step(info.step + 1)
@@ -558,6 +559,11 @@ class Logs(Log):
         self._each(lambda log: log.close())
 
 
+def has_stdout() -> bool:
+    """Return whether there is a standard output: a program that pythonw or a service runs may have none."""
+    return sys.stdout is not None
+
+
 def shows_bar() -> bool:
     """Return whether stdout is a notebook, or a terminal that can move its cursor back."""
     if _is_notebook(sys.stdout):
@@ -574,7 +580,7 @@ def open_logs(config: RunConfig, run_dir: Path | None, step: int) -> Logs:
         run_dir: None if no log is kept in files.
         step: updates made so far; if there are any, files are continued.
     """
-    mode = config.progress
+    mode = config.progress if has_stdout() else "none"
     if mode == "auto":
         mode = "bar" if shows_bar() else "brief"
     logs: list[Log] = []

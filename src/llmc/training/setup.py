@@ -347,7 +347,7 @@ def _build_model(
             rows=rows,
             ranks=world.size,
             sharing=world.local_size,
-            begun=config.resume,
+            begun=first["begun"],
         )
 
     memory, *chosen = check(config.recompute, config.classifier_rows)
@@ -370,7 +370,7 @@ def _build_model(
 def _first_weights(
     config: RunConfig, sources: Sources, found: FoundCheckpoint | None
 ) -> tuple[Path | None, dict[str, Any]]:
-    """Return the file of the first weights, or None for random ones, and of what shape and dtype they are."""
+    """Return the file of the first weights, or None for random ones, and what all ranks need to know of them."""
     path: Path | None = None
     if found is not None:
         path, origin = found.files.model, "intermediate checkpoint"
@@ -386,7 +386,7 @@ def _first_weights(
         shape, dtype = GPT2Config.from_native(native), str(file_dtype)
     else:
         shape, dtype = _model_shape(config, sources), "f32" if config.device == "cpu" else "bf16"
-    return path, {"shape": asdict(shape), "dtype": dtype, "origin": origin}
+    return path, {"shape": asdict(shape), "dtype": dtype, "origin": origin, "begun": found is not None}
 
 
 def build_optimizer(config: RunConfig, model: Model, comm: _llmc.Comm | None = None) -> Optimizer:

@@ -20,16 +20,15 @@ from typing import Any
 
 from llmc import _llmc
 from llmc.checkpoint import Checkpointer, finished_steps, send_state
-from llmc.distributed.launcher import started_by_launcher
 from llmc.distributed.world import open_world
 from llmc.evals import multiple_choice
-from llmc.formats.metrics import read_rows
 from llmc.formats.state_file import TrainState
-from llmc.system.fs import SYSTEM, Fs, shell_word, write_atomically
+from llmc.system.fs import SYSTEM, Fs, write_atomically
 from llmc.system.signals import StopRequested, StopSignals, pass_on, signal_name
+from llmc.training.best_loss import BestLoss
 from llmc.training.callbacks import checked_callbacks, hooks_of
 from llmc.training.history import History, Throughput
-from llmc.training.logs import Console, Log, StepInfo, check_packages, open_logs
+from llmc.training.logs import Console, Log, StepInfo, check_packages, has_stdout, open_logs
 from llmc.training.outliers import OutlierDetector
 from llmc.training.ranks import SlowRanks
 from llmc.training.report import short_report, startup_report
@@ -38,7 +37,7 @@ from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
 from llmc.training.slowness import Slowness
-from llmc.training.summary import Reached, counting_losses, summary
+from llmc.training.summary import Reached, counting_losses, nothing_left, resume_command, stopped_early, summary
 from llmc.values import decimal_bytes
 
 _SHORT_SAMPLE = 32  # tokens
@@ -114,10 +113,7 @@ class Trainer:
         self.step = 0
         self.bad_steps = 0  # in a row
         self.skipped_steps = 0
-        self.best_val_loss = math.inf
-        self.best_val_step: int | None = None  # if it is known
-        self.worse_validations = 0  # in a row, since the best
-        self._judged_step = -1  # of the last validation that was compared with the best
+        self.best = BestLoss()
         self.loss_outliers, self.grad_outliers = OutlierDetector(), OutlierDetector()
         self._history, self._throughput = History(), Throughput()
         self._signals = StopSignals()
@@ -130,20 +126,20 @@ class Trainer:
         if run.state is not None:
             self._restore(run.state)
         self._checkpointer: Checkpointer | None = None
-        self._space = self._space_warning = ""
+        self._space = ""
         if self.run_dir is not None and self.world.leads:
             self._checkpointer = Checkpointer(
                 self.run_dir, keep=self.config.keep_checkpoints, major_every=self.config.major_every, fs=fs
             )
-            self._check_space(self._checkpointer)
+            self._space = self._check_space(self._checkpointer)
             # If the ranks needed a smaller batch size, another number of them may have the one that was given.
             kept = self.config.replace(batch_size=config.batch_size or self.config.batch_size)
             write_atomically(self.run_dir / "config.toml", [kept.to_toml(os.getcwd()).encode()])
             if self.tokenizer is not None and not (self.run_dir / self.tokenizer.file_name).exists():
                 self.tokenizer.save(self.run_dir / self.tokenizer.file_name)
 
-    def _check_space(self, checkpointer: Checkpointer) -> None:
-        """Note in words what the run's checkpoints need and what is free.
+    def _check_space(self, checkpointer: Checkpointer) -> str:
+        """Return in words what the run's checkpoints need and what is free. If not all of them have room, that is a remark instead.
 
         Raises:
             OSError: if there is no room for the next one, so that the end of the run could not be saved, or for one of them and the
@@ -152,7 +148,7 @@ class Trainer:
         every = self.config.checkpoint_every
         count = checkpointer.most_ahead(self.step, self.total_steps, every) if every >= 0 else 0
         if count == 0:
-            return
+            return ""
         try:
             one, free = checkpointer.check_space(self.model, self.optimizer)
         except OSError as e:
@@ -163,12 +159,12 @@ class Trainer:
         all_of_them = f", {count} of them {decimal_bytes(count * one)}" if count > 1 else ""
         room = f"a checkpoint needs {decimal_bytes(one)}{all_of_them}; {decimal_bytes(free)} are free"
         if count * one <= free:
-            self._space = room
-            return
+            return room
         advice = "--keep-checkpoints N keeps the newest N"
         if self.config.on_save_error == "stop":
             raise OSError(errno.ENOSPC, f"{room}: {advice}", str(self.run_dir))
-        self._space_warning = f"warning: {room}, so that not all can be saved: {advice}"
+        self.run.remarks.append(f"warning: {room}, so that not all can be saved: {advice}")
+        return ""
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -198,7 +194,7 @@ class Trainer:
     def _fit(self) -> TrainResult:
         with self.world.failure_told(), locked(self.run_dir if self.world.leads else None, self.log.text):
             if self.run.state is not None and self.step == self.run.state.step:
-                if ended := self.world.share_value(self._nothing_left() if self.world.leads else None):
+                if ended := self.world.share_value(nothing_left(self.run, self.best) if self.world.leads else None):
                     self.log.text(ended)
                     return self._result(0)
             if self.world.leads:
@@ -225,30 +221,8 @@ class Trainer:
         early = not stopped_by and self.step < self.total_steps
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by, early)
 
-    def _nothing_left(self) -> str:
-        """Return what to say of a run that is resumed after its end; empty if it has not ended, or was not validated there."""
-        patience, early = self.config.patience, self.step < self.total_steps
-        if self.run_dir is None or (early and not patience):
-            return ""
-        loss, path = math.nan, self.run_dir / "metrics.jsonl"
-        if self.val_loader is not None and self.config.val_every:
-            rows = [row for row in read_rows(path) if row.get("kind") == "validation"] if path.is_file() else []
-            if not rows or rows[-1]["step"] != self.step:
-                return ""
-            loss = float("nan" if rows[-1]["loss"] is None else rows[-1]["loss"])
-        # The checkpoint may have been written before that validation.
-        worse = self.worse_validations + (self.step > self._judged_step and not loss < self.best_val_loss)
-        if early and worse < patience:
-            return ""
-        what = f"is finished: step {self.step} of {self.total_steps}"
-        if not math.isnan(loss):
-            what += f", validation loss {loss:.4f}"
-        what = f"was {self._early_stop(worse)}" if early else what
-        again = f"--patience {2 * patience}" if early else f"--max-steps {2 * self.total_steps}"
-        return f"{self.run_dir} {what}. To go on:\n  llmc train --resume {shell_word(self.run_dir)} {again}"
-
     def _console(self) -> Log:
-        return Console() if self.world.leads else Log()
+        return Console() if self.world.leads and has_stdout() else Log()
 
     @property
     def _stopped_by(self) -> int:
@@ -263,12 +237,10 @@ class Trainer:
         self._begin()
         self._step_begin = None
         while not self._stopped_by:
-            last = self.step >= self.total_steps
             try:
-                last = self._between_steps(last)
+                if self._between_steps(last=self.step >= self.total_steps):
+                    break
             except StopRequested:
-                break
-            if last:
                 break
             self._after_step(self.train_step())
         if self._stopped_by:
@@ -283,7 +255,7 @@ class Trainer:
             last: whether all updates are made.
 
         Returns:
-            Whether the run ends here: that, or patience is at its end.
+            Whether the run ends here, because all updates are made or patience is at its end.
         """
         config, step = self.config, self.step
 
@@ -297,9 +269,9 @@ class Trainer:
                 self._save(background=config.async_save and not last, final=last)
         if self.val_loader is not None and config.val_every and (due(config.val_every) or last):
             self.validate()
-            if self._out_of_patience and not last:
+            if 0 < config.patience <= self.best.worse and not last:
                 last = True
-                self.log.text(self._early_stop(self.worse_validations))
+                self.log.text(stopped_early(self.run, step, self.best))
                 if config.checkpoint_every >= 0:
                     self._save(background=False, final=True)
         if self.run.hellaswag_examples and config.val_every and ((step > 0 and due(config.val_every)) or last):
@@ -373,9 +345,8 @@ class Trainer:
             self.log.text(f"continuing {self.run_dir} from step {self.step}")
         table, short = startup_report(self.run, self.total_steps), short_report(self.run, self.total_steps)
         self.log.start(self.step, self.total_steps, f"{table}\n{self._space}".rstrip(), short)
-        for remark in (self._space_warning, *self.run.remarks):
-            if remark:
-                self.log.text(remark)
+        for remark in self.run.remarks:
+            self.log.text(remark)
         if config.hellaswag and not self.run.hellaswag_examples:
             self.log.text(
                 f"{config.hellaswag_data} does not exist: HellaSwag is left out. `llmc data hellaswag` writes it"
@@ -397,8 +368,7 @@ class Trainer:
             self._finish_saving(self._checkpointer.wait)
         self.log.finish(self._throughput.mean_milliseconds)
         if stopped_by:
-            ranks = f" --processes {self.world.size}" if self.world.size > 1 and started_by_launcher() else ""
-            again = f"; continue with:\n  llmc train --resume {shell_word(self.run_dir)}{ranks}" if self.run_dir else ""
+            again = f"; continue with:\n  {resume_command(self.run)}" if self.run_dir else ""
             saved = "saved" if self.run_dir else "not saved (no run directory)"
             self.log.text(f"stopped by {signal_name(stopped_by)} after step {self.step}, {saved}{again}")
         fallbacks = self.model.backend.info().fallbacks
@@ -417,9 +387,8 @@ class Trainer:
             except (OSError, _llmc.Error) as e:
                 self.log.text(f"warning: the frequencies of tokens could not be counted: {e}")
         loss = history["val_loss"][-1] if validated else None
-        reached = Reached(first_step, self.step, seconds, loss, self.best_val_loss, self.best_val_step)
-        launched = self.world.size > 1 and started_by_launcher()
-        self.log.text(summary(self.run, reached, counting, launched))
+        reached = Reached(first_step, self.step, seconds, loss, self.best)
+        self.log.text(summary(self.run, reached, counting))
 
     def _info(
         self, loss: float, norm: float, lr: float, loss_z: float, grad_z: float, skipped: str, seconds: float
@@ -486,36 +455,12 @@ class Trainer:
         self._history.add(val_step=self.step, val_loss=loss)
         for callback in self.callbacks:
             callback.on_eval(self, self.step, loss)
-        if self._judge(loss) and config.save_best and self.run_dir is not None and self.step > 0:
+        if self.best.update(self.step, loss) and config.save_best and self.run_dir is not None and self.step > 0:
             if world.leads:
                 path = self.run_dir / "best.bin"
                 self._finish_saving(lambda: self.model.save(path, fs=self.fs))
             world.barrier()
         return loss
-
-    def _judge(self, loss: float) -> bool:
-        """Compare a validation loss of the present step with the best; return whether it is a new best one.
-
-        The same step may be validated again, as by a run that was stopped after a validation and goes on: it counts once.
-        """
-        better = loss < self.best_val_loss
-        if better:
-            self.best_val_loss, self.best_val_step, self.worse_validations = loss, self.step, 0
-        elif self.step > self._judged_step:
-            self.worse_validations += 1
-        self._judged_step = self.step
-        return better
-
-    @property
-    def _out_of_patience(self) -> bool:
-        return 0 < self.config.patience <= self.worse_validations
-
-    def _early_stop(self, worse: int) -> str:
-        kept = self.config.save_best and self.run_dir is not None and self.best_val_step
-        return (
-            f"stopped early at step {self.step} of {self.total_steps}: {worse} validations in a row were not below "
-            f"the loss of {self.best_val_loss:.4f} of step {self.best_val_step}{', whose model is best.bin' if kept else ''}"
-        )
 
     def evaluate_hellaswag(self) -> float:
         """Compute acc_norm, from 0 to 1, on llm.c's HellaSwag file."""
@@ -624,10 +569,7 @@ class Trainer:
                 "grad_window": self.grad_outliers.state(),
                 "bad_steps": self.bad_steps,
                 "skipped_steps": self.skipped_steps,
-                "best_val_loss": str(self.best_val_loss),
-                "best_val_step": self.best_val_step,
-                "worse_validations": self.worse_validations,
-                "judged_step": self._judged_step,
+                **self.best.state(),
             },
         )
         try:
@@ -681,10 +623,7 @@ class Trainer:
         self.grad_outliers.set_state(extra.get("grad_window", []))
         self.bad_steps = extra.get("bad_steps", 0)
         self.skipped_steps = extra.get("skipped_steps", 0)
-        self.best_val_loss = float(extra.get("best_val_loss", math.inf))
-        self.best_val_step = extra.get("best_val_step")
-        self.worse_validations = extra.get("worse_validations", 0)
-        self._judged_step = extra.get("judged_step", -1)
+        self.best.set_state(extra)
 
     def _write_plot(self) -> None:
         if self.config.plot and self.run_dir is not None and self.world.leads and self.history["step"]:
