@@ -267,10 +267,10 @@ def figure(
             _draw_panel(axes, heading, series, runs, factors, window, baselines)
             if i in (0, len(panels) - 1):
                 axes.set_xlabel(x)
-        if title:
-            fig.suptitle(title, fontsize="large")
         if len(runs) > 1:
-            _draw_legend(fig, names, runs)
+            _draw_legend(fig, names, runs, title)
+        elif title:
+            fig.suptitle(title, fontsize="large")
     return fig
 
 
@@ -561,7 +561,7 @@ def _write_at_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
             axes.text(1.01, last, text, color=color, fontsize="small", va="center", transform=axes.transAxes)
 
 
-def _draw_legend(fig: Figure, names: Sequence[str], runs: Sequence[Run]) -> None:
+def _draw_legend(fig: Figure, names: Sequence[str], runs: Sequence[Run], title: str | None) -> None:
     """Say which colour is which run, once for all panels, and which line of a run is which loss."""
     from matplotlib.lines import Line2D
 
@@ -571,8 +571,9 @@ def _draw_legend(fig: Figure, names: Sequence[str], runs: Sequence[Run]) -> None
         handles.append(Line2D([], [], color="0.4", marker="o", markersize=4, label="validation"))
     width, height = fig.get_size_inches()
     columns = max(1, min(len(handles), int(14 * width) // (max(map(len, names)) + 8)))
-    fig.set_size_inches(width, height + 0.2 * -(-len(handles) // columns))
-    fig.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize="small", frameon=False)
+    fig.set_size_inches(width, height + 0.2 * -(-len(handles) // columns) + (0.25 if title else 0))
+    look: dict[str, Any] = {"fontsize": "small", "frameon": False, "title_fontsize": "large", "alignment": "left"}
+    fig.legend(handles=handles, loc="outside upper left", ncols=columns, title=title, **look)
 
 
 def plot_runs(

@@ -121,6 +121,7 @@ def test_one_run_has_a_title_and_no_legend(log: Path, run_dir: Path) -> None:
     colors = {line.get_color() for line in fig.axes[0].get_lines()}
     assert len(colors) == 2
     assert heading(plot.figure(runs[1:], title="Mine")) == "Mine"
+    assert plot.figure(runs, title="Both").legends[0].get_title().get_text() == "Both"
     both = plot.figure(runs)
     assert heading(both) == ""
     assert [text.get_text() for text in both.legends[0].texts] == ["log124M", "mine", "training", "validation"]
