@@ -1,6 +1,6 @@
 """Writes src/llmc/_llmc.pyi from the built extension: run after changing csrc/bindings. --check only compares.
 
-Needs pybind11-stubgen and ruff (pip install '.[dev]').
+Needs pybind11-stubgen and ruff (pip install ".[dev]").
 """
 
 from __future__ import annotations

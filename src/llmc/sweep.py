@@ -375,7 +375,9 @@ class Sweep:
             return ""
         processes = run.settings.get("processes", 1)
         ranks = f" --processes {processes}" if processes > 1 else ""
-        return f"; go on with it:\n  llmc train --resume {shell_word(folder)} --max-steps {2 * steps[-1]}{ranks}"
+        early = steps[-1] < run.steps  # patience ended it
+        more = f"--patience {2 * run.settings.get('patience', 0)}" if early else f"--max-steps {2 * steps[-1]}"
+        return f"; go on with it:\n  llmc train --resume {shell_word(folder)} {more}{ranks}"
 
 
 class _Bar(BarConsole):

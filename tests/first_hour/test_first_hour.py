@@ -47,6 +47,7 @@ LEFT_OUT = {
     "python dev/make_stubs.py*": "needs the developers' tools; .ci/run does it",
     "python dev/ci/check_sass.py*": "needs a CUDA build; dev/ci/cuda.sh does it",
     "python dev/bench/*": "measures, for minutes",
+    "python dev/profile.py*": "measures; tests/programs/test_profile.py",
     "*dev/stress/*": "runs for minutes to hours",
     "LLMC_ISA=avx2 python dev/bench/*": "measures, for minutes",
     "dev/gpu_check.sh*": "compiles for minutes, for a GPU",
@@ -67,23 +68,22 @@ LEFT_OUT = {
     "llmc-train --data": "the name of an option",
     "python dev/data/<name>.py": "a pattern, not a command; tests/data/test_dev_data.py",
     "scripts/run_gpt2_124M.sh*": "needs the data and a GPU; tests/programs/test_scripts.py",
+    "*scripts/pyrun_gpt2_124M.sh*": "needs PyTorch, and its data; tests/programs/test_scripts.py",
     "scripts/multi_node/*": "needs two machines; tests/programs/test_scripts.py",
     "sbatch *": "needs Slurm; tests/programs/test_scripts.py",
     "powershell *": "needs the data; tests/programs/test_scripts.py",
     "llmc sweep scripts/sweep_lr.toml": "trains 124M on four GPUs; tests/programs/test_scripts.py",
 }
 
-# What is typed for a command with names that stand for others.
+# What is typed in place of a command: RUN is RUN in all of them, and these have a name or a number that stands for another besides.
 TYPED = {
     f"llmc train --resume {RUN} --max-steps 800": f"llmc train --resume {RUN} --max-steps 6",
     "llmc-train --data FOLDER": "llmc-train --data shards",
     "llmc import SOURCE OUT.bin": "llmc import hf OUT.bin",
-    "llmc watch RUN": f"llmc watch {RUN}",
-    "llmc export RUN FOLDER": f"llmc export {RUN} FOLDER",
 }
 
 # Packages that commands need and `pip install .` does not bring.
-NEEDS = {"*.parquet*": "pyarrow", "llmc import *": "safetensors", "llmc export *": "safetensors"}
+NEEDS = {"*.parquet*": "pyarrow", "llmc import *": "safetensors", "llmc export *": "safetensors", "*.gguf": "gguf"}
 
 # Options that make a command small: those of the first pattern that it fits.
 SHAPE = "--layers 1 --heads 2 --channels 16"
@@ -187,7 +187,9 @@ def to_run(document: Path) -> Iterator[list[str]]:
         needed = [package for pattern, package in NEEDS.items() if fnmatchcase(typed(words), pattern)]
         if of == document and left_out(words) is None and "--processes" not in words:
             if all(importlib.util.find_spec(package) for package in needed):
-                yield TYPED[typed(words)].split() if typed(words) in TYPED else words
+                yield (
+                    TYPED[typed(words)].split() if typed(words) in TYPED else [RUN if w == "RUN" else w for w in words]
+                )
 
 
 def small(words: list[str]) -> list[str]:
@@ -211,14 +213,16 @@ def run(words: list[str]) -> None:
 
 
 def run_in_shell(words: list[str]) -> None:
-    """Run a command by a POSIX shell, if there is one and llmc is installed."""
-    folder = Path(sys.executable).parent
-    if sys.platform == "win32" or not (folder / "llmc").is_file():
+    """Run a command by a POSIX shell, if there is one, with the programs that pip installed, or else with some in their place."""
+    if sys.platform == "win32":
         return
-    line = " ".join(
-        word if word in ("|", "*") or "*" in word else shlex.quote(word) for word in [*words, *small(words)]
-    )
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    installed, here = Path(sys.executable).parent, Path("bin").absolute()
+    here.mkdir(exist_ok=True)
+    for name, arguments in (("llmc", "llmc"), ("llmc-train", "llmc train")):
+        (here / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {arguments} "$@"\n')
+        (here / name).chmod(0o755)
+    line = " ".join(word if word == "|" or "*" in word else shlex.quote(word) for word in [*words, *small(words)])
+    environment = os.environ | {"PATH": os.pathsep.join([str(installed), str(here), os.environ["PATH"]])}
     done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{line}: {done}"
 
@@ -251,6 +255,8 @@ def test_tables_name_commands_of_documents() -> None:
     assert set(LEFT_OUT) <= {pattern for line in given for pattern in LEFT_OUT if fnmatchcase(line, pattern)}
     assert set(TYPED) <= given
     assert all(any(fnmatchcase(line, pattern) for line in given) for pattern in NEEDS)
+    for reason in LEFT_OUT.values():
+        assert all((ROOT / path).exists() for path in re.findall(r"(?:tests|dev|\.ci)/[\w./]+", reason)), reason
 
 
 def options_of(words: list[str]) -> str | None:
@@ -271,7 +277,9 @@ def options_of(words: list[str]) -> str | None:
         return None
     if path.suffix == ".sh" and "more flags of llmc-train" in path.read_text(encoding="utf-8"):
         return call(train_main, ["--help"])
-    beside = [path.with_name("common.py")] if path.suffix == ".py" else []
+    beside = (
+        [path.with_name("common.py")] if path.suffix == ".py" else [ROOT / "src" / "llmc" / "reference" / "__main__.py"]
+    )
     return "".join(file.read_text(encoding="utf-8") for file in [path, *beside] if file.is_file())
 
 

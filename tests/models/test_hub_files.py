@@ -522,7 +522,7 @@ def test_models_that_training_does_not_read(tmp_path: Path) -> None:
         ("gpt2", r"llmc import gpt2 gpt2-llmc\.bin"),
         ("gpt2-xl", r"llmc import gpt2-xl gpt2-xl-llmc\.bin"),
         ("owner/model", r"llmc import owner/model model-llmc\.bin"),
-        ("d13", "unknown model descriptor"),
+        ("d13x", "unknown model descriptor"),
     ):
         with pytest.raises(ValueError, match=command):
             llmc.train(**{**tiny_settings(tmp_path), "model": model})

@@ -61,6 +61,15 @@ def test_prompt_file(model: str, tmp_path: Path, raw: bytes, monkeypatch, capsys
     assert first == second == third
 
 
+def test_text_cannot_steer_a_terminal(model: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(Tokenizer, "stream", lambda self, tokens: iter(["a\x1b[2J", "b\r", "\nc"]))
+    for terminal, text in ((False, "a\x1b[2Jb\r\nc"), (True, "a\ufffd[2Jb\nc")):
+        monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
+        assert cli.main(["generate", model, "-n", "1"]) == 0
+        assert cli.main(["generate", model, "-n", "1", "--samples", "2"]) == 0
+        assert capsys.readouterr().out == f"{text}\n" + 2 * f"{text}\n---\n"
+
+
 def test_stop_texts(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["generate", model, "ab", "-n", "30", "--temperature", "0", "--past-eot"]
     assert cli.main(argv) == 0

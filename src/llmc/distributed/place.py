@@ -205,7 +205,7 @@ def _check_mpi(launched: Launched, mpi4py: bool) -> None:
     if not mpi4py:
         raise ImportError(
             f"{launched.name} started {launched.size} processes, but mpi4py, by which they would meet, is not installed: "
-            "pip install mpi4py (in a clone of llmc: pip install '.[mpi]'); processes on GPUs can do without: --dist-init tcp"
+            'pip install mpi4py (in a clone of llmc: pip install ".[mpi]"); processes on GPUs can do without: --dist-init tcp'
         )
 
 

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from llmc.formats.metrics import format_row
+from llmc.system.terminal import harmless
 from llmc.training.settings import RunConfig, TrainConfig
 
 
@@ -197,10 +198,6 @@ def _columns(out: TextIO) -> int | None:
         return None
 
 
-# Control characters but line breaks and tabs become U+FFFD; of "\r\n" the line break is enough.
-_CONTROLS = {c: "\ufffd" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"} | {ord("\r"): None}
-
-
 class Console(Log):
     """Prints messages. A line that is wider than the terminal goes on below at a word's begin.
 
@@ -214,8 +211,7 @@ class Console(Log):
     def _print(self, line: str) -> None:
         encoding = getattr(self._out, "encoding", None) or "utf-8"
         # A sample may have any characters: none must steer the terminal, nor end the run because the console's encoding lacks it.
-        line = line.translate(_CONTROLS)
-        self._out.write((line + "\n").encode(encoding, errors="replace").decode(encoding))
+        self._out.write((harmless(line) + "\n").encode(encoding, errors="replace").decode(encoding))
         self._out.flush()
 
     def _wrapped(self, text: str) -> str:

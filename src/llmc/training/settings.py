@@ -157,7 +157,7 @@ class TrainConfig:
 
     learning_rate: float | None = _setting(None, "optimizer", "highest learning rate", "-l", small=1e-3, llm_c=3e-4, least=0, below=math.inf, on_resume="same")
     schedule: str = _setting("cosine", "optimizer", "learning rate schedule", "-k", choices=SCHEDULES, on_resume="same")
-    warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up; by default no more than a quarter of all", "-u", small=100, llm_c=0, least=0, on_resume="same")
+    warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up; by default no more than half of all", "-u", small=100, llm_c=0, least=0, on_resume="same")
     final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest", "-q", small=0.1, llm_c=1.0, least=0, below=math.inf, on_resume="same")
     weight_decay: float = _setting(0.0, "optimizer", "decay of matrices and embeddings", "-c", least=0, below=math.inf, on_resume="same")
     beta1: float = _setting(0.9, "optimizer", "AdamW's first decay", least=0, below=1, on_resume="same")

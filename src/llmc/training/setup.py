@@ -175,7 +175,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     _check_patience(config, val_loader)
     total_steps = _total_steps(config, train_loader)
     if given.warmup_steps is None and saved is None:
-        config = config.replace(warmup_steps=min(config.warmup_steps, total_steps // 4))
+        config = config.replace(warmup_steps=min(config.warmup_steps, total_steps // 2))
     remarks = []
     if saved is not None:
         begun = _shared(world, None if found is None else found.step)
