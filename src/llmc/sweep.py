@@ -174,10 +174,10 @@ class Sweep:
         names = (*_OTHER_TOKENS, *(() if all(run.settings.get("val_data") for run in self.runs) else ("data",)))
         if any(run.settings.get(name) != self.runs[0].settings.get(name) for run in self.runs for name in names):
             return None
-        losses = [(run.results.get("val_loss", math.nan), run) for run in self.runs if run.status == "done"]
-        return min(
-            ((loss, run) for loss, run in losses if math.isfinite(loss)), key=lambda pair: pair[0], default=(0, None)
-        )[1]
+        done = [
+            run for run in self.runs if run.status == "done" and math.isfinite(run.results.get("val_loss", math.nan))
+        ]
+        return min(done, key=lambda run: run.results["val_loss"], default=None)
 
     def execute(self, report: Callable[[str], object] | None = None, *, pass_on_signal: bool = True) -> bool:
         """Execute the runs that are not done yet. If one fails, the others go on.

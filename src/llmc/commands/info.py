@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     commit = _llmc.commit()
     caches = {"L1": info.l1_bytes, "L2": info.l2_bytes, "L3": info.l3_bytes}
     rows = {
-        "llmc": f"{_llmc.__version__}{', commit ' * bool(commit)}{commit}, in {Path(_llmc.__file__).parent}",
+        "llmc": f"{_llmc.__version__}{f', commit {commit}' if commit else ''}, in {Path(_llmc.__file__).parent}",
         "Python": f"{platform.python_version()} ({sys.executable})",
         "system": _system(),
         "compiler": _llmc.compiler,
