@@ -15,6 +15,7 @@ from llmc.formats.metrics import read_rows
 from llmc.system.fs import shell_word
 from llmc.training.best_loss import BestLoss
 from llmc.training.setup import Run
+from llmc.values import counted
 
 _MOST_MEASURED = 1 << 22  # tokens of validation
 
@@ -119,9 +120,8 @@ def summary(run: Run, reached: Reached, counting: FrequencyLosses | None) -> str
     lines = []
     steps = reached.step - reached.first_step
     if steps > 0:
-        tokens = steps * run.config.total_batch_size
-        plural = "s" if steps > 1 else ""
-        lines.append(f"trained {steps:,} step{plural} ({tokens:,} tokens) in {duration(reached.seconds)}")
+        tokens = counted(steps * run.config.total_batch_size, "token")
+        lines.append(f"trained {counted(steps, 'step')} ({tokens}) in {duration(reached.seconds)}")
     if reached.val_loss is not None:
         lines += _losses(reached.val_loss, reached.best, counting)
     if run.run_dir is None:

@@ -82,7 +82,7 @@ class Trainer:
         fs: what writes checkpoints, for tests that let it fail.
 
     Raises:
-        TypeError: if a callback is none: at once.
+        TypeError: if a callback cannot be called, before anything else is done.
         ValueError, FileNotFoundError, MemoryError, llmc.Error: if a setting is wrong, data are missing or damaged, or memory does
             not suffice: before the first step, and with the numbers.
     """
@@ -276,7 +276,7 @@ class Trainer:
                     self._save(background=False, final=True)
         if self.run.hellaswag_examples and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
-        small = config.model is None  # llm.c's runs write samples as llm.c does
+        small = config.model is None  # samples of other models come when llm.c's do
         if config.sample_every > 0 and (((step > 0 or small) and due(config.sample_every)) or last):
             self._sample_on_rank_0(short=small and not last)
         return last
