@@ -303,9 +303,8 @@ class BriefConsole(Console):
         if short:
             self._print(self._wrapped(short))
         self._total, self._told = total_steps, step
-        if (
-            self._last is not None and self._last.step + 1 != step
-        ):  # it is watched, and was resumed from an earlier step
+        # A run that is watched may be resumed from an earlier step.
+        if self._last is not None and self._last.step + 1 != step:
             self._last = None
         self._pace = _Pace(self._clock)
 
