@@ -346,8 +346,9 @@ def test_names_of_signals() -> None:
     )
 
 
-def test_a_program_without_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("progress", ["auto", "bar", "lines"])
+def test_a_program_without_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: str) -> None:
     """pythonw has none, nor has a service, or a command whose shell closed it."""
     monkeypatch.setattr(sys, "stdout", None)
-    assert tiny_run(tmp_path, progress="auto").step == 8
+    assert tiny_run(tmp_path, progress=progress).step == 8
     assert main(["info"]) == 0

@@ -206,7 +206,8 @@ class Console(Log):
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self._out = out or sys.stdout
+        # A program that pythonw or a service runs may have no standard output.
+        self._out = out or sys.stdout or open(os.devnull, "w", encoding="utf-8")
 
     def _print(self, line: str) -> None:
         encoding = getattr(self._out, "encoding", None) or "utf-8"
@@ -558,13 +559,10 @@ class Logs(Log):
         self._each(lambda log: log.close())
 
 
-def has_stdout() -> bool:
-    """Return whether there is a standard output: a program that pythonw or a service runs may have none."""
-    return sys.stdout is not None
-
-
 def shows_bar() -> bool:
     """Return whether stdout is a notebook, or a terminal that can move its cursor back."""
+    if sys.stdout is None:
+        return False
     if _is_notebook(sys.stdout):
         return True
     # Open MPI gives rank 0 a terminal of its own, wherever the output goes.
@@ -579,7 +577,7 @@ def open_logs(config: RunConfig, run_dir: Path | None, step: int) -> Logs:
         run_dir: None if no log is kept in files.
         step: updates made so far; if there are any, files are continued.
     """
-    mode = config.progress if has_stdout() else "none"
+    mode = config.progress
     if mode == "auto":
         mode = "bar" if shows_bar() else "brief"
     logs: list[Log] = []

@@ -28,7 +28,7 @@ from llmc.system.signals import StopRequested, StopSignals, pass_on, signal_name
 from llmc.training.best_loss import BestLoss
 from llmc.training.callbacks import checked_callbacks, hooks_of
 from llmc.training.history import History, Throughput
-from llmc.training.logs import Console, Log, StepInfo, check_packages, has_stdout, open_logs
+from llmc.training.logs import Console, Log, StepInfo, check_packages, open_logs
 from llmc.training.outliers import OutlierDetector
 from llmc.training.ranks import SlowRanks
 from llmc.training.report import short_report, startup_report
@@ -222,7 +222,7 @@ class Trainer:
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by, early)
 
     def _console(self) -> Log:
-        return Console() if self.world.leads and has_stdout() else Log()
+        return Console() if self.world.leads else Log()
 
     @property
     def _stopped_by(self) -> int:
