@@ -145,9 +145,10 @@ def _losses(loss: float, best: BestLoss, counting: FrequencyLosses | None) -> li
     at = "" if best.step is None else f" at step {best.step}"
     rows = [("validation loss", loss, f"lowest {best.loss:.4f}{at}" if best.loss < loss else "")]
     if counting is not None:
+        all_of_them = f" of {counting.total:,}" if counting.counted < counting.total else ""
         rows += [
             ("knowing only how frequent tokens are", counting.unigram, ""),
-            ("and which token follows which", counting.bigram, f"counted in {counting.counted:,} tokens"),
+            ("and which token follows which", counting.bigram, f"counted in {counting.counted:,}{all_of_them} tokens"),
         ]
     return [f"{name:36} {value:8.4f}" + (f"  ({note})" if note else "") for name, value, note in rows]
 
