@@ -183,7 +183,7 @@ def test_errors(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--total_batch_size", "33"], "multiple of B * T * processes = 32"),
         (["--sequence_length", "21", "--total_batch_size", "42"], "context 20"),
         (["--model", "absent.bin"], "absent.bin"),
-        (["--model", "d13"], "d13"),
+        (["--model", "d13x"], "d13x"),
         (["--input_bin", "absent*.bin"], "absent*.bin"),
         (["--dtype", "float16"], "float16"),
     ):
