@@ -188,12 +188,17 @@ def _is_notebook(out: TextIO) -> bool:
     return type(out).__module__ == "ipykernel.iostream"
 
 
+def _is_terminal(out: TextIO) -> bool:
+    # What a program puts in the place of stdout often has write() and flush() alone.
+    return hasattr(out, "isatty") and out.isatty()
+
+
 def _columns(out: TextIO) -> int | None:
     """Return how many characters a line of a terminal or a notebook holds, or None if out is neither."""
     if _is_notebook(out):
         return _NOTEBOOK_COLUMNS
     try:
-        return (os.get_terminal_size(out.fileno()).columns or _PLAIN_COLUMNS) if out.isatty() else None
+        return (os.get_terminal_size(out.fileno()).columns or _PLAIN_COLUMNS) if _is_terminal(out) else None
     except (OSError, ValueError):
         return None
 
@@ -561,12 +566,10 @@ class Logs(Log):
 
 def shows_bar() -> bool:
     """Return whether stdout is a notebook, or a terminal that can move its cursor back."""
-    if sys.stdout is None:
-        return False
     if _is_notebook(sys.stdout):
         return True
     # Open MPI gives rank 0 a terminal of its own, wherever the output goes.
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "OMPI_COMM_WORLD_RANK" not in os.environ
+    return _is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb" and "OMPI_COMM_WORLD_RANK" not in os.environ
 
 
 def open_logs(config: RunConfig, run_dir: Path | None, step: int) -> Logs:
