@@ -133,8 +133,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     config = resolve(given, device, rank=world.rank, ranks=world.size, saved=saved)
     if given.batch_size not in (None, config.batch_size):
         say(
-            f"batch_size is {config.batch_size}, not {given.batch_size}: {world.size} ranks divide the run's "
-            f"{config.total_batch_size} tokens of an update"
+            f"batch_size is {config.batch_size}, not {given.batch_size}: it divides the run's {config.total_batch_size} tokens of an "
+            f"update among {counted(world.size, 'rank')}"
         )
     if given.sample_tokens is not None and given.sample_tokens > config.sample_tokens:
         say(
