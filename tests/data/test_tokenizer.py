@@ -552,5 +552,5 @@ def test_regex_gets_no_position_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) 
             asked.append((begin, end))
 
     monkeypatch.setattr(words, "_LAST_BOUNDARY", Pattern())
-    assert [*words.cut_all(["some text", " and more"])] == ["some text and more"]
+    assert "".join(words.cut_all(["some text", " and more"])) == "some text and more"
     assert asked and all(begin < 2**31 and (end is None or end < 2**31) for begin, end in asked)
