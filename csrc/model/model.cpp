@@ -120,8 +120,7 @@ float Model::loss() const {
     if (!grads_complete_) throw Error("there is no loss: the last backward() failed half-way");
     if (!has_loss_)
         throw Error("there is no loss: backward(targets) computes it, and none came after zero_grad(); "
-                    "evaluate(inputs, targets) returns one "
-                    "without gradients");
+                    "evaluate(inputs, targets) returns one without gradients");
     float loss;
     backend_->to_host(&loss, mean_loss_);
     return loss;

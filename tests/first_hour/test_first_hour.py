@@ -86,10 +86,11 @@ TYPED = {
 NEEDS = {"*.parquet*": "pyarrow", "llmc import *": "safetensors", "llmc export *": "safetensors", "*.gguf": "gguf"}
 
 # Options that make a command small: those of the first pattern that it fits.
-SHAPE = "--layers 1 --heads 2 --channels 16"
+# A picture takes longer than the rest of a run, and `llmc plot` makes one; the curve of a run: tests/programs/test_cli.py.
+SHAPE = "--layers 1 --heads 2 --channels 16 --no-plot"
 SMALL = {
     "llmc[- ]train *--resume *": "",  # as small as the run that it resumes
-    "llmc-train --processes *": f"{SHAPE} --max-steps 2 -t 16 -b 2 -v 0 -s 0 --tokenizer bytes --no-plot --dist-timeout 60",
+    "llmc-train --processes *": f"{SHAPE} --max-steps 2 -t 16 -b 2 -v 0 -s 0 --tokenizer bytes --dist-timeout 60",
     "*llmc[- ]train*": f"{SHAPE} --max-steps 3 -t 32 -b 2 -v 2 -m 1 -s 2 -g 16",
     "*llmc data text *": "--tokenizer bpe:300",  # gpt2 is downloaded
     "llmc generate *": "-n 8",
@@ -104,6 +105,7 @@ SMALL_SETTINGS = {
     "batch_size": 2,
     "max_steps": 3,
     "val_every": 2,
+    "plot": False,
 }
 
 
@@ -134,11 +136,25 @@ EVERY = [
 ]
 
 
+@pytest.fixture(scope="module")
+def user_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the folder of a user who has a text, other files, shards of it, and a run that was stopped after two of four steps."""
+    folder = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_user_files()
+    return folder
+
+
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change to a folder of a user who has a text, other files, shards of it, and a run that was stopped after two of four steps."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_texts").mkdir()
+def fresh(user_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a copy of that folder."""
+    monkeypatch.chdir(shutil.copytree(user_files, tmp_path / "user"))
+    return Path.cwd()
+
+
+def make_user_files() -> None:
+    Path("my_texts").mkdir()
     for name in ("my.txt", "my_texts/1.txt"):
         Path(name).write_text(TEXT * 150, encoding="utf-8")
     Path("notes.jsonl").write_text(json.dumps({"body": TEXT}) + "\n", encoding="utf-8")
@@ -158,7 +174,6 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path(RUN, "DONE_00000004").unlink()
     if importlib.util.find_spec("safetensors"):
         call(main, ["export", RUN, "hf"])
-    return tmp_path
 
 
 def call(program: Any, arguments: list[str]) -> str:

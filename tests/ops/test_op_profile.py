@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -88,9 +88,15 @@ def test_one_thread_and_one_profile_at_a_time() -> None:
     x = backend.empty([3])
     profile, other = _llmc.Profile(backend), _llmc.Profile(backend)
     profile.start("mine")
-    thread = threading.Thread(target=backend.zero, args=(x,))
-    thread.start()
-    thread.join()
+
+    def elsewhere() -> None:
+        backend.zero(x)
+        for wrong in (profile.intervals, lambda: profile.start("again"), profile.stop):
+            with pytest.raises(ValueError, match="this profile"):
+                wrong()
+
+    with ThreadPoolExecutor(1) as other_thread:
+        other_thread.submit(elsewhere).result()
     for wrong in (profile.intervals, lambda: other.start("other"), other.stop, lambda: other.mark("m")):
         with pytest.raises(ValueError, match="profile"):
             wrong()

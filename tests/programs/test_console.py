@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,33 @@ def python(encoding: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess[
     return done
 
 
+# Runs each of several command lines as `python -m` does, in one process, and writes its exit code after its output.
+MODULES = """
+import json, runpy, sys
+lines = json.loads(sys.argv[1])
+for module, *sys.argv[1:] in lines:
+    sys.stdout.reconfigure(errors="strict")  # as it is for a program that begins
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as e:
+        code = e.code
+    for stream in (sys.stdout, sys.stderr):
+        stream.write(f"<<exit {code}>>")
+"""
+
+
+def modules(encoding: str, *lines: list[str], cwd: Path) -> list[subprocess.CompletedProcess[bytes]]:
+    """Run modules with their arguments, as python() does each."""
+    done = python(encoding, "-c", MODULES, json.dumps(lines), cwd=cwd)
+    assert done.returncode == 0, done
+    out, err = (re.split(rb"<<exit (\d+)>>", stream) for stream in (done.stdout, done.stderr))
+    return [
+        subprocess.CompletedProcess(line, int(code), shown, said)
+        for line, code, shown, said in zip(lines, out[1::2], out[::2], err[::2], strict=False)
+    ]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text, and a run that was trained on it."""
@@ -48,7 +77,8 @@ def test_training(encoding: str, progress: str, trained: Path, tmp_path: Path) -
     assert b"generating:" in done.stdout and list((tmp_path / FOLDER).glob("DONE_*"))
     (tmp_path / "sweep.toml").write_text(
         f'output_dir = "{FOLDER}-sweep"\n[settings]\ndata = [{str(trained / f"{FOLDER}.txt")!r}]\nlayers = 1\nheads = 2\n'
-        "channels = 16\nmax_seq_len = 32\nseq_len = 32\nbatch_size = 2\nmax_steps = 2\ntokenizer = 'bytes'\n[grid]\nseed = [1, 2]\n",
+        "channels = 16\nmax_seq_len = 32\nseq_len = 32\nbatch_size = 2\nmax_steps = 2\ntokenizer = 'bytes'\n"
+        "plot = false\n[grid]\nseed = [1, 2]\n",
         encoding="utf-8",
     )
     if progress == "lines":
@@ -60,7 +90,7 @@ def test_training(encoding: str, progress: str, trained: Path, tmp_path: Path) -
 @encodings
 def test_commands(encoding: str, trained: Path, tmp_path: Path) -> None:
     run, text = str(trained / FOLDER), str(trained / f"{FOLDER}.txt")
-    for argv in (
+    lines = [
         ["info"],
         ["generate", run, "你好 🙂", "-n", "16", "--past-eot", "--stats"],
         ["generate", run, "你好 🙂", "-n", "16", "--past-eot", "--samples", "2"],
@@ -68,21 +98,23 @@ def test_commands(encoding: str, trained: Path, tmp_path: Path) -> None:
         ["plot", run, "-o", f"{FOLDER}.png"],
         ["eval", run, "--data", str(trained / FOLDER / "data" / "val.bin")],
         ["data", "text", text, "-tk", "bytes", "-o", FOLDER],
-        ["import", run, f"{FOLDER}.bin"],
-    ):
-        done = python(encoding, "-m", "llmc", *argv, cwd=tmp_path)
-        if argv[0] == "import":  # a run directory is not a Hugging Face folder: the error names it
-            assert done.returncode == 2 and done.stderr
-        else:
-            assert done.returncode == 0 and done.stdout, done
-    shown = python(encoding, "-m", "llmc", "generate", run, "é 你", "-n", "0", cwd=tmp_path).stdout
-    assert shown.decode(encoding).splitlines() == [{"ascii": "? ?", "cp1252": "é ?", "cp936": "é 你"}[encoding]]
+        ["import", run, f"{FOLDER}.bin"],  # a run directory is not a Hugging Face folder: the error names it
+        ["generate", run, "é 你", "-n", "0"],
+    ]
+    *well, imported, shown = modules(encoding, *(["llmc", *argv] for argv in lines), cwd=tmp_path)
+    assert len(well) == 7
+    for done in well:
+        assert done.returncode == 0 and done.stdout, done
+    assert imported.returncode == 2 and imported.stderr
+    assert shown.stdout.decode(encoding).splitlines() == [{"ascii": "? ?", "cp1252": "é ?", "cp936": "é 你"}[encoding]]
 
 
 @encodings
 def test_errors_name_the_file(encoding: str, tmp_path: Path) -> None:
-    for argv in (["generate", "测试 🙂"], ["train", "--data", "测试 🙂"], ["train", "测试 🙂"], ["测试 🙂"]):
-        done = python(encoding, "-m", "llmc", *argv, cwd=tmp_path)
+    lines = (["generate", "测试 🙂"], ["train", "--data", "测试 🙂"], ["train", "测试 🙂"], ["测试 🙂"])
+    ended = modules(encoding, *(["llmc", *argv] for argv in lines), cwd=tmp_path)
+    assert len(ended) == 4
+    for done in ended:
         assert done.returncode == 2 and rb"\U0001f642" in done.stderr, done
 
 
@@ -110,20 +142,17 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     assert rb"run\udcff3" in done.stderr
 
 
+COMMANDS = "train generate info check data import export eval plot watch sweep".split()
+
+
 @encodings
-@pytest.mark.parametrize(
-    "command",
-    [
-        "llmc",
-        *(f"llmc {name}" for name in "train generate info check data import export eval plot watch sweep".split()),
-        "llmc.train_gpt2",
-        "llmc.test_gpt2",
-    ],
-)
-def test_help(encoding: str, command: str, tmp_path: Path) -> None:
+def test_help(encoding: str, tmp_path: Path) -> None:
     """The help calls the program by the name under which it was called."""
-    done = python(encoding, "-m", *command.split(), "--help", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m {command}".encode())
+    programs = [["llmc"], *(["llmc", name] for name in COMMANDS), ["llmc.train_gpt2"], ["llmc.test_gpt2"]]
+    ended = modules(encoding, *([*program, "--help"] for program in programs), cwd=tmp_path)
+    assert len(ended) == len(programs)
+    for program, done in zip(programs, ended, strict=True):
+        assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m {' '.join(program)}".encode()), done
 
 
 @encodings
