@@ -364,6 +364,13 @@ def test_every_program_without_the_extras(tmp_path: Path) -> None:
             assert re.search(rf"^\S.*error: .*{lack}.*\Z", err.strip(), re.MULTILINE), (line, err)
 
 
+def test_a_run_that_is_refused_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was named stays."""
+    monkeypatch.chdir(tmp_path)
+    assert train_main(["-t", "100000000"]) == 2 and not list(tmp_path.glob("runs/*"))
+    assert train_main(["-t", "100000000", "-o", "named"]) == 2 and (tmp_path / "named").is_dir()
+
+
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     if sys.platform == "win32":
         pytest.skip("a shell pipe of POSIX")

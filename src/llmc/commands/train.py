@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,9 +164,15 @@ def run(args: argparse.Namespace) -> int:
     world = open_world(meeting)
     with world.failure_told():
         config = settings_from(args, world)
-    directory = _new_run_directory() if _needs_run_directory(config) else config.output_dir
-    config = config.replace(output_dir=world.share_value(directory or None))  # rank 0's
-    result = Trainer(config).fit(pass_on_signal=False)  # other ranks and the exit code come first
+    new = _new_run_directory() if _needs_run_directory(config) and world.leads else None
+    config = config.replace(output_dir=world.share_value(new or config.output_dir or None))  # rank 0's
+    try:
+        trainer = Trainer(config)
+    except BaseException:
+        if new:
+            shutil.rmtree(new, ignore_errors=True)  # nobody asked for it by name, and nothing has been trained
+        raise
+    result = trainer.fit(pass_on_signal=False)  # other ranks and the exit code come first
     world.barrier()
     world.close()
     return 128 + result.stopped_by if result.stopped_by else 0
