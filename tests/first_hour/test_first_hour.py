@@ -6,9 +6,7 @@ compared with those of its program then. What a document gives and no table here
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import itertools
 import json
 import os
@@ -26,6 +24,7 @@ from typing import Any
 import documents
 import mpi
 import pytest
+from runs import called
 
 import llmc
 from llmc.cli import COMMANDS, main, train_main
@@ -178,14 +177,9 @@ def make_user_files() -> None:
 
 def call(program: Any, arguments: list[str]) -> str:
     """Call the main function of a program; return what it shows. Its exit code must be 0."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-        try:
-            code = program(arguments)
-        except SystemExit as e:  # --help
-            code = e.code
-    assert not code, f"exit code {code} of {arguments}: {shown.getvalue()}"
-    return shown.getvalue()
+    done = called(program, *arguments)
+    assert done.returncode == 0, done
+    return done.stdout + done.stderr
 
 
 def program_of(words: list[str]) -> tuple[Any, list[str]] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import called
 
 import llmc
 from llmc import cli
@@ -38,13 +39,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def run(*argv: str | Path, cwd: Path) -> str:
-    """Run `llmc` with these arguments, assert that it succeeds, and return what it prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-m", "llmc", *map(str, argv)]
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    """Call `llmc` with these arguments, assert that it succeeds, and return what it prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setenv("OMP_NUM_THREADS", "1")  # of a sweep's runs
+        done = called(cli.main, *map(str, argv))
+    assert done.returncode == 0, done
     return done.stdout
 
 
