@@ -334,10 +334,12 @@ def test_both_shells_of_windows_do_the_same() -> None:
 
 
 def test_python_blocks_of_the_readme(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At small size: settings are replaced by smaller ones, and the endless loader ends."""
-    train, loader, blocks = llmc.train, llmc.DataLoader, documents.python_blocks(ROOT / "README.md")
+    """At small size: settings and models are replaced by smaller ones, and the endless loader ends."""
+    train, loader, model = llmc.train, llmc.DataLoader, llmc.GPT2.from_descriptor("d1")
+    blocks = documents.python_blocks(ROOT / "README.md")
     monkeypatch.setattr(llmc, "train", lambda **settings: train(**{**settings, **SMALL_SETTINGS}))
     monkeypatch.setattr(llmc, "DataLoader", lambda *files, **options: itertools.islice(loader(*files, **options), 1))
+    monkeypatch.setattr(llmc.GPT2, "from_descriptor", lambda name: model)
     names: dict[str, Any] = {}
     assert len(blocks) == 2
     for block in blocks:
