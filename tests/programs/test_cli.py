@@ -35,7 +35,7 @@ def run(*argv: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[st
     )
 
 
-TINY = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 -t 16 -b 2 -x 4 -v 2 -m 1 -s 0 --vocab-size 61".split()
+TINY = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 -t 16 -b 2 -x 4 -v 2 -m 1 -s 0 --vocab-size 61 --no-plot".split()
 
 
 def call(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -44,7 +44,7 @@ def test_the_configuration_is_that_of_llm_c(name: str) -> None:
 def small(folder: Path) -> list[str]:
     """Return flags that make two steps of any run: with a small model and small data, in FOLDER/log, shown as by llm.c."""
     train, val = tiny_data(folder / "data")
-    shape = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 --vocab-size 61 --progress lines"
+    shape = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 --vocab-size 61 --progress lines --no-plot"
     return f"-i {train} -j {val} -o {folder / 'log'} -x 2 -b 2 -t 16 -d 64 -m 1 -g 4 -h 0 {shape}".split()
 
 
