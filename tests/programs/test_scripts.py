@@ -114,6 +114,7 @@ SAVES_TWICE = '[ "$count" -ge 3 ] && exit 0\nmkdir -p {folder}\ntouch {folder}/D
 )
 def test_run_script_restarts_until_done(tmp_path: Path, shell: str, flags: str, folder: str) -> None:
     """A run that fails twice, each time after a new checkpoint, is started three times."""
+    stub(tmp_path, "sleep", "")
     done = run_script(shell, tmp_path, SAVES_TWICE.format(folder=folder), "gpt2_124M", *flags.split())
     assert done.returncode == 0, done.stderr
     calls = calls_of(tmp_path, "llmc-train")
@@ -219,6 +220,7 @@ def test_llm_c_flags_of_several_nodes(flags: str, meaning: dict[str, object]) ->
 def test_mpi_on_several_nodes(tmp_path: Path) -> None:
     """It goes by run.sh, so it is begun anew after a loss."""
     stub(tmp_path, "llmc-train", "exit 1")
+    stub(tmp_path, "sleep", "")
     stub(tmp_path, "mpirun", SAVES_TWICE.format(folder="log_gpt2_124M_multi"))
     script = str(SCRIPTS / "multi_node" / "run_gpt2_124M_mpi.sh")
     done = run_in(tmp_path, [script, "node1:8,node2:8,node3", "-x", "7"])
