@@ -1,10 +1,8 @@
 // Memory of the CPU backend, and its account of the machine.
 #include "cpu/cpu_backend.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <new>
 #include <thread>
 
@@ -39,19 +37,12 @@ CpuBackend::~CpuBackend() {
 DeviceInfo CpuBackend::info() const {
     DeviceInfo info;
     info.name = "cpu";
+    info.description = cpu_name();
     info.isa = kernels_->isa;
     info.bf16_arithmetic = kernels_->bf16_arithmetic;
     info.threads = threads_;
     info.pinning = pinning();
     info.l1_bytes = caches_.l1.bytes, info.l2_bytes = caches_.l2.bytes, info.l3_bytes = caches_.l3.bytes;
-#if defined(__linux__)
-    std::ifstream cpuinfo("/proc/cpuinfo");
-    for (std::string line; std::getline(cpuinfo, line);)
-        if (line.rfind("model name", 0) == 0) {
-            info.description = line.substr(std::min(line.size(), line.find(':') + 2));
-            break;
-        }
-#endif
 #if defined(_WIN32)
     MEMORYSTATUSEX memory{};
     memory.dwLength = sizeof memory;

@@ -95,6 +95,15 @@ Cpu detect() {
               tiles_granted();  // AMX-BF16, AMX-TILE
     return cpu;
 }
+
+std::string brand() {
+    std::string text;
+    for (std::uint32_t leaf = 0x80000002; leaf <= 0x80000004 && cpuid(0x80000000, 0).a >= leaf; ++leaf) {
+        const Regs r = cpuid(leaf, 0);
+        text.append(reinterpret_cast<const char*>(&r), sizeof r);
+    }
+    return text;
+}
 #elif defined(__aarch64__) || defined(_M_ARM64)
 Cpu detect() {
     Cpu cpu;
@@ -108,11 +117,28 @@ Cpu detect() {
 #endif
     return cpu;
 }
+
+std::string brand() {
+    char text[64] = "";
+#if defined(__APPLE__)
+    std::size_t size = sizeof text;
+    if (sysctlbyname("machdep.cpu.brand_string", text, &size, nullptr, 0) != 0) return "";
+#endif
+    return text;
+}
 #else
 Cpu detect() { return {}; }
+std::string brand() { return ""; }
 #endif
 
 }  // namespace
+
+std::string cpu_name() {
+    const std::string text = brand().c_str();  // up to its end: it is padded with zeros
+    const std::size_t begin = text.find_first_not_of(' ');
+    if (begin == std::string::npos) return "a CPU without a name";
+    return text.substr(begin, text.find_last_not_of(' ') - begin + 1);
+}
 
 IsaChoice choose_isa() {
     const Cpu cpu = detect();

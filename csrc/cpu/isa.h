@@ -18,4 +18,7 @@ struct IsaChoice {
 // Throws ArgumentError if LLMC_ISA names a set that is unknown, not built, or not supported by this CPU.
 IsaChoice choose_isa();
 
+// The CPU's name, as its maker wrote it. Linux and Windows on ARM do not tell it.
+std::string cpu_name();
+
 }  // namespace llmc

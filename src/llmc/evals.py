@@ -21,6 +21,7 @@ from llmc.formats.eval_file import Example, read_eval_file
 from llmc.models.config import ModelConfig
 from llmc.models.model import Model
 from llmc.system.fs import StrPath
+from llmc.values import counted
 
 # ---- validation loss ----
 
@@ -100,10 +101,8 @@ class ChoiceResult:
     truncated: int
 
     def __repr__(self) -> str:
-        count = f"{self.total:,} example{'s' if self.total != 1 else ''}"
-        return (
-            f"ChoiceResult(acc {self.acc:.4f}, acc_norm {self.acc_norm:.4f}, {count}, {self.truncated} rows truncated)"
-        )
+        counts = f"{counted(self.total, 'example')}, {counted(self.truncated, 'row')} truncated"
+        return f"ChoiceResult(acc {self.acc:.4f}, acc_norm {self.acc_norm:.4f}, {counts})"
 
     @property
     def choices(self) -> list[int]:

@@ -35,7 +35,7 @@ from llmc.system.toml import load_toml_file
 from llmc.training.logs import BarConsole, Console, bar_format, shows_bar
 from llmc.training.settings import SETTINGS, TrainConfig, check_names, defaults
 from llmc.training.summary import duration
-from llmc.values import did_you_mean
+from llmc.values import counted, did_you_mean
 
 _KEYS = {"output_dir", "jobs", "devices", "settings", "grid", "runs"}
 
@@ -157,9 +157,9 @@ class Sweep:
     def describe(self) -> str:
         """Return in a line how many runs of how many steps there are, how many of them at a time, and where."""
         kinds = Counter(run.steps for run in self.runs)
-        texts = [("one epoch" if steps < 0 else f"{steps:,} steps", n) for steps, n in kinds.items()]
+        texts = [("one epoch" if steps < 0 else counted(steps, "step"), n) for steps, n in kinds.items()]
         count, whole = len(self.runs), sum(run.steps for run in self.runs)
-        runs = "1 run" if count == 1 else f"{count} runs"
+        runs = counted(count, "run")
         if len(texts) == 1:
             what = f"{runs} of {texts[0][0]}" + (f", {whole:,} in all" if count > 1 and whole > 0 else "")
         else:

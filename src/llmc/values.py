@@ -1,4 +1,4 @@
-"""Values that many modules take: names of dtypes and what they are in NumPy, seeds; names that are not known; how bytes are shown."""
+"""Values that many modules take: dtypes by name and in NumPy, seeds; names that are not known; how counts and bytes are shown."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ def canonical_dtype(name: str) -> str:
         return _DTYPES[name]
     except KeyError:
         raise ValueError(f"unknown dtype '{name}': expected one of {', '.join(_DTYPES)}") from None
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 step", or "2,000 steps"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def decimal_bytes(count: float) -> str:

@@ -541,3 +541,16 @@ def test_what_is_no_row_of_ids_and_no_text():
             with pytest.raises(TypeError, match=r"expected a text \(str\), got \w+; encode several texts one by one"):
                 encode(wrong)
     assert byte_level.decode(iter([72, 105])) == byte_level.decode(np.array([72, 105], np.uint8)) == "Hi"
+
+
+def test_regex_gets_no_position_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes positions as a C long, which has 32 bits on Windows."""
+    asked = []
+
+    class Pattern:
+        def search(self, text: str, begin: int, end: int | None) -> None:
+            asked.append((begin, end))
+
+    monkeypatch.setattr(words, "_LAST_BOUNDARY", Pattern())
+    assert "".join(words.cut_all(["some text", " and more"])) == "some text and more"
+    assert asked and all(begin < 2**31 and (end is None or end < 2**31) for begin, end in asked)

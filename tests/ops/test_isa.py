@@ -136,3 +136,8 @@ def test_peak_flops(monkeypatch, isa):
         assert 1e7 < _llmc.cpu_peak_flops(dtype, 1) < 1e13
     with pytest.raises(ValueError, match="dtype is i32"):
         _llmc.cpu_peak_flops("i32", 1)
+
+
+def test_the_cpu_has_a_name() -> None:
+    name = _llmc.Backend("cpu").info().description
+    assert name and name == name.strip() and name.isprintable()

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -346,8 +347,16 @@ def test_names_of_signals() -> None:
     )
 
 
-def test_a_program_without_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("progress", ["auto", "bar", "lines"])
+def test_a_program_without_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: str) -> None:
     """pythonw has none, nor has a service, or a command whose shell closed it."""
     monkeypatch.setattr(sys, "stdout", None)
-    assert tiny_run(tmp_path, progress="auto").step == 8
+    assert tiny_run(tmp_path, progress=progress).step == 8
     assert main(["info"]) == 0
+
+
+def test_a_program_with_a_stdout_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=written.append, flush=lambda: None))
+    assert tiny_run(tmp_path, progress="auto").step == 8
+    assert "step 8/8: train loss" in "".join(written)

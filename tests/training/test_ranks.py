@@ -223,7 +223,9 @@ def test_a_smaller_batch_size_is_said_and_not_kept(
     part(Trainer(llmc.TrainConfig(**settings)), 2)
     trainers = in_ranks(4, lambda rank: Trainer(llmc.TrainConfig(**settings, resume=True)))
     assert [trainer.config.batch_size for trainer in trainers] == [1] * 4
-    assert "batch_size is 1, not 2: 4 ranks divide the run's 64 tokens of an update\n" in capsys.readouterr().out
+    assert (
+        "batch_size is 1, not 2: it divides the run's 64 tokens of an update among 4 ranks\n" in capsys.readouterr().out
+    )
     assert load_toml(tmp_path / "run" / "config.toml")["batch_size"] == 2
     assert "processes" not in load_toml(tmp_path / "run" / "config.toml")
 

@@ -225,7 +225,7 @@ def test_a_run_cannot_be_shorter_than_it_is(tmp_path: Path) -> None:
     assert Trainer(llmc.TrainConfig(**{**settings, "max_steps": 5})).fit().history["step"] == []
     assert Trainer(llmc.TrainConfig(**{**settings, "max_steps": 7})).fit().step == 7
     epoch = {**settings, "max_steps": -1, "total_batch_size": 32 * 64, "allow_changes": True}
-    with pytest.raises(ValueError, match=r"max_steps is -1 \(one epoch: 1 steps\), but .*run is at step 7"):
+    with pytest.raises(ValueError, match=r"max_steps is -1 \(one epoch: 1 step\), but .*run is at step 7"):
         Trainer(llmc.TrainConfig(**epoch))
 
 

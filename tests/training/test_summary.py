@@ -15,6 +15,7 @@ from runs import VOCAB, tiny_run, tiny_settings
 
 import llmc
 from llmc.cli import main
+from llmc.data.frequencies import FrequencyLosses
 from llmc.formats.metrics import read_rows
 from llmc.formats.shards import read_shard
 from llmc.system.fs import shell_word
@@ -112,6 +113,15 @@ def test_a_run_that_patience_ended_goes_on_with_more_of_it(
     result = tiny_run(tmp_path, progress="lines", max_steps=40, patience=2)
     lines = last_words(capsys.readouterr().out)
     assert result.step == 8 and lines[0].startswith("trained 8 steps") and lines[-2].endswith("--patience 4")
+
+
+def test_frequencies_that_were_counted_in_a_part_of_the_data_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = FrequencyLosses(3.0, 2.0, counted=1000, total=4000)
+    monkeypatch.setattr("llmc.training.trainer.counting_losses", lambda run: part)
+    tiny_run(tmp_path, progress="brief")
+    assert "counted in 1,000 of 4,000 tokens" in last_words(capsys.readouterr().out)[3]
 
 
 def test_a_best_loss_of_an_older_checkpoint_has_no_step() -> None:

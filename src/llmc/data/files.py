@@ -31,6 +31,7 @@ from typing import Any
 from llmc.data.documents import STDIN, TABLE_SUFFIXES, TEXT_SUFFIXES, suffix_of
 from llmc.formats.shards import ARRAY, BARE_IDS, TEXT, TOKENS, check_token_file, content_of, is_shard
 from llmc.system.fs import StrPath
+from llmc.values import counted
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 
@@ -57,9 +58,8 @@ class Found:
 
     def describe(self) -> str:
         """Return one line: "2 token files of sh, and 1 for validation; passed over: 1 .pdf"."""
-        count = len(self.files)
         patterns = self.patterns if len(self.patterns) <= 4 else [*self.patterns[:3], "..."]
-        line = f"{count} {'token ' if self.tokens else ''}file{'' if count == 1 else 's'} of {', '.join(patterns)}"
+        line = f"{counted(len(self.files), 'token file' if self.tokens else 'file')} of {', '.join(patterns)}"
         if self.val:
             line += f", and {len(self.val)} for validation"
         return line + _passed_over(self.passed_over)

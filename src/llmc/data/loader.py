@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from llmc import _llmc
 from llmc.data.files import find_shards
 from llmc.system.fs import StrPath
-from llmc.values import check_seed, check_whole
+from llmc.values import check_seed, check_whole, counted
 
 
 class DataLoader:
@@ -66,9 +66,8 @@ class DataLoader:
         self._order = "shuffled" if shuffle else "in order"
 
     def __repr__(self) -> str:
-        count = len(self.files)
         return (
-            f"DataLoader({count} file{'s' if count > 1 else ''}, {self.num_tokens:,} tokens, batch_size={self.batch_size}, "
+            f"DataLoader({counted(len(self.files), 'file')}, {self.num_tokens:,} tokens, batch_size={self.batch_size}, "
             f"seq_len={self.seq_len}, {self._order})"
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterable, Iterator
 
 import regex
@@ -31,8 +30,9 @@ _LAST_BOUNDARY = regex.compile(
 _LOOKED_AT = 2  # characters before a place, which say whether it is a boundary
 
 
-def last_boundary(text: str, begin: int = 0, end: int = sys.maxsize) -> int:
+def last_boundary(text: str, begin: int = 0, end: int | None = None) -> int:
     """Find the last place in text[begin:end], not its end, at which its words end whatever comes after it; 0 if there is none."""
+    # None, not a large number: regex takes positions as a C long, which has 32 bits on Windows.
     found = _LAST_BOUNDARY.search(text, begin, end)
     return found.start() if found else 0
 

@@ -188,12 +188,17 @@ def _is_notebook(out: TextIO) -> bool:
     return type(out).__module__ == "ipykernel.iostream"
 
 
+def _is_terminal(out: TextIO) -> bool:
+    # What a program puts in the place of stdout often has write() and flush() alone.
+    return hasattr(out, "isatty") and out.isatty()
+
+
 def _columns(out: TextIO) -> int | None:
     """Return how many characters a line of a terminal or a notebook holds, or None if out is neither."""
     if _is_notebook(out):
         return _NOTEBOOK_COLUMNS
     try:
-        return (os.get_terminal_size(out.fileno()).columns or _PLAIN_COLUMNS) if out.isatty() else None
+        return (os.get_terminal_size(out.fileno()).columns or _PLAIN_COLUMNS) if _is_terminal(out) else None
     except (OSError, ValueError):
         return None
 
@@ -206,7 +211,8 @@ class Console(Log):
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self._out = out or sys.stdout
+        # A program that pythonw or a service runs may have no standard output.
+        self._out = out or sys.stdout or open(os.devnull, "w", encoding="utf-8")
 
     def _print(self, line: str) -> None:
         encoding = getattr(self._out, "encoding", None) or "utf-8"
@@ -303,9 +309,8 @@ class BriefConsole(Console):
         if short:
             self._print(self._wrapped(short))
         self._total, self._told = total_steps, step
-        if (
-            self._last is not None and self._last.step + 1 != step
-        ):  # it is watched, and was resumed from an earlier step
+        # A run that is watched may be resumed from an earlier step.
+        if self._last is not None and self._last.step + 1 != step:
             self._last = None
         self._pace = _Pace(self._clock)
 
@@ -559,17 +564,12 @@ class Logs(Log):
         self._each(lambda log: log.close())
 
 
-def has_stdout() -> bool:
-    """Return whether there is a standard output: a program that pythonw or a service runs may have none."""
-    return sys.stdout is not None
-
-
 def shows_bar() -> bool:
     """Return whether stdout is a notebook, or a terminal that can move its cursor back."""
     if _is_notebook(sys.stdout):
         return True
     # Open MPI gives rank 0 a terminal of its own, wherever the output goes.
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "OMPI_COMM_WORLD_RANK" not in os.environ
+    return _is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb" and "OMPI_COMM_WORLD_RANK" not in os.environ
 
 
 def open_logs(config: RunConfig, run_dir: Path | None, step: int) -> Logs:
@@ -580,7 +580,7 @@ def open_logs(config: RunConfig, run_dir: Path | None, step: int) -> Logs:
         run_dir: None if no log is kept in files.
         step: updates made so far; if there are any, files are continued.
     """
-    mode = config.progress if has_stdout() else "none"
+    mode = config.progress
     if mode == "auto":
         mode = "bar" if shows_bar() else "brief"
     logs: list[Log] = []

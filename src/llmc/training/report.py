@@ -6,6 +6,7 @@ from tqdm.utils import disp_len
 
 from llmc.training.memory import largest_batch
 from llmc.training.setup import Run
+from llmc.values import counted
 
 _RULE = "+-----------------------+----------------------------------------------------+"
 _WIDTH = 50  # of a value
@@ -121,22 +122,18 @@ def _memory_by_rank(run: Run) -> list[str]:
     return [f"memory of all {len(each)} ranks: {_mib(sum(each))}; of rank {by_rank}"]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("s" if number != 1 else "")
-
-
 def short_report(run: Run, total_steps: int) -> str:
     """Return the most important facts in three lines, of which a console makes more if they are too long for it."""
     c, model, shape = run.config, run.model, run.model.config
     info = model.backend.info()
-    device = f"{info.description}, {info.isa}" + (f", {_count(info.threads, 'thread')}" if info.name == "cpu" else "")
+    device = f"{info.description}, {info.isa}" + (f", {counted(info.threads, 'thread')}" if info.name == "cpu" else "")
     if run.world.size > 1:
         hosts = len(set(run.world.hosts))
-        device = f"{run.world.size} ranks on {_count(hosts, 'host')}, each: {device}"
+        device = f"{run.world.size} ranks on {counted(hosts, 'host')}, each: {device}"
     output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
-    layers, heads = _count(shape.num_layers, "layer"), _count(shape.num_heads, "head")
+    layers, heads = counted(shape.num_layers, "layer"), counted(shape.num_heads, "head")
     return (
         f"{model.family} of {model.num_parameters:,} parameters ({layers}, {heads}, {shape.channels} channels, vocabulary "
         f"{shape.vocab_size}) on {run.sources.description}\n"
-        f"{total_steps} steps of {c.total_batch_size:,} tokens, {model.dtype}, {device}{output}"
+        f"{counted(total_steps, 'step')} of {c.total_batch_size:,} tokens, {model.dtype}, {device}{output}"
     )

@@ -354,16 +354,17 @@ def resolve(
     total = values["total_batch_size"]
     if total == before and total % (T * ranks) == 0:
         B = values["batch_size"] = largest_divisor(total // (T * ranks), B)
-    if total <= 0 or total % (B * T * ranks):
+    if total % (B * T * ranks):
         among, times = (f" * {ranks} processes", f" * {ranks}") if ranks > 1 else ("", "")
         unit = B * T * ranks
         if total == before:
             fit = next((n for n in range(ranks, 0, -1) if total % (T * n) == 0), 0)
-            works = f"the run's own; continue it with {fit} process{'es' * (fit > 1)}" if fit else "the run's own"
+            works = "the run has it from its beginning"
+            works += f"; continue with {fit} process{'es' * (fit > 1)}" if fit else ""
         else:
             nearest = min(max(unit, (total + unit // 2) // unit * unit), (2**31 - 1) // unit * unit)
             works = f"{nearest} is the nearest" if nearest else "choose a smaller batch_size"
-            if total > 0 and total % (T * ranks) == 0:
+            if total % (T * ranks) == 0:
                 works += f"; or give --batch-size {largest_divisor(total // (T * ranks), B)}"
         raise ValueError(
             f"total_batch_size is {total}, expected a multiple of batch_size * seq_len{among} = {B} * {T}{times} = {unit}: {works}"

@@ -34,6 +34,7 @@ from llmc.training.ranks import Notes
 from llmc.training.run_dir import open_run_directory
 from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, defaults, resolve
 from llmc.training.sources import Sources, prepare, prepare_beside
+from llmc.values import counted
 
 # Without a model the run is a small one, sized for two CPU cores and two minutes.
 SMALL_MODEL = {"num_layers": 4, "num_heads": 4, "channels": 256}
@@ -132,8 +133,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     config = resolve(given, device, rank=world.rank, ranks=world.size, saved=saved)
     if given.batch_size not in (None, config.batch_size):
         say(
-            f"batch_size is {config.batch_size}, not {given.batch_size}: {world.size} ranks divide the run's "
-            f"{config.total_batch_size} tokens of an update"
+            f"batch_size is {config.batch_size}, not {given.batch_size}: it divides the run's {config.total_batch_size} tokens of an "
+            f"update among {counted(world.size, 'rank')}"
         )
     if given.sample_tokens is not None and given.sample_tokens > config.sample_tokens:
         say(
@@ -142,8 +143,9 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     world.agree("the settings", config.shared())
     ranks, threads, cpus = world.local_size, backend.info().threads, os.cpu_count() or 1
     if device == "cpu" and ranks > 1 and ranks * threads > cpus:
-        each = f"{threads} thread{'s' if threads > 1 else ''}"
-        say(f"note: {ranks} ranks compute with {each} each on {cpus} CPUs here: they wait for each other")
+        say(
+            f"note: {ranks} ranks compute with {counted(threads, 'thread')} each on {cpus} CPUs here: they wait for each other"
+        )
     if len(sets := set(world.gather(backend.info().isa))) > 1:
         say(
             f"note: the ranks compute with different kernel sets ({', '.join(sorted(sets))}): other machines give other last bits"
@@ -509,7 +511,7 @@ def _check_length(
 ) -> list[str]:
     """Check that a run that goes on from a step has not gone too far; return what happens to its learning rate if that has changed."""
     if total_steps < step:
-        epoch = f" (one epoch: {total_steps} steps)" if config.max_steps == -1 else ""
+        epoch = f" (one epoch: {counted(total_steps, 'step')})" if config.max_steps == -1 else ""
         raise ValueError(
             f"max_steps is {config.max_steps}{epoch}, but {config.output_dir} is at step {step}: expected {step} or more"
         )

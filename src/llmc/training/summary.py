@@ -15,6 +15,7 @@ from llmc.formats.metrics import read_rows
 from llmc.system.fs import shell_word
 from llmc.training.best_loss import BestLoss
 from llmc.training.setup import Run
+from llmc.values import counted
 
 _MOST_MEASURED = 1 << 22  # tokens of validation
 
@@ -119,9 +120,8 @@ def summary(run: Run, reached: Reached, counting: FrequencyLosses | None) -> str
     lines = []
     steps = reached.step - reached.first_step
     if steps > 0:
-        tokens = steps * run.config.total_batch_size
-        plural = "s" if steps > 1 else ""
-        lines.append(f"trained {steps:,} step{plural} ({tokens:,} tokens) in {duration(reached.seconds)}")
+        tokens = counted(steps * run.config.total_batch_size, "token")
+        lines.append(f"trained {counted(steps, 'step')} ({tokens}) in {duration(reached.seconds)}")
     if reached.val_loss is not None:
         lines += _losses(reached.val_loss, reached.best, counting)
     if run.run_dir is None:
@@ -145,9 +145,10 @@ def _losses(loss: float, best: BestLoss, counting: FrequencyLosses | None) -> li
     at = "" if best.step is None else f" at step {best.step}"
     rows = [("validation loss", loss, f"lowest {best.loss:.4f}{at}" if best.loss < loss else "")]
     if counting is not None:
+        all_of_them = f" of {counting.total:,}" if counting.counted < counting.total else ""
         rows += [
             ("knowing only how frequent tokens are", counting.unigram, ""),
-            ("and which token follows which", counting.bigram, f"counted in {counting.counted:,} tokens"),
+            ("and which token follows which", counting.bigram, f"counted in {counting.counted:,}{all_of_them} tokens"),
         ]
     return [f"{name:36} {value:8.4f}" + (f"  ({note})" if note else "") for name, value, note in rows]
 

@@ -28,7 +28,7 @@ from llmc.system.signals import StopRequested, StopSignals, pass_on, signal_name
 from llmc.training.best_loss import BestLoss
 from llmc.training.callbacks import checked_callbacks, hooks_of
 from llmc.training.history import History, Throughput
-from llmc.training.logs import Console, Log, StepInfo, check_packages, has_stdout, open_logs
+from llmc.training.logs import Console, Log, StepInfo, check_packages, open_logs
 from llmc.training.outliers import OutlierDetector
 from llmc.training.ranks import SlowRanks
 from llmc.training.report import short_report, startup_report
@@ -82,7 +82,7 @@ class Trainer:
         fs: what writes checkpoints, for tests that let it fail.
 
     Raises:
-        TypeError: if a callback is none: at once.
+        TypeError: if a callback cannot be called, before anything else is done.
         ValueError, FileNotFoundError, MemoryError, llmc.Error: if a setting is wrong, data are missing or damaged, or memory does
             not suffice: before the first step, and with the numbers.
     """
@@ -222,7 +222,7 @@ class Trainer:
         return TrainResult(self.history, self.run_dir, self.model, self.tokenizer, self.step, stopped_by, early)
 
     def _console(self) -> Log:
-        return Console() if self.world.leads and has_stdout() else Log()
+        return Console() if self.world.leads else Log()
 
     @property
     def _stopped_by(self) -> int:
@@ -276,7 +276,7 @@ class Trainer:
                     self._save(background=False, final=True)
         if self.run.hellaswag_examples and config.val_every and ((step > 0 and due(config.val_every)) or last):
             self.evaluate_hellaswag()
-        small = config.model is None  # llm.c's runs write samples as llm.c does
+        small = config.model is None  # samples of other models come when llm.c's do
         if config.sample_every > 0 and (((step > 0 or small) and due(config.sample_every)) or last):
             self._sample_on_rank_0(short=small and not last)
         return last
