@@ -159,6 +159,7 @@ def test_run_script_without_llmc_train_on_the_path(tmp_path: Path, shell: str, m
 def test_run_script_does_not_repeat_what_fails(tmp_path: Path, shell: str) -> None:
     """A run that fails without a new checkpoint, one that was stopped, and unknown names are not started again."""
     body = "mkdir -p log_gpt2_124M\ntouch log_gpt2_124M/DONE_00000005\nexit 1"
+    stub(tmp_path, "sleep", "")
     done = run_script(shell, tmp_path, body, "gpt2_124M")
     assert done.returncode == 1 and "no new checkpoint in log_gpt2_124M: not started again" in done.stderr
     for code in (2, 130, 143):
