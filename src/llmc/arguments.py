@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +71,9 @@ class Parser(argparse.ArgumentParser):
             while len(nameless) < needed and len(values) > 1:
                 nameless.append(values.pop())
         if nameless and not positionals:
-            self.error(f"unrecognized arguments: {' '.join(nameless)}")
+            is_data = "--data" in named and os.path.exists(nameless[0])
+            hint = f"; did you mean --data {nameless[0]}?" if is_data else ""
+            self.error(f"unrecognized arguments: {' '.join(nameless)}{hint}")
         return [*_joined(options), *(["--"] if nameless else []), *nameless]
 
     def _values(self, action: argparse.Action, left: list[str]) -> Iterator[str]:

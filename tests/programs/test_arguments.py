@@ -89,6 +89,7 @@ def test_a_value_may_begin_with_a_dash() -> None:
         ("train", ["--steps", "1"], "--steps; did you mean --max-steps or --warmup-steps or "),
         ("train", ["-Z", "1"], "unrecognized arguments: -Z (--help"),
         ("train", ["--schedule", "cos"], "'cos', expected one of cosine, linear, constant, wsd; did you mean cosine?"),
+        ("train", ["."], "unrecognized arguments: .; did you mean --data .?"),
         ("train", ["stray", "--resume"], "llmc train: error: unrecognized arguments: stray"),
         ("generate", ["RUN", "Once", "upon"], "llmc generate: error: unrecognized arguments: upon"),
         ("generate", ["RUN", "--temp", "1"], "unrecognized arguments: --temp"),

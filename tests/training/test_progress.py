@@ -305,8 +305,11 @@ def test_watch_says_that_a_run_has_ended(
     assert out.splitlines() == [*BRIEF, "the run ended on 2026-11-24 12:00 after step 4 of 4"] and not error
 
 
-def test_watch_returns_from_a_run_that_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["watch", rows_of_a_run(tmp_path / "run"), "--interval", "0.01"]) == 0
+@pytest.mark.parametrize("options", [["--interval", "0.01"], ["--once"]])
+def test_watch_returns_from_a_run_that_was_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    assert main(["watch", rows_of_a_run(tmp_path / "run"), *options]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "no process trains here any more: the run broke off on 2026-11-24 12:00 after step 4 of 4"
 

@@ -68,7 +68,7 @@ def test_a_lower_loss_before_is_named_also_by_a_run_that_goes_on(
 def test_only_what_is_true_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_run(tmp_path, progress="lines", output_dir=None, val_every=0)
     assert last_words(capsys.readouterr().out)[1:] == [
-        "nothing was kept, because the run has no directory (--output-dir)"
+        "nothing was kept, because the run has no directory (--output-dir; in Python output_dir)"
     ]
     run = tmp_path / "run"
     tiny_run(tmp_path, progress="lines", overfit=True)  # trains on what it validates, and has no tokenizer

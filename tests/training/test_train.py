@@ -441,6 +441,24 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None
     assert same_weights(weights(resumed), weights(tiny_run(tmp_path / "whole")))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no terminals of POSIX")
+def test_a_run_whose_terminal_is_closed_is_saved(tmp_path: Path) -> None:
+    """SIGHUP comes, and from there on each write to the terminal is an error."""
+    import pty
+
+    settings = tiny_settings(tmp_path, progress="lines", max_steps=10**6, val_every=0, plot=False)
+    (tmp_path / "c.toml").write_text(llmc.TrainConfig(**settings).to_toml())
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "llmc", "train", "--config", str(tmp_path / "c.toml")])
+    printed = b""
+    while not re.search(rb"step +3/", printed):
+        printed += os.read(terminal, 4096)  # an OSError if the run ends
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    assert len(finished_steps(tmp_path / "run")) == 1
+
+
 class Signal(Callback):
     """Sends a signal to this process after the first update."""
 

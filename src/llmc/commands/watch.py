@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
             break
         else:
             abandoned = not in_use(directory)  # what the process wrote at last may not have been read yet
+    if args.once and not watched.ended:
+        abandoned = not in_use(directory)
     watched.finish(abandoned)
     return 0
 

@@ -237,7 +237,9 @@ def _open_pytorch(path: Path) -> tuple[dict[str, Callable[[], Array]], dict[str,
     if content_of(path) == "a model":
         raise ValueError(f"{path}: a model file of llm.c's already: every command takes it as it is")
     if not is_pytorch_file(path):
-        raise _llmc.Error(f"{path}: neither a safetensors file (by its name) nor one that PyTorch wrote, or damaged")
+        raise _llmc.Error(
+            f"{path}: no model: neither llm.c's (.bin) nor a safetensors file (by their names), nor one that PyTorch wrote; or damaged"
+        )
     try:
         import torch
     except ImportError as e:

@@ -1,7 +1,8 @@
-"""Signals that ask a program to stop: Ctrl-C (SIGINT), SIGTERM, Windows' SIGBREAK and, for a sweep, SIGHUP.
+"""Signals that ask a program to stop: Ctrl-C (SIGINT), SIGTERM, SIGHUP of a terminal that was closed, and Windows' SIGBREAK.
 
 A training run (StopSignals) stops after its step or evaluation batch at the first signal, and at once at the second. The same signal
-again within a second is not a second one: launchers pass a Ctrl-C on that the terminal has sent to everybody already. A sweep
+again within a second is not a second one: launchers pass a Ctrl-C on that the terminal has sent to everybody already, and SIGHUP as
+SIGTERM. A sweep
 (caught_signals) only takes note of them, and decides itself what to do. When all is saved, pass_on() lets the signal have its effect.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ from typing import Any
 
 _Handler = Callable[[int, FrameType | None], None]
 
-_STOP = ("SIGINT", "SIGTERM", "SIGBREAK")
+_STOP = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 ECHO = 1.0  # seconds in which the same signal again is no second one
 
 
@@ -44,14 +47,20 @@ def _restore(replaced: dict[int, Any]) -> None:
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Catch every signal that asks to stop, SIGHUP of a closed terminal among them, while the block runs.
+    """Catch every signal that asks to stop while the block runs.
 
     Yields:
         The numbers of the signals that came so far, oldest first; the list grows as they come. In a thread other than the main
         thread it stays empty.
     """
     caught: list[int] = []
-    replaced = _install((*_STOP, "SIGHUP"), lambda number, frame: caught.append(number))
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        if number == _HANGUP:
+            _leave_terminal()
+        caught.append(number)
+
+    replaced = _install(_STOP, catch)
     try:
         yield caught
     finally:
@@ -63,7 +72,7 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """Catches SIGINT, SIGTERM and SIGBREAK while a `with` block runs. The second signal ends the process at once.
+    """Catches SIGINT, SIGTERM, SIGHUP and SIGBREAK while a `with` block runs. The second signal ends the process at once.
 
     In a thread other than the main thread it catches nothing.
 
@@ -104,14 +113,30 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if number == _HANGUP:
+            _leave_terminal()
         if self.received:
-            if number == self.received and now - self._received_at < ECHO:
+            same = number == self.received or _HANGUP in (number, self.received)
+            if same and now - self._received_at < ECHO:
                 return
             os._exit(128 + number)
         self.received, self._received_at = number, now
         if self._interruptible:
             self._interruptible = False
             raise StopRequested
+
+
+def _leave_terminal() -> None:
+    """Let what is written from now on go nowhere, if the terminal is gone: writing to it is an error, which would end the run unsaved."""
+    for output in (1, 2):
+        try:
+            gone = stat.S_ISCHR(os.fstat(output).st_mode) and not os.isatty(output)
+        except OSError:  # it was closed
+            continue
+        if gone:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, output)
+            os.close(nowhere)
 
 
 def signal_name(number: int) -> str:

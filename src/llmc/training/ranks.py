@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-_STOPS = (2, 15, 21)  # SIGINT, SIGTERM and Windows' SIGBREAK
+_STOPS = (2, 15, 1, 21)  # SIGINT, SIGTERM, SIGHUP and Windows' SIGBREAK
 
 _SLOW = 1.5  # times the median of the others
 _UPDATES = 10  # in a row, before a rank is called slow

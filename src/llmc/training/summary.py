@@ -125,7 +125,9 @@ def summary(run: Run, reached: Reached, counting: FrequencyLosses | None) -> str
     if reached.val_loss is not None:
         lines += _losses(reached.val_loss, reached.best, counting)
     if run.run_dir is None:
-        return "\n".join([*lines, "nothing was kept, because the run has no directory (--output-dir)"])
+        return "\n".join(
+            [*lines, "nothing was kept, because the run has no directory (--output-dir; in Python output_dir)"]
+        )
     directory = run.run_dir
     saved = finished_steps(directory)
     model = checkpoint_files(directory, saved[-1]).model if saved else None
