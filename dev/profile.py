@@ -5,14 +5,14 @@
     python dev/profile.py --device cuda --dtype bf16 -b 64 -t 1024       # on a GPU; by kernel too, if nsys or ncu is installed
 
 Nothing need be installed for the ops: each tells the profile that it begins (csrc/core/profile.h), and its time lasts until the next
-one does, on the device's clock. So the rows add up to the step. "else" is what belongs to no op: Python, checks of tokens, allocations;
+one begins, on the device's clock. So the rows add up to the step. "else" is what belongs to no op: Python, checks of tokens, allocations;
 on a GPU also what it waits for. A step is an update with one micro-batch: zero_grad, forward, backward, clipping and AdamW, on random
 tokens, without recorded graphs. Profiled steps and others take turns, and both medians are printed: their difference is what the profile
 itself costs. (On a GPU kernels of different ops no longer overlap.) The rows are those of the profiled step whose time is the median.
 
 Columns: op; phase; its extents, in the order of csrc/core/dims.h (matmuls: rows, channels in, channels out); calls; ms; share of the
 step; GFLOP/s and GB/s of what the op has to compute, read and write; the floor as a share of the time. The floor is the arithmetic at
-the first ceiling or the bytes at the second, whichever is longer. Operands that are in a cache go below it, to more than 100 %.
+the first ceiling or the bytes at the second, whichever is longer. Operands that are in a cache take less: more than 100 %.
 
 By kernel: nsys gives times alone and costs nearly nothing; ncu also the bytes of DRAM and the use of the tensor cores, as llm.c's
 profile_gpt2cu.py does, but runs each kernel several times, in one step, and needs access to the performance counters.

@@ -1,7 +1,11 @@
-"""Tiny training runs for tests: their settings, their data and their weights afterwards."""
+"""Tiny training runs for tests: their settings, their data and their weights afterwards; and programs called within the test."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +68,14 @@ def weights(result: llmc.TrainResult) -> dict[str, Any]:
 def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Return whether two results of weights() are equal to the bit."""
     return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def called(main: Callable[[Sequence[str]], Any], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call the main function of a program within this process, which saves its start; return its exit code and what it shows."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as e:  # as of a wrong option, and --help
+            code = e.code
+    return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())

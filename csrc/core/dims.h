@@ -1,6 +1,6 @@
 // The operands of each op are checked here. Every backend first calls the function named after the op, and works with the
 // extents that it returns. An operand that this function does not take is checked by those of namespace check.
-// op_begins() lets a profile know that the op begins (profile.h), so this function is called once in an op.
+// The function also tells the profile that the op has begun (profile.h), so an op calls it once.
 #pragma once
 
 #include <cstdint>

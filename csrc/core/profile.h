@@ -1,6 +1,6 @@
-// Where a step's time goes. Every op begins with the check of its operands (dims.h), which tells the profile of its
-// thread so, and what runs until the next op begins counts as this one's. Without a profile that is a look at one
-// variable.
+// Where a step's time goes. The check of operands with which every op begins (dims.h) tells the profile of its thread
+// that the op has begun, and what runs until the next op begins counts as this one's. Without a profile that costs a
+// look at one variable.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,7 @@ class Profile : public std::enable_shared_from_this<Profile> {
     struct Interval {
         std::string name;
         std::vector<std::int64_t> extents;  // of the op, in the order of its Dims in dims.h
-        double seconds = 0.0;               // in the backend's own order of work
+        double seconds = 0.0;               // by the backend's stopwatch
     };
 
     explicit Profile(std::shared_ptr<Backend> backend);
@@ -39,7 +39,7 @@ class Profile : public std::enable_shared_from_this<Profile> {
 
   private:
     friend void op_begins(const char* op, std::initializer_list<std::int64_t> extents);
-    // The one that runs in this thread. Without a constructor to run, reading it costs an op a nanosecond.
+    // The one that runs in this thread. Without a constructor to run, each op reads it in a nanosecond.
     static constinit inline thread_local Profile* current_ = nullptr;
 
     std::shared_ptr<Backend> backend_;

@@ -538,7 +538,7 @@ def test_what_is_no_row_of_ids_and_no_text():
                 decode(wrong)
     for wrong in (b"bytes", ["a", "b"], 5, None):
         for encode in (byte_level.encode, byte_level.encode_to_numpy):
-            with pytest.raises(TypeError, match=r"expected a text \(str\), got \w+; of several texts encode each"):
+            with pytest.raises(TypeError, match=r"expected a text \(str\), got \w+; encode several texts one by one"):
                 encode(wrong)
     assert byte_level.decode(iter([72, 105])) == byte_level.decode(np.array([72, 105], np.uint8)) == "Hi"
 

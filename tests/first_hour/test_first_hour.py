@@ -6,9 +6,7 @@ compared with those of its program then. What a document gives and no table here
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import itertools
 import json
 import os
@@ -26,6 +24,7 @@ from typing import Any
 import documents
 import mpi
 import pytest
+from runs import called
 
 import llmc
 from llmc.cli import COMMANDS, main, train_main
@@ -178,14 +177,9 @@ def make_user_files() -> None:
 
 def call(program: Any, arguments: list[str]) -> str:
     """Call the main function of a program; return what it shows. Its exit code must be 0."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-        try:
-            code = program(arguments)
-        except SystemExit as e:  # --help
-            code = e.code
-    assert not code, f"exit code {code} of {arguments}: {shown.getvalue()}"
-    return shown.getvalue()
+    done = called(program, *arguments)
+    assert done.returncode == 0, done
+    return done.stdout + done.stderr
 
 
 def program_of(words: list[str]) -> tuple[Any, list[str]] | None:
@@ -340,10 +334,12 @@ def test_both_shells_of_windows_do_the_same() -> None:
 
 
 def test_python_blocks_of_the_readme(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At small size: settings are replaced by smaller ones, and the endless loader ends."""
-    train, loader, blocks = llmc.train, llmc.DataLoader, documents.python_blocks(ROOT / "README.md")
+    """At small size: settings and models are replaced by smaller ones, and the endless loader ends."""
+    train, loader, model = llmc.train, llmc.DataLoader, llmc.GPT2.from_descriptor("d1")
+    blocks = documents.python_blocks(ROOT / "README.md")
     monkeypatch.setattr(llmc, "train", lambda **settings: train(**{**settings, **SMALL_SETTINGS}))
     monkeypatch.setattr(llmc, "DataLoader", lambda *files, **options: itertools.islice(loader(*files, **options), 1))
+    monkeypatch.setattr(llmc.GPT2, "from_descriptor", lambda name: model)
     names: dict[str, Any] = {}
     assert len(blocks) == 2
     for block in blocks:

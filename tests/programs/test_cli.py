@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import VOCAB, tiny_data
+from runs import VOCAB, called, tiny_data
 
 import llmc
-from llmc.cli import report_errors, train_main
+from llmc.cli import main, report_errors, train_main
 from llmc.commands.train import parse
 from llmc.distributed.world import World
 from llmc.formats.metrics import follow_rows
@@ -35,7 +35,14 @@ def run(*argv: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[st
     )
 
 
-TINY = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 -t 16 -b 2 -x 4 -v 2 -m 1 -s 0 --vocab-size 61".split()
+TINY = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 -t 16 -b 2 -x 4 -v 2 -m 1 -s 0 --vocab-size 61 --no-plot".split()
+
+
+def call(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `llmc` as run() does, but within this process: for errors that need none of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        return called(main, *argv)
 
 
 def fails(result: subprocess.CompletedProcess[str], code: int, message: str) -> None:
@@ -178,25 +185,25 @@ def test_second_signal_stops_at_once(tmp_path: Path) -> None:
 
 def test_usage_errors(tmp_path: Path) -> None:
     train, _ = tiny_data(tmp_path / "data")
-    fails(run("train", "--no-such-thing", cwd=tmp_path), 2, "unrecognized arguments: --no-such-thing")
+    fails(call("train", "--no-such-thing", cwd=tmp_path), 2, "unrecognized arguments: --no-such-thing")
     fails(run("fly", cwd=tmp_path), 2, "invalid choice: 'fly'")
-    fails(run("train", "-i", "nothing-*.bin", cwd=tmp_path), 2, r"no files match 'nothing-\*.bin'")
-    fails(run("train", "-i", train, "-e", "d13x", cwd=tmp_path), 2, "d13x")
+    fails(call("train", "-i", "nothing-*.bin", cwd=tmp_path), 2, r"no files match 'nothing-\*.bin'")
+    fails(call("train", "-i", train, "-e", "d13x", cwd=tmp_path), 2, "d13x")
     fails(
-        run("train", "-i", train, *TINY, "-t", "64", cwd=tmp_path),
+        call("train", "-i", train, *TINY, "-t", "64", cwd=tmp_path),
         2,
         "seq_len is 64, but the model's max_seq_len is 16",
     )
-    fails(run("train", "-i", train, *TINY, "-k", "step", cwd=tmp_path), 2, "invalid choice: 'step'")
-    fails(run("train", "--resume", "nowhere", cwd=tmp_path), 2, "'nowhere' is not a run directory")
-    fails(run("generate", "nowhere", cwd=tmp_path), 2, "'nowhere' is neither a run directory nor a checkpoint file")
-    fails(run("watch", "nowhere", cwd=tmp_path), 2, "'nowhere' is no run directory")
+    fails(call("train", "-i", train, *TINY, "-k", "step", cwd=tmp_path), 2, "invalid choice: 'step'")
+    fails(call("train", "--resume", "nowhere", cwd=tmp_path), 2, "'nowhere' is not a run directory")
+    fails(call("generate", "nowhere", cwd=tmp_path), 2, "'nowhere' is neither a run directory nor a checkpoint file")
+    fails(call("watch", "nowhere", cwd=tmp_path), 2, "'nowhere' is no run directory")
     (tmp_path / "bad.toml").write_text("learning_rte = 1\n")
     fails(
-        run("train", "--config", "bad.toml", cwd=tmp_path), 2, "bad.toml: unknown setting 'learning_rte'; did you mean"
+        call("train", "--config", "bad.toml", cwd=tmp_path), 2, "bad.toml: unknown setting 'learning_rte'; did you mean"
     )
     (tmp_path / "bad.toml").write_text("x = = 1\n")
-    fails(run("train", "--config", "bad.toml", cwd=tmp_path), 2, "bad.toml: not TOML")
+    fails(call("train", "--config", "bad.toml", cwd=tmp_path), 2, "bad.toml: not TOML")
 
 
 def damaged(raw: bytes, kind: str) -> bytes:
@@ -234,7 +241,7 @@ def damaged(raw: bytes, kind: str) -> bytes:
 def test_damaged_token_files(tmp_path: Path, kind: str, message: str) -> None:
     train, val = tiny_data(tmp_path / "data")
     Path(train).write_bytes(damaged(Path(train).read_bytes(), kind))
-    result = run("train", "-i", train, "-j", val, *TINY, "-x", "-1", "--no-shuffle", cwd=tmp_path)
+    result = call("train", "-i", train, "-j", val, *TINY, "-x", "-1", "--no-shuffle", cwd=tmp_path)
     fails(result, 1, rf"train\.bin: {message}")
 
 
@@ -246,7 +253,7 @@ def test_damaged_model_file(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for raw, message in ((whole[:-1], "bytes"), (whole + b"\0", "bytes"), (b"\0" * 4 + whole[4:], "magic"), (b"", "")):
         path.write_bytes(raw)
-        result = run("train", "-i", train, "-j", val, "-e", "model.bin", "-t", "16", "-b", "2", cwd=tmp_path)
+        result = call("train", "-i", train, "-j", val, "-e", "model.bin", "-t", "16", "-b", "2", cwd=tmp_path)
         fails(result, 1, f"model.bin.*{message}")
 
 

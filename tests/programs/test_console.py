@@ -162,7 +162,8 @@ def test_a_script_that_trains(encoding: str, progress: str, trained: Path, tmp_p
     code = (
         "import sys, llmc\n"
         f"llmc.train(data={str(trained / f'{FOLDER}.txt')!r}, output_dir={FOLDER!r}, layers=1, heads=2, channels=16, max_seq_len=32,\n"
-        f"    seq_len=32, batch_size=2, max_steps=3, sample_every=2, sample_tokens=16, tokenizer='bytes', progress={progress!r})\n"
+        f"    seq_len=32, batch_size=2, max_steps=3, sample_every=2, sample_tokens=16, tokenizer='bytes',\n"
+        f"    plot=False, progress={progress!r})\n"
         "assert sys.stdout.errors == 'strict'\n"
     )
     (tmp_path / "script.py").write_text(code, encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import called
 
 import llmc
 from llmc import cli
@@ -38,13 +39,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def run(*argv: str | Path, cwd: Path) -> str:
-    """Run `llmc` with these arguments, assert that it succeeds, and return what it prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-m", "llmc", *map(str, argv)]
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    """Call `llmc` with these arguments, assert that it succeeds, and return what it prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setenv("OMP_NUM_THREADS", "1")  # of a sweep's runs
+        done = called(cli.main, *map(str, argv))
+    assert done.returncode == 0, done
     return done.stdout
 
 
@@ -55,7 +55,7 @@ def test_commands(folder: Path, tmp_path: Path) -> None:
     words = shlex.split(shown.partition("train on them: ")[2], posix=os.name == "posix")  # as a user would copy them
     train, val = (words[words.index(flag) + 1].strip('"') for flag in ("-i", "-j"))
     assert len(glob.glob(train)) > 1
-    run("train", "-i", train, "-j", val, "-o", folder / "on tokens", "-x", "2", *SHAPE, cwd=tmp_path)
+    run("train", "-i", train, "-j", val, "-o", folder / "on tokens", "-x", "2", "--no-plot", *SHAPE, cwd=tmp_path)
     assert (folder / "on tokens" / "DONE_00000002").is_file()
 
     run("train", "--data", text, "--tokenizer", "bytes", "-o", trained, "-x", "4", "-n", "2", *SHAPE, cwd=tmp_path)
@@ -71,7 +71,7 @@ def test_commands(folder: Path, tmp_path: Path) -> None:
     sweep = folder / "sweep 扫.toml"
     sweep.write_text(
         f"output_dir = '{folder / 'sweep 扫'}'\n[settings]\ndata = ['{text}']\ntokenizer = 'bytes'\nlayers = 1\nheads = 2\nchannels = 16\n"
-        "max_seq_len = 32\nseq_len = 32\nbatch_size = 2\nmax_steps = 2\n[grid]\nseed = [1, 2]\n",
+        "max_seq_len = 32\nseq_len = 32\nbatch_size = 2\nmax_steps = 2\nplot = false\n[grid]\nseed = [1, 2]\n",
         encoding="utf-8",
     )
     run("sweep", sweep, cwd=tmp_path)

@@ -44,7 +44,7 @@ def test_the_configuration_is_that_of_llm_c(name: str) -> None:
 def small(folder: Path) -> list[str]:
     """Return flags that make two steps of any run: with a small model and small data, in FOLDER/log, shown as by llm.c."""
     train, val = tiny_data(folder / "data")
-    shape = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 --vocab-size 61 --progress lines"
+    shape = "--layers 1 --heads 2 --channels 16 --max-seq-len 16 --vocab-size 61 --progress lines --no-plot"
     return f"-i {train} -j {val} -o {folder / 'log'} -x 2 -b 2 -t 16 -d 64 -m 1 -g 4 -h 0 {shape}".split()
 
 
@@ -114,6 +114,7 @@ SAVES_TWICE = '[ "$count" -ge 3 ] && exit 0\nmkdir -p {folder}\ntouch {folder}/D
 )
 def test_run_script_restarts_until_done(tmp_path: Path, shell: str, flags: str, folder: str) -> None:
     """A run that fails twice, each time after a new checkpoint, is started three times."""
+    stub(tmp_path, "sleep", "")
     done = run_script(shell, tmp_path, SAVES_TWICE.format(folder=folder), "gpt2_124M", *flags.split())
     assert done.returncode == 0, done.stderr
     calls = calls_of(tmp_path, "llmc-train")
@@ -158,6 +159,7 @@ def test_run_script_without_llmc_train_on_the_path(tmp_path: Path, shell: str, m
 def test_run_script_does_not_repeat_what_fails(tmp_path: Path, shell: str) -> None:
     """A run that fails without a new checkpoint, one that was stopped, and unknown names are not started again."""
     body = "mkdir -p log_gpt2_124M\ntouch log_gpt2_124M/DONE_00000005\nexit 1"
+    stub(tmp_path, "sleep", "")
     done = run_script(shell, tmp_path, body, "gpt2_124M")
     assert done.returncode == 1 and "no new checkpoint in log_gpt2_124M: not started again" in done.stderr
     for code in (2, 130, 143):
@@ -219,6 +221,7 @@ def test_llm_c_flags_of_several_nodes(flags: str, meaning: dict[str, object]) ->
 def test_mpi_on_several_nodes(tmp_path: Path) -> None:
     """It goes by run.sh, so it is begun anew after a loss."""
     stub(tmp_path, "llmc-train", "exit 1")
+    stub(tmp_path, "sleep", "")
     stub(tmp_path, "mpirun", SAVES_TWICE.format(folder="log_gpt2_124M_multi"))
     script = str(SCRIPTS / "multi_node" / "run_gpt2_124M_mpi.sh")
     done = run_in(tmp_path, [script, "node1:8,node2:8,node3", "-x", "7"])

@@ -462,7 +462,7 @@ def _splits_as_known(parts: dict[str, Any]) -> bool:
 
 def _check_text(text: str) -> None:
     if not isinstance(text, str):
-        raise TypeError(f"expected a text (str), got {type(text).__name__}; of several texts encode each")
+        raise TypeError(f"expected a text (str), got {type(text).__name__}; encode several texts one by one")
 
 
 def _row(tokens: Iterable[int]) -> Iterable[int]:

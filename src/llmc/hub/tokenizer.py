@@ -178,7 +178,7 @@ class GPT2Vocabulary:
     Attributes:
         ids: the id of each token, whose bytes are written in BYTE_LETTERS.
         merges: the pairs that are merged, the first ones first.
-        special: ids of tokens that no text has.
+        special: ids of tokens that no text contains.
         added: ids of tokens that are found in a text before it is split.
     """
 
