@@ -18,7 +18,7 @@
     layers = 8
 
 sweep.json is written after each run and says which runs are done, so the same command continues a sweep that was stopped. A run
-that was half-way resumes from its newest checkpoint if it wrote any. Ctrl-C and SIGTERM (Windows: Ctrl-Break too) stop every run
+that was half-way resumes from its newest checkpoint if it wrote any. Ctrl-C, SIGTERM and SIGHUP (Windows: Ctrl-Break) stop every run
 after its present step, with a checkpoint; a second one stops them at once. scripts/sweep_lr.toml is llm.c's learning-rate sweep.
 """
 

@@ -123,7 +123,7 @@ def summary(run: Run, reached: Reached, counting: FrequencyLosses | None) -> str
         tokens = counted(steps * run.config.total_batch_size, "token")
         lines.append(f"trained {counted(steps, 'step')} ({tokens}) in {duration(reached.seconds)}")
     if reached.val_loss is not None:
-        lines += _losses(reached.val_loss, reached.best, counting)
+        lines += _losses(run, reached.val_loss, reached.best, counting)
     if run.run_dir is None:
         return "\n".join(
             [*lines, "nothing was kept, because the run has no directory (--output-dir; in Python output_dir)"]
@@ -142,10 +142,12 @@ def summary(run: Run, reached: Reached, counting: FrequencyLosses | None) -> str
     return "\n".join(lines)
 
 
-def _losses(loss: float, best: BestLoss, counting: FrequencyLosses | None) -> list[str]:
+def _losses(run: Run, loss: float, best: BestLoss, counting: FrequencyLosses | None) -> list[str]:
     """Return the validation loss, and below it those to compare it with."""
-    at = "" if best.step is None else f" at step {best.step}"
-    rows = [("validation loss", loss, f"lowest {best.loss:.4f}{at}" if best.loss < loss else "")]
+    measured = run.num_val_batches * run.config.batch_size * run.config.seq_len
+    rows = [("validation loss", loss, f"of {measured:,} tokens")]
+    if best.loss < loss:
+        rows.append(("lowest validation loss", best.loss, "" if best.step is None else f"at step {best.step}"))
     if counting is not None:
         all_of_them = f" of {counting.total:,}" if counting.counted < counting.total else ""
         rows += [
