@@ -143,7 +143,7 @@ def test_formats_that_are_not_read(folder: Path) -> None:
     (folder / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors.*'model\.gguf'"):
         open_hub_model(folder)
-    with pytest.raises(llmc.Error, match=r"model\.gguf: neither"):
+    with pytest.raises(llmc.Error, match=r"model\.gguf: no model: neither"):
         open_hub_model(folder / "model.gguf")
 
 
