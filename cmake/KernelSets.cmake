@@ -22,13 +22,14 @@ function(llmc_kernel_set name flags probe)
   set_property(SOURCE csrc/cpu/simd/absent.cpp APPEND PROPERTY COMPILE_DEFINITIONS LLMC_HAVE_${upper})
 endfunction()
 
-# sqrtf and the like need not set errno; -O3 whatever the build type; packed panels are written as one type and read as another.
+set(LLMC_KERNEL_OPTIMIZATION -O3 CACHE STRING "Of the CPU kernels, whatever the build type")
+# sqrtf and the like need not set errno; packed panels are written as one type and read as another.
 # Vectors are explicit, so nothing is won by letting the compiler reorder sums, and NaN must stay NaN. gcc 12's AVX-512 headers trip
 # -Wuninitialized.
 if(MSVC)
   set(_kernel_options /O2 /fp:precise)
 else()
-  set(_kernel_options -O3 -fno-math-errno -fno-trapping-math -fno-strict-aliasing)
+  set(_kernel_options ${LLMC_KERNEL_OPTIMIZATION} -fno-math-errno -fno-trapping-math -fno-strict-aliasing)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     list(APPEND _kernel_options -Wno-uninitialized -Wno-maybe-uninitialized)
   endif()

@@ -23,7 +23,7 @@ fi
 
 build_sanitized() { # NAME FLAGS -D...: in a folder of its own
   build=build/$1
-  build_extension -DCMAKE_CXX_COMPILER=g++ -DCMAKE_BUILD_TYPE=None "-DCMAKE_CXX_FLAGS=-O1 -g1 -fno-omit-frame-pointer $2" "${@:3}"
+  build_extension -DCMAKE_CXX_COMPILER=g++ -DCMAKE_BUILD_TYPE=None -DLLMC_KERNEL_OPTIMIZATION=-O1 "-DCMAKE_CXX_FLAGS=-O1 -g1 -fno-omit-frame-pointer $2" "${@:3}"
 }
 run_tests() { # LIBRARIES TEST...: Python is not built with a sanitizer, so its library must be loaded first
   local libraries=$1
