@@ -27,7 +27,7 @@ from tqdm import tqdm
 from llmc import _llmc
 from llmc.checkpoint import finished_steps
 from llmc.distributed.place import find_launcher
-from llmc.formats.metrics import Row, follow_rows, read_rows
+from llmc.formats.metrics import Row, follow_rows, nan_to_null, null_to_nan, read_rows
 from llmc.optim.schedule import warmup_problem
 from llmc.system.fs import shell_word, write_atomically
 from llmc.system.signals import caught_signals, pass_on, signal_name
@@ -311,8 +311,12 @@ class Sweep:
         display.end(run, status)
 
     def _write_status(self) -> None:
-        rows = {run.name: {"status": run.status, "settings": run.settings, "results": run.results} for run in self.runs}
-        write_atomically(self.output_dir / "sweep.json", [json.dumps(rows, indent=1, default=str).encode()])
+        rows = {
+            run.name: {"status": run.status, "settings": run.settings, "results": nan_to_null(run.results)}
+            for run in self.runs
+        }
+        text = json.dumps(rows, indent=1, default=str, allow_nan=False)
+        write_atomically(self.output_dir / "sweep.json", [text.encode()])
 
     def _read_status(self) -> None:
         path = self.output_dir / "sweep.json"
@@ -320,7 +324,11 @@ class Sweep:
             return
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
-            done = {name: (row["settings"], row["results"]) for name, row in rows.items() if row["status"] == "done"}
+            done = {
+                name: (row["settings"], null_to_nan(row["results"]))
+                for name, row in rows.items()
+                if row["status"] == "done"
+            }
         except (ValueError, AttributeError, KeyError, TypeError) as e:
             raise _llmc.Error(f"{path} is damaged ({e!r}); remove it to run everything again") from e
         for run in self.runs:

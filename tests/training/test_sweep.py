@@ -282,6 +282,15 @@ def test_losses_that_are_not_finite(tmp_path: Path) -> None:
     assert (results["best_val_loss"], results["tokens_per_second"]) == (4.0, 9.0)
     assert math.isnan(results["val_loss"]) and math.isnan(results["train_loss"])
 
+    sweep = Sweep.load(write(tmp_path))
+    sweep.output_dir.mkdir()
+    sweep.runs[0].status, sweep.runs[0].results = "done", results
+    sweep._write_status()
+    assert "NaN" not in (sweep.output_dir / "sweep.json").read_text()
+    again = Sweep.load(write(tmp_path))
+    again._read_status()
+    assert math.isnan(again.runs[0].results["val_loss"]) and again.runs[0].results["best_val_loss"] == 4.0
+
 
 def test_damaged_memory(tmp_path: Path) -> None:
     sweep = Sweep.load(write(tmp_path))

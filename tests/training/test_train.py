@@ -142,7 +142,10 @@ class _Short(Callback):
         ([lambda info: None], r"callbacks\[0\], on_step: <lambda> cannot be called with \(trainer, info\): too many"),
         ([lambda: None], "too many positional arguments"),
         ([Callback, print], r"callbacks\[0\] is the class Callback, expected an object of it: Callback\(\)"),
-        ([_Misspelt()], r"callbacks\[0\] has a method on_stepp, which is never called: did you mean on_step\?"),
+        (
+            [_Misspelt()],
+            r"callbacks\[0\] has a method on_stepp, and a run calls on_step, on_eval, on_save; did you mean on_step\?",
+        ),
         ([_Short()], r"on_eval: on_eval cannot be called with \(trainer, step, loss\)"),
         (
             [Callback()],

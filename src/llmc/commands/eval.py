@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from llmc import evals
+    from llmc.formats.metrics import nan_to_null
     from llmc.load import load_model
     from llmc.system.fs import write_atomically
     from llmc.training.settings import load_toml
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
             max_batches=args.max_batches,
             progress=progress,
         )
-        results["validation"] = {"loss": loss.loss, "perplexity": loss.perplexity, "tokens": loss.tokens}
+        measured = {"loss": loss.loss, "perplexity": loss.perplexity, "tokens": loss.tokens}
+        results["validation"] = nan_to_null(measured)
         named = ", ".join(map(str, data[:3])) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
         lines.append(
             f"validation: loss {loss.loss:.6f}, perplexity {loss.perplexity:.4f}, {loss.tokens:,} tokens of {named}"
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{name}: acc {choice.acc:.4f}, acc_norm {choice.acc_norm:.4f}, {choice.total:,} examples"
                 + (f", {choice.truncated} of their rows cut to the model's context" if choice.truncated else "")
             )
-    text = json.dumps(results, indent=2)
+    text = json.dumps(results, indent=2, allow_nan=False)
     print(text if args.json == "-" else "\n".join(lines))
     if args.json not in (None, "-"):  # after the lines, which are there if the file cannot be written
         write_atomically(args.json, [text.encode(), b"\n"])

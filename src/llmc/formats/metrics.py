@@ -10,17 +10,27 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 
 
+def nan_to_null(values: Mapping[str, Any]) -> Row:
+    """Return values for JSON: None stands for NaN and infinities, which it lacks."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def null_to_nan(values: Mapping[str, Any]) -> Row:
+    """Return values of JSON: NaN for what is null."""
+    return {key: math.nan if value is None else value for key, value in values.items()}
+
+
 def format_row(kind: str, **values: Any) -> str:
     """Return a row of the present time as a line with its end."""
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    return json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}, allow_nan=False) + "\n"
+    row = {"kind": kind, "time": round(time.time(), 3), **nan_to_null(values)}
+    return json.dumps(row, allow_nan=False) + "\n"
 
 
 def parse_row(line: str | bytes) -> Row:
@@ -32,7 +42,7 @@ def parse_row(line: str | bytes) -> Row:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError(f"a row is {row!r:.60}, expected an object")
-    return {key: math.nan if value is None else value for key, value in row.items()}
+    return null_to_nan(row)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

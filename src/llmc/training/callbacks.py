@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable
 from typing import Any, TypeVar
+
+from llmc.values import did_you_mean
 
 C = TypeVar("C")
 
@@ -36,11 +37,8 @@ def _checked(callback: Any, place: str, base: type[C]) -> C:
         raise TypeError(f"{place} is the class {callback.__name__}, expected an object of it: {callback.__name__}()")
     for name in dir(type(callback)):
         if name.startswith("on_") and name not in hooks and callable(getattr(type(callback), name)):
-            close = difflib.get_close_matches(name, hooks, 1)
-            meant = f"did you mean {close[0]}? " if close else ""
-            raise TypeError(
-                f"{place} has a method {name}, which is never called: {meant}a run calls {', '.join(hooks)}"
-            )
+            near = did_you_mean(name, hooks)
+            raise TypeError(f"{place} has a method {name}, and a run calls {', '.join(hooks)}{near}")
     own = {name: getattr(callback, name) for name in hooks if _has(callback, name, base)}
     if not own and callable(callback):
         own = {hooks[0]: callback}
