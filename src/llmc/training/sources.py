@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llmc.checkpoint import finished_steps, model_file
-from llmc.data.documents import DocumentReader, language_reference
+from llmc.data.documents import DocumentReader
 from llmc.data.files import find_data, is_validation
+from llmc.data.python_texts import language_reference
 from llmc.data.tokenize import tokenize, write_pair, write_splits
 from llmc.data.tokenizer import Tokenizer, tokenizer_file
 from llmc.formats.manifest import DataFile
