@@ -140,35 +140,43 @@ class _Talk:
                 "A line is continued, an empty one goes on. /reset: a new text. Ctrl-C: stop. Ctrl-D: end.",
                 file=sys.stderr,
             )
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  input() lets a line be edited by it
         if text:
             sys.stdout.write(text)
             self._turn(text)
-        for line in self._lines():
+        while self._one_more():
+            pass
+        if self._args.stats and self._count:
+            _print_stats(self._count, self._seconds)
+        return 0
+
+    def _one_more(self) -> bool:
+        """Read a line and do what it says; return whether there was one."""
+        try:
+            if (line := self._read()) is None:
+                return False
             if line.strip() == "/reset":
                 self._session.clear()
                 self._joint = ""
             else:
                 self._turn(line)
-        if self._args.stats and self._count:
-            _print_stats(self._count, self._seconds)
-        return 0
+        except KeyboardInterrupt:  # between continuations: one of two that were typed may come late
+            if not self._terminal:
+                raise
+            print("\n(Ctrl-D ends)", file=sys.stderr)
+        return True
 
-    def _lines(self) -> Iterator[str]:
-        """Yield what is typed, without the line's end."""
-        if not self._terminal:
-            for number, raw in enumerate(sys.stdin.buffer, 1):
-                yield _decoded(raw, f"line {number} of the standard input")
-            return
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  input() lets a line be edited by it
-        while True:
+    def _read(self) -> str | None:
+        """Return what is typed next, without the line's end; None if there is no more."""
+        if self._terminal:
             try:
-                yield input("> ")
-            except KeyboardInterrupt:
-                print("\n(Ctrl-D ends)", file=sys.stderr)
+                return input("> ")
             except EOFError:
                 print()
-                return
+                return None
+        raw = sys.stdin.buffer.readline()
+        return _decoded(raw, "the standard input") if raw else None
 
     def _turn(self, line: str) -> None:
         """Append a line to the text, and show how the model goes on."""
