@@ -6,15 +6,20 @@ tells the others what they need of it; what they must have in common is compared
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmc import _llmc
 from llmc.checkpoint import FoundCheckpoint, finished_steps, model_file, newest_good, receive_state
+from llmc.data.bits_per_byte import bits_per_byte, bytes_per_token
 from llmc.data.loader import DataLoader
 from llmc.distributed.world import World
 from llmc.evals import check_examples
@@ -61,6 +66,7 @@ class Run:
         memory_by_rank: what it comes to, of each rank.
         peak_flops: FLOP/s that the devices of all ranks can reach; None if that is not known.
         val_loader: None without validation data.
+        bytes_per_token: of the text, on average over the targets of a validation; None if they or the tokenizer are not known.
         lr: the learning rate of a step.
         remarks: what the run's log says of it.
         hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
@@ -85,6 +91,7 @@ class Run:
     optimizer: Optimizer
     train_loader: DataLoader
     val_loader: DataLoader | None
+    bytes_per_token: float | None
     total_steps: int
     lr: Callable[[int], float]
     remarks: list[str]
@@ -113,6 +120,18 @@ class Run:
         if count == 0:
             raise ValueError("the validation data hold no whole batch")
         return count if limit == -1 else min(count, limit)
+
+    def validation_batches(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """Return the batches of a validation, those of all ranks; none without validation data."""
+        if (own := self.val_loader) is None:
+            return iter(())
+        B, T = own.batch_size, own.seq_len
+        loader = DataLoader(own.files, B, T, vocab_size=self.model.config.vocab_size, rows_per_sample=B)
+        return itertools.islice(loader, self.num_val_batches)
+
+    def bits_per_byte(self, loss: float) -> float | None:
+        """Return a validation loss, in nats per token, in bits per byte of the text; None without a tokenizer."""
+        return None if self.bytes_per_token is None else bits_per_byte(loss, self.bytes_per_token)
 
     @property
     def shuffle(self) -> bool:
@@ -210,12 +229,16 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         optimizer=optimizer,
         train_loader=train_loader,
         val_loader=val_loader,
+        bytes_per_token=None,
         total_steps=total_steps,
         lr=lr_schedule(*_schedule(config, total_steps)),
         remarks=remarks,
         hellaswag_examples=_read_hellaswag(config, model.config),
         gpu_info=_open_gpu_info(config, backend) if world.leads else None,
     )
+    tokenizer = sources.tokenizer if world.leads else None  # another rank may not see the file
+    known = None if tokenizer is None else bytes_per_token(run.validation_batches(), tokenizer)
+    run.bytes_per_token = _shared(world, known)
     world.agree("HellaSwag's file", {"its number of examples": len(run.hellaswag_examples)})
     if saved is not None:
         run.state = _load_state(found, run)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from llmc.checkpoint import checkpoint_files, finished_steps
 from llmc.data.frequencies import FrequencyLosses, frequency_losses
-from llmc.data.loader import DataLoader
 from llmc.distributed.launcher import started_by_launcher
 from llmc.formats.metrics import read_rows
 from llmc.system.fs import shell_word
@@ -45,11 +44,9 @@ def counting_losses(run: Run) -> FrequencyLosses:
         OSError, llmc.Error: if a file cannot be read.
     """
     assert run.val_loader is not None
-    B, T, vocab_size = run.val_loader.batch_size, run.val_loader.seq_len, run.model.config.vocab_size
-    # run.val_loader has this rank's batches only.
-    loader = DataLoader(run.val_loader.files, B, T, vocab_size=vocab_size, rows_per_sample=B)
-    batches = itertools.islice(loader, min(run.num_val_batches, max(1, _MOST_MEASURED // (B * T))))
-    return frequency_losses(run.train_loader.shards, batches, vocab_size)
+    most = max(1, _MOST_MEASURED // (run.val_loader.batch_size * run.val_loader.seq_len))
+    batches = itertools.islice(run.validation_batches(), most)
+    return frequency_losses(run.train_loader.shards, batches, run.model.config.vocab_size)
 
 
 def resume_command(run: Run, change: str = "") -> str:

@@ -454,8 +454,9 @@ class Trainer:
         if self.run.comm is not None:
             losses = self.run.comm.sum(losses)
         loss = math.fsum(losses) / count
-        self.log.validation(self.step, loss)
-        self._history.add(val_step=self.step, val_loss=loss)
+        bits = self.run.bits_per_byte(loss)
+        self.log.validation(self.step, loss, bits)
+        self._history.add(val_step=self.step, val_loss=loss, **({} if bits is None else {"val_bits_per_byte": bits}))
         for callback in self.callbacks:
             callback.on_eval(self, self.step, loss)
         if self.best.update(self.step, loss) and config.save_best and self.run_dir is not None and self.step > 0:
