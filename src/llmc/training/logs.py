@@ -295,7 +295,7 @@ class _Pace:
         return f"{tqdm.format_interval(each * (all_of_them - so_far))} left"
 
 
-def _validated(loss: float, bits_per_byte: float | None) -> str:
+def validation_text(loss: float, bits_per_byte: float | None) -> str:
     """Return a validation loss as a line has it."""
     return f"val loss {loss:.4f}" + ("" if bits_per_byte is None else f" ({bits_per_byte:.4f} bits/byte)")
 
@@ -359,7 +359,7 @@ class BriefConsole(Console):
         self._print(f"{self._place(step)}: {', '.join(filter(None, facts))}")
 
     def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
-        self._tell(step, _validated(loss, bits_per_byte))
+        self._tell(step, validation_text(loss, bits_per_byte))
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._print(f"{self._place(step)}: HellaSwag {correct}/{total} = {correct / total:.4f}")
@@ -475,7 +475,7 @@ class BarConsole(BriefConsole):
     def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
         self._validation = loss, bits_per_byte
         self._fit()
-        self._print(f"step {step}: {_validated(loss, bits_per_byte)}")
+        self._print(f"step {step}: {validation_text(loss, bits_per_byte)}")
 
     def finish(self, mean_milliseconds: float | None) -> None:
         """Leave the bar as it is now, so that what is printed from here on stands below it."""
