@@ -33,6 +33,8 @@ class AdamW(Optimizer):
         ValueError: if a number is out of range.
     """
 
+    name = "adamw"
+
     def __init__(
         self,
         model: Model,
