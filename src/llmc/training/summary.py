@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +72,15 @@ def compare(run: Run) -> Comparison:
 
 def _xz(run: Run) -> float | None:
     shards, tokenizer = run.train_loader.shards, run.sources.tokenizer
-    if tokenizer is None or sum(shard.tokens for shard in shards) > MOST:
+    if tokenizer is None or sum(shard.tokens for shard in shards) + _validated(run) > MOST:
         return None
     held = text_of((targets for _, targets in run.validation_batches()), tokenizer)
     return xz_bits_per_byte(held, text_of((read_shard(shard.path) for shard in shards), tokenizer))
+
+
+def _validated(run: Run) -> int:
+    """Return the tokens of a validation."""
+    return run.num_val_batches * run.config.batch_size * run.config.seq_len
 
 
 def resume_command(run: Run, change: str = "") -> str:
@@ -181,8 +185,7 @@ def _best_file(run: Run, reached: Reached) -> Path | None:
 
 def _losses(run: Run, loss: float, best: BestLoss, file: Path | None, comparison: Comparison | None) -> list[str]:
     """Return the validation loss, and below it those to compare it with: in bits per byte too, if the tokenizer is known."""
-    measured = run.num_val_batches * run.config.batch_size * run.config.seq_len
-    rows = [("validation loss", loss, f"of {measured:,} tokens")]
+    rows = [("validation loss", loss, f"of {_validated(run):,} tokens")]
     if best.loss < loss:
         kept = f", kept as {file.name}" if file is not None else "; --save-best keeps it" if run.run_dir else ""
         rows.append(("lowest validation loss", best.loss, "" if best.step is None else f"at step {best.step}{kept}"))
@@ -205,7 +208,8 @@ def _losses(run: Run, loss: float, best: BestLoss, file: Path | None, comparison
 
 def _one_line(text: str) -> str:
     """Return the beginning of a sample, its lines in one."""
-    return textwrap.shorten(text, _SHOWN, placeholder=" ...") or "(blank)"
+    line = " ".join(text.split())
+    return f"{line[:_SHOWN].rstrip()} ..." if len(line) > _SHOWN else line or "(blank)"
 
 
 def _commands(run: Run, reached: Reached, saved: bool, best: Path | None) -> list[str]:
