@@ -19,7 +19,7 @@ static Tensor elements(const Tensor& t, Range range) {
 }
 
 Optimizer::Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
-                     const OptimizerOptions& options, int moments, Sharding sharding)
+                     const OptimizerOptions& options, int (*moments)(const Parameter&), Sharding sharding)
     : backend_(std::move(backend)), parameters_(std::move(parameters)), norm_(backend_, options.grad_clip),
       rng_{options.seed}, sharding_(std::move(sharding)), state_(parameters_.size()),
       arena_("the optimizer's moments and master weights", 256),
@@ -37,7 +37,7 @@ Optimizer::Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> pa
         s.layers = p.layers;
         s.layer_numel = p.value.numel() / p.layers;
         s.piece = piece_of(s.layer_numel, rank, size);
-        s.moments.resize(static_cast<std::size_t>(moments));
+        s.moments.resize(static_cast<std::size_t>(moments(p)));
         for (Tensor& moment : s.moments)
             arena_.add(moment, "moment", DType::f32, {s.layers * s.piece.size()});
         if (has_master(p.value.dtype, options.master_weights))

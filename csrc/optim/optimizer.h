@@ -83,13 +83,13 @@ class Optimizer {
     // The way back. values: rank 0's, in host memory; the others' are not looked at.
     void scatter(std::size_t parameter, std::size_t kind, std::int64_t layer, const void* values);
     bool sharded() const { return sharding_.comm != nullptr; }
-    std::int64_t bytes() const { return arena_.bytes() + norm_.bytes(); }
+    virtual std::int64_t bytes() const { return arena_.bytes() + norm_.bytes(); }
     const std::shared_ptr<Backend>& backend() const { return backend_; }
 
   protected:
-    // moments: how many are kept of each parameter.
+    // moments: how many are kept of a parameter.
     Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
-              const OptimizerOptions& options, int moments, Sharding sharding);
+              const OptimizerOptions& options, int (*moments)(const Parameter&), Sharding sharding);
     // What state() takes for each weight of a parameter of this dtype.
     static std::int64_t bytes_per_parameter(DType dtype, bool master_weights, int moments);
 

@@ -50,3 +50,8 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     The losses of special tokens, which stand for no byte, are part of it: a model must foresee where a document ends as well.
     """
     return loss / (math.log(2) * bytes_per_token)
+
+
+def nats_per_token(bits_per_byte: float, bytes_per_token: float) -> float:
+    """Return bits per byte of a text as nats per token."""
+    return bits_per_byte * math.log(2) * bytes_per_token

@@ -31,6 +31,7 @@ from llmc.models.config import GPT2Config, ModelConfig
 from llmc.models.gpt2 import GPT2
 from llmc.models.model import Model, default_grad_dtype
 from llmc.optim.adamw import AdamW
+from llmc.optim.muon import Muon
 from llmc.optim.optimizer import Optimizer
 from llmc.optim.schedule import BatchSchedule, lr_schedule, warmup_problem, wsd_decay_begin
 from llmc.system.flops import peak_flops
@@ -325,7 +326,13 @@ def _prepare(config: RunConfig, run_dir: Path | None, world: World, say: Callabl
 
 
 def _check_same(found: FoundCheckpoint, config: RunConfig, fingerprint: list[DataFile]) -> None:
-    """Check that settings and data are those of the checkpoint."""
+    """Check that settings and data are those of the checkpoint, and that its state is that of the run's optimizer."""
+    if (optimizer := found.optimizer) != config.optimizer:
+        raise ValueError(
+            f"{config.output_dir}: the checkpoint of step {found.step} has the state of {optimizer}, the run's optimizer is "
+            f"{config.optimizer}: give --optimizer {optimizer}, or begin another run with these weights "
+            f"(--model {shell_word(config.output_dir or '')})"
+        )
     differences = [] if found.manifest is None else _differences(found.manifest, config, fingerprint)
     if differences and not config.allow_changes:
         raise ValueError(
@@ -374,7 +381,7 @@ def _build_model(
             T=config.seq_len,
             recompute=recompute,
             classifier_rows=classifier_rows,
-            optimizer_bytes=lambda dtype: _optimizer_bytes(config, dtype),
+            optimizer_bytes=lambda dtype: _optimizer_bytes(config, shape, dtype),
             rows=rows,
             grows=rows is not None and rows * config.seq_len * world.size < config.total_batch_size,
             ranks=world.size,
@@ -423,21 +430,23 @@ def _first_weights(
 
 def build_optimizer(config: RunConfig, model: Model, comm: _llmc.Comm | None = None) -> Optimizer:
     """Return the optimizer that the settings ask for, over the parameters of a model; comm: the ranks, if there are several."""
-    return AdamW(
-        model,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        grad_clip=config.grad_clip,
-        master_weights=config.master_weights,
-        comm=comm if config.zero_stage == 1 else None,
-    )
+    options: dict[str, Any] = {
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+        "grad_clip": config.grad_clip,
+        "master_weights": config.master_weights,
+        "comm": comm if config.zero_stage == 1 else None,
+    }
+    if config.optimizer == "muon":
+        return Muon(model, momentum=config.muon_momentum, lr_ratio=config.muon_lr_ratio, **options)
+    return AdamW(model, **options)
 
 
-def _optimizer_bytes(config: RunConfig, dtype: str) -> int:
-    """Return what that optimizer will keep of each parameter on one rank, before there is a model."""
-    whole = AdamW.bytes_per_parameter(dtype, config.master_weights)
-    return -(-whole // config.processes) if config.zero_stage == 1 else whole
+def _optimizer_bytes(config: RunConfig, shape: ModelConfig, dtype: str) -> int:
+    """Return what that optimizer will keep on one rank, before there is a model."""
+    kind = Muon if config.optimizer == "muon" else AdamW
+    return kind.planned_bytes(shape, dtype, config.master_weights, config.processes if config.zero_stage == 1 else 1)
 
 
 def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:
