@@ -217,7 +217,8 @@ def _commands(run: Run, reached: Reached, saved: bool, best: Path | None) -> lis
         prompt = run.config.prompt
         if not prompt or prompt.startswith("-") or "\n" in prompt:
             prompt = "The"
-        commands.append(f"llmc generate {directory if best is None else shell_word(best)} {shell_word(prompt)}")
+        model = directory if best is None else shell_word(best)
+        commands += [f"llmc generate {model} {shell_word(prompt)}", f"llmc generate {model} --interactive"]
     if saved:
         commands.append(_longer_command(run, reached.step))
     return [*commands, f"llmc plot {directory}"]
