@@ -126,23 +126,25 @@ def test_overlapped_reduction(cuda: _llmc.Backend, comm: _llmc.Comm, dtype: str)
     config = llmc.GPT2Config(max_seq_len=32, vocab_size=128, num_layers=2, num_heads=1, channels=64)
     tokens = np.random.default_rng(2).integers(0, 128, (1, 33)).astype(np.int32)
 
-    def gradients(sink: _llmc.Reduction | None) -> tuple[float, list[np.ndarray]]:
+    def gradients(sharded: bool | None) -> tuple[float, list[np.ndarray]]:
         model = llmc.GPT2(config, backend=cuda, dtype=dtype, seed=5)
         model.zero_grad()
-        if sink:
+        begin = time.perf_counter()
+        sink = None
+        if sharded is not None:
+            sink = _llmc.Reduction(comm, llmc.AdamW(model, comm=comm).partition if sharded else None)
             sink.begin([2.0])
         model.forward(tokens[:, :-1])
         model.backward(tokens[:, 1:], sink=sink)
+        if sink is not None:
+            assert sink.notes() == [2.0]
+            assert 0.0 < sink.own_seconds() < time.perf_counter() - begin
         return model.mean_loss, [g.to_host() for g in model.gradient_tensors().values()]
 
     loss, alone = gradients(None)
     for sharded in (False, True):
-        begin = time.perf_counter()
-        sink = _llmc.Reduction(comm, sharded)
-        reduced_loss, reduced = gradients(sink)
+        reduced_loss, reduced = gradients(sharded)
         assert reduced_loss == loss
-        assert sink.notes() == [2.0]
-        assert 0.0 < sink.own_seconds() < time.perf_counter() - begin
         for gradient, expected in zip(reduced, alone):
             np.testing.assert_array_equal(gradient, expected)
 

@@ -79,6 +79,20 @@ def test_collectives(size: int, dtype: str) -> None:
         for x, sums in zip([long, one], expected):
             np.testing.assert_array_equal(as_floats(x.to_host()), sums)
 
+        # One rank owns all of a tensor.
+        owned, one = (tensor(backend, np.resize(values[rank], n), dtype) for n in (2500, 1))
+        comm.reduce_scatter([owned, one], [size - 1, 0])
+        comm.wait()
+        for x, owner in ((owned, size - 1), (one, 0)):
+            sums = np.resize(total, x.numel)
+            np.testing.assert_array_equal(
+                as_floats(x.to_host()), sums if rank == owner else np.resize(values[rank], x.numel)
+            )
+        comm.all_gather([owned, one], [size - 1, 0])
+        comm.wait()
+        for x in (owned, one):
+            np.testing.assert_array_equal(as_floats(x.to_host()), np.resize(total, x.numel))
+
         comm.broadcast([x := tensor(backend, values[rank], dtype)], size - 1)
         comm.wait()
         np.testing.assert_array_equal(as_floats(x.to_host()), values[-1])
@@ -102,6 +116,12 @@ def test_ranks_that_disagree_all_hear_of_it_and_go_on() -> None:
             comm.all_reduce([backend.empty([3], "f32" if rank else "i32")])
         with pytest.raises(ValueError, match="root is 2 of 2"):
             comm.broadcast([backend.empty([3])], 2)
+        with pytest.raises(ValueError, match="all_gather: the owner of f32 .3. is 2 of 2 ranks"):
+            comm.all_gather([backend.empty([3])], [2])
+        with pytest.raises(ValueError, match="all_gather: ranks 0 and 1 bring different arguments"):
+            comm.all_gather([backend.empty([3])], [rank])
+        with pytest.raises(ValueError, match="2 owners of 1 tensors"):
+            comm.reduce_scatter([backend.empty([3])], [0, 1])
         comm.barrier()
 
     in_ranks(2, body)
@@ -149,7 +169,7 @@ def one_run(
     rank, size = (comm.rank, comm.size) if comm else (0, 1)
     randomize(model)
     optimizer = llmc.AdamW(model, weight_decay=0.1, comm=comm if sharded else None)
-    sink = _llmc.Reduction(comm, sharded, size) if comm else None
+    sink = _llmc.Reduction(comm, optimizer.partition, size) if comm else None
     log = []
     for step in data:
         model.zero_grad()
