@@ -29,12 +29,15 @@ from llmc import _llmc
 from llmc.formats.manifest import Checksums, DataFile, LoaderPosition, Manifest, SavedState
 from llmc.formats.model_file import is_pytorch_file, model_file_pieces, read_f32_weights
 from llmc.formats.state_file import (
+    StateSlice,
     TrainState,
     has_writer_tag,
     read_state_file,
     split_master,
+    state_file_optimizer,
     state_file_parts,
     state_file_pieces,
+    state_order,
 )
 from llmc.formats.stream import CheckpointDamaged, ReadableTensor, pieces
 from llmc.models.model import Model
@@ -215,7 +218,7 @@ class Checkpointer:
         self.fs.make_directory(self.directory)
         contents: dict[Path, Iterable[Any]] = {
             files.model: model_file_pieces(tensors.config, tensors.dtype, pieces(tensors.parameters)),
-            files.state: state_file_pieces(state, tensors.moments, tensors.parameters, tensors.lows),
+            files.state: state_file_pieces(state, tensors.optimizer, tensors.moments, tensors.parameters, tensors.lows),
         }
         try:
             for path, content in contents.items():
@@ -266,13 +269,12 @@ def _saved_state(state: TrainState) -> SavedState:
 # ---- what is saved: tensors of a device, or copies of them ----
 
 
-class _Slice(NamedTuple):
-    """A parameter outside of the layers, or what one layer has of a parameter; begin: its place among all parameters."""
+class _Place(NamedTuple):
+    """Of which parameter and layer a slice is, and where it begins among all parameters."""
 
     name: str
     layer: int
     begin: int
-    numel: int
 
 
 @dataclass(frozen=True)
@@ -281,31 +283,27 @@ class _Layout:
 
     Attributes:
         slices: of the parameters.
-        moments: how many the optimizer keeps of each weight.
-        masters: whether it keeps the 16 bits below each bf16 weight.
+        places: of the slices.
+        masters: whether the optimizer keeps the 16 bits below each bf16 weight.
         weight_bytes: of one weight.
     """
 
-    slices: list[_Slice]
-    moments: int
+    slices: list[StateSlice]
+    places: list[_Place]
     masters: bool
     weight_bytes: int
 
     @staticmethod
     def of(model: Model, optimizer: Optimizer) -> _Layout:
-        slices = []
-        begin = 0
+        slices, places, begin = [], [], 0
+        kept = optimizer.state()
         for name, tensor in model.parameter_tensors().items():
             layers = optimizer.layers(name)
             for layer in range(layers):
-                slices.append(_Slice(name, layer, begin, tensor.numel // layers))
+                slices.append(StateSlice(tensor.numel // layers, len(kept[name].moments)))
+                places.append(_Place(name, layer, begin))
                 begin += slices[-1].numel
-        return _Layout(
-            slices,
-            moments=len(next(iter(optimizer.state().values())).moments),
-            masters=optimizer.has_masters,
-            weight_bytes=MEMORY_DTYPES[model.dtype].itemsize,
-        )
+        return _Layout(slices, places, optimizer.has_masters, MEMORY_DTYPES[model.dtype].itemsize)
 
     @property
     def sizes(self) -> list[int]:
@@ -315,21 +313,19 @@ class _Layout:
     @property
     def state(self) -> Iterator[tuple[str, int, int]]:
         """What Optimizer.gather() and scatter() are called with, for all of the state."""
-        for kind in range(self.moments + self.masters):
-            for piece in self.slices:
-                yield piece.name, kind, piece.layer
+        for kind, index in state_order(self.slices, self.masters):
+            yield self.places[index].name, kind, self.places[index].layer
 
     @property
     def file_bytes(self) -> int:
         """What the model file and the state file take; in the latter master weights are whole, f32."""
-        return (self.weight_bytes + 4 * self.moments + 4 * self.masters) * sum(self.sizes)
+        return sum((self.weight_bytes + 4 * s.moments + 4 * self.masters) * s.numel for s in self.slices)
 
     @property
     def copy_bytes(self) -> int:
         """What a copy in memory takes."""
-        numels = self.sizes
-        state = sum(self.moments * _aligned(4 * n) + self.masters * _aligned(2 * n) for n in numels)
-        return _aligned(self.weight_bytes * sum(numels)) + state
+        state = sum(s.moments * _aligned(4 * s.numel) + self.masters * _aligned(2 * s.numel) for s in self.slices)
+        return _aligned(self.weight_bytes * sum(self.sizes)) + state
 
 
 @dataclass
@@ -340,12 +336,14 @@ class _Tensors:
         config: the model's shape.
         dtype: of the parameters, 'f32' or 'bf16'.
         parameters: all of them in one tensor.
-        moments: the first moment of every slice, then the second of every slice, and so on.
+        optimizer: its name.
+        moments: the first moment of every slice, then the second of every slice that has one, and so on.
         lows: the 16 bits below each bf16 weight, slice by slice; empty if there are no master weights.
     """
 
     config: _llmc.GPT2Config
     dtype: str
+    optimizer: str
     parameters: ReadableTensor
     moments: list[ReadableTensor]
     lows: list[ReadableTensor]
@@ -357,8 +355,8 @@ def _tensors(
     """Take the tensors of a checkpoint, or with keep() copies of them. It gathers the state if it is sharded."""
     parameters = keep(model.all_parameters())
     state = [keep(optimizer.gather(*place)) for place in layout.state]
-    moments = layout.moments * len(layout.slices)
-    return _Tensors(model.config.native(), model.dtype, parameters, state[:moments], state[moments:])
+    moments = sum(piece.moments for piece in layout.slices)
+    return _Tensors(model.config.native(), model.dtype, optimizer.name, parameters, state[:moments], state[moments:])
 
 
 def send_state(model: Model, optimizer: Optimizer) -> None:
@@ -480,6 +478,15 @@ class FoundCheckpoint:
             elif not path.is_file():
                 raise CheckpointDamaged(f"{path}: missing, though {self.files.done.name} exists")
 
+    @property
+    def optimizer(self) -> str:
+        """Whose state it has: one of the names of the setting.
+
+        Raises:
+            CheckpointDamaged: if the header of the state file is damaged.
+        """
+        return state_file_optimizer(self.files.state)
+
     def rows_per_sample(self, batch_size: int) -> int:
         """Return how many rows the run shuffles together. llm.c does not say: then batch_size is taken to be as it was."""
         if self.manifest is not None:
@@ -506,30 +513,31 @@ class FoundCheckpoint:
 
         Raises:
             CheckpointDamaged: if the state file is damaged.
+            ValueError: if it is the state of another optimizer.
             llmc.Error: if it cannot be read for another reason.
         """
         layout, parameters = _Layout.of(model, optimizer), model.all_parameters()
 
         def put(kind: int, index: int, values: NDArray[np.float32]) -> None:
-            piece = layout.slices[index]
-            if kind < layout.moments:
-                return optimizer.scatter(piece.name, kind, piece.layer, values)
+            place = layout.places[index]
+            if kind < layout.slices[index].moments:
+                return optimizer.scatter(place.name, kind, place.layer, values)
             if model.dtype == "f32":
-                return parameters.write(piece.begin, values)
+                return parameters.write(place.begin, values)
             high, low = split_master(values)
-            parameters.write(piece.begin, high)
+            parameters.write(place.begin, high)
             if layout.masters:
-                optimizer.scatter(piece.name, kind, piece.layer, low)
+                optimizer.scatter(place.name, kind, place.layer, low)
 
-        saved = read_state_file(self.files.state, layout.sizes, layout.moments, put)
+        saved = read_state_file(self.files.state, optimizer.name, layout.slices, put)
         whole = saved.has_masters
         if not saved.has_masters and model.dtype == "bf16":
             for index, values in enumerate(read_f32_weights(self.files.model, layout.sizes)):
-                put(layout.moments, index, values)
+                put(layout.slices[index].moments, index, values)
                 whole = True
         if layout.masters and not whole:  # the weights are those of the bf16 file
-            for piece in layout.slices:
-                optimizer.scatter(piece.name, layout.moments, piece.layer, np.zeros(piece.numel, np.int16))
+            for place, piece in zip(layout.places, layout.slices):
+                optimizer.scatter(place.name, piece.moments, place.layer, np.zeros(piece.numel, np.int16))
         model.weights_changed()
         order = saved.order if saved.shuffle and shuffle else {name: loader[name] for name in _ORDER}
         if self.manifest is None:

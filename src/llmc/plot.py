@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from llmc import _llmc
 from llmc.formats.metrics import parse_row
+from llmc.optim.schedule import BatchSchedule
 from llmc.system.fs import StrPath, write_atomically
 from llmc.system.toml import load_toml_file
 
@@ -55,14 +56,14 @@ class Run:
         name: what the legend calls the run.
         series: values by step, for each of "train_loss", "val_loss", "hellaswag", "lr", "norm" and "tokens_per_second" that the
             run logged.
-        tokens_per_step: tokens of one update; None if the run does not say, as llm.c's logs do not.
+        batch: the tokens of each update; None if the run does not say, as llm.c's logs do not.
         vocab_size: tokens that its losses choose among; None if the run does not say.
         unreadable: number of lines that were skipped because they are cut off, as by a machine that lost its power.
     """
 
     name: str
     series: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
-    tokens_per_step: int | None = None
+    batch: BatchSchedule | None = None
     vocab_size: int | None = None
     unreadable: int = 0
 
@@ -118,8 +119,9 @@ def read_run(path: StrPath, name: str | None = None) -> Run:
     for log in logs:  # metrics.jsonl comes last: its numbers are not rounded, and replace those of main.log
         _read_log(run, log)
     if (folder / "config.toml").is_file():
-        tokens = load_toml_file(folder / "config.toml").get("total_batch_size")
-        run.tokens_per_step = tokens if isinstance(tokens, int) and tokens > 0 else None
+        settings = load_toml_file(folder / "config.toml")
+        tokens = settings.get("total_batch_size")
+        run.batch = BatchSchedule.of(settings) if isinstance(tokens, int) and tokens > 0 else None
     run.vocab_size = _vocab_size(folder)
     return run
 
@@ -252,7 +254,7 @@ def figure(
     panels = [p for p in _PANELS if any(_is_worth_drawing(runs, name) for name in p[1])]
     if not panels:
         raise ValueError("there is nothing to plot: no step, validation or HellaSwag result was logged")
-    factors = [1 if x == "steps" else _tokens_per_step(run, tokens_per_step) for run in runs]
+    batches = [_batch(run, 1 if x == "steps" else tokens_per_step) for run in runs]
     names, _ = _labels([run.name for run in runs])
     if title is None and len(runs) == 1:
         title = _title(names[0], runs[0])
@@ -264,7 +266,7 @@ def figure(
         )
         for i, (heading, series) in enumerate(panels):
             axes = fig.add_subplot(grid[:, 0] if i == 0 else grid[i - 1, 1])
-            _draw_panel(axes, heading, series, runs, factors, window, baselines)
+            _draw_panel(axes, heading, series, runs, batches, window, baselines)
             if i in (0, len(panels) - 1):
                 axes.set_xlabel(x)
         if len(runs) > 1:
@@ -292,13 +294,13 @@ def _is_worth_drawing(runs: Sequence[Run], name: str) -> bool:
     return len(values) > (1 if name == "lr" else 0)
 
 
-def _tokens_per_step(run: Run, given: int | None) -> int:
-    tokens = given or run.tokens_per_step
-    if tokens is None:
+def _batch(run: Run, given: int | None) -> BatchSchedule:
+    batch = run.batch if given is None else BatchSchedule(given, given, 0)
+    if batch is None:
         raise ValueError(
             f"run '{run.name}' does not say how many tokens a step has (its config.toml would): give tokens_per_step"
         )
-    return tokens
+    return batch
 
 
 def _title(name: str, run: Run) -> str:
@@ -388,12 +390,12 @@ def _draw_panel(
     heading: str,
     series: tuple[str, ...],
     runs: Sequence[Run],
-    factors: Sequence[int],
+    batches: Sequence[BatchSchedule],
     window: int | None,
     baselines: Sequence[str],
 ) -> None:
     curves: list[_Curve] = []
-    for number, (run, factor) in enumerate(zip(runs, factors)):
+    for number, (run, batch) in enumerate(zip(runs, batches)):
         for name in series:
             steps, values = run.xy(name)
             if len(steps):
@@ -401,7 +403,7 @@ def _draw_panel(
                 if name in ("train_loss", "norm"):
                     mean_over = max(1, len(steps) // 40) if window is None else window
                 look = _look(len(curves) if len(runs) == 1 else number)
-                curves.append(_Curve(name, steps, steps * factor, values, look, mean_over))
+                curves.append(_Curve(name, steps, batch.tokens_before(steps), values, look, mean_over))
     lines = _baseline_lines(heading, baselines)
     low, high = _limits(curves, heading, [value for value, _, _ in lines])
     for curve in curves:

@@ -19,6 +19,7 @@ from llmc.commands import plot as command
 from llmc.data.tokenizer import Tokenizer
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2
+from llmc.optim.schedule import BatchSchedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_the_last_value_of_llm_c_log_counts(log: Path) -> None:
     run = plot.read_run(log)
-    assert run.name == "log124M" and run.unreadable == 0 and run.tokens_per_step is None
+    assert run.name == "log124M" and run.unreadable == 0 and run.batch is None
     assert run.series["train_loss"] == {0: 11.01, 1: 10.4, 2: 9.9}
     assert run.series["val_loss"] == {0: 11.03, 2: 10.1}
     assert run.series["hellaswag"] == {2: 0.25}
@@ -76,7 +77,7 @@ def test_the_last_value_of_llm_c_log_counts(log: Path) -> None:
 
 def test_run_directory(run_dir: Path) -> None:
     run = plot.read_run(run_dir)
-    assert run.unreadable == 1 and run.tokens_per_step == 512
+    assert run.unreadable == 1 and run.batch == BatchSchedule(512, 512, 0)
     assert run.series["val_loss"] == {0: 5.5, 20: 3.25}  # one curve from each file
     assert run.best("train_loss") == (19, 3.1) and run.best("hellaswag") == (20, 0.3)
 
@@ -230,6 +231,10 @@ def test_tokens(log: Path, run_dir: Path) -> None:
     assert max(fig.axes[0].get_lines()[0].get_xdata()) == 19 * 512
     with pytest.raises(ValueError, match="log124M.*tokens_per_step"):
         plot.figure([plot.read_run(log)], x="tokens")
+    with open(run_dir / "config.toml", "a") as file:
+        file.write("first_batch_size = 128\nbatch_warmup_steps = 6\n")
+    fig = plot.figure([plot.read_run(run_dir)], x="tokens")
+    assert max(fig.axes[0].get_lines()[0].get_xdata()) == 13 * 512 + 2 * (128 + 256 + 384)
     fig = plot.figure([plot.read_run(log), run], x="tokens", tokens_per_step=10)
     assert max(fig.axes[0].get_lines()[0].get_xdata()) == 20
 

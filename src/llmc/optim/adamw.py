@@ -34,6 +34,8 @@ class AdamW(Optimizer):
         ValueError: if a number is out of range.
     """
 
+    name = "adamw"
+
     def __init__(
         self,
         model: Model,

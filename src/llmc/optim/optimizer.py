@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -27,8 +27,11 @@ class Optimizer:
     A gradient whose norm is infinite or not a number changes nothing: neither weights nor moments.
 
     Attributes:
+        name: as settings and state files have it.
         has_masters: whether it keeps master weights, on this rank or another.
     """
+
+    name: ClassVar[str]
 
     def __init__(self, native: _llmc.Optimizer, has_masters: bool) -> None:
         self._native, self.has_masters = native, has_masters

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from llmc.formats.metrics import format_row
+from llmc.optim.schedule import BatchSchedule
 from llmc.system.terminal import harmless
 from llmc.training.settings import RunConfig, TrainConfig
 
@@ -253,15 +254,19 @@ class LineConsole(Console):
             self._print(f"total average iteration time: {mean_milliseconds:f} ms")
 
 
+_ALIKE = BatchSchedule(1, 1, 0)  # a run all of whose steps have the same tokens
+
+
 class _Pace:
     """How long a run takes, by its steps so far and all that comes between them. The first step, which warms up, is left out.
 
     Args:
         clock: returns the time in seconds.
+        batch: the tokens of its steps, which take time in proportion.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], batch: BatchSchedule) -> None:
+        self._clock, self._batch = clock, batch
         self._start = clock()
         self._first: tuple[int, float] | None = None  # steps done after the first, and when
         self._last = (0, 0.0)  # the same after the newest
@@ -284,8 +289,9 @@ class _Pace:
             return f"in {tqdm.format_interval(self._clock() - self._start)}"
         if self._first is None or done == self._first[0]:
             return ""
-        each = (now - self._first[1]) / (done - self._first[0])
-        return f"{tqdm.format_interval(each * (total - done))} left"
+        first, so_far, all_of_them = (int(n) for n in self._batch.tokens_before([self._first[0], done, total]))
+        each = (now - self._first[1]) / (so_far - first)
+        return f"{tqdm.format_interval(each * (all_of_them - so_far))} left"
 
 
 class BriefConsole(Console):
@@ -295,13 +301,20 @@ class BriefConsole(Console):
         every: print a line after so many steps without a validation; 0 or -1, as of val_every: twenty lines in the whole run.
         out: the stream to print to; None is stdout.
         clock: returns the time in seconds.
+        batch: the tokens of the run's steps.
     """
 
-    def __init__(self, every: int = 0, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        every: int = 0,
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        batch: BatchSchedule = _ALIKE,
+    ) -> None:
         super().__init__(out)
-        self._every, self._clock = every, clock
+        self._every, self._clock, self._batch = every, clock, batch
         self._total = 0
-        self._pace = _Pace(clock)
+        self._pace = _Pace(clock, batch)
         self._last: StepInfo | None = None
         self._told = 0  # the step of the last line
 
@@ -312,7 +325,7 @@ class BriefConsole(Console):
         # A run that is watched may be resumed from an earlier step.
         if self._last is not None and self._last.step + 1 != step:
             self._last = None
-        self._pace = _Pace(self._clock)
+        self._pace = _Pace(self._clock, self._batch)
 
     def step(self, info: StepInfo) -> None:
         # Whether a validation follows a step is known when the next step comes.
@@ -374,10 +387,16 @@ class BarConsole(BriefConsole):
     Args:
         out: the terminal; None is stdout.
         clock: returns the time in seconds.
+        batch: the tokens of the run's steps.
     """
 
-    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(out=out, clock=clock)
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        batch: BatchSchedule = _ALIKE,
+    ) -> None:
+        super().__init__(out=out, clock=clock, batch=batch)
         self._bar: Any = None
         self._widget = False
         self._validation: float | None = None
@@ -584,10 +603,11 @@ def open_logs(config: RunConfig, run_dir: Path | None, step: int) -> Logs:
     if mode == "auto":
         mode = "bar" if shows_bar() else "brief"
     logs: list[Log] = []
+    batch = BatchSchedule.of(config.to_dict())
     if mode == "bar":
-        logs.append(BarConsole())
+        logs.append(BarConsole(batch=batch))
     elif mode == "brief":
-        logs.append(BriefConsole(config.val_every))
+        logs.append(BriefConsole(config.val_every, batch=batch))
     elif mode == "lines":
         logs.append(LineConsole())
     if run_dir is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from llmc.models.gpt2 import GPT2
 from llmc.models.model import Model, default_grad_dtype
 from llmc.optim.adamw import AdamW
 from llmc.optim.optimizer import Optimizer
-from llmc.optim.schedule import lr_schedule, warmup_problem
+from llmc.optim.schedule import BatchSchedule, lr_schedule, warmup_problem, wsd_decay_begin
 from llmc.system.flops import peak_flops
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
@@ -50,7 +51,8 @@ class Run:
         reduction: sums gradients over the ranks; None for a process alone.
         notes: what the ranks tell each other by it.
         config: the settings; recompute and classifier_rows are those that were chosen.
-        rows: of each rank in an update, if the settings or the run that goes on say so, so that batch_size must divide them; else None.
+        rows: of each rank in an update, of the first if they grow, if the settings or the run that goes on say so, so that batch_size
+            must divide them; else None.
         run_dir: None if nothing is kept. Rank 0 alone reads and writes it.
         fingerprint: sizes and checksums of the data; a checkpoint remembers them.
         state: of the checkpoint that the run continues, which model and optimizer have already; None for a new run.
@@ -89,10 +91,14 @@ class Run:
     hellaswag_examples: list[Example]
     gpu_info: GpuInfo | None
 
-    @property
-    def grad_accum(self) -> int:
-        """Micro-batches of an update on each rank."""
-        return self.config.total_batch_size // (self.config.batch_size * self.config.seq_len * self.world.size)
+    @cached_property
+    def batch(self) -> BatchSchedule:
+        """The tokens of each update."""
+        return BatchSchedule.of(self.config.to_dict())
+
+    def grad_accum(self, step: int) -> int:
+        """Return the micro-batches of an update on each rank."""
+        return self.batch.tokens(step) // (self.config.batch_size * self.config.seq_len * self.world.size)
 
     @property
     def num_val_batches(self) -> int:
@@ -128,12 +134,13 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     """
     device, backend = open_device(given.device, world.cpus(given.threads), world.local_rank)
     found = _find_checkpoint(given, say) if world.leads else None
-    # The settings of the checkpoint, which may be empty, or None if there is no checkpoint.
+    # The settings of the checkpoint, which may be empty, or None if there is no checkpoint; and its step.
     saved = _shared(world, None if found is None else {} if found.manifest is None else found.manifest.config)
-    config = resolve(given, device, rank=world.rank, ranks=world.size, saved=saved)
+    begun = _shared(world, 0 if found is None else found.step)
+    config = resolve(given, device, rank=world.rank, ranks=world.size, saved=saved, begun=begun)
     if given.batch_size not in (None, config.batch_size):
         say(
-            f"batch_size is {config.batch_size}, not {given.batch_size}: it divides the run's {config.total_batch_size} tokens of an "
+            f"batch_size is {config.batch_size}, not {given.batch_size}: it divides the run's {_fewest_tokens(config, begun)} tokens of an "
             f"update among {counted(world.size, 'rank')}"
         )
     if given.sample_tokens is not None and given.sample_tokens > config.sample_tokens:
@@ -162,7 +169,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         _check_same(found, config, fingerprint)
     config = _as_before(config, saved)
     told = given.total_batch_size != -1 or (saved or {}).get("total_batch_size", -1) != -1
-    rows = config.total_batch_size // (config.seq_len * world.size) if told else None
+    rows = _fewest_tokens(config, begun) // (config.seq_len * world.size) if told else None
     model, weight_origin, memory = _build_model(config, backend, sources, found, world, rows)
     if model.dtype == "bf16" and not backend.info().bf16_arithmetic:
         say(
@@ -180,7 +187,6 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         config = config.replace(warmup_steps=min(config.warmup_steps, total_steps // 2))
     remarks = []
     if saved is not None:
-        begun = _shared(world, None if found is None else found.step)
         remarks += _check_length(config, saved, begun, total_steps, train_loader)
     if problem := warmup_problem(*_schedule(config, total_steps)):
         remarks.append(f"warning: {problem}")
@@ -347,6 +353,7 @@ def _build_model(
             classifier_rows=classifier_rows,
             optimizer_bytes=lambda dtype: _optimizer_bytes(config, dtype),
             rows=rows,
+            grows=rows is not None and rows * config.seq_len * world.size < config.total_batch_size,
             ranks=world.size,
             sharing=world.local_size,
             begun=first["begun"],
@@ -485,25 +492,34 @@ def _check_patience(config: RunConfig, val_loader: DataLoader | None) -> None:
         raise ValueError(f"patience is {config.patience}, but {why}: the run is not validated on the way")
 
 
+def _fewest_tokens(config: RunConfig, begun: int) -> int:
+    """Return the tokens of the smallest update from a step on; all others have a multiple of them."""
+    batch = BatchSchedule.of(config.to_dict())
+    return batch.first if begun < batch.warmup_steps else batch.full
+
+
 def _total_steps(config: RunConfig, loader: DataLoader) -> int:
     if config.max_steps != -1:
         return config.max_steps
-    steps = loader.num_tokens // config.total_batch_size
+    batch = BatchSchedule.of(config.to_dict())
+    steps = batch.steps(loader.num_tokens)
     if steps == 0:
+        name = "total_batch_size" if batch.first == batch.full else "first_batch_size"
         raise ValueError(
-            f"the data hold {loader.num_tokens} tokens, less than the {config.total_batch_size} of one update "
-            "(total_batch_size); give a number of steps to go over them several times (--max-steps)"
+            f"the data hold {loader.num_tokens} tokens, less than the {batch.tokens(0)} of one update "
+            f"({name}); give a number of steps to go over them several times (--max-steps)"
         )
     return steps
 
 
 # The settings that the learning rate of a step depends on.
-_OF_SCHEDULE = ("max_steps", "schedule", "learning_rate", "warmup_steps", "final_lr_frac")
+_OF_SCHEDULE = ("max_steps", "schedule", "learning_rate", "warmup_steps", "final_lr_frac", "decay_frac")
 
 
-def _schedule(config: RunConfig, total_steps: int) -> tuple[str, float, int, int, float]:
+def _schedule(config: RunConfig, total_steps: int) -> tuple[str, float, int, int, float, float]:
     """Return the arguments of lr_schedule()."""
-    return config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac
+    c = config
+    return c.schedule, c.learning_rate, c.warmup_steps, total_steps, c.final_lr_frac, c.decay_frac
 
 
 def _check_length(
@@ -522,7 +538,7 @@ def _check_length(
     old_steps = _total_steps(before, loader)
     old, new = (lr_schedule(*_schedule(c, n))(step) for c, n in ((before, old_steps), (config, total_steps)))
     what = ", ".join(f"{n} was {getattr(before, n)}, is {getattr(config, n)}" for n in changed)
-    later = int(0.8 * total_steps)
+    later = wsd_decay_begin(total_steps, config.decay_frac)
     falls = f", and falls from step {later} on" if config.schedule == "wsd" and step < later else ""
     if old == new:
         return [f"{what}: the learning rate goes on at {new:.3g}{falls}"]

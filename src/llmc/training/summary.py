@@ -120,8 +120,10 @@ def summary(run: Run, reached: Reached, counting: FrequencyLosses | None) -> str
     lines = []
     steps = reached.step - reached.first_step
     if steps > 0:
-        tokens = counted(steps * run.config.total_batch_size, "token")
-        lines.append(f"trained {counted(steps, 'step')} ({tokens}) in {duration(reached.seconds)}")
+        begin, end = run.batch.tokens_before([reached.first_step, reached.step])
+        lines.append(
+            f"trained {counted(steps, 'step')} ({counted(int(end - begin), 'token')}) in {duration(reached.seconds)}"
+        )
     if reached.val_loss is not None:
         lines += _losses(run, reached.val_loss, reached.best, counting)
     if run.run_dir is None:

@@ -106,7 +106,7 @@ class Trainer:
         self.config, self.run_dir, self.sources = run.config, run.run_dir, run.sources
         self.model, self.optimizer, self.lr = run.model, run.optimizer, run.lr
         self.train_loader, self.val_loader = run.train_loader, run.val_loader
-        self.total_steps, self.grad_accum = run.total_steps, run.grad_accum
+        self.total_steps = run.total_steps
         self.tokenizer = self.sources.tokenizer
         self.fs = fs
 
@@ -296,7 +296,7 @@ class Trainer:
         self._step_begin = None
 
     def train_step(self) -> StepInfo:
-        """Make one update: grad_accum micro-batches, then the optimizer, unless loss or gradients forbid it."""
+        """Make one update: as many micro-batches as it has, then the optimizer, unless loss or gradients forbid it."""
         # A process alone waits for the update to end, so that its time is that of the whole. Ranks do not: what is left of an update
         # runs beside the next one's begin, so that time is measured from end to end.
         start = self._step_begin or time.perf_counter()
@@ -307,11 +307,12 @@ class Trainer:
         model.zero_grad()
         if reduction is not None:
             reduction.begin(self.run.notes.written(self._signals.received, self._own_seconds))
-        for micro in range(self.grad_accum):
+        grad_accum = self.run.grad_accum(self.step)
+        for micro in range(grad_accum):
             inputs, targets = self.train_loader.next_batch()
             model.forward(inputs)
-            last = micro == self.grad_accum - 1
-            model.backward(targets, 1.0 / (self.grad_accum * self.world.size), reduction if last else None)
+            last = micro == grad_accum - 1
+            model.backward(targets, 1.0 / (grad_accum * self.world.size), reduction if last else None)
         norm, loss = optimizer.measure(), model.mean_loss  # here the host waits for the device
         if reduction is not None:
             self._read_notes(reduction)
@@ -354,7 +355,9 @@ class Trainer:
 
     def _after_step(self, info: StepInfo) -> None:
         self.log.step(info)
-        if self.world.leads and (line := self._slowness.update(info.seconds, self.total_steps - self.step)):
+        # While the batch warms up, steps take longer and longer by themselves.
+        full = info.step >= self.run.batch.warmup_steps
+        if full and self.world.leads and (line := self._slowness.update(info.seconds, self.total_steps - self.step)):
             self.log.text(line)
         if self.run.gpu_info is not None and self.step % self.config.gpu_info_every == 0:
             self.log.text(self.run.gpu_info.line())
@@ -393,7 +396,7 @@ class Trainer:
     def _info(
         self, loss: float, norm: float, lr: float, loss_z: float, grad_z: float, skipped: str, seconds: float
     ) -> StepInfo:
-        tokens = self.config.total_batch_size
+        tokens = self.run.batch.tokens(self.step)
         flops = self.model.config.flops_per_token(self.config.seq_len) * tokens / seconds
         return StepInfo(
             step=self.step,
