@@ -6,7 +6,7 @@
 
 namespace llmc {
 
-Partition::Partition(std::span<const Parameter> parameters, bool whole_matrices, int ranks) {
+Partition::Partition(std::span<const Parameter> parameters, const std::vector<bool>& whole, int ranks) {
     struct Layer {
         std::size_t parameter;
         std::int64_t layer, unit, numel;
@@ -15,7 +15,7 @@ Partition::Partition(std::span<const Parameter> parameters, bool whole_matrices,
     for (std::size_t i = 0; i < parameters.size(); ++i) {
         const Parameter& p = parameters[i];
         owners_.emplace_back(static_cast<std::size_t>(p.layers), kEachRank);
-        for (std::int64_t l = 0; whole_matrices && p.matrices > 0 && l < p.layers; ++l)
+        for (std::int64_t l = 0; whole[i] && l < p.layers; ++l)
             layers.push_back({i, l, p.first_unit + l, p.grad.numel() / p.layers});
     }
     std::stable_sort(layers.begin(), layers.end(), [](const Layer& a, const Layer& b) {

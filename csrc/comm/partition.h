@@ -45,10 +45,10 @@ struct Divided {
 // How a model's parameters are divided. Every rank comes to the same.
 class Partition {
   public:
-    // whole_matrices: each layer of a parameter that holds matrices has one owner. The largest are given out first, each to
-    // the rank that has the least so far, and among those to the one that has the least of its unit: so owners have about
-    // as much, and work side by side.
-    Partition(std::span<const Parameter> parameters, bool whole_matrices, int ranks);
+    // whole: of which parameters each layer has one owner. The largest layers are given out first, each to the rank that has
+    // the least so far, and among those to the one that has the least of its unit: so owners have about as much, and work
+    // side by side.
+    Partition(std::span<const Parameter> parameters, const std::vector<bool>& whole, int ranks);
 
     int owner(std::size_t parameter, std::int64_t layer) const;
     // A gradient as backward() names it: a layer of a parameter's. Throws ArgumentError if it is none.

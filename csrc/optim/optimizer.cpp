@@ -19,7 +19,8 @@ static Tensor elements(const Tensor& t, Range range) {
 }
 
 Optimizer::Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
-                     const OptimizerOptions& options, int moments, Sharding sharding, bool whole_matrices)
+                     const OptimizerOptions& options, Treatment (*treatment)(const Parameter&),
+                     Sharding sharding)
     : backend_(std::move(backend)), parameters_(std::move(parameters)), norm_(backend_, options.grad_clip),
       rng_{options.seed}, sharding_(std::move(sharding)), state_(parameters_.size()),
       arena_("the optimizer's moments and master weights", 256),
@@ -30,7 +31,9 @@ Optimizer::Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> pa
         LLMC_CHECK(sharding_.arrivals != nullptr, "an optimizer among ranks needs the model's Arrivals");
         LLMC_CHECK(&sharding_.comm->backend() == backend_.get(),
                    "the Comm is of another backend than the model");
-        partition_ = std::make_shared<Partition>(parameters_, whole_matrices, size);
+        std::vector<bool> whole;
+        for (const Parameter& p : parameters_) whole.push_back(treatment(p).whole);
+        partition_ = std::make_shared<Partition>(parameters_, whole, size);
     }
     for (std::size_t i = 0; i < state_.size(); ++i) {
         const Parameter& p = parameters_[i];
@@ -42,7 +45,7 @@ Optimizer::Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> pa
             s.layers.push_back({piece_of(s.layer_numel, rank, size, owner(i, l)), kept});
             kept += s.layers.back().piece.size();
         }
-        s.moments.resize(static_cast<std::size_t>(moments));
+        s.moments.resize(static_cast<std::size_t>(treatment(p).moments));
         for (Tensor& moment : s.moments) arena_.add(moment, "moment", DType::f32, {kept});
         if (has_master(p.value.dtype, options.master_weights))
             arena_.add(s.master, "master", DType::i16, {kept});

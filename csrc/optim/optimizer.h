@@ -91,13 +91,17 @@ class Optimizer {
     bool sharded() const { return partition_ != nullptr; }
     // Which rank updates what; null: this process updates everything.
     const std::shared_ptr<const Partition>& partition() const { return partition_; }
-    std::int64_t bytes() const { return arena_.bytes() + norm_.bytes(); }
+    virtual std::int64_t bytes() const { return arena_.bytes() + norm_.bytes(); }
     const std::shared_ptr<Backend>& backend() const { return backend_; }
 
   protected:
-    // moments: how many are kept of each parameter. whole_matrices: a layer with matrices is not updated in pieces.
+    // What an optimizer keeps of a parameter, and how it updates it.
+    struct Treatment {
+        int moments;
+        bool whole = false;  // a layer cannot be updated in pieces, and has one owner among ranks
+    };
     Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
-              const OptimizerOptions& options, int moments, Sharding sharding, bool whole_matrices = false);
+              const OptimizerOptions& options, Treatment (*treatment)(const Parameter&), Sharding sharding);
     // What state() takes for each weight of a parameter of this dtype.
     static std::int64_t bytes_per_parameter(DType dtype, bool master_weights, int moments);
 

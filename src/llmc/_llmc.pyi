@@ -36,6 +36,8 @@ __all__: list[str] = [
     "Model",
     "ModelOptions",
     "Mt19937",
+    "Muon",
+    "MuonStep",
     "Optimizer",
     "ParameterSpec",
     "Partition",
@@ -245,6 +247,12 @@ class AdamWOperands:
     @property
     def v(self) -> Tensor | None: ...
 
+class MuonStep:
+    """
+    The numbers of muon_update: param -= lr (scale direction + weight_decay param).
+    """
+    def __init__(self, lr: float, scale: float, weight_decay: float, seed: int = 0, first: int = 0) -> None: ...
+
 class SamplerOptions:
     """
     How a token is chosen from logits: csrc/core/sampler.h.
@@ -412,6 +420,24 @@ class Backend:
         """
         Compute pre (N,OC) as matmul_forward does, and out = gelu(pre).
         """
+    def muon_momentum(
+        self, out: Tensor, m: Tensor, grad: Tensor, factor: Tensor, momentum: float, nesterov: bool
+    ) -> None:
+        """
+        Update m by the gradient g = grad * factor: m = lerp(g, m, momentum). Compute out = lerp(g, m, momentum), or m unless nesterov.
+        """
+    def muon_update(self, param: Tensor, master: Tensor, direction: Tensor, factor: Tensor, step: MuonStep) -> None:
+        """
+        Update param by lr * (scale * direction + weight_decay * param). master as of adamw; factor only says by being finite that there is an update.
+        """
+    def newton_schulz(
+        self, out: Tensor, inp: Tensor, gram: Tensor, polynomial: Tensor, norms: Tensor, steps: int
+    ) -> None:
+        """
+        Compute out (R,C) = inp with all singular values near 1, by steps of Newton-Schulz's iteration.
+
+        inp, gram and polynomial (k,k), k = min(R,C), and norms (NORM_DIGITS + 2) f32 are overwritten.
+        """
     def residual_forward(self, out: Tensor, a: Tensor, b: Tensor) -> None:
         """
         Compute out = a + b, in any shape.
@@ -420,9 +446,17 @@ class Backend:
         """
         Choose tokens (N) i32, or faults for token_of(), from logits (N,Vp) f32 by coins (N) f32 in [0, 1).
         """
+    def scale(self, out: Tensor, inp: Tensor, factor: Tensor, scale: float) -> None:
+        """
+        Compute out = scale * factor * inp, in any shape, for factor (1) f32.
+        """
     def set_option(self, name: str, value: str) -> None:
         """
         Set an option of the backend, such as 'attention' to 'flash' on 'cuda': doc/cuda.md lists them.
+        """
+    def shifted_sum(self, out: Tensor, x: Tensor, y: Tensor, a: float, b: float, c: float) -> None:
+        """
+        Compute out = a I + b x + c y of square matrices (N,N).
         """
     def sum(self, out: Tensor, inp: Tensor, scale: float = 1.0) -> None:
         """
@@ -436,7 +470,7 @@ class Backend:
         """
         Drop packed copies of this memory.
 
-        Call once for memory that holds weights, and again after writing them by any other way than zero, copy, from_host, adamw or adamw_many.
+        Call once for memory that holds weights, and again after writing them by any other way than zero, copy, from_host, adamw, adamw_many or muon_update.
         """
     def workspace_bytes(self, B: int, T: int, C: int, NH: int, dtype: str) -> int:
         """
@@ -687,6 +721,11 @@ class ParameterSpec:
     def decay(self) -> bool:
         """
         Weight decay applies to it.
+        """
+    @property
+    def matrices(self) -> int:
+        """
+        How many matrices each layer's value is, one below the other, for Muon; 0 if it takes none of it.
         """
     @property
     def name(self) -> str:
@@ -1084,6 +1123,28 @@ class AdamW(Optimizer):
         weight_decay: float = 0.0,
         grad_clip: float = 1.0,
         decay_all: bool = False,
+        master_weights: bool = True,
+        seed: int = 13371337,
+        comm: Comm | None = None,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """
+    Muon over a model's matrices, AdamW over the rest: csrc/optim/muon.h. llmc.Muon is made of it.
+    """
+    def __init__(
+        self,
+        model: Model,
+        momentum: float = 0.949999988079071,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        lr_ratio: float = 1.0,
+        adjust_lr: str = "match_rms_adamw",
+        beta1: float = 0.8999999761581421,
+        beta2: float = 0.949999988079071,
+        eps: float = 9.99999993922529e-09,
+        weight_decay: float = 0.0,
+        grad_clip: float = 1.0,
         master_weights: bool = True,
         seed: int = 13371337,
         comm: Comm | None = None,
