@@ -204,7 +204,7 @@ def train(comm: _llmc.Comm | None, backend: _llmc.Backend, settings: dict[str, A
     part = data[rank * rows // size : (rank + 1) * rows // size]
     sharded = settings["sharded"]
     model = llmc.GPT2(CONFIG, backend=backend, dtype=settings["dtype"], seed=3)
-    optimizer = llmc.AdamW(model, weight_decay=0.1, comm=comm if sharded else None)
+    optimizer = getattr(llmc, settings["optimizer"])(model, weight_decay=0.1, comm=comm if sharded else None)
     sink = _llmc.Reduction(comm, optimizer.partition, 2) if comm else None
     losses, norms, seconds = [], [], []
     for _ in range(steps):

@@ -193,11 +193,14 @@ def test_a_rank_that_is_stopped(in_ranks: Callable[..., list[Any]]) -> None:
     assert in_ranks("killed", 2, lost=1, stopped=True, watcher=0) == [["all_reduce"]]
 
 
-@pytest.mark.parametrize("dtype,sharded,size", [("f32", True, 2), ("bf16", True, 4), ("f32", False, 2)])
+@pytest.mark.parametrize(
+    "optimizer,dtype,sharded,size",
+    [("AdamW", "f32", True, 2), ("AdamW", "bf16", True, 4), ("AdamW", "f32", False, 2), ("Muon", "f32", True, 4)],
+)
 def test_ranks_train_as_one_process_does(
-    in_ranks: Callable[..., list[Any]], dtype: str, sharded: bool, size: int
+    in_ranks: Callable[..., list[Any]], optimizer: str, dtype: str, sharded: bool, size: int
 ) -> None:
-    settings = {"dtype": dtype, "sharded": sharded}
+    settings = {"optimizer": optimizer, "dtype": dtype, "sharded": sharded}
     [alone] = in_ranks("train", 0, **settings)
     results = in_ranks("train", size, **settings)
     assert all(r == results[0] for r in results)
