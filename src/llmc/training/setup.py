@@ -214,7 +214,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     run = Run(
         world=world,
         comm=comm,
-        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.sharded, notes.count),
+        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.partition, notes.count),
         notes=notes,
         config=config,
         rows=rows,
