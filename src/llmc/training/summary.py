@@ -135,6 +135,7 @@ def summary(run: Run, reached: Reached, counting: FrequencyLosses | None) -> str
     model = checkpoint_files(directory, saved[-1]).model if saved else None
     best = directory / "best.bin"
     names = [f"the checkpoint {model.name}"] if model is not None else []
+    names += [checkpoint_files(directory, saved[-1]).average.name] if saved and run.average is not None else []
     names += [name for name in ("best.bin", "loss.png", "metrics.jsonl") if (directory / name).exists()]
     lines.append(f"{directory} has {', '.join(names)}")
     lines += [
