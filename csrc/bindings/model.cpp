@@ -65,7 +65,10 @@ void bind_model(py::module_& m) {
         .def_readonly("per_layer", &ParameterSpec::per_layer,
                       "Each layer has one; all are stacked in one tensor.")
         .def_readonly("decay", &ParameterSpec::decay, "Weight decay applies to it.")
-        .def_readonly("padding", &ParameterSpec::padding, "How many of the last rows are zero and stay so.");
+        .def_readonly("padding", &ParameterSpec::padding, "How many of the last rows are zero and stay so.")
+        .def_readonly("matrices", &ParameterSpec::matrices,
+                      "How many matrices each layer's value is, one below the other, for Muon; 0 if it takes "
+                      "none of it.");
     py::class_<MemoryPlan>(m, "MemoryPlan", "The memory that a training run takes, in bytes by purpose.")
         .def_readonly("parameters", &MemoryPlan::parameters, "The weights.")
         .def_readonly("gradients", &MemoryPlan::gradients, "The gradients of the weights.")

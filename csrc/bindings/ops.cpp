@@ -100,6 +100,13 @@ void bind_ops(py::module_& m) {
         .def_readonly("v", &BoundAdamWOperands::v)
         .def_readonly("grad", &BoundAdamWOperands::grad);
 
+    py::class_<MuonStep>(m, "MuonStep",
+                         "The numbers of muon_update: param -= lr (scale direction + weight_decay param).")
+        .def(py::init([](float lr, float scale, float weight_decay, std::uint32_t seed, std::int64_t first) {
+                 return MuonStep{lr, scale, weight_decay, seed, first};
+             }),
+             "lr"_a, "scale"_a, "weight_decay"_a, "seed"_a = 0, "first"_a = 0);
+
     m.attr("NORM_DIGITS") = kNormDigits;
     m.attr("UNIT_DIGIT") = kUnitDigit;
 
@@ -161,8 +168,7 @@ void bind_ops(py::module_& m) {
         .def("weights_changed", op(&Backend::weights_changed), "weights"_a,
              "Drop packed copies of this memory.\n\n"
              "Call once for memory that holds weights, and again after writing them by any other way than "
-             "zero, "
-             "copy, from_host, adamw or adamw_many.")
+             "zero, copy, from_host, adamw, adamw_many or muon_update.")
         .def("encoder_forward", op(&Backend::encoder_forward), "out"_a, "inp"_a, "wte"_a, "wpe"_a,
              "start"_a = none,
              "Embed tokens inp (B,T): out (B,T,C) = wte (Vp,C) by token + wpe (maxT,C) by position, from "
@@ -216,6 +222,23 @@ void bind_ops(py::module_& m) {
              "Update param, m and v by the gradient grad * factor. master, i16 or None, holds the 16 bits "
              "below "
              "a bf16 param.")
+        .def("muon_momentum", op(&Backend::muon_momentum), "out"_a, "m"_a, "grad"_a, "factor"_a, "momentum"_a,
+             "nesterov"_a,
+             "Update m by the gradient g = grad * factor: m = lerp(g, m, momentum). Compute out = lerp(g, m, "
+             "momentum), or m unless nesterov.")
+        .def("muon_update", op(&Backend::muon_update), "param"_a, "master"_a, "direction"_a, "factor"_a,
+             "step"_a,
+             "Update param by lr * (scale * direction + weight_decay * param). master as of adamw; factor "
+             "only says by being finite that there is an update.")
+        .def("scale", op(&Backend::scale), "out"_a, "inp"_a, "factor"_a, "scale"_a,
+             "Compute out = scale * factor * inp, in any shape, for factor (1) f32.")
+        .def("shifted_sum", op(&Backend::shifted_sum), "out"_a, "x"_a, "y"_a, "a"_a, "b"_a, "c"_a,
+             "Compute out = a I + b x + c y of square matrices (N,N).")
+        .def("newton_schulz", op(&Backend::newton_schulz), "out"_a, "inp"_a, "gram"_a, "polynomial"_a,
+             "norms"_a, "steps"_a,
+             "Compute out (R,C) = inp with all singular values near 1, by steps of Newton-Schulz's "
+             "iteration.\n\n"
+             "inp, gram and polynomial (k,k), k = min(R,C), and norms (NORM_DIGITS + 2) f32 are overwritten.")
         .def("fused_residual_layernorm_forward", op(&Backend::fused_residual_layernorm_forward), "residual"_a,
              "out"_a, "mean"_a, "rstd"_a, "a"_a, "b"_a, "weight"_a, "bias"_a,
              "Compute residual (N,C) = a + b, and the layernorm out (N,C) of it. Keeps mean and rstd (N).")

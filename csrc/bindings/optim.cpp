@@ -3,6 +3,7 @@
 
 #include "bindings/model.h"
 #include "optim/adamw.h"
+#include "optim/muon.h"
 
 namespace llmc {
 
@@ -38,6 +39,20 @@ struct BoundAdamW : BoundOptimizer {
                               model.model->backend(), model.model->parameters(), options,
                               Sharding{std::move(comm), model.model->arrivals()})))} {}
 };
+
+struct BoundMuon : BoundOptimizer {
+    BoundMuon(const BoundModel& model, const MuonOptions& options, std::shared_ptr<Comm> comm)
+        : BoundOptimizer{model, (options.validate(),  // before parameters() allocates the gradients
+                                 let_others_run(std::make_shared<Muon>(
+                                     model.model->backend(), model.model->parameters(), options,
+                                     Sharding{std::move(comm), model.model->arrivals()})))} {}
+};
+
+MuonAdjust adjust_from_name(const std::string& name) {
+    if (name == "original") return MuonAdjust::original;
+    if (name == "match_rms_adamw") return MuonAdjust::match_rms_adamw;
+    throw ArgumentError(filled("adjust_lr is '{}', expected 'original' or 'match_rms_adamw'", name));
+}
 
 }  // namespace
 
@@ -123,11 +138,17 @@ void bind_optim(py::module_& m) {
             "master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.")
         .def_property_readonly(
             "sharded", [](const BoundOptimizer& self) { return self.optimizer->sharded(); },
-            "Whether this rank keeps the state of its own pieces only (ZeRO-1).")
+            "Whether this rank keeps the state of what it updates only (ZeRO-1).")
+        .def_property_readonly(
+            "partition",
+            [](const BoundOptimizer& self) {
+                return std::const_pointer_cast<Partition>(self.optimizer->partition());  // nothing changes it
+            },
+            "Which rank updates what, for Reduction; None if this process updates everything.")
         .def(
             "layers",
             [](const BoundOptimizer& self, const std::string& name) {
-                return self.optimizer->state()[self.index(name)].layers;
+                return self.optimizer->state()[self.index(name)].layers.size();
             },
             "name"_a, "Return how many layers of a parameter are stacked; 1 if it has none.")
         .def(
@@ -191,6 +212,26 @@ void bind_optim(py::module_& m) {
             },
             "dtype"_a, "master_weights"_a,
             "Return the bytes that AdamW keeps of each weight of a model of this dtype.");
+
+    py::class_<BoundMuon, BoundOptimizer>(m, "Muon",
+                                          "Muon over a model's matrices, AdamW over the rest: "
+                                          "csrc/optim/muon.h. llmc.Muon is made of it.")
+        .def(py::init([](const BoundModel& model, float momentum, bool nesterov, int ns_steps, float lr_ratio,
+                         const std::string& adjust_lr, float beta1, float beta2, float eps,
+                         float weight_decay, float grad_clip, bool master_weights, std::uint64_t seed,
+                         std::optional<std::shared_ptr<Comm>> comm) {
+                 MuonOptions o;
+                 o.momentum = momentum, o.nesterov = nesterov, o.ns_steps = ns_steps, o.lr_ratio = lr_ratio;
+                 o.adjust = adjust_from_name(adjust_lr);
+                 o.beta1 = beta1, o.beta2 = beta2, o.eps = eps, o.weight_decay = weight_decay;
+                 o.grad_clip = grad_clip, o.master_weights = master_weights, o.seed = seed;
+                 const Busy busy(model.backend());
+                 return std::make_unique<BoundMuon>(model, o, comm ? *comm : nullptr);
+             }),
+             "model"_a, "momentum"_a = 0.95f, "nesterov"_a = true, "ns_steps"_a = 5, "lr_ratio"_a = 1.0f,
+             "adjust_lr"_a = "match_rms_adamw", "beta1"_a = 0.9f, "beta2"_a = 0.95f, "eps"_a = 1e-8f,
+             "weight_decay"_a = 0.0f, "grad_clip"_a = 1.0f, "master_weights"_a = true, "seed"_a = 13371337,
+             "comm"_a = py::none());
 }
 
 }  // namespace llmc

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 #include <vector>
 
 #include "core/dims.h"
@@ -71,6 +72,32 @@ void Backend::gradient_norm_squared(Tensor out, std::span<const Tensor> gradient
     norm_dims(out, gradients);
     const Tensor unit = out.view({kNormDigits}).slice(kUnitDigit, kUnitDigit + 1);
     for (const Tensor& gradient : gradients) global_norm_squared(unit, gradient);
+}
+
+// P = a I + b A + c A^2 of the smaller gram matrix A, and X = P X or X P: one pass over X, where the formula as it stands
+// takes two. A and P are symmetric, so a transposed product is as good.
+void Backend::newton_schulz(Tensor out, Tensor inp, Tensor gram, Tensor polynomial, Tensor norms, int steps) {
+    const NewtonSchulzDims d = newton_schulz_dims(out, inp, gram, polynomial, norms, steps);
+    const Tensor squared = norms.slice(0, kNormDigits), norm = norms.slice(kNormDigits, kNormDigits + 1),
+                 factor = norms.slice(kNormDigits + 1, kNormDigits + 2), none;
+    zero(squared);
+    gradient_norm_squared(squared, {&inp, 1});
+    clip_factor(norm, factor, squared, kNewtonSchulzLeastNorm);      // LeastNorm / max(norm, LeastNorm)
+    Tensor x = steps % 2 ? inp : out, next = steps % 2 ? out : inp;  // the last step writes to out
+    scale(x, inp, factor, 1.0f / kNewtonSchulzLeastNorm);
+    const bool wide = d.R <= d.C;
+    for (int step = 0; step < steps; ++step, std::swap(x, next)) {
+        if (wide)
+            matmul_forward(gram, x, x, none);  // X X^T
+        else
+            matmul_backward(none, gram, none, x, x, gram, false);  // X^T X
+        matmul_forward(polynomial, gram, gram, none);
+        shifted_sum(polynomial, gram, polynomial, kNewtonSchulzA, kNewtonSchulzB, kNewtonSchulzC);
+        if (wide)
+            matmul_backward(next, none, none, polynomial, none, x, false);  // P X
+        else
+            matmul_forward(next, x, polynomial, none);  // X P
+    }
 }
 
 void Backend::sample(Tensor tokens, Tensor logits, Tensor coins, std::int64_t V,

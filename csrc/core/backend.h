@@ -27,6 +27,7 @@
 
 #include "core/adamw_step.h"
 #include "core/exact_sum.h"
+#include "core/muon_step.h"
 #include "core/sampler.h"
 #include "core/tensor.h"
 
@@ -129,7 +130,7 @@ class Backend {
     }
 
     // Call once for memory that holds weights, and again after writing them by any other way than zero, copy,
-    // from_host, adamw or adamw_many: packed copies of this memory are dropped. Other memory is never kept packed.
+    // from_host, adamw, adamw_many or muon_update: packed copies of this memory are dropped. Other memory is never kept packed.
     virtual void weights_changed(Tensor weights) { (void)weights; }
 
     // Bytes that the ops of a training step allocate beside the tensors that they are given.
@@ -222,6 +223,21 @@ class Backend {
     virtual void adamw_many(std::span<const AdamWOperands> operands, Tensor factor,
                             const AdamWStep& step) = 0;
 
+    // Muon (Jordan et al. 2024), in three ops: muon_momentum, newton_schulz, muon_update.
+    // g = grad * factor[0];   m = lerp(g, m, momentum);   out = lerp(g, m, momentum) if nesterov, else m
+    // Does nothing if factor[0] is not finite, as adamw.
+    // out, grad float   m f32, all of one shape.
+    virtual void muon_momentum(Tensor out, Tensor m, Tensor grad, Tensor factor, float momentum,
+                               bool nesterov) = 0;
+    // param -= lr * (scale * direction + weight_decay * param)
+    // Does nothing if factor[0] is not finite. direction: of param's dtype.   master, seed, first: as of adamw.
+    virtual void muon_update(Tensor param, Tensor master, Tensor direction, Tensor factor,
+                             const MuonStep& step) = 0;
+    // out = (scale * factor[0]) * inp   Any shape; out may be inp.   factor (1) f32
+    virtual void scale(Tensor out, Tensor inp, Tensor factor, float scale) = 0;
+    // out = a I + b x + c y   (N,N) each; out may be x or y.
+    virtual void shifted_sum(Tensor out, Tensor x, Tensor y, float a, float b, float c) = 0;
+
     // ---- fused ops ----
 
     // residual = a + b;   out, mean, rstd = layernorm(residual)   all (N,C), mean and rstd (N)
@@ -242,6 +258,14 @@ class Backend {
     // exact: whatever the threads, and however tensors are cut at multiples of kNormBlock, out is the same to the
     // bit, and so are its digits added over up to 256 ranks.
     virtual void gradient_norm_squared(Tensor out, std::span<const Tensor> gradients);
+
+    // out = U S' V^T of inp = U S V^T, where S' is near 1 for every singular value that is not tiny beside the norm
+    // of inp: `steps` times  X = a X + b (X X^T) X + c (X X^T)^2 X,  begun with inp / max(its norm, 1e-7), in the
+    // dtype of inp. Coefficients: core/muon_step.h.
+    // out, inp (R,C)   gram, polynomial (k,k), k = min(R,C)   norms (kNormDigits + 2) f32. All but out are scratch memory in
+    // the end.
+    virtual void newton_schulz(Tensor out, Tensor inp, Tensor gram, Tensor polynomial, Tensor norms,
+                               int steps);
 
     // Generation. Chooses one of the first V tokens for each row, as token_or_fault of core/sampler.h does, whose
     // faults mark the rows that no token can be chosen from. A row with a negative coin is skipped: token 0.

@@ -304,4 +304,75 @@ inline void adamw_many_dims(std::span<const AdamWOperands> operands, const Tenso
     op_begins("adamw_many", {total});
 }
 
+inline std::int64_t muon_momentum_dims(const Tensor& out, const Tensor& m, const Tensor& grad,
+                                       const Tensor& factor) {
+    constexpr const char* op = "muon_momentum";
+    check::float_dtype(op, "out", out);
+    check::float_dtype(op, "grad", grad);
+    check::f32_values(op, "factor", factor, 1);
+    const std::int64_t n = out.numel();
+    check::f32_values(op, "m", m, n);
+    LLMC_CHECK(grad.numel() == n, "{}: grad is {}, expected {} elements", op, grad, n);
+    LLMC_CHECK(out.dtype == DType::bf16 || grad.dtype == DType::f32, "{}: out is f32, but grad is {}", op,
+               grad.dtype);
+    op_begins(op, {n});
+    return n;
+}
+
+inline std::int64_t muon_update_dims(const Tensor& param, const Tensor& master, const Tensor& direction,
+                                     const Tensor& factor) {
+    constexpr const char* op = "muon_update";
+    check::float_dtype(op, "param", param);
+    check::f32_values(op, "factor", factor, 1);
+    const std::int64_t n = param.numel();
+    check::dtype(op, "direction", direction, param.dtype);
+    LLMC_CHECK(direction.numel() == n, "{}: direction is {}, expected {} elements", op, direction, n);
+    if (master) {
+        check::dtype(op, "master", master, DType::i16);
+        LLMC_CHECK(param.dtype == DType::bf16 && master.numel() == n, "{}: master is {}, param is {}", op,
+                   master, param);
+    }
+    op_begins(op, {n});
+    return n;
+}
+
+inline std::int64_t scale_dims(const Tensor& out, const Tensor& inp, const Tensor& factor) {
+    check::f32_values("scale", "factor", factor, 1);
+    return elementwise_numel("scale", out, inp, inp);
+}
+
+// The rows and columns of a square matrix.
+inline std::int64_t shifted_sum_dims(const Tensor& out, const Tensor& x, const Tensor& y) {
+    constexpr const char* op = "shifted_sum";
+    const std::int64_t N = out.cols();
+    check::float_dtype(op, "out", out);
+    check::shape(op, "out", out, {N, N});
+    check::like(op, "x", x, out);
+    check::like(op, "y", y, out);
+    op_begins(op, {N});
+    return N;
+}
+
+struct NewtonSchulzDims {
+    std::int64_t R, C;
+};
+inline NewtonSchulzDims newton_schulz_dims(const Tensor& out, const Tensor& inp, const Tensor& gram,
+                                           const Tensor& polynomial, const Tensor& norms, int steps) {
+    constexpr const char* op = "newton_schulz";
+    check::float_dtype(op, "inp", inp);
+    LLMC_CHECK(inp.rank == 2, "{}: inp is {}, expected (R, C)", op, inp);
+    const NewtonSchulzDims d{inp.shape[0], inp.shape[1]};
+    const std::int64_t k = d.R < d.C ? d.R : d.C;
+    check::like(op, "out", out, inp);
+    LLMC_CHECK(out.data != inp.data || out.numel() == 0, "{}: out and inp are the same memory", op);
+    check::shape(op, "gram", gram, {k, k});
+    check::dtype(op, "gram", gram, inp.dtype);
+    check::like(op, "polynomial", polynomial, gram);
+    check::shape(op, "norms", norms, {kNormDigits + 2});
+    check::dtype(op, "norms", norms, DType::f32);
+    LLMC_CHECK(steps > 0, "{}: steps is {}, expected 1 or more", op, steps);
+    op_begins(op, {d.R, d.C});
+    return d;
+}
+
 }  // namespace llmc

@@ -11,6 +11,7 @@
 
 #include "core/adamw_step.h"
 #include "core/bf16.h"
+#include "core/muon_step.h"
 
 namespace llmc {
 
@@ -73,6 +74,9 @@ struct TypedKernels {
     double (*sum_squares)(const T* x, i64 n);
     void (*to_f32)(float* out, const T* inp, i64 n);
     void (*from_f32)(T* out, const float* inp, i64 n);
+    void (*scale)(T* out, const T* inp, float factor, i64 n);
+    void (*shifted_sum)(T* out, const T* x, const T* y, float a, float b, float c, i64 begin, i64 rows,
+                        i64 N);  // rows [begin, begin + rows)
     // ---- ranges of rows of C channels ----
     void (*layernorm_forward)(T* out, float* mean, float* rstd, const T* inp, const T* weight, const T* bias,
                               i64 rows, i64 C);
@@ -126,6 +130,16 @@ struct Kernels {
                        const AdamWKernelStep& s);
     void (*adamw_bf16_grad_f32)(bf16* p, std::int16_t* master, float* m, float* v, const float* g, i64 begin,
                                 i64 n, const AdamWKernelStep& s);
+    // Named by the dtypes of out and grad.
+    void (*muon_momentum_f32)(float* out, float* m, const float* g, i64 n, float factor, float momentum,
+                              bool nesterov);
+    void (*muon_momentum_bf16)(bf16* out, float* m, const bf16* g, i64 n, float factor, float momentum,
+                               bool nesterov);
+    void (*muon_momentum_bf16_grad_f32)(bf16* out, float* m, const float* g, i64 n, float factor,
+                                        float momentum, bool nesterov);
+    void (*muon_update_f32)(float* p, const float* direction, i64 n, const MuonStep& s);
+    void (*muon_update_bf16)(bf16* p, std::int16_t* master, const bf16* direction, i64 begin, i64 n,
+                             const MuonStep& s);  // master, begin: as of adamw_bf16
 };
 
 // Each is null if the compiler could not build the set (cpu/simd/absent.cpp).

@@ -83,6 +83,12 @@ class CudaBackend final : public Backend {
     void sum(Tensor out, Tensor inp, float scale) override;
     void global_norm_squared(Tensor out, Tensor inp) override;
     void clip_factor(Tensor norm, Tensor factor, Tensor norm_squared, float max_norm) override;
+    void muon_momentum(Tensor out, Tensor m, Tensor grad, Tensor factor, float momentum,
+                       bool nesterov) override;
+    void muon_update(Tensor param, Tensor master, Tensor direction, Tensor factor,
+                     const MuonStep& step) override;
+    void scale(Tensor out, Tensor inp, Tensor factor, float scale) override;
+    void shifted_sum(Tensor out, Tensor x, Tensor y, float a, float b, float c) override;
 
     void fused_residual_layernorm_forward(Tensor residual, Tensor out, Tensor mean, Tensor rstd, Tensor a,
                                           Tensor b, Tensor weight, Tensor bias) override;

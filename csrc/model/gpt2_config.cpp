@@ -36,23 +36,23 @@ ParameterTable gpt2_parameters(const GPT2Config& config) {
     constexpr Initial zeros = Initial::zeros, ones = Initial::ones, normal = Initial::normal;
     // clang-format off
     return {
-        // name       shape                    per layer  initial  std        decay  padding
-        {"wte",      {Vp, C},                  false, normal, std_,         true,  padding},
-        {"wpe",      {config.max_seq_len, C},  false, normal, std_,         true,  0},
-        {"ln1w",     {L, C},                   true,  ones,   0.0f,         false, 0},
-        {"ln1b",     {L, C},                   true,  zeros,  0.0f,         false, 0},
-        {"qkvw",     {L, 3 * C, C},            true,  normal, std_,         true,  0},
-        {"qkvb",     {L, 3 * C},               true,  zeros,  0.0f,         false, 0},
-        {"attprojw", {L, C, C},                true,  normal, residual_std, true,  0},
-        {"attprojb", {L, C},                   true,  zeros,  0.0f,         false, 0},
-        {"ln2w",     {L, C},                   true,  ones,   0.0f,         false, 0},
-        {"ln2b",     {L, C},                   true,  zeros,  0.0f,         false, 0},
-        {"fcw",      {L, 4 * C, C},            true,  normal, std_,         true,  0},
-        {"fcb",      {L, 4 * C},               true,  zeros,  0.0f,         false, 0},
-        {"fcprojw",  {L, C, 4 * C},            true,  normal, residual_std, true,  0},
-        {"fcprojb",  {L, C},                   true,  zeros,  0.0f,         false, 0},
-        {"lnfw",     {C},                      false, ones,   0.0f,         false, 0},
-        {"lnfb",     {C},                      false, zeros,  0.0f,         false, 0},
+        // name       shape                    per layer  initial  std        decay  padding  matrices
+        {"wte",      {Vp, C},                  false, normal, std_,         true,  padding, 0},
+        {"wpe",      {config.max_seq_len, C},  false, normal, std_,         true,  0,       0},
+        {"ln1w",     {L, C},                   true,  ones,   0.0f,         false, 0,       0},
+        {"ln1b",     {L, C},                   true,  zeros,  0.0f,         false, 0,       0},
+        {"qkvw",     {L, 3 * C, C},            true,  normal, std_,         true,  0,       3},
+        {"qkvb",     {L, 3 * C},               true,  zeros,  0.0f,         false, 0,       0},
+        {"attprojw", {L, C, C},                true,  normal, residual_std, true,  0,       1},
+        {"attprojb", {L, C},                   true,  zeros,  0.0f,         false, 0,       0},
+        {"ln2w",     {L, C},                   true,  ones,   0.0f,         false, 0,       0},
+        {"ln2b",     {L, C},                   true,  zeros,  0.0f,         false, 0,       0},
+        {"fcw",      {L, 4 * C, C},            true,  normal, std_,         true,  0,       1},
+        {"fcb",      {L, 4 * C},               true,  zeros,  0.0f,         false, 0,       0},
+        {"fcprojw",  {L, C, 4 * C},            true,  normal, residual_std, true,  0,       1},
+        {"fcprojb",  {L, C},                   true,  zeros,  0.0f,         false, 0,       0},
+        {"lnfw",     {C},                      false, ones,   0.0f,         false, 0,       0},
+        {"lnfb",     {C},                      false, zeros,  0.0f,         false, 0,       0},
     };
     // clang-format on
 }

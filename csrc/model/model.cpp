@@ -131,7 +131,7 @@ std::vector<Parameter> Model::parameters() {
     std::vector<Parameter> list;
     for (std::size_t i = 0; i < table_.size(); ++i)
         list.push_back({table_[i].name, values_[i], gradients_[i], table_[i].decay,
-                        table_[i].per_layer ? table_[i].shape[0] : 1, first_unit(i)});
+                        table_[i].per_layer ? table_[i].shape[0] : 1, first_unit(i), table_[i].matrices});
     return list;
 }
 

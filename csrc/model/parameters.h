@@ -18,9 +18,10 @@ struct ParameterSpec {
     std::vector<std::int64_t> shape;  // with the number of layers first if per_layer
     bool per_layer;                   // one for each layer, stacked in one tensor
     Initial initial;
-    float std;             // of a normal initial value
-    bool decay;            // weight decay applies: to matrices and embeddings, not to biases and layernorms
-    std::int64_t padding;  // so many of the last rows are zero and stay so
+    float std;              // of a normal initial value
+    bool decay;             // weight decay applies: to matrices and embeddings, not to biases and layernorms
+    std::int64_t padding;   // so many of the last rows are zero and stay so
+    std::int64_t matrices;  // of each layer, as of Parameter
 
     std::int64_t numel() const;
 };

@@ -22,7 +22,14 @@ static const AdamWOptions& validated(const AdamWOptions& options) {
 
 AdamW::AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options,
              Sharding sharding)
-    : Optimizer(std::move(backend), std::move(parameters), validated(options), kMoments, std::move(sharding)),
+    : AdamW(
+          std::move(backend), std::move(parameters), options,
+          [](const Parameter&) { return Treatment{kMoments}; }, std::move(sharding)) {}
+
+AdamW::AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options,
+             Treatment (*treatment)(const Parameter&), Sharding sharding)
+    : Optimizer(std::move(backend), std::move(parameters), validated(options), treatment,
+                std::move(sharding)),
       options_(options) {}
 
 void AdamW::begin_update(float lr) {

@@ -26,10 +26,16 @@ class AdamW : public Optimizer {
         return Optimizer::bytes_per_parameter(dtype, master_weights, kMoments);
     }
 
-  private:
+  protected:
+    // Of an optimizer that updates some of the parameters in a way of its own, and keeps other moments of them.
+    AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options,
+          Treatment (*treatment)(const Parameter&), Sharding sharding);
     void begin_update(float lr) override;
     void update_parts(std::span<const Part> parts) override;
+    std::uint32_t seed_of(std::size_t parameter) const { return seeds_[parameter]; }
     static constexpr int kMoments = 2;  // m, v
+
+  private:
     AdamWOptions options_;
     AdamWStep step_{};                  // of the update that is under way
     std::vector<std::uint32_t> seeds_;  // by parameter

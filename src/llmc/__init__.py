@@ -8,6 +8,7 @@ from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2
 from llmc.models.model import Model
 from llmc.optim.adamw import AdamW
+from llmc.optim.muon import Muon
 from llmc.optim.schedule import lr_schedule
 from llmc.system import cuda_libs
 from llmc.system.cache import tune_file
@@ -24,6 +25,7 @@ __all__ = [
     "Error",
     "GPT2Config",
     "Model",
+    "Muon",
     "Tokenizer",
     "TrainConfig",
     "TrainResult",

@@ -36,8 +36,11 @@ __all__: list[str] = [
     "Model",
     "ModelOptions",
     "Mt19937",
+    "Muon",
+    "MuonStep",
     "Optimizer",
     "ParameterSpec",
+    "Partition",
     "Profile",
     "Reduction",
     "SamplerOptions",
@@ -244,6 +247,12 @@ class AdamWOperands:
     @property
     def v(self) -> Tensor | None: ...
 
+class MuonStep:
+    """
+    The numbers of muon_update: param -= lr (scale direction + weight_decay param).
+    """
+    def __init__(self, lr: float, scale: float, weight_decay: float, seed: int = 0, first: int = 0) -> None: ...
+
 class SamplerOptions:
     """
     How a token is chosen from logits: csrc/core/sampler.h.
@@ -411,6 +420,24 @@ class Backend:
         """
         Compute pre (N,OC) as matmul_forward does, and out = gelu(pre).
         """
+    def muon_momentum(
+        self, out: Tensor, m: Tensor, grad: Tensor, factor: Tensor, momentum: float, nesterov: bool
+    ) -> None:
+        """
+        Update m by the gradient g = grad * factor: m = lerp(g, m, momentum). Compute out = lerp(g, m, momentum), or m unless nesterov.
+        """
+    def muon_update(self, param: Tensor, master: Tensor, direction: Tensor, factor: Tensor, step: MuonStep) -> None:
+        """
+        Update param by lr * (scale * direction + weight_decay * param). master as of adamw; factor only says by being finite that there is an update.
+        """
+    def newton_schulz(
+        self, out: Tensor, inp: Tensor, gram: Tensor, polynomial: Tensor, norms: Tensor, steps: int
+    ) -> None:
+        """
+        Compute out (R,C) = inp with all singular values near 1, by steps of Newton-Schulz's iteration.
+
+        inp, gram and polynomial (k,k), k = min(R,C), and norms (NORM_DIGITS + 2) f32 are overwritten.
+        """
     def residual_forward(self, out: Tensor, a: Tensor, b: Tensor) -> None:
         """
         Compute out = a + b, in any shape.
@@ -419,9 +446,17 @@ class Backend:
         """
         Choose tokens (N) i32, or faults for token_of(), from logits (N,Vp) f32 by coins (N) f32 in [0, 1).
         """
+    def scale(self, out: Tensor, inp: Tensor, factor: Tensor, scale: float) -> None:
+        """
+        Compute out = scale * factor * inp, in any shape, for factor (1) f32.
+        """
     def set_option(self, name: str, value: str) -> None:
         """
         Set an option of the backend, such as 'attention' to 'flash' on 'cuda': doc/cuda.md lists them.
+        """
+    def shifted_sum(self, out: Tensor, x: Tensor, y: Tensor, a: float, b: float, c: float) -> None:
+        """
+        Compute out = a I + b x + c y of square matrices (N,N).
         """
     def sum(self, out: Tensor, inp: Tensor, scale: float = 1.0) -> None:
         """
@@ -435,7 +470,7 @@ class Backend:
         """
         Drop packed copies of this memory.
 
-        Call once for memory that holds weights, and again after writing them by any other way than zero, copy, from_host, adamw or adamw_many.
+        Call once for memory that holds weights, and again after writing them by any other way than zero, copy, from_host, adamw, adamw_many or muon_update.
         """
     def workspace_bytes(self, B: int, T: int, C: int, NH: int, dtype: str) -> int:
         """
@@ -475,6 +510,11 @@ class Profile:
         End the last interval.
         """
 
+class Partition:
+    """
+    How a model's parameters are divided among ranks: csrc/comm/partition.h.
+    """
+
 class Comm:
     """
     The ranks that train one model together: csrc/comm/comm.h.
@@ -482,9 +522,11 @@ class Comm:
     All ranks issue the same collectives, with tensors of the same shapes and dtypes. Each returns a ticket; the tensors must not be touched before wait().
     """
     def __repr__(self) -> str: ...
-    def all_gather(self, xs: collections.abc.Sequence[Tensor]) -> int:
+    def all_gather(
+        self, xs: collections.abc.Sequence[Tensor], owners: collections.abc.Sequence[int] | None = None
+    ) -> int:
         """
-        Fill each tensor with the pieces of it that the ranks own.
+        Fill each tensor with the pieces of it that the ranks own. owners: as in reduce_scatter().
         """
     def all_reduce(self, xs: collections.abc.Sequence[Tensor]) -> int:
         """
@@ -510,9 +552,13 @@ class Comm:
         """
         Return for how long a collective has been going on without the host, and which; 0.0 if there is none. Never waits; for any thread, whatever others do.
         """
-    def reduce_scatter(self, xs: collections.abc.Sequence[Tensor]) -> int:
+    def reduce_scatter(
+        self, xs: collections.abc.Sequence[Tensor], owners: collections.abc.Sequence[int] | None = None
+    ) -> int:
         """
-        Replace this rank's piece (piece_of) of each tensor by its sum over the ranks; the rest is then undefined.
+        Replace this rank's piece of each tensor by its sum over the ranks; the rest is then undefined.
+
+        owners: of each tensor the rank whose piece is all of it, or -1: each rank has its piece_of() it, as without owners.
         """
     def sum(self, x: collections.abc.Sequence[float]) -> list[float]:
         """
@@ -651,9 +697,9 @@ class Reduction(GradientSink):
     """
     A sink that sums gradients and the loss over the ranks of a Comm: csrc/comm/reduction.h.
 
-    sharded: each rank gets the sums of its own pieces only (ZeRO-1). notes: how many numbers travel beside the loss.
+    partition: the optimizer's; each rank gets the sums of what it updates (ZeRO-1). None: each gets all. notes: how many numbers travel beside the loss.
     """
-    def __init__(self, comm: Comm, sharded: bool = False, notes: int = 1) -> None: ...
+    def __init__(self, comm: Comm, partition: Partition | None = None, notes: int = 1) -> None: ...
     def begin(self, notes: collections.abc.Sequence[float]) -> None:
         """
         Call before an update's first forward(), with what this rank tells the others.
@@ -675,6 +721,11 @@ class ParameterSpec:
     def decay(self) -> bool:
         """
         Weight decay applies to it.
+        """
+    @property
+    def matrices(self) -> int:
+        """
+        How many matrices each layer's value is, one below the other, for Muon; 0 if it takes none of it.
         """
     @property
     def name(self) -> str:
@@ -1030,6 +1081,11 @@ class Optimizer:
         The memory of moments and master weights, in bytes.
         """
     @property
+    def partition(self) -> Partition:
+        """
+        Which rank updates what, for Reduction; None if this process updates everything.
+        """
+    @property
     def rng_state(self) -> int:
         """
         The state of the generator that draws the seeds of stochastic rounding.
@@ -1039,7 +1095,7 @@ class Optimizer:
     @property
     def sharded(self) -> bool:
         """
-        Whether this rank keeps the state of its own pieces only (ZeRO-1).
+        Whether this rank keeps the state of what it updates only (ZeRO-1).
         """
     @property
     def step_count(self) -> int:
@@ -1067,6 +1123,28 @@ class AdamW(Optimizer):
         weight_decay: float = 0.0,
         grad_clip: float = 1.0,
         decay_all: bool = False,
+        master_weights: bool = True,
+        seed: int = 13371337,
+        comm: Comm | None = None,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """
+    Muon over a model's matrices, AdamW over the rest: csrc/optim/muon.h. llmc.Muon is made of it.
+    """
+    def __init__(
+        self,
+        model: Model,
+        momentum: float = 0.949999988079071,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        lr_ratio: float = 1.0,
+        adjust_lr: str = "match_rms_adamw",
+        beta1: float = 0.8999999761581421,
+        beta2: float = 0.949999988079071,
+        eps: float = 9.99999993922529e-09,
+        weight_decay: float = 0.0,
+        grad_clip: float = 1.0,
         master_weights: bool = True,
         seed: int = 13371337,
         comm: Comm | None = None,
@@ -1305,7 +1383,7 @@ def parameter_table(config: GPT2Config) -> list[ParameterSpec]:
 
 def piece_of(numel: int, rank: int, size: int) -> tuple[int, int]:
     """
-    Return [begin, end) of the elements that a rank owns of a tensor that is spread over `size` ranks.
+    Return [begin, end) of the elements that a rank owns of a tensor of which each of `size` ranks owns a piece.
     """
 
 def sample(

@@ -16,6 +16,7 @@ from conftest import KERNEL_SETS, make_backend
 from oracle import DTYPES, check, get, nans, put, rounded
 
 from llmc import _llmc
+from llmc.formats.state_file import join_master, split_master
 from llmc.selfcheck.run import call_op, number_of
 
 # Pairs of dtypes: of activations, and of the parameters' gradients.
@@ -776,6 +777,114 @@ def test_parts_of_a_tensor_are_rounded_as_the_whole(backend, rng):
     np.testing.assert_array_equal(np.concatenate([p.param.to_host() for p in parts]), whole[0].to_host())
 
 
+# ---- Muon ----
+
+
+@pytest.mark.parametrize("dtype,grad", MIXED)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_momentum(backend, rng, dtype, grad, nesterov):
+    for n in (1, 33, 20_001):
+        m, g = rounded(rng.standard_normal(n), "f32"), rounded(rng.standard_normal(n), grad)
+        out, moment = nans(backend, n, dtype), put(backend, m)
+        backend.muon_momentum(out, moment, put(backend, g, grad), put(backend, [0.5]), 0.9, nesterov)
+        beta = float(np.float32(0.9))
+        check({"out": out, "m": moment}, oracle.muon_momentum, m, g, 0.5, beta, nesterov, ulps=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_muon_update(backend, rng, dtype):
+    numbers = [float(np.float32(x)) for x in (1e-2, 3.2, 0.1)]
+    for n in (1, 33, 20_001):
+        weights, direction = rounded(rng.standard_normal(n), "f32"), rounded(rng.standard_normal(n), dtype)
+        high, low = split_master(weights.astype(np.float32))
+        param, master = put(backend, weights, dtype), None
+        if dtype == "bf16":
+            param.from_host(high)
+            master = put(backend, low, "i16")
+        backend.muon_update(
+            param, master, put(backend, direction, dtype), put(backend, [0.5]), _llmc.MuonStep(*numbers)
+        )
+        found = get(param) if master is None else join_master(param.to_host(), master.to_host())
+        check({"param": found}, oracle.muon_update, weights, direction, *numbers, ulps=2)
+
+
+def test_muon_rounds_parts_of_a_tensor_as_the_whole(backend, rng):
+    """Without a master a weight is rounded up or down by its place in the tensor and the seed."""
+    weights, direction, factor = rng.standard_normal(5000), rng.standard_normal(5000), put(backend, [1.0])
+    rounds = []
+    for parts, seed in ([(0, 5000)], 7), ([(0, 1024), (1024, 5000)], 7), ([(0, 5000)], 8):
+        done = []
+        for begin, end in parts:
+            param = put(backend, weights[begin:end], "bf16")
+            step = _llmc.MuonStep(1e-2, 1.0, 0.1, seed, begin)
+            backend.muon_update(param, None, put(backend, direction[begin:end], "bf16"), factor, step)
+            done.append(param.to_host())
+        rounds.append(np.concatenate(done))
+    np.testing.assert_array_equal(rounds[0], rounds[1])
+    assert 0.2 < (rounds[0] != rounds[2]).mean() < 0.8
+    w, d = rounded(weights, "bf16"), rounded(direction, "bf16")
+    exact = oracle.muon_update(w, d, 1e-2, 1.0, 0.1)
+    found = rounded((rounds[0].astype(np.uint32) << 16).view(np.float32), "f32")
+    assert (np.abs(found - exact) <= 2**-7 * np.abs(exact) + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factor", [np.nan, np.inf])
+def test_muon_leaves_everything_alone_if_the_factor_is_not_finite(backend, rng, dtype, factor):
+    values = rng.standard_normal((4, 40))
+    out, param, direction = (put(backend, x, dtype) for x in values[:3])
+    m, f = put(backend, values[3]), put(backend, [factor])
+    before = [t.to_host() for t in (out, param, m)]
+    backend.muon_momentum(out, m, direction, f, 0.9, True)
+    backend.muon_update(param, None, direction, f, _llmc.MuonStep(1e-2, 1.0, 0.1))
+    for t, old in zip((out, param, m), before):
+        np.testing.assert_array_equal(t.to_host(), old)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_and_shifted_sum(backend, rng, dtype):
+    for n in (1, 33, 130):
+        x, y = (rounded(rng.standard_normal((n, n)), dtype) for _ in range(2))
+        tx, ty, out = put(backend, x, dtype), put(backend, y, dtype), nans(backend, (n, n), dtype)
+        backend.scale(out, tx, put(backend, [0.25]), 3.0)
+        check({"scale": out}, lambda x: 0.75 * x, x)
+        exact = 3.5 * np.eye(n) - 2.25 * x + 1.75 * y
+        for place in (out, ty):  # which may be one of the operands
+            backend.shifted_sum(place, tx, ty, 3.5, -2.25, 1.75)
+            check({"shifted_sum": place}, lambda *_: exact, x, ulps=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 33), (33, 1), (33, 33), (40, 96), (130, 65)])
+def test_newton_schulz(backend, rng, dtype, shape):
+    """An iteration, and in f32 several, which bring the singular values near 1 from above and below."""
+    x, k = rounded(3 * rng.standard_normal(shape), dtype), min(shape)
+    for steps in (1, 2, 5) if dtype == "f32" else (1,):
+        out, *grams = (nans(backend, s, dtype) for s in (shape, (k, k), (k, k)))
+        norms = nans(backend, _llmc.NORM_DIGITS + 2)
+        backend.newton_schulz(out, put(backend, x, dtype), *grams, norms, steps)
+        # In bf16, X, the gram matrix and the polynomial are stored, each with half a unit's error.
+        check({"out": out}, oracle.newton_schulz, x, steps, ulps=4)
+
+
+def test_newton_schulz_makes_orthogonal(backend, rng):
+    """Singular values of 1 to 1/20 all come out near 1, with the same singular vectors, in bf16 too; zeros stay zeros."""
+    u, v = (np.linalg.qr(rng.standard_normal((n, n)))[0] for n in (24, 40))
+    x = (u * np.geomspace(1, 1 / 20, 24)) @ v[:24] * 1e-3
+    for dtype, off in ("f32", 1e-4), ("bf16", 0.2):
+        for tall in (False, True):
+            shape = (40, 24) if tall else (24, 40)
+            out, inp = nans(backend, shape, dtype), put(backend, x.T if tall else x, dtype)
+            scratch = [backend.empty([24, 24], dtype) for _ in range(2)] + [backend.empty([_llmc.NORM_DIGITS + 2])]
+            backend.newton_schulz(out, inp, *scratch, 5)
+            y = rounded(get(out), "f32")
+            inside = u.T @ (y.T if tall else y) @ v.T[:, :24]
+            assert 0.6 < np.diag(inside).min() < np.diag(inside).max() < 1.3
+            assert np.abs(inside - np.diag(np.diag(inside))).max() < off
+            backend.newton_schulz(out, backend.empty(list(shape), dtype), *scratch, 5)
+            assert not rounded(get(out), "f32").any()
+
+
 # ---- shapes ----
 
 F, I = "f32", "i32"
@@ -821,6 +930,11 @@ OPERANDS = {
         [_llmc.AdamWStep(1e-3, 0.9, 0.95, 1e-8, 0.0, 0.1, 0.05), 0.0],
     ),
     "gradient_norm_squared": ([((_llmc.NORM_DIGITS,), F), ((6, 8), F), ((5,), "bf16")], []),
+    "muon_momentum": ([((6, 8), "bf16"), ((6, 8), F), ((6, 8), F), ((1,), F)], [0.9, True]),
+    "muon_update": ([((6, 8), "bf16"), ((6, 8), "i16"), ((6, 8), "bf16"), ((1,), F)], [_llmc.MuonStep(1e-3, 1.0, 0.0)]),
+    "scale": ([((6, 8), F), ((6, 8), F), ((1,), F)], [1.0]),
+    "shifted_sum": ([((8, 8), F), ((8, 8), F), ((8, 8), F)], [1.0, 2.0, 3.0]),
+    "newton_schulz": ([((6, 8), F), ((6, 8), F), ((6, 6), F), ((6, 6), F), ((_llmc.NORM_DIGITS + 2,), F)], [1]),
     "copy": ([((6, 8), F), ((6, 8), "bf16")], []),
 }
 # Ops that no shape and no dtype is wrong for.
@@ -889,6 +1003,7 @@ OPTIONAL = {
     "matmul_gelu_backward": {0, 1, 2, 6},
     "adamw": {1},
     "adamw_many": {1},
+    "muon_update": {1},
 }
 
 
@@ -897,7 +1012,8 @@ def test_missing_operands_are_refused(op):
     """None in place of a tensor that the op needs is a ValueError, also if all extents are 1, so that no shape could contradict."""
     cpu = _llmc.Backend("cpu")
     operands, scalars = OPERANDS[op]
-    stays = {24: 3, _llmc.NORM_DIGITS: _llmc.NORM_DIGITS}  # 3C stays 3C
+    digits = _llmc.NORM_DIGITS
+    stays = {24: 3, digits: digits, digits + 2: digits + 2}  # 3C stays 3C
     ones = [((*[1] * (len(shape) - 1), stays.get(shape[-1], 1)), dtype) for shape, dtype in operands]
     for shapes, numbers in [(operands, scalars), (ones, [1 if isinstance(x, int) else x for x in scalars])]:
         for i in range(len(shapes)):

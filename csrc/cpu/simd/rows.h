@@ -4,6 +4,7 @@
 namespace {
 
 using llmc::AdamWKernelStep;
+using llmc::MuonStep;
 
 template <class T>
 void add(T* out, const T* a, const T* b, i64 n) {
@@ -59,6 +60,26 @@ void to_f32(float* out, const T* inp, i64 n) {
 template <class T>
 void from_f32(T* out, const float* inp, i64 n) {
     each(n, [=](i64 i, auto m) { store(out + i, load(inp + i, m), m); });
+}
+
+template <class T>
+void scale(T* out, const T* inp, float factor, i64 n) {
+    const Vec f = set1(factor);
+    each(n, [=](i64 i, auto m) { store(out + i, load(inp + i, m) * f, m); });
+}
+
+// The diagonal is computed apart, before out, which may be x or y, takes the place of its terms.
+template <class T>
+void shifted_sum(T* out, const T* x, const T* y, float a, float b, float c, i64 begin, i64 rows, i64 N) {
+    const Vec va = set1(a), vb = set1(b), vc = set1(c);
+    for (i64 r = begin; r < begin + rows; ++r) {
+        const i64 row = r * N, diagonal = row + r;
+        const Vec d = fma(vb, load(x + diagonal, 1), fma(vc, load(y + diagonal, 1), va));
+        each(N, [=](i64 i, auto m) {
+            store(out + row + i, fma(vb, load(x + row + i, m), vc * load(y + row + i, m)), m);
+        });
+        store(out + diagonal, d, 1);
+    }
 }
 
 // ---- layernorm: y = (x - mean) rstd w + b ----
@@ -242,6 +263,46 @@ void adamw_bf16(bf16* p, std::int16_t* master, float* m, float* v, const G* g, i
     else
         each(n, [&](i64 i, auto mask) {
             const Vec w = adamw_update(load(p + i, mask), m + i, v + i, g + i, c, mask);
+            store_stochastic(p + i, w, static_cast<std::uint32_t>(begin + i), s.seed, lanes(mask));
+        });
+}
+
+// ---- Muon ----
+
+template <class T, class G>
+void muon_momentum(T* out, float* m, const G* g, i64 n, float factor, float momentum, bool nesterov) {
+    const Vec f = set1(factor), beta = set1(momentum);
+    each(n, [=](i64 i, auto mask) {
+        const Vec grad = load(g + i, mask) * f;
+        const Vec m1 = lerp(grad, load(m + i, mask), beta);
+        store(m + i, m1, mask);
+        store(out + i, nesterov ? lerp(grad, m1, beta) : m1, mask);
+    });
+}
+
+inline Vec muon_step(Vec p, Vec direction, Vec lr, Vec scale, Vec decay) {
+    return fnma(lr, fma(decay, p, scale * direction), p);
+}
+
+void muon_update_f32(float* p, const float* direction, i64 n, const MuonStep& s) {
+    const Vec lr = set1(s.lr), scale = set1(s.scale), decay = set1(s.weight_decay);
+    each(n, [=](i64 i, auto mask) {
+        store(p + i, muon_step(load(p + i, mask), load(direction + i, mask), lr, scale, decay), mask);
+    });
+}
+
+void muon_update_bf16(bf16* p, std::int16_t* master, const bf16* direction, i64 begin, i64 n,
+                      const MuonStep& s) {
+    const Vec lr = set1(s.lr), scale = set1(s.scale), decay = set1(s.weight_decay);
+    if (master)
+        each(n, [=](i64 i, auto mask) {
+            const Vec old = join(p + i, master + i, lanes(mask));
+            split(p + i, master + i, muon_step(old, load(direction + i, mask), lr, scale, decay),
+                  lanes(mask));
+        });
+    else
+        each(n, [&](i64 i, auto mask) {
+            const Vec w = muon_step(load(p + i, mask), load(direction + i, mask), lr, scale, decay);
             store_stochastic(p + i, w, static_cast<std::uint32_t>(begin + i), s.seed, lanes(mask));
         });
 }

@@ -22,6 +22,8 @@ constexpr llmc::TypedKernels<typename P::T> typed_kernels() {
     t.sum_squares = sum_squares<T>;
     t.to_f32 = to_f32<T>;
     t.from_f32 = from_f32<T>;
+    t.scale = scale<T>;
+    t.shifted_sum = shifted_sum<T>;
     t.layernorm_forward = layernorm_forward<T>;
     t.residual_layernorm_forward = residual_layernorm_forward<T>;
     t.layernorm_backward = layernorm_backward<T>;
@@ -51,6 +53,11 @@ constexpr llmc::Kernels make_kernels(const char* isa) {
     k.adamw_f32 = adamw_f32;
     k.adamw_bf16 = adamw_bf16<bf16>;
     k.adamw_bf16_grad_f32 = adamw_bf16<float>;
+    k.muon_momentum_f32 = muon_momentum<float, float>;
+    k.muon_momentum_bf16 = muon_momentum<bf16, bf16>;
+    k.muon_momentum_bf16_grad_f32 = muon_momentum<bf16, float>;
+    k.muon_update_f32 = muon_update_f32;
+    k.muon_update_bf16 = muon_update_bf16;
     return k;
 }
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from llmc.models.config import ModelConfig
 from llmc.models.model import Model
 from llmc.values import MEMORY_DTYPES
 
@@ -34,14 +35,14 @@ class WeightAverage:
         self._backend.copy(self.tensor, model.all_parameters())
 
     @staticmethod
-    def bytes_per_parameter(dtype: str) -> int:
-        """Return how many bytes it takes for each weight of a model of a dtype, 'f32' or 'bf16'."""
-        return 4 + MEMORY_DTYPES[dtype].itemsize
+    def planned_bytes(config: ModelConfig, dtype: str) -> int:
+        """Return about how many bytes `bytes` will be for a model of that shape and dtype."""
+        return config.num_parameters * (4 + MEMORY_DTYPES[dtype].itemsize)
 
     @property
     def bytes(self) -> int:
         """Memory that it takes."""
-        return self._model.num_parameters * self.bytes_per_parameter(self._model.dtype)
+        return self._model.num_parameters * (4 + MEMORY_DTYPES[self._model.dtype].itemsize)
 
     def update(self, updates: int) -> None:
         """Take in the weights as they are after so many updates."""

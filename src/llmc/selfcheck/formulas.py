@@ -133,3 +133,29 @@ def adamw(
     v = step["beta2"] * v + (g * g - step["beta2"] * (g * g))
     update = (m / step["correction1"]) / (np.sqrt(v / step["correction2"]) + step["eps"])
     return param - step["lr"] * (update + step["weight_decay"] * param), m, v
+
+
+def muon_momentum(m: Array, grad: Array, factor: float, momentum: float, nesterov: bool) -> tuple[Array, Array]:
+    """Return out and the new m."""
+    g = grad * factor
+    m = g + momentum * (m - g)
+    return (g + momentum * (m - g) if nesterov else m), m
+
+
+def muon_update(param: Array, direction: Array, lr: float, scale: float, weight_decay: float) -> Array:
+    return param - lr * (scale * direction + weight_decay * param)
+
+
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
+
+
+def newton_schulz(x: Array, steps: int) -> Array:
+    """Return x with all its singular values near 1, as torch.optim.Muon computes it, but in the dtype of x."""
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / max(np.sqrt((x * x).sum()), x.dtype.type(1e-7))
+    a, b, c = (x.dtype.type(value) for value in NEWTON_SCHULZ)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.T if tall else x

@@ -40,7 +40,7 @@ def check_memory(
         B, T: rows and tokens per row of a micro-batch.
         recompute: how much backward computes again instead of keeping it: 0, 1, 2, or None to choose.
         classifier_rows: how many of the B*T rows of logits exist at a time, or None to choose.
-        optimizer_bytes: returns what the optimizer keeps of each parameter of a dtype.
+        optimizer_bytes: returns what the optimizer keeps if the parameters are of a dtype.
         rows: of each rank in an update, which B divides, if the user or the run that goes on says so; None: an update has B rows.
         grows: whether later updates have more rows.
         ranks: how many there are.

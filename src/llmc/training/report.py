@@ -40,8 +40,13 @@ def _mib(size: int) -> str:
 def startup_report(run: Run, total_steps: int) -> str:
     """Return llm.c's table of parameters and the lines that follow it."""
     c, model = run.config, run.model
-    shape, plan, warm = model.config, run.memory, c.batch_warmup_steps > 0
+    shape, plan = model.config, run.memory
     peak = "unknown" if run.peak_flops is None else f"{run.peak_flops / 1e12:.1f}"
+    # What llm.c does not have is said only if it is asked for.
+    muon = f"Muon, momentum {c.muon_momentum:g}, LR ratio {c.muon_lr_ratio:g}"
+    optimizer = [("optimizer", muon)] if c.optimizer == "muon" else []
+    grows = f"from {c.first_batch_size}, {counted(c.batch_warmup_steps, 'step')}"
+    warmup = [("batch warm-up", grows)] if c.batch_warmup_steps else []
     groups: list[list[tuple[str, object]]] = [
         [("Parameter", "Value")],
         [
@@ -53,11 +58,8 @@ def startup_report(run: Run, total_steps: int) -> str:
             ("micro batch size B", c.batch_size),
             ("sequence length T", c.seq_len),
             ("total batch size", c.total_batch_size),
-            *(
-                [("batch warm-up", f"from {c.first_batch_size}, {counted(c.batch_warmup_steps, 'step')}")]
-                if warm
-                else []
-            ),
+            *warmup,
+            *optimizer,
             ("LR scheduler", c.schedule),
             ("learning rate (LR)", f"{c.learning_rate:e}"),
             ("warmup iterations", c.warmup_steps),
@@ -98,13 +100,13 @@ def startup_report(run: Run, total_steps: int) -> str:
     lines = [_RULE]
     for group in groups:
         lines += [*(_row(name, value) for name, value in group), _RULE]
-    optimizer = run.optimizer.bytes
+    kept = run.optimizer.bytes
     average = "" if run.average is None else f"average {_mib(run.average.bytes)}, "
     now, full = (run.grad_accum(step) for step in (0 if run.state is None else run.state.step, c.batch_warmup_steps))
     largest = largest_batch(model.backend, plan, c.batch_size, run.world.local_size, run.rows)
     lines += [
         f"num_parameters: {model.num_parameters} => bytes: {plan.parameters}",
-        f"memory: parameters {_mib(plan.parameters)}, gradients {_mib(plan.gradients)}, optimizer {_mib(optimizer)}, "
+        f"memory: parameters {_mib(plan.parameters)}, gradients {_mib(plan.gradients)}, optimizer {_mib(kept)}, "
         f"{average}activations {_mib(plan.activations)}",
         *_memory_by_rank(run),
         f"memory per sequence: {_mib(plan.activations // c.batch_size)}",
@@ -141,9 +143,10 @@ def short_report(run: Run, total_steps: int) -> str:
     output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
     steps = run.batch.warmup_steps
     grows = f" (growing from {run.batch.first:,} over {counted(steps, 'step')})" if steps else ""
+    optimizer = "Muon, " if c.optimizer == "muon" else ""
     layers, heads = counted(shape.num_layers, "layer"), counted(shape.num_heads, "head")
     return (
         f"{model.family} of {model.num_parameters:,} parameters ({layers}, {heads}, {shape.channels} channels, vocabulary "
         f"{shape.vocab_size}) on {run.sources.description}\n"
-        f"{counted(total_steps, 'step')} of {c.total_batch_size:,} tokens{grows}, {model.dtype}, {device}{output}"
+        f"{counted(total_steps, 'step')} of {c.total_batch_size:,} tokens{grows}, {optimizer}{model.dtype}, {device}{output}"
     )

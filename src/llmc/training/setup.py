@@ -6,15 +6,20 @@ tells the others what they need of it; what they must have in common is compared
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmc import _llmc
 from llmc.checkpoint import FoundCheckpoint, finished_steps, model_file, newest_good, receive_state
+from llmc.data.bits_per_byte import bits_per_byte, bytes_per_token
 from llmc.data.loader import DataLoader
 from llmc.distributed.world import World
 from llmc.evals import check_examples
@@ -27,6 +32,7 @@ from llmc.models.gpt2 import GPT2
 from llmc.models.model import Model, default_grad_dtype
 from llmc.optim.adamw import AdamW
 from llmc.optim.average import WeightAverage
+from llmc.optim.muon import Muon
 from llmc.optim.optimizer import Optimizer
 from llmc.optim.schedule import BatchSchedule, lr_schedule, warmup_problem, wsd_decay_begin
 from llmc.system.flops import peak_flops
@@ -63,6 +69,7 @@ class Run:
         peak_flops: FLOP/s that the devices of all ranks can reach; None if that is not known.
         average: of the weights, with which the run is evaluated; None if the weights themselves are.
         val_loader: None without validation data.
+        bytes_per_token: of the text, on average over the targets of a validation; None if they or the tokenizer are not known.
         lr: the learning rate of a step.
         remarks: what the run's log says of it.
         hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
@@ -88,6 +95,7 @@ class Run:
     average: WeightAverage | None
     train_loader: DataLoader
     val_loader: DataLoader | None
+    bytes_per_token: float | None
     total_steps: int
     lr: Callable[[int], float]
     remarks: list[str]
@@ -116,6 +124,18 @@ class Run:
         if count == 0:
             raise ValueError("the validation data hold no whole batch")
         return count if limit == -1 else min(count, limit)
+
+    def validation_batches(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """Return the batches of a validation, those of all ranks; none without validation data."""
+        if (own := self.val_loader) is None:
+            return iter(())
+        B, T = own.batch_size, own.seq_len
+        loader = DataLoader(own.files, B, T, vocab_size=self.model.config.vocab_size, rows_per_sample=B)
+        return itertools.islice(loader, self.num_val_batches)
+
+    def bits_per_byte(self, loss: float) -> float | None:
+        """Return a validation loss, in nats per token, in bits per byte of the text; None without a tokenizer."""
+        return None if self.bytes_per_token is None else bits_per_byte(loss, self.bytes_per_token)
 
     @property
     def shuffle(self) -> bool:
@@ -197,7 +217,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     run = Run(
         world=world,
         comm=comm,
-        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.sharded, notes.count),
+        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.partition, notes.count),
         notes=notes,
         config=config,
         rows=rows,
@@ -213,19 +233,23 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
             + memory.gradients
             + memory.activations
             + optimizer.bytes
-            + _average_bytes(config, model.dtype) * model.num_parameters
+            + _average_bytes(config, model.config, model.dtype)
         ),
         peak_flops=_sum_or_none(world.gather(peak_flops(backend, model.dtype))),
         optimizer=optimizer,
         average=None,
         train_loader=train_loader,
         val_loader=val_loader,
+        bytes_per_token=None,
         total_steps=total_steps,
         lr=lr_schedule(*_schedule(config, total_steps)),
         remarks=remarks,
         hellaswag_examples=_read_hellaswag(config, model.config),
         gpu_info=_open_gpu_info(config, backend) if world.leads else None,
     )
+    tokenizer = sources.tokenizer if world.leads else None  # another rank may not see the file
+    known = None if tokenizer is None else bytes_per_token(run.validation_batches(), tokenizer)
+    run.bytes_per_token = _shared(world, known)
     world.agree("HellaSwag's file", {"its number of examples": len(run.hellaswag_examples)})
     if saved is not None:
         run.state = _load_state(found, run)
@@ -314,7 +338,13 @@ def _prepare(config: RunConfig, run_dir: Path | None, world: World, say: Callabl
 
 
 def _check_same(found: FoundCheckpoint, config: RunConfig, fingerprint: list[DataFile]) -> None:
-    """Check that settings and data are those of the checkpoint."""
+    """Check that settings and data are those of the checkpoint, and that its state is that of the run's optimizer."""
+    if (optimizer := found.optimizer) != config.optimizer:
+        raise ValueError(
+            f"{config.output_dir}: the checkpoint of step {found.step} has the state of {optimizer}, the run's optimizer is "
+            f"{config.optimizer}: give --optimizer {optimizer}, or begin another run with these weights "
+            f"(--model {shell_word(config.output_dir or '')})"
+        )
     differences = [] if found.manifest is None else _differences(found.manifest, config, fingerprint)
     if differences and not config.allow_changes:
         raise ValueError(
@@ -363,7 +393,7 @@ def _build_model(
             T=config.seq_len,
             recompute=recompute,
             classifier_rows=classifier_rows,
-            optimizer_bytes=lambda dtype: _optimizer_bytes(config, dtype) + _average_bytes(config, dtype),
+            optimizer_bytes=lambda dtype: _optimizer_bytes(config, shape, dtype) + _average_bytes(config, shape, dtype),
             rows=rows,
             grows=rows is not None and rows * config.seq_len * world.size < config.total_batch_size,
             ranks=world.size,
@@ -412,26 +442,28 @@ def _first_weights(
 
 def build_optimizer(config: RunConfig, model: Model, comm: _llmc.Comm | None = None) -> Optimizer:
     """Return the optimizer that the settings ask for, over the parameters of a model; comm: the ranks, if there are several."""
-    return AdamW(
-        model,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        grad_clip=config.grad_clip,
-        master_weights=config.master_weights,
-        comm=comm if config.zero_stage == 1 else None,
-    )
+    options: dict[str, Any] = {
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+        "grad_clip": config.grad_clip,
+        "master_weights": config.master_weights,
+        "comm": comm if config.zero_stage == 1 else None,
+    }
+    if config.optimizer == "muon":
+        return Muon(model, momentum=config.muon_momentum, lr_ratio=config.muon_lr_ratio, **options)
+    return AdamW(model, **options)
 
 
-def _optimizer_bytes(config: RunConfig, dtype: str) -> int:
-    """Return what that optimizer will keep of each parameter on one rank, before there is a model."""
-    whole = AdamW.bytes_per_parameter(dtype, config.master_weights)
-    return -(-whole // config.processes) if config.zero_stage == 1 else whole
+def _optimizer_bytes(config: RunConfig, shape: ModelConfig, dtype: str) -> int:
+    """Return what that optimizer will keep on one rank, before there is a model."""
+    kind = Muon if config.optimizer == "muon" else AdamW
+    return kind.planned_bytes(shape, dtype, config.master_weights, config.processes if config.zero_stage == 1 else 1)
 
 
-def _average_bytes(config: RunConfig, dtype: str) -> int:
-    """Return what the average of the weights, if there is one, will take for each parameter."""
-    return WeightAverage.bytes_per_parameter(dtype) if config.ema_decay else 0
+def _average_bytes(config: RunConfig, shape: ModelConfig, dtype: str) -> int:
+    """Return what the average of the weights will take, if there is one."""
+    return WeightAverage.planned_bytes(shape, dtype) if config.ema_decay else 0
 
 
 def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:

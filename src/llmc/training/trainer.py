@@ -37,7 +37,7 @@ from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
 from llmc.training.slowness import Slowness
-from llmc.training.summary import Reached, counting_losses, nothing_left, resume_command, stopped_early, summary
+from llmc.training.summary import Reached, compare, nothing_left, resume_command, stopped_early, summary
 from llmc.values import decimal_bytes
 
 _SHORT_SAMPLE = 32  # tokens
@@ -121,6 +121,7 @@ class Trainer:
         self._slow_ranks, self._own_seconds = SlowRanks(self.world.hosts), 0.0
         alone_on_cpu = self.config.device == "cpu" and self.world.size == 1  # else ranks are programs to each other
         self._slowness = Slowness(self.model.backend.info().threads if alone_on_cpu else None)
+        self._samples: dict[int, str] = {}  # by step: of the start and the newest
         self._step_begin: float | None = None  # of the update that comes next, if it followed the last one at once
         self._saved_step = -1  # of the newest checkpoint on the disk, as far as rank 0 knows
         if run.state is not None:
@@ -298,6 +299,7 @@ class Trainer:
             tokens = min(_SHORT_SAMPLE, self.config.sample_tokens) - 1 if short else None
             with self._evaluated(), self._interruptible():
                 text = self.sample(max_tokens=tokens)
+            self._samples = {step: old for step, old in self._samples.items() if step == 0} | {self.step: text}
             self.log.text(f"generating:\n---\n{text}\n---")
         self.world.barrier()
 
@@ -395,16 +397,18 @@ class Trainer:
     def _summarize(self, first_step: int, seconds: float) -> None:
         if self.config.progress == "none" and self.run_dir is None:
             return  # nobody would read it
-        history, counting = self._history.lists(), None
+        history, comparison = self._history.lists(), None
         validated = history["val_step"][-1:] == [self.step]
         if validated and not self.config.overfit:
             try:
-                counting = counting_losses(self.run)
+                comparison = compare(self.run)
             except (OSError, _llmc.Error) as e:
-                self.log.text(f"warning: the frequencies of tokens could not be counted: {e}")
+                self.log.text(f"warning: nothing to compare the loss with: {e}")
         loss = history["val_loss"][-1] if validated else None
-        reached = Reached(first_step, self.step, seconds, loss, self.best)
-        self.log.text(summary(self.run, reached, counting))
+        before, after = self._samples.get(0), self._samples.get(self.step)
+        samples = (before, after) if before is not None and after is not None and self.step > 0 else None
+        reached = Reached(first_step, self.step, seconds, loss, self.best, samples)
+        self.log.text(summary(self.run, reached, comparison))
 
     def _info(
         self, loss: float, norm: float, lr: float, loss_z: float, grad_z: float, skipped: str, seconds: float
@@ -467,8 +471,9 @@ class Trainer:
         if self.run.comm is not None:
             losses = self.run.comm.sum(losses)
         loss = math.fsum(losses) / count
-        self.log.validation(self.step, loss)
-        self._history.add(val_step=self.step, val_loss=loss)
+        bits = self.run.bits_per_byte(loss)
+        self.log.validation(self.step, loss, bits)
+        self._history.add(val_step=self.step, val_loss=loss, **({} if bits is None else {"val_bits_per_byte": bits}))
         for callback in self.callbacks:
             callback.on_eval(self, self.step, loss)
         if self.best.update(self.step, loss) and config.save_best and self.run_dir is not None and self.step > 0:
