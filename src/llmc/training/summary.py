@@ -168,6 +168,7 @@ def summary(run: Run, reached: Reached, comparison: Comparison | None) -> str:
     directory = run.run_dir
     saved = finished_steps(directory)
     names = [f"the checkpoint {checkpoint_files(directory, saved[-1]).model.name}"] if saved else []
+    names += [checkpoint_files(directory, saved[-1]).average.name] if saved and run.average is not None else []
     names += [name for name in ("best.bin", "loss.png", "metrics.jsonl") if (directory / name).exists()]
     lines.append(f"{directory} has {', '.join(names)}")
     return "\n".join([*lines, "next:", *(f"  {command}" for command in _commands(run, reached, bool(saved), best))])
@@ -180,7 +181,10 @@ def _best_file(run: Run, reached: Reached) -> Path | None:
         return None
     if run.config.save_best and (directory / "best.bin").exists():
         return directory / "best.bin"
-    return checkpoint_files(directory, best.step).model if best.step in finished_steps(directory) else None
+    if best.step not in finished_steps(directory):
+        return None
+    files = checkpoint_files(directory, best.step)
+    return files.model if run.average is None else files.average
 
 
 def _losses(run: Run, loss: float, best: BestLoss, file: Path | None, comparison: Comparison | None) -> list[str]:
