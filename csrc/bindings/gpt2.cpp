@@ -46,7 +46,7 @@ void bind_gpt2(py::module_& m) {
           "optimizer_bytes"_a = 0, "micro_gradients"_a = false,
           "Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients "
           "(twice, if those "
-          "of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes of each weight.");
+          "of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes.");
 
     py::class_<BoundGPT2, BoundModel>(m, "GPT2",
                                       "GPT-2 and GPT-3: csrc/model/gpt2.h. llmc.GPT2 is made of it.")

@@ -80,7 +80,7 @@ MemoryPlan GPT2::memory_plan(const GPT2Config& config, const ModelOptions& optio
     const std::int64_t N = count_parameters(gpt2_parameters(config));
     const std::int64_t copies = training ? 1 + micro_gradients : 0;
     return {N * size_of(options.dtype), copies * N * size_of(options.grad_dtype),
-            training ? N * optimizer_bytes : 0, acts.bytes()};
+            training ? optimizer_bytes : 0, acts.bytes()};
 }
 
 GPT2::GPT2(const GPT2Config& config, std::shared_ptr<Backend> backend, const ModelOptions& options)

@@ -66,7 +66,7 @@ class GPT2 final : public Model {
 
     const GPT2Tensors& params() const { return params_; }
 
-    // optimizer_bytes: what the optimizer keeps of each parameter, which is counted if `training`. micro_gradients:
+    // optimizer_bytes: what the optimizer keeps, which is counted if `training`. micro_gradients:
     // whether an update has several micro-batches that are added as a whole (Model::adds_whole_micro_batches).
     static MemoryPlan memory_plan(const GPT2Config& config, const ModelOptions& options, std::int64_t B,
                                   std::int64_t T, bool training, std::int64_t optimizer_bytes,

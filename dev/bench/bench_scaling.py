@@ -71,7 +71,7 @@ def main() -> None:
         for model in args.predict:
             floor = step_work(model, dtype, 1, 1024).floor(ceilings[dtype, top])
             c = _llmc.config_from_descriptor(model)
-            kept = llmc.AdamW.bytes_per_parameter(dtype, True)
+            kept = llmc.GPT2Config.from_descriptor(model).num_parameters * llmc.AdamW.bytes_per_parameter(dtype, True)
             memory = _llmc.memory_plan(c, _llmc.ModelOptions(dtype, dtype), 1, 1024, True, kept).total
             table.append(["predicted", f"{model}, {memory / 1e9:.0f} GB", 1, 1024, top, f"{floor / rate:.1f}", "",
                           f"{floor:.1f}", f"{rate:.0%}"])  # fmt: skip

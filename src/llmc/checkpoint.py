@@ -3,7 +3,8 @@
 A checkpoint of step s is llm.c's three files: model_<s>.bin, state_<s>_00000.bin (moments, master weights, data order) and DONE_<s>.
 Its bytes do not depend on the number of ranks that trained: rank 0 writes it, and the others send what they have of the state.
 llm.c only looks whether DONE_<s> exists; llmc writes a manifest into it: sizes and checksums of the other two, the settings and data
-of the run, and the little state that llm.c does not keep. DONE is written last and removed first, so whatever happens in between,
+of the run, and the little state that llm.c does not keep. If the run averages its weights, average_<s>.bin is the model of the average, in
+f32, and in the manifest too. DONE is written last and removed first, so whatever happens in between,
 every DONE_<s> that exists speaks of files that were on the disk in full. llm.c reads llmc's checkpoints, and llmc reads llm.c's.
 
 How the files are laid out is in llmc.formats: model_file, state_file, manifest.
@@ -29,12 +30,15 @@ from llmc import _llmc
 from llmc.formats.manifest import Checksums, DataFile, LoaderPosition, Manifest, SavedState
 from llmc.formats.model_file import is_pytorch_file, model_file_pieces, read_f32_weights
 from llmc.formats.state_file import (
+    StateSlice,
     TrainState,
     has_writer_tag,
     read_state_file,
     split_master,
+    state_file_optimizer,
     state_file_parts,
     state_file_pieces,
+    state_order,
 )
 from llmc.formats.stream import CheckpointDamaged, ReadableTensor, pieces
 from llmc.models.model import Model
@@ -47,16 +51,17 @@ from llmc.values import MEMORY_DTYPES, decimal_bytes
 
 
 class CheckpointFiles(NamedTuple):
-    """The paths of a checkpoint's three files."""
+    """The paths of a checkpoint's files; only a run that averages its weights has an average."""
 
     model: Path
     state: Path
     done: Path
+    average: Path
 
 
 def checkpoint_files(directory: StrPath, step: int) -> CheckpointFiles:
     """Return where the checkpoint of a step is, or would be."""
-    names = (f"model_{step:08d}.bin", f"state_{step:08d}_00000.bin", f"DONE_{step:08d}")
+    names = (f"model_{step:08d}.bin", f"state_{step:08d}_00000.bin", f"DONE_{step:08d}", f"average_{step:08d}.bin")
     return CheckpointFiles(*(Path(directory) / name for name in names))
 
 
@@ -76,12 +81,21 @@ class Checkpointer:
         directory: the run directory.
         keep: how many checkpoints to keep; 0 keeps all.
         major_every: checkpoints of steps that are divisible by it are never removed; 0 for none.
+        average: the average of the weights, f32, which is saved beside them; None: there is none.
         fs: the file system.
     """
 
-    def __init__(self, directory: StrPath, *, keep: int = 0, major_every: int = 0, fs: Fs = SYSTEM) -> None:
+    def __init__(
+        self,
+        directory: StrPath,
+        *,
+        keep: int = 0,
+        major_every: int = 0,
+        average: _llmc.Tensor | None = None,
+        fs: Fs = SYSTEM,
+    ) -> None:
         self.directory = Path(directory)
-        self.keep, self.major_every, self.fs = keep, major_every, fs
+        self.keep, self.major_every, self.average, self.fs = keep, major_every, average, fs
         self._staging = _Staging()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -118,7 +132,8 @@ class Checkpointer:
         self.wait()
         layout = _Layout.of(model, optimizer)
         self.check_space(model, optimizer)
-        copied = (background or optimizer.sharded) and self._staging.reserve(layout.copy_bytes)
+        averaged = 0 if self.average is None else _aligned(4 * self.average.numel)
+        copied = (background or optimizer.sharded) and self._staging.reserve(layout.copy_bytes + averaged)
         if optimizer.sharded and not copied:
             raise OSError(
                 errno.ENOMEM,
@@ -127,7 +142,9 @@ class Checkpointer:
                 str(self.directory),
             )
         begin()
-        tensors = _tensors(model, optimizer, layout, self._staging.copy if copied else _as_it_is)
+        keep = self._staging.copy if copied else _as_it_is
+        tensors = _tensors(model, optimizer, layout, keep)
+        average = None if self.average is None else keep(self.average)
         record = Manifest(
             llmc=_llmc.__version__,
             step=state.step,
@@ -139,11 +156,11 @@ class Checkpointer:
             data=data,
         )
         if not (background and copied):
-            return self._write(state, record, tensors)
+            return self._write(state, record, tensors, average)
 
         def write() -> None:
             try:
-                self._write(state, record, tensors)
+                self._write(state, record, tensors, average)
             except Exception as e:
                 self._error = e
 
@@ -182,7 +199,8 @@ class Checkpointer:
         Raises:
             OSError: if that does not suffice.
         """
-        needed, free = _Layout.of(model, optimizer).file_bytes, self.fs.free_bytes(self.directory)
+        averaged = 0 if self.average is None else 4 * self.average.numel
+        needed, free = _Layout.of(model, optimizer).file_bytes + averaged, self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
@@ -210,13 +228,15 @@ class Checkpointer:
         major = total_steps // m - step // m if every and (m := math.lcm(every, self.major_every)) else 0
         return min(saves, major + max(1, self.keep + 1 - len(finished_steps(self.directory))))
 
-    def _write(self, state: TrainState, record: Manifest, tensors: _Tensors) -> None:
+    def _write(self, state: TrainState, record: Manifest, tensors: _Tensors, average: ReadableTensor | None) -> None:
         files = checkpoint_files(self.directory, state.step)
         self.fs.make_directory(self.directory)
         contents: dict[Path, Iterable[Any]] = {
             files.model: model_file_pieces(tensors.config, tensors.dtype, pieces(tensors.parameters)),
-            files.state: state_file_pieces(state, tensors.moments, tensors.parameters, tensors.lows),
+            files.state: state_file_pieces(state, tensors.optimizer, tensors.moments, tensors.parameters, tensors.lows),
         }
+        if average is not None:
+            contents[files.average] = model_file_pieces(tensors.config, "f32", pieces(average))
         try:
             for path, content in contents.items():
                 checksums = Checksums()
@@ -242,7 +262,7 @@ class Checkpointer:
             files = checkpoint_files(self.directory, step)
             parts = self.directory.glob(files.state.name.replace("_00000.", "_*."))  # several, if llm.c wrote them
             # DONE first: what is left after a crash half-way is no checkpoint, instead of a broken one.
-            for path in (files.done, files.model, *sorted(parts)):
+            for path in (files.done, files.model, files.average, *sorted(parts)):
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
@@ -266,13 +286,12 @@ def _saved_state(state: TrainState) -> SavedState:
 # ---- what is saved: tensors of a device, or copies of them ----
 
 
-class _Slice(NamedTuple):
-    """A parameter outside of the layers, or what one layer has of a parameter; begin: its place among all parameters."""
+class _Place(NamedTuple):
+    """Of which parameter and layer a slice is, and where it begins among all parameters."""
 
     name: str
     layer: int
     begin: int
-    numel: int
 
 
 @dataclass(frozen=True)
@@ -281,31 +300,27 @@ class _Layout:
 
     Attributes:
         slices: of the parameters.
-        moments: how many the optimizer keeps of each weight.
-        masters: whether it keeps the 16 bits below each bf16 weight.
+        places: of the slices.
+        masters: whether the optimizer keeps the 16 bits below each bf16 weight.
         weight_bytes: of one weight.
     """
 
-    slices: list[_Slice]
-    moments: int
+    slices: list[StateSlice]
+    places: list[_Place]
     masters: bool
     weight_bytes: int
 
     @staticmethod
     def of(model: Model, optimizer: Optimizer) -> _Layout:
-        slices = []
-        begin = 0
+        slices, places, begin = [], [], 0
+        kept = optimizer.state()
         for name, tensor in model.parameter_tensors().items():
             layers = optimizer.layers(name)
             for layer in range(layers):
-                slices.append(_Slice(name, layer, begin, tensor.numel // layers))
+                slices.append(StateSlice(tensor.numel // layers, len(kept[name].moments)))
+                places.append(_Place(name, layer, begin))
                 begin += slices[-1].numel
-        return _Layout(
-            slices,
-            moments=len(next(iter(optimizer.state().values())).moments),
-            masters=optimizer.has_masters,
-            weight_bytes=MEMORY_DTYPES[model.dtype].itemsize,
-        )
+        return _Layout(slices, places, optimizer.has_masters, MEMORY_DTYPES[model.dtype].itemsize)
 
     @property
     def sizes(self) -> list[int]:
@@ -315,21 +330,19 @@ class _Layout:
     @property
     def state(self) -> Iterator[tuple[str, int, int]]:
         """What Optimizer.gather() and scatter() are called with, for all of the state."""
-        for kind in range(self.moments + self.masters):
-            for piece in self.slices:
-                yield piece.name, kind, piece.layer
+        for kind, index in state_order(self.slices, self.masters):
+            yield self.places[index].name, kind, self.places[index].layer
 
     @property
     def file_bytes(self) -> int:
         """What the model file and the state file take; in the latter master weights are whole, f32."""
-        return (self.weight_bytes + 4 * self.moments + 4 * self.masters) * sum(self.sizes)
+        return sum((self.weight_bytes + 4 * s.moments + 4 * self.masters) * s.numel for s in self.slices)
 
     @property
     def copy_bytes(self) -> int:
         """What a copy in memory takes."""
-        numels = self.sizes
-        state = sum(self.moments * _aligned(4 * n) + self.masters * _aligned(2 * n) for n in numels)
-        return _aligned(self.weight_bytes * sum(numels)) + state
+        state = sum(s.moments * _aligned(4 * s.numel) + self.masters * _aligned(2 * s.numel) for s in self.slices)
+        return _aligned(self.weight_bytes * sum(self.sizes)) + state
 
 
 @dataclass
@@ -340,12 +353,14 @@ class _Tensors:
         config: the model's shape.
         dtype: of the parameters, 'f32' or 'bf16'.
         parameters: all of them in one tensor.
-        moments: the first moment of every slice, then the second of every slice, and so on.
+        optimizer: its name.
+        moments: the first moment of every slice, then the second of every slice that has one, and so on.
         lows: the 16 bits below each bf16 weight, slice by slice; empty if there are no master weights.
     """
 
     config: _llmc.GPT2Config
     dtype: str
+    optimizer: str
     parameters: ReadableTensor
     moments: list[ReadableTensor]
     lows: list[ReadableTensor]
@@ -357,8 +372,8 @@ def _tensors(
     """Take the tensors of a checkpoint, or with keep() copies of them. It gathers the state if it is sharded."""
     parameters = keep(model.all_parameters())
     state = [keep(optimizer.gather(*place)) for place in layout.state]
-    moments = layout.moments * len(layout.slices)
-    return _Tensors(model.config.native(), model.dtype, parameters, state[:moments], state[moments:])
+    moments = sum(piece.moments for piece in layout.slices)
+    return _Tensors(model.config.native(), model.dtype, optimizer.name, parameters, state[:moments], state[moments:])
 
 
 def send_state(model: Model, optimizer: Optimizer) -> None:
@@ -467,18 +482,37 @@ class FoundCheckpoint:
         Raises:
             CheckpointDamaged: if a file is missing or damaged; the message names file and place.
         """
-        saved = [self.files.model, self.files.state]
+        saved = [self.files.model, self.files.state, *([self.files.average] if self.has_average else [])]
         if self.manifest is not None and self.manifest.files.keys() != {path.name for path in saved}:
             raise CheckpointDamaged(
                 f"{self.files.done} speaks of {sorted(self.manifest.files)}, expected {[path.name for path in saved]}"
             )
         if self.manifest is None and not model_only and self.files.state.is_file():
             saved[1:] = state_file_parts(self.files.state)
-        for path in saved[:1] if model_only else saved:
+        for path in saved if not model_only else [path for path in saved if path != self.files.state]:
             if self.manifest is not None:
                 self.manifest.files[path.name].verify(path)
             elif not path.is_file():
                 raise CheckpointDamaged(f"{path}: missing, though {self.files.done.name} exists")
+
+    @property
+    def has_average(self) -> bool:
+        """Whether it has an average of the weights."""
+        return self.manifest is not None and self.files.average.name in self.manifest.files
+
+    def load_average(self, average: _llmc.Tensor) -> None:
+        """Fill a tensor with the average of the weights that the checkpoint has."""
+        for values in read_f32_weights(self.files.average, [average.numel]):
+            average.write(0, values)
+
+    @property
+    def optimizer(self) -> str:
+        """Whose state it has: one of the names of the setting.
+
+        Raises:
+            CheckpointDamaged: if the header of the state file is damaged.
+        """
+        return state_file_optimizer(self.files.state)
 
     def rows_per_sample(self, batch_size: int) -> int:
         """Return how many rows the run shuffles together. llm.c does not say: then batch_size is taken to be as it was."""
@@ -506,30 +540,31 @@ class FoundCheckpoint:
 
         Raises:
             CheckpointDamaged: if the state file is damaged.
+            ValueError: if it is the state of another optimizer.
             llmc.Error: if it cannot be read for another reason.
         """
         layout, parameters = _Layout.of(model, optimizer), model.all_parameters()
 
         def put(kind: int, index: int, values: NDArray[np.float32]) -> None:
-            piece = layout.slices[index]
-            if kind < layout.moments:
-                return optimizer.scatter(piece.name, kind, piece.layer, values)
+            place = layout.places[index]
+            if kind < layout.slices[index].moments:
+                return optimizer.scatter(place.name, kind, place.layer, values)
             if model.dtype == "f32":
-                return parameters.write(piece.begin, values)
+                return parameters.write(place.begin, values)
             high, low = split_master(values)
-            parameters.write(piece.begin, high)
+            parameters.write(place.begin, high)
             if layout.masters:
-                optimizer.scatter(piece.name, kind, piece.layer, low)
+                optimizer.scatter(place.name, kind, place.layer, low)
 
-        saved = read_state_file(self.files.state, layout.sizes, layout.moments, put)
+        saved = read_state_file(self.files.state, optimizer.name, layout.slices, put)
         whole = saved.has_masters
         if not saved.has_masters and model.dtype == "bf16":
             for index, values in enumerate(read_f32_weights(self.files.model, layout.sizes)):
-                put(layout.moments, index, values)
+                put(layout.slices[index].moments, index, values)
                 whole = True
         if layout.masters and not whole:  # the weights are those of the bf16 file
-            for piece in layout.slices:
-                optimizer.scatter(piece.name, layout.moments, piece.layer, np.zeros(piece.numel, np.int16))
+            for place, piece in zip(layout.places, layout.slices):
+                optimizer.scatter(place.name, piece.moments, place.layer, np.zeros(piece.numel, np.int16))
         model.weights_changed()
         order = saved.order if saved.shuffle and shuffle else {name: loader[name] for name in _ORDER}
         if self.manifest is None:
@@ -609,7 +644,7 @@ def model_file(name: str) -> Path | None:
 
 
 def newest_model(directory: StrPath) -> Path | None:
-    """Find the model file of a run directory's newest good checkpoint, else its best.bin.
+    """Find the model file of a run directory's newest good checkpoint, that of the average if it has one, else its best.bin.
 
     Returns:
         The file; None if the folder is no run directory. Damage is warned of.
@@ -619,7 +654,7 @@ def newest_model(directory: StrPath) -> Path | None:
     """
     found = newest_good(directory, warn=lambda text: warnings.warn(text, stacklevel=2), model_only=True)
     if found is not None:
-        return found.files.model
+        return found.files.average if found.has_average else found.files.model
     best = Path(directory) / "best.bin"
     if best.is_file():
         return best

@@ -529,7 +529,7 @@ def test_descriptors(descriptor):
     length = 2048 if descriptor.startswith("gpt3") else 1024
     assert config == llmc.GPT2Config(length, 50257, L, NH, C, 50304)
     assert config.num_parameters == parameters
-    plan = _llmc.memory_plan(config.native(), _llmc.ModelOptions(), 1, 1, True, 8)
+    plan = _llmc.memory_plan(config.native(), _llmc.ModelOptions(), 1, 1, True, 8 * parameters)
     assert (plan.parameters, plan.gradients, plan.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
 
 
@@ -588,7 +588,7 @@ def test_memory_plan_is_what_is_there(tiny, dtype, grad_dtype, master, recompute
     B, T, rows = 3, 19, 7
     model = tiny(dtype=dtype, grad_dtype=grad_dtype)
     options = _llmc.ModelOptions(dtype, grad_dtype, recompute, rows)
-    optimizer_bytes = llmc.AdamW.bytes_per_parameter(dtype, master)
+    optimizer_bytes = model.num_parameters * llmc.AdamW.bytes_per_parameter(dtype, master)
     plan = _llmc.memory_plan(TINY.native(), options, B, T, True, optimizer_bytes)
     size = {"f32": 4, "bf16": 2}
     assert plan.parameters == model.num_parameters * size[dtype]

@@ -208,7 +208,7 @@ FLOORS: dict[str, set[str]] = {
     "evals": {"values", "system", "formats", "models", "data"},
     "hub": {"values", "system", "formats", "models", "data"},
     "load": {"values", "system", "formats", "models", "data", "checkpoint", "hub"},
-    "plot": {"values", "system", "formats"},
+    "plot": {"values", "system", "formats", "optim"},
     "training": {
         "values",
         "system",
@@ -233,6 +233,7 @@ FLOORS: dict[str, set[str]] = {
         "models",
         "data",
         "datasets",
+        "optim",
         "selfcheck",
         "checkpoint",
         "evals",

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 import time
@@ -22,6 +23,14 @@ from runs import cut_at, tiny_data, tiny_settings
 import llmc
 from llmc.checkpoint import FoundCheckpoint, finished_steps, newest_good
 from llmc.formats.manifest import DataFile, Manifest, signed
+from llmc.formats.state_file import (
+    StateSlice,
+    TrainState,
+    read_state_file,
+    state_file_optimizer,
+    state_file_pieces,
+    state_order,
+)
 from llmc.formats.stream import CheckpointDamaged
 from llmc.system.fs import remove_temporaries, write_atomically
 from llmc.training.trainer import Trainer
@@ -43,6 +52,60 @@ def test_the_state_file_is_laid_out_as_llm_c_reads_it(tmp_path: Path) -> None:
     moments = np.frombuffer(raw[1024 : 1024 + 4 * n], dtype="<f4")
     rows = trainer.optimizer.state()
     assert np.array_equal(moments, np.concatenate([row.moments[0].to_host().ravel() for row in rows.values()]))
+
+
+class Values:
+    """A tensor of f32 values."""
+
+    def __init__(self, *values: float) -> None:
+        self.array = np.array(values, np.float32)
+        self.numel = self.array.size
+
+    def read(self, begin: int, count: int) -> Any:
+        return self.array[begin : begin + count]
+
+
+SLICES = [StateSlice(2, 2), StateSlice(1, 1), StateSlice(1, 1), StateSlice(2, 2)]  # the middle ones of a matrix
+
+
+def muon_state() -> bytes:
+    moments = [Values(1, 2), Values(3), Values(4), Values(5, 6), Values(7, 8), Values(9, 10)]
+    order = {"shard_indices": [0], "sample_indices": [1, 0], "rng": (1, 2, np.zeros(624, np.uint32))}
+    state = TrainState(3, 3, 5, {"shard": 0, "row": 4, "rows_per_sample": 2, **order}, shuffle=True)
+    parts = state_file_pieces(state, "muon", moments, Values(), [])
+    return b"".join(bytes(memoryview(part).cast("B")) for part in parts)
+
+
+def test_the_state_of_an_optimizer_that_llm_c_does_not_have(tmp_path: Path) -> None:
+    """Second moments of some parameters only, in a version that llm.c refuses."""
+    raw = muon_state()
+    ints = np.frombuffer(raw[:1024], "<i4")
+    assert list(ints[:8]) == [20240527, 2, 1, 0, 0, 1, int.from_bytes(b"llmc", "little"), 1] and ints[10] == 3
+    assert np.array_equal(np.frombuffer(raw[1024 : 1024 + 40], "<f4"), range(1, 11))
+    path = tmp_path / "state_00000003_00000.bin"
+    path.write_bytes(raw)
+    found = []
+    saved = read_state_file(path, "muon", SLICES, lambda kind, i, values: found.append((kind, i, *values)))
+    assert found == [(0, 0, 1, 2), (0, 1, 3), (0, 2, 4), (0, 3, 5, 6), (1, 0, 7, 8), (1, 3, 9, 10)]
+    assert saved.sample == 2 and list(saved.order["sample_indices"]) == [1, 0]
+    assert state_file_optimizer(path) == "muon" and list(state_order(SLICES, True))[6:] == [
+        (2, 0),
+        (1, 1),
+        (1, 2),
+        (2, 3),
+    ]
+    with pytest.raises(ValueError, match=r"00000.bin: the state of muon, expected that of adamw"):
+        read_state_file(path, "adamw", [StateSlice(6, 2)], lambda *_: None)
+
+
+@pytest.mark.parametrize(("version", "number"), [(1, 1), (2, 0), (2, 7), (2, -1), (3, 1)])
+def test_the_state_of_an_unknown_optimizer_is_damage(tmp_path: Path, version: int, number: int) -> None:
+    raw = bytearray(muon_state())
+    raw[4:8], raw[28:32] = struct.pack("<i", version), struct.pack("<i", number)
+    path = tmp_path / "state_00000003_00000.bin"
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointDamaged, match=f"version {version}"):
+        state_file_optimizer(path)
 
 
 # ---- crashes: every state that a disk may be in ----

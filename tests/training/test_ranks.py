@@ -292,13 +292,16 @@ def test_text_is_tokenized_once_if_rank_0s_tokens_are_seen(
             setup, "prepare_beside", lambda config, told: sources.prepare_beside(config, ["/nowhere", told[1]])
         )
 
-    def body(rank: int) -> tuple[list[float], list[int]]:
+    def body(rank: int) -> tuple[list[float], list[int], list[float]]:
         trainer = Trainer(llmc.TrainConfig(**settings))
         assert trainer.tokenizer is not None
-        return [trainer.train_step().loss for _ in range(2)], trainer.tokenizer.encode("one two")
+        losses = [trainer.train_step().loss for _ in range(2)]
+        trainer.validate()
+        return losses, trainer.tokenizer.encode("one two"), trainer.history["val_bits_per_byte"]
 
     results = in_ranks(3, body)
     assert len(calls) == (1 if seen else 3) and all(result == results[0] for result in results)
+    assert [len(bits) for _, _, bits in results] == [1, 1, 1]
 
 
 # ---- stopping, failing, saving ----

@@ -689,11 +689,16 @@ class FakeGpu:
 def test_a_gpu_recomputes_only_what_it_must() -> None:
     config = llmc.GPT2Config()  # 124M
     batch: dict[str, Any] = {"dtype": "bf16", "grad_dtype": "f32", "B": 32, "T": 1024}
-    batch["optimizer_bytes"] = lambda dtype: 10
+    batch["optimizer_bytes"] = lambda dtype: 10 * config.num_parameters
 
     def need(recompute: int, rows: int) -> int:
         plan = _llmc.memory_plan(
-            config.native(), _llmc.ModelOptions("bf16", "f32", recompute, rows), 32, 1024, True, 10
+            config.native(),
+            _llmc.ModelOptions("bf16", "f32", recompute, rows),
+            32,
+            1024,
+            True,
+            10 * config.num_parameters,
         )
         return plan.total + (1 << 20)
 

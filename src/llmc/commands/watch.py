@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmc.arguments import above_zero
 from llmc.formats.metrics import Row, follow_rows, read_rows
+from llmc.optim.schedule import BatchSchedule
 from llmc.training.logs import BarConsole, BriefConsole, StepInfo, shows_bar
 from llmc.training.run_dir import in_use
 from llmc.training.settings import load_toml
@@ -28,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     if not path.is_file():
         raise FileNotFoundError(f"'{directory}' is no run directory: it has no metrics.jsonl")
     config = load_toml(directory / "config.toml")
-    watched = _Watched(config.get("max_steps", -1), config.get("val_every", 0))
+    batch = BatchSchedule.of({"total_batch_size": 1, **config})
+    watched = _Watched(config.get("max_steps", -1), config.get("val_every", 0), batch)
     abandoned = False
     for row in read_rows(path) if args.once else follow_rows(path, args.interval):
         if row is not None:
@@ -49,9 +51,10 @@ class _Watched:
     Args:
         max_steps: the run's setting, for runs that were begun before their first row told how many steps they have.
         val_every: the run's setting.
+        batch: the tokens of its steps.
     """
 
-    def __init__(self, max_steps: int, val_every: int) -> None:
+    def __init__(self, max_steps: int, val_every: int, batch: BatchSchedule) -> None:
         self.ended = False
         self._total, self._step, self._time = max(0, max_steps), 0, 0.0
         self._begun = False
@@ -59,7 +62,10 @@ class _Watched:
         def clock() -> float:
             return self._time
 
-        self._console = BarConsole(clock=clock) if shows_bar() else BriefConsole(val_every, clock=clock)
+        bar = shows_bar()
+        self._console = (
+            BarConsole(clock=clock, batch=batch) if bar else BriefConsole(val_every, clock=clock, batch=batch)
+        )
 
     def show(self, row: Row) -> None:
         """Show a row."""
@@ -75,7 +81,8 @@ class _Watched:
             self._step = int(row["step"]) + 1
             self._console.step(_step_info(row, self._total))
         elif kind == "validation":
-            self._console.validation(int(row["step"]), float(row["loss"]))
+            bits = row.get("bits_per_byte")
+            self._console.validation(int(row["step"]), float(row["loss"]), None if bits is None else float(bits))
         elif kind == "hellaswag":
             self._console.hellaswag(int(row["step"]), int(row["correct"]), int(row["total"]))
         elif kind == "message":

@@ -3,6 +3,9 @@
 Header (1024 bytes), m of all parameters, v of all parameters, f32 master weights if there are any, and if the data are shuffled the
 order of shards, the order of samples in the present shard, and the generator that draws the next ones.
 
+That is AdamW's. An optimizer that llm.c does not have writes version 2, which says whose state it is: the first moment of all parameters,
+then the second of those that have one.
+
 llmc writes one file, whatever the number of processes. llm.c writes one for each process; with ZeRO each has a part of every slice: a
 slice is a parameter outside of the layers, or what one layer has of a parameter.
 """
@@ -24,10 +27,13 @@ from numpy.typing import NDArray
 
 from llmc.formats.stream import CheckpointDamaged, ReadableTensor, Reader, chunks, pieces
 
-_MAGIC, _VERSION = 20240527, 1
+_MAGIC = 20240527
+# Their place is the number that a header has. The first is llm.c's, whose files are version 1; those of the others are version 2,
+# which llm.c refuses.
+OPTIMIZERS = ("adamw", "muon")
 # At offset 24, which llm.c leaves zero: a state file so tagged must have a manifest, not an empty DONE file.
 _WRITER_TAG = b"llmc"
-_HEADER = struct.Struct("<6i 4s 12x i 36x 2Q 24x 2Q 888x")
+_HEADER = struct.Struct("<6i 4s i 8x i 36x 2Q 24x 2Q 888x")
 _GENERATOR = struct.Struct(
     "<8x i I 2496s 2I"
 )  # llm.c's struct of a Mersenne Twister, whose 8 bytes of seed are not used
@@ -45,11 +51,36 @@ class _Header(NamedTuple):
     has_masters: int
     shuffle: int
     tag: bytes
+    optimizer: int
     step: int
     rng: int
     rng_before_update: int
     shard: int
     sample: int
+
+
+class StateSlice(NamedTuple):
+    """A parameter outside of the layers, or what one layer has of a parameter.
+
+    Attributes:
+        numel: its elements.
+        moments: how many the optimizer keeps of each.
+    """
+
+    numel: int
+    moments: int
+
+
+def state_order(slices: Sequence[StateSlice], masters: bool) -> Iterator[tuple[int, int]]:
+    """Yield (kind, slice) of all tensors of a state file, in its order.
+
+    Each slice's first moment (kind 0), then the second of those that have one, and so on; at the end the master weights, if there are
+    any, as the kind after a slice's last moment.
+    """
+    for kind in range(max(piece.moments for piece in slices)):
+        yield from ((kind, i) for i, piece in enumerate(slices) if kind < piece.moments)
+    if masters:
+        yield from ((piece.moments, i) for i, piece in enumerate(slices))
 
 
 @dataclass
@@ -144,6 +175,7 @@ def _joined(parameters: ReadableTensor, lows: Sequence[ReadableTensor]) -> Itera
 
 def state_file_pieces(
     state: TrainState,
+    optimizer: str,
     moments: Iterable[ReadableTensor],
     parameters: ReadableTensor,
     lows: Sequence[ReadableTensor],
@@ -152,20 +184,22 @@ def state_file_pieces(
 
     Args:
         state: what the run consists of beside its tensors.
-        moments: the first moment of every slice, then the second, and so on, f32.
+        optimizer: one of OPTIMIZERS.
+        moments: in the order of state_order(), f32.
         parameters: all weights in one tensor.
         lows: the 16 bits below the bf16 weights, one tensor for each slice; empty if there are no master weights.
     """
-    loader = state.loader
+    loader, number = state.loader, OPTIMIZERS.index(optimizer)
     yield _HEADER.pack(
         *_Header(
             magic=_MAGIC,
-            version=_VERSION,
+            version=_version(number),
             processes=1,
             rank=0,
             has_masters=int(bool(lows)),
             shuffle=int(state.shuffle),
             tag=_WRITER_TAG,
+            optimizer=number,
             step=state.step,
             rng=state.optimizer_rng,
             rng_before_update=state.optimizer_rng,  # llm.c rounds its weights anew from the masters with it
@@ -178,6 +212,10 @@ def state_file_pieces(
     yield from _joined(parameters, lows)
     if state.shuffle:
         yield _order_bytes(loader)
+
+
+def _version(optimizer: int) -> int:
+    return 1 if optimizer == 0 else 2
 
 
 def _order_bytes(loader: dict[str, Any]) -> bytes:
@@ -203,6 +241,17 @@ def has_writer_tag(path: Path) -> bool:
     return _Header(*_HEADER.unpack(raw)).tag == _WRITER_TAG
 
 
+def state_file_optimizer(path: Path) -> str:
+    """Return whose state a file has, one of OPTIMIZERS.
+
+    Raises:
+        CheckpointDamaged: if its header is damaged.
+        OSError: if it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        return OPTIMIZERS[_read_header(Reader(file, path), path).optimizer]
+
+
 def state_file_parts(path: Path) -> list[Path]:
     """Return the files that were written with a state file: itself, and if processes of llm.c wrote it those of the others.
 
@@ -219,32 +268,37 @@ def state_file_parts(path: Path) -> list[Path]:
 
 
 def read_state_file(
-    path: Path, sizes: Sequence[int], moments: int, put: Callable[[int, int, NDArray[np.float32]], object]
+    path: Path,
+    optimizer: str,
+    slices: Sequence[StateSlice],
+    put: Callable[[int, int, NDArray[np.float32]], object],
 ) -> StateFile:
     """Read a state file, and the parts beside it if processes of llm.c wrote it.
 
     Args:
         path: the file of process 0, state_<step>_00000.bin.
-        sizes: the number of elements of each slice, in the order of the file.
-        moments: how many there are of each weight.
-        put: takes (kind, slice, values): each slice's first moments (kind 0), then each one's second, and so on; then, as the kind
-            after the last of the moments, the master weights, if the file has them.
+        optimizer: whose state it must be.
+        slices: in the order of the file.
+        put: takes (kind, slice, values) as state_order() has them; of the master weights only if the file has them.
 
     Raises:
         CheckpointDamaged: if a file is damaged, or a part is missing.
+        ValueError: if it is the state of another optimizer.
         OSError: if it cannot be opened.
     """
     with ExitStack() as files:
         readers = [Reader(files.enter_context(open(path, "rb")), path)]
         header = _read_header(readers[0], path)
-        kinds = moments + bool(header.has_masters)
+        if (other := OPTIMIZERS[header.optimizer]) != optimizer:
+            raise ValueError(f"{path}: the state of {other}, expected that of {optimizer}")
+        masters = bool(header.has_masters)
         # Without ZeRO every process of llm.c writes all of the state. Nothing else says so but the size.
-        if header.processes > 1 and path.stat().st_size < _HEADER.size + 4 * kinds * sum(sizes):
-            readers += _open_parts(path, header, sizes, files)
-        for kind in range(kinds):
-            for i, size in enumerate(sizes):
-                parts = [reader.floats(size // len(readers)) for reader in readers]
-                put(kind, i, parts[0] if len(parts) == 1 else np.concatenate(parts))
+        whole = 4 * sum(piece.numel * (piece.moments + masters) for piece in slices)
+        if header.processes > 1 and path.stat().st_size < _HEADER.size + whole:
+            readers += _open_parts(path, header, [piece.numel for piece in slices], files)
+        for kind, i in state_order(slices, masters):
+            parts = [reader.floats(slices[i].numel // len(readers)) for reader in readers]
+            put(kind, i, parts[0] if len(parts) == 1 else np.concatenate(parts))
         # Each process of llm.c shuffles for itself; the order of process 0 is that of all in what follows.
         order, *_ = [_read_order(reader) if header.shuffle else {} for reader in readers]
         for reader in readers:
@@ -261,10 +315,12 @@ def read_state_file(
 
 def _read_header(reader: Reader, path: Path, rank: int = 0) -> _Header:
     header = _Header(*_HEADER.unpack(reader.take(_HEADER.size)))
-    if header.magic != _MAGIC or header.version != _VERSION:
+    if header.magic != _MAGIC or header.version not in (1, 2):
         raise CheckpointDamaged(
-            f"{path}: magic {header.magic} version {header.version}, expected {_MAGIC} version {_VERSION}"
+            f"{path}: magic {header.magic} version {header.version}, expected {_MAGIC} version 1 or 2"
         )
+    if not 0 <= header.optimizer < len(OPTIMIZERS) or header.version != _version(header.optimizer):
+        raise CheckpointDamaged(f"{path}: version {header.version} has the state of no optimizer {header.optimizer}")
     if header.rank != rank or not rank < header.processes < _MOST_PROCESSES:
         raise CheckpointDamaged(f"{path}: written by process {header.rank} of {header.processes}, expected {rank}")
     if max(header.shard, header.sample) >= 2**31:  # both count in int32 elsewhere in the file

@@ -1,1 +1,1 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers, and schedules of the learning rate and of the batch size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmc import _llmc
+from llmc.models.config import ModelConfig
 from llmc.models.model import Model
 from llmc.optim.optimizer import Optimizer
 from llmc.values import check_seed
@@ -25,13 +26,16 @@ class AdamW(Optimizer):
         master_weights: keep the 16 bits below each bf16 weight.
         seed: of stochastic rounding, 1 to 2^64 - 1.
         comm: the ranks among which the work is divided (ZeRO-1): each keeps moments and masters of its pieces of the parameters
-            and updates these. Gradients have been reduced by a sharded llmc.Reduction; weights arrive from the other ranks until
-            the model is used next, so a Tensor of them that was taken before must not be read in between.
+            and updates these. Gradients have been reduced by an _llmc.Reduction with the optimizer's partition; weights arrive
+            from the other ranks until the model is used next, so a Tensor of them that was taken before must not be read in
+            between.
 
     Raises:
         TypeError: if model is no model.
         ValueError: if a number is out of range.
     """
+
+    name = "adamw"
 
     def __init__(
         self,
@@ -73,3 +77,8 @@ class AdamW(Optimizer):
     def bytes_per_parameter(dtype: str, master_weights: bool) -> int:
         """Return how many bytes moments and master weights take for each weight of a model of a dtype, 'f32' or 'bf16'."""
         return _llmc.AdamW.bytes_per_parameter(dtype, master_weights)
+
+    @staticmethod
+    def planned_bytes(config: ModelConfig, dtype: str, master_weights: bool, ranks: int = 1) -> int:
+        """Return about how many bytes `bytes` will be for a model of that shape, on each of so many ranks (ZeRO-1)."""
+        return -(-config.num_parameters * AdamW.bytes_per_parameter(dtype, master_weights) // ranks)

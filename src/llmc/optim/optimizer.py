@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -27,8 +27,11 @@ class Optimizer:
     A gradient whose norm is infinite or not a number changes nothing: neither weights nor moments.
 
     Attributes:
+        name: as settings and state files have it.
         has_masters: whether it keeps master weights, on this rank or another.
     """
+
+    name: ClassVar[str]
 
     def __init__(self, native: _llmc.Optimizer, has_masters: bool) -> None:
         self._native, self.has_masters = native, has_masters
@@ -80,8 +83,13 @@ class Optimizer:
 
     @property
     def sharded(self) -> bool:
-        """Whether state() is that of this rank's pieces only (ZeRO-1)."""
+        """Whether state() is that of what this rank updates only (ZeRO-1)."""
         return self._native.sharded
+
+    @property
+    def partition(self) -> _llmc.Partition | None:
+        """Which rank updates what, for _llmc.Reduction; None if this process updates everything."""
+        return self._native.partition
 
     def layers(self, name: str) -> int:
         """Return how many layers of a parameter are stacked; 1 if it has none."""

@@ -23,6 +23,7 @@ def check_memory(
     classifier_rows: int | None,
     optimizer_bytes: Callable[[str], int],
     rows: int | None = None,
+    grows: bool = False,
     ranks: int = 1,
     sharing: int = 1,
     begun: bool = False,
@@ -39,8 +40,9 @@ def check_memory(
         B, T: rows and tokens per row of a micro-batch.
         recompute: how much backward computes again instead of keeping it: 0, 1, 2, or None to choose.
         classifier_rows: how many of the B*T rows of logits exist at a time, or None to choose.
-        optimizer_bytes: returns what the optimizer keeps of each parameter of a dtype.
+        optimizer_bytes: returns what the optimizer keeps if the parameters are of a dtype.
         rows: of each rank in an update, which B divides, if the user or the run that goes on says so; None: an update has B rows.
+        grows: whether later updates have more rows.
         ranks: how many there are.
         sharing: how many ranks share the memory, of which each takes as much; a GPU is one rank's own.
         begun: whether the run has begun before, so that its model is what it is.
@@ -62,7 +64,7 @@ def check_memory(
     ) -> _llmc.MemoryPlan:
         gradients = grad_dtype or default_grad_dtype(backend.info().name, dtype)
         options = _llmc.ModelOptions(dtype, gradients, recompute, chunk)
-        micro_gradients = on_cpu and gradients == "f32" and rows is not None and rows > B
+        micro_gradients = on_cpu and gradients == "f32" and rows is not None and (rows > B or grows)
         return _llmc.memory_plan(config.native(), options, B, T, True, optimizer_bytes(dtype), micro_gradients)
 
     def needs(B: int, recompute: int, chunk: int = chunks[-1], rows: int | None = rows, dtype: str = dtype) -> int:

@@ -42,6 +42,11 @@ def startup_report(run: Run, total_steps: int) -> str:
     c, model = run.config, run.model
     shape, plan = model.config, run.memory
     peak = "unknown" if run.peak_flops is None else f"{run.peak_flops / 1e12:.1f}"
+    # What llm.c does not have is said only if it is asked for.
+    muon = f"Muon, momentum {c.muon_momentum:g}, LR ratio {c.muon_lr_ratio:g}"
+    optimizer = [("optimizer", muon)] if c.optimizer == "muon" else []
+    grows = f"from {c.first_batch_size}, {counted(c.batch_warmup_steps, 'step')}"
+    warmup = [("batch warm-up", grows)] if c.batch_warmup_steps else []
     groups: list[list[tuple[str, object]]] = [
         [("Parameter", "Value")],
         [
@@ -53,11 +58,14 @@ def startup_report(run: Run, total_steps: int) -> str:
             ("micro batch size B", c.batch_size),
             ("sequence length T", c.seq_len),
             ("total batch size", c.total_batch_size),
+            *warmup,
+            *optimizer,
             ("LR scheduler", c.schedule),
             ("learning rate (LR)", f"{c.learning_rate:e}"),
             ("warmup iterations", c.warmup_steps),
             ("final LR fraction", f"{c.final_lr_frac:e}"),
             ("weight decay", f"{c.weight_decay:e}"),
+            *([("average of weights", f"{c.ema_decay:g}")] if c.ema_decay else []),
             ("skip update lossz", f"{c.skip_loss_z:f}"),
             ("skip update gradz", f"{c.skip_grad_z:f}"),
             ("max_steps", c.max_steps),
@@ -92,17 +100,19 @@ def startup_report(run: Run, total_steps: int) -> str:
     lines = [_RULE]
     for group in groups:
         lines += [*(_row(name, value) for name, value in group), _RULE]
-    optimizer = run.optimizer.bytes
+    kept = run.optimizer.bytes
+    average = "" if run.average is None else f"average {_mib(run.average.bytes)}, "
+    now, full = (run.grad_accum(step) for step in (0 if run.state is None else run.state.step, c.batch_warmup_steps))
     largest = largest_batch(model.backend, plan, c.batch_size, run.world.local_size, run.rows)
     lines += [
         f"num_parameters: {model.num_parameters} => bytes: {plan.parameters}",
-        f"memory: parameters {_mib(plan.parameters)}, gradients {_mib(plan.gradients)}, optimizer {_mib(optimizer)}, "
-        f"activations {_mib(plan.activations)}",
+        f"memory: parameters {_mib(plan.parameters)}, gradients {_mib(plan.gradients)}, optimizer {_mib(kept)}, "
+        f"{average}activations {_mib(plan.activations)}",
         *_memory_by_rank(run),
         f"memory per sequence: {_mib(plan.activations // c.batch_size)}",
         f" -> estimated maximum batch size: {largest}{f' (of the {run.rows} rows of an update)' if run.rows else ''}",
         f"batch_size B={c.batch_size} * seq_len T={c.seq_len} * num_processes={run.world.size} and total_batch_size={c.total_batch_size}",
-        f"=> setting grad_accum_steps={run.grad_accum}",
+        f"=> setting grad_accum_steps={full}" + (f" (growing from {now})" if now < full else ""),
     ]
     if c.seq_len < shape.max_seq_len:
         lines.append(
@@ -131,9 +141,12 @@ def short_report(run: Run, total_steps: int) -> str:
         hosts = len(set(run.world.hosts))
         device = f"{run.world.size} ranks on {counted(hosts, 'host')}, each: {device}"
     output = f"\n{c.output_dir} keeps checkpoints, logs and the loss curve" if c.output_dir else ""
+    steps = run.batch.warmup_steps
+    grows = f" (growing from {run.batch.first:,} over {counted(steps, 'step')})" if steps else ""
+    optimizer = "Muon, " if c.optimizer == "muon" else ""
     layers, heads = counted(shape.num_layers, "layer"), counted(shape.num_heads, "head")
     return (
         f"{model.family} of {model.num_parameters:,} parameters ({layers}, {heads}, {shape.channels} channels, vocabulary "
         f"{shape.vocab_size}) on {run.sources.description}\n"
-        f"{counted(total_steps, 'step')} of {c.total_batch_size:,} tokens, {model.dtype}, {device}{output}"
+        f"{counted(total_steps, 'step')} of {c.total_batch_size:,} tokens{grows}, {optimizer}{model.dtype}, {device}{output}"
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from llmc.data.holdout import HOLDOUTS
 from llmc.optim.schedule import SCHEDULES
 from llmc.system.toml import load_toml_file
 from llmc.values import canonical_dtype, did_you_mean
@@ -132,9 +133,10 @@ class TrainConfig:
     """Settings of a training run; see `llmc-train --help` for the same list by flags."""
 
     # fmt: off
-    data: tuple[str, ...] = _setting((), "data", "texts or token files, their folders, or globs; given again it adds; none: the language reference that every Python carries", "-i", by_rank=True, paths=True)
-    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text; of a folder or glob of token files those with val in their names", "-j", by_rank=True, paths=True)
+    data: tuple[str, ...] = _setting((), "data", "texts or token files, their folders, or globs; given again it adds; none: the language reference and the library's docstrings that every Python carries", "-i", by_rank=True, paths=True)
+    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: a tenth of text (see holdout); of a folder or glob of token files those with val in their names", "-j", by_rank=True, paths=True)
     tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files", on_resume="same")
+    holdout: str = _setting("end", "data", "the tenth of a text that is held out for validation, if val_data names none: its end, or pieces from all over it", choices=HOLDOUTS, on_resume="same")
     column: str = _setting("text", "data", "field that has the text or the chat, in files of records; a dot leads into a nested one", on_resume="same")
     on_bad_record: str = _setting("stop", "data", "when a record has no text", choices=("stop", "skip"))
     document_separator: str = _setting("", "data", "mark between the documents of a text file, as '<|endoftext|>'; default: a file is one document", on_resume="same")
@@ -152,6 +154,8 @@ class TrainConfig:
     batch_size: int | None = _setting(None, "batch", "rows per micro-batch, B", "-b", small=16, llm_c=4, least=1)
     seq_len: int | None = _setting(None, "batch", "tokens per row, T", "-t", small=128, llm_c=1024, least=1, on_resume="same")
     total_batch_size: int = _setting(-1, "batch", "tokens per update; a multiple of B*T*processes; -1: that product, or what a resumed run had", "-d", least=1, also=-1, on_resume="same")
+    batch_warmup_steps: int = _setting(0, "batch", "updates in which their tokens grow from first_batch_size to total_batch_size; 0: none", least=0, on_resume="same")
+    first_batch_size: int = _setting(-1, "batch", "tokens of the first of these, which total_batch_size is a multiple of; -1: B*T*processes, or what a resumed run had", least=1, also=-1, on_resume="same")
     max_steps: int | None = _setting(None, "batch", "updates; -1: one epoch", "-x", small=400, llm_c=-1, least=-1)
     overfit: bool = _setting(False, "batch", "train on the first batch of the validation data, over and over", "-a", on_resume="same")
 
@@ -159,11 +163,16 @@ class TrainConfig:
     schedule: str = _setting("cosine", "optimizer", "learning rate schedule", "-k", choices=SCHEDULES, on_resume="same")
     warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up; by default no more than half of all", "-u", small=100, llm_c=0, least=0, on_resume="same")
     final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest", "-q", small=0.1, llm_c=1.0, least=0, below=math.inf, on_resume="same")
+    decay_frac: float = _setting(0.2, "optimizer", "wsd: the last part of the steps, in which the rate falls", least=0, most=1, on_resume="same")
     weight_decay: float = _setting(0.0, "optimizer", "decay of matrices and embeddings", "-c", least=0, below=math.inf, on_resume="same")
+    optimizer: str = _setting("adamw", "optimizer", "adamw, or muon for the matrices of the layers and AdamW for the rest", choices=("adamw", "muon"), on_resume="same")
+    muon_momentum: float = _setting(0.95, "optimizer", "Muon's decay of the momentum", least=0, below=1, on_resume="same")
+    muon_lr_ratio: float = _setting(1.0, "optimizer", "Muon: learning rate of matrices, as a multiple of that of the rest", above=0, below=math.inf, on_resume="same")
     beta1: float = _setting(0.9, "optimizer", "AdamW's first decay", least=0, below=1, on_resume="same")
     beta2: float = _setting(0.95, "optimizer", "AdamW's second decay", least=0, below=1, on_resume="same")
     eps: float = _setting(1e-8, "optimizer", "AdamW's epsilon", above=0, below=math.inf, on_resume="same")
     grad_clip: float = _setting(1.0, "optimizer", "largest global gradient norm; 0: no clipping", least=0, on_resume="same")
+    ema_decay: float = _setting(0.0, "optimizer", "evaluate, sample and keep (average_*.bin) an average of the weights, of which each update leaves this part; 0: none", least=0, below=1, on_resume="same")
     skip_loss_z: float = _setting(0.0, "optimizer", "skip an update whose loss is more than this many standard deviations above its recent mean; 0: never", "-sl", least=0, on_resume="same")
     skip_grad_z: float = _setting(0.0, "optimizer", "the same by gradient norm", "-sg", least=0, on_resume="same")
     max_bad_steps: int = _setting(10, "optimizer", "stop after this many updates in a row with a NaN or infinite loss or gradient; 0: never", least=0)
@@ -323,7 +332,13 @@ class RunConfig(TrainConfig):
 
 
 def resolve(
-    config: TrainConfig, device: str, *, rank: int = 0, ranks: int = 1, saved: Mapping[str, Any] | None = None
+    config: TrainConfig,
+    device: str,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    saved: Mapping[str, Any] | None = None,
+    begun: int = 0,
 ) -> RunConfig:
     """Choose the defaults that depend on other settings.
 
@@ -331,9 +346,10 @@ def resolve(
         config: settings as they were given.
         device: in place of "auto".
         rank, ranks: which of so many processes this is.
-        saved: settings of the checkpoint from which the run is resumed. It keeps its total_batch_size, max_steps and warmup_steps if
-            none are given; if the ranks cannot share the tokens of an update evenly, batch_size becomes the next smaller one with
-            which they can.
+        saved: settings of the checkpoint from which the run is resumed. It keeps its total_batch_size, first_batch_size, max_steps
+            and warmup_steps if none are given; if the ranks cannot share the tokens of an update evenly, batch_size becomes the next
+            smaller one with which they can.
+        begun: that checkpoint's step.
 
     Raises:
         ValueError: if settings contradict each other.
@@ -346,30 +362,44 @@ def resolve(
             values[name] = saved[name]
     if config.zero_stage is None:
         values["zero_stage"] = int(ranks > 1)
+    values["sample_tokens"] = min(values["sample_tokens"], values["seq_len"])  # later positions are not trained
+    _choose_batch(values, saved or {}, begun, ranks)
+    return RunConfig(**values)
+
+
+def _choose_batch(values: dict[str, Any], saved: Mapping[str, Any], begun: int, ranks: int) -> None:
+    """Choose the tokens of an update and of the first, and a batch_size that divides them among the ranks; see resolve()."""
     B, T = values["batch_size"], values["seq_len"]
-    values["sample_tokens"] = min(values["sample_tokens"], T)  # later positions are not trained
-    before = (saved or {}).get("total_batch_size", -1)
-    if config.total_batch_size == -1:
-        values["total_batch_size"] = B * T * ranks if before == -1 else before
-    total = values["total_batch_size"]
-    if total == before and total % (T * ranks) == 0:
-        B = values["batch_size"] = largest_divisor(total // (T * ranks), B)
-    if total % (B * T * ranks):
+    warmup = values["batch_warmup_steps"]
+    before = {name: saved.get(name, -1) for name in ("total_batch_size", "first_batch_size")}
+    for name in ("total_batch_size", "first_batch_size") if warmup else ("total_batch_size",):
+        if values[name] == -1:
+            values[name] = B * T * ranks if before[name] == -1 else before[name]
+    total, first = values["total_batch_size"], values["first_batch_size"]
+    name = "first_batch_size" if begun < warmup else "total_batch_size"
+    even = values[name]  # all updates that are to come have a multiple of these tokens
+    if even == before[name] and even % (T * ranks) == 0:
+        B = values["batch_size"] = largest_divisor(even // (T * ranks), B)
+    if even % (B * T * ranks):
         among, times = (f" * {ranks} processes", f" * {ranks}") if ranks > 1 else ("", "")
         unit = B * T * ranks
-        if total == before:
-            fit = next((n for n in range(ranks, 0, -1) if total % (T * n) == 0), 0)
+        if even == before[name]:
+            fit = next((n for n in range(ranks, 0, -1) if even % (T * n) == 0), 0)
             works = "the run has it from its beginning"
             works += f"; continue with {fit} process{'es' * (fit > 1)}" if fit else ""
         else:
-            nearest = min(max(unit, (total + unit // 2) // unit * unit), (2**31 - 1) // unit * unit)
+            nearest = min(max(unit, (even + unit // 2) // unit * unit), (2**31 - 1) // unit * unit)
             works = f"{nearest} is the nearest" if nearest else "choose a smaller batch_size"
-            if total % (T * ranks) == 0:
-                works += f"; or give --batch-size {largest_divisor(total // (T * ranks), B)}"
+            if even % (T * ranks) == 0:
+                works += f"; or give --batch-size {largest_divisor(even // (T * ranks), B)}"
         raise ValueError(
-            f"total_batch_size is {total}, expected a multiple of batch_size * seq_len{among} = {B} * {T}{times} = {unit}: {works}"
+            f"{name} is {even}, expected a multiple of batch_size * seq_len{among} = {B} * {T}{times} = {unit}: {works}"
         )
-    return RunConfig(**values)
+    if warmup and (total % first or total == first):
+        raise ValueError(
+            f"batch_warmup_steps is {warmup}: expected a total_batch_size (it is {total}) that is a multiple of first_batch_size ({first}) "
+            "and greater: give a larger --total-batch-size, or a smaller --first-batch-size or --batch-size"
+        )
 
 
 def largest_divisor(number: int, most: int) -> int:

@@ -6,14 +6,20 @@ tells the others what they need of it; what they must have in common is compared
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmc import _llmc
 from llmc.checkpoint import FoundCheckpoint, finished_steps, model_file, newest_good, receive_state
+from llmc.data.bits_per_byte import bits_per_byte, bytes_per_token
 from llmc.data.loader import DataLoader
 from llmc.distributed.world import World
 from llmc.evals import check_examples
@@ -25,8 +31,10 @@ from llmc.models.config import GPT2Config, ModelConfig
 from llmc.models.gpt2 import GPT2
 from llmc.models.model import Model, default_grad_dtype
 from llmc.optim.adamw import AdamW
+from llmc.optim.average import WeightAverage
+from llmc.optim.muon import Muon
 from llmc.optim.optimizer import Optimizer
-from llmc.optim.schedule import lr_schedule, warmup_problem
+from llmc.optim.schedule import BatchSchedule, lr_schedule, warmup_problem, wsd_decay_begin
 from llmc.system.flops import peak_flops
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
@@ -50,7 +58,8 @@ class Run:
         reduction: sums gradients over the ranks; None for a process alone.
         notes: what the ranks tell each other by it.
         config: the settings; recompute and classifier_rows are those that were chosen.
-        rows: of each rank in an update, if the settings or the run that goes on say so, so that batch_size must divide them; else None.
+        rows: of each rank in an update, of the first if they grow, if the settings or the run that goes on say so, so that batch_size
+            must divide them; else None.
         run_dir: None if nothing is kept. Rank 0 alone reads and writes it.
         fingerprint: sizes and checksums of the data; a checkpoint remembers them.
         state: of the checkpoint that the run continues, which model and optimizer have already; None for a new run.
@@ -58,7 +67,9 @@ class Run:
         memory: the plan that was checked against what is free.
         memory_by_rank: what it comes to, of each rank.
         peak_flops: FLOP/s that the devices of all ranks can reach; None if that is not known.
+        average: of the weights, with which the run is evaluated; None if the weights themselves are.
         val_loader: None without validation data.
+        bytes_per_token: of the text, on average over the targets of a validation; None if they or the tokenizer are not known.
         lr: the learning rate of a step.
         remarks: what the run's log says of it.
         hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
@@ -81,18 +92,24 @@ class Run:
     memory_by_rank: list[int]
     peak_flops: float | None
     optimizer: Optimizer
+    average: WeightAverage | None
     train_loader: DataLoader
     val_loader: DataLoader | None
+    bytes_per_token: float | None
     total_steps: int
     lr: Callable[[int], float]
     remarks: list[str]
     hellaswag_examples: list[Example]
     gpu_info: GpuInfo | None
 
-    @property
-    def grad_accum(self) -> int:
-        """Micro-batches of an update on each rank."""
-        return self.config.total_batch_size // (self.config.batch_size * self.config.seq_len * self.world.size)
+    @cached_property
+    def batch(self) -> BatchSchedule:
+        """The tokens of each update."""
+        return BatchSchedule.of(self.config.to_dict())
+
+    def grad_accum(self, step: int) -> int:
+        """Return the micro-batches of an update on each rank."""
+        return self.batch.tokens(step) // (self.config.batch_size * self.config.seq_len * self.world.size)
 
     @property
     def num_val_batches(self) -> int:
@@ -107,6 +124,18 @@ class Run:
         if count == 0:
             raise ValueError("the validation data hold no whole batch")
         return count if limit == -1 else min(count, limit)
+
+    def validation_batches(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """Return the batches of a validation, those of all ranks; none without validation data."""
+        if (own := self.val_loader) is None:
+            return iter(())
+        B, T = own.batch_size, own.seq_len
+        loader = DataLoader(own.files, B, T, vocab_size=self.model.config.vocab_size, rows_per_sample=B)
+        return itertools.islice(loader, self.num_val_batches)
+
+    def bits_per_byte(self, loss: float) -> float | None:
+        """Return a validation loss, in nats per token, in bits per byte of the text; None without a tokenizer."""
+        return None if self.bytes_per_token is None else bits_per_byte(loss, self.bytes_per_token)
 
     @property
     def shuffle(self) -> bool:
@@ -128,12 +157,13 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     """
     device, backend = open_device(given.device, world.cpus(given.threads), world.local_rank)
     found = _find_checkpoint(given, say) if world.leads else None
-    # The settings of the checkpoint, which may be empty, or None if there is no checkpoint.
+    # The settings of the checkpoint, which may be empty, or None if there is no checkpoint; and its step.
     saved = _shared(world, None if found is None else {} if found.manifest is None else found.manifest.config)
-    config = resolve(given, device, rank=world.rank, ranks=world.size, saved=saved)
+    begun = _shared(world, 0 if found is None else found.step)
+    config = resolve(given, device, rank=world.rank, ranks=world.size, saved=saved, begun=begun)
     if given.batch_size not in (None, config.batch_size):
         say(
-            f"batch_size is {config.batch_size}, not {given.batch_size}: it divides the run's {config.total_batch_size} tokens of an "
+            f"batch_size is {config.batch_size}, not {given.batch_size}: it divides the run's {_fewest_tokens(config, begun)} tokens of an "
             f"update among {counted(world.size, 'rank')}"
         )
     if given.sample_tokens is not None and given.sample_tokens > config.sample_tokens:
@@ -162,7 +192,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         _check_same(found, config, fingerprint)
     config = _as_before(config, saved)
     told = given.total_batch_size != -1 or (saved or {}).get("total_batch_size", -1) != -1
-    rows = config.total_batch_size // (config.seq_len * world.size) if told else None
+    rows = _fewest_tokens(config, begun) // (config.seq_len * world.size) if told else None
     model, weight_origin, memory = _build_model(config, backend, sources, found, world, rows)
     if model.dtype == "bf16" and not backend.info().bf16_arithmetic:
         say(
@@ -180,7 +210,6 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         config = config.replace(warmup_steps=min(config.warmup_steps, total_steps // 2))
     remarks = []
     if saved is not None:
-        begun = _shared(world, None if found is None else found.step)
         remarks += _check_length(config, saved, begun, total_steps, train_loader)
     if problem := warmup_problem(*_schedule(config, total_steps)):
         remarks.append(f"warning: {problem}")
@@ -188,7 +217,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     run = Run(
         world=world,
         comm=comm,
-        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.sharded, notes.count),
+        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.partition, notes.count),
         notes=notes,
         config=config,
         rows=rows,
@@ -199,22 +228,35 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         model=model,
         weight_origin=weight_origin,
         memory=memory,
-        memory_by_rank=world.gather(memory.parameters + memory.gradients + memory.activations + optimizer.bytes),
+        memory_by_rank=world.gather(
+            memory.parameters
+            + memory.gradients
+            + memory.activations
+            + optimizer.bytes
+            + _average_bytes(config, model.config, model.dtype)
+        ),
         peak_flops=_sum_or_none(world.gather(peak_flops(backend, model.dtype))),
         optimizer=optimizer,
+        average=None,
         train_loader=train_loader,
         val_loader=val_loader,
+        bytes_per_token=None,
         total_steps=total_steps,
         lr=lr_schedule(*_schedule(config, total_steps)),
         remarks=remarks,
         hellaswag_examples=_read_hellaswag(config, model.config),
         gpu_info=_open_gpu_info(config, backend) if world.leads else None,
     )
+    tokenizer = sources.tokenizer if world.leads else None  # another rank may not see the file
+    known = None if tokenizer is None else bytes_per_token(run.validation_batches(), tokenizer)
+    run.bytes_per_token = _shared(world, known)
     world.agree("HellaSwag's file", {"its number of examples": len(run.hellaswag_examples)})
     if saved is not None:
         run.state = _load_state(found, run)
     if comm is not None:
         _copy_from_rank_0(run, comm)
+    if config.ema_decay:
+        run.average = _average(run, found)
     return run
 
 
@@ -296,7 +338,13 @@ def _prepare(config: RunConfig, run_dir: Path | None, world: World, say: Callabl
 
 
 def _check_same(found: FoundCheckpoint, config: RunConfig, fingerprint: list[DataFile]) -> None:
-    """Check that settings and data are those of the checkpoint."""
+    """Check that settings and data are those of the checkpoint, and that its state is that of the run's optimizer."""
+    if (optimizer := found.optimizer) != config.optimizer:
+        raise ValueError(
+            f"{config.output_dir}: the checkpoint of step {found.step} has the state of {optimizer}, the run's optimizer is "
+            f"{config.optimizer}: give --optimizer {optimizer}, or begin another run with these weights "
+            f"(--model {shell_word(config.output_dir or '')})"
+        )
     differences = [] if found.manifest is None else _differences(found.manifest, config, fingerprint)
     if differences and not config.allow_changes:
         raise ValueError(
@@ -345,8 +393,9 @@ def _build_model(
             T=config.seq_len,
             recompute=recompute,
             classifier_rows=classifier_rows,
-            optimizer_bytes=lambda dtype: _optimizer_bytes(config, dtype),
+            optimizer_bytes=lambda dtype: _optimizer_bytes(config, shape, dtype) + _average_bytes(config, shape, dtype),
             rows=rows,
+            grows=rows is not None and rows * config.seq_len * world.size < config.total_batch_size,
             ranks=world.size,
             sharing=world.local_size,
             begun=first["begun"],
@@ -393,21 +442,28 @@ def _first_weights(
 
 def build_optimizer(config: RunConfig, model: Model, comm: _llmc.Comm | None = None) -> Optimizer:
     """Return the optimizer that the settings ask for, over the parameters of a model; comm: the ranks, if there are several."""
-    return AdamW(
-        model,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        grad_clip=config.grad_clip,
-        master_weights=config.master_weights,
-        comm=comm if config.zero_stage == 1 else None,
-    )
+    options: dict[str, Any] = {
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+        "grad_clip": config.grad_clip,
+        "master_weights": config.master_weights,
+        "comm": comm if config.zero_stage == 1 else None,
+    }
+    if config.optimizer == "muon":
+        return Muon(model, momentum=config.muon_momentum, lr_ratio=config.muon_lr_ratio, **options)
+    return AdamW(model, **options)
 
 
-def _optimizer_bytes(config: RunConfig, dtype: str) -> int:
-    """Return what that optimizer will keep of each parameter on one rank, before there is a model."""
-    whole = AdamW.bytes_per_parameter(dtype, config.master_weights)
-    return -(-whole // config.processes) if config.zero_stage == 1 else whole
+def _optimizer_bytes(config: RunConfig, shape: ModelConfig, dtype: str) -> int:
+    """Return what that optimizer will keep on one rank, before there is a model."""
+    kind = Muon if config.optimizer == "muon" else AdamW
+    return kind.planned_bytes(shape, dtype, config.master_weights, config.processes if config.zero_stage == 1 else 1)
+
+
+def _average_bytes(config: RunConfig, shape: ModelConfig, dtype: str) -> int:
+    """Return what the average of the weights will take, if there is one."""
+    return WeightAverage.planned_bytes(shape, dtype) if config.ema_decay else 0
 
 
 def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:
@@ -479,31 +535,51 @@ def _copy_from_rank_0(run: Run, comm: _llmc.Comm) -> None:
     run.model.weights_changed()
 
 
+def _average(run: Run, found: FoundCheckpoint | None) -> WeightAverage:
+    """Return the average of the weights that the checkpoint has, else one that begins as the weights are."""
+    average = WeightAverage(run.model, run.config.ema_decay)
+    if found is not None and found.has_average:
+        found.load_average(average.tensor)
+    if run.comm is not None:
+        run.comm.broadcast([average.tensor], 0)
+        run.comm.wait()
+    return average
+
+
 def _check_patience(config: RunConfig, val_loader: DataLoader | None) -> None:
     if config.patience and (val_loader is None or config.val_every <= 0):
         why = "there are no validation data (--val-data)" if val_loader is None else f"val_every is {config.val_every}"
         raise ValueError(f"patience is {config.patience}, but {why}: the run is not validated on the way")
 
 
+def _fewest_tokens(config: RunConfig, begun: int) -> int:
+    """Return the tokens of the smallest update from a step on; all others have a multiple of them."""
+    batch = BatchSchedule.of(config.to_dict())
+    return batch.first if begun < batch.warmup_steps else batch.full
+
+
 def _total_steps(config: RunConfig, loader: DataLoader) -> int:
     if config.max_steps != -1:
         return config.max_steps
-    steps = loader.num_tokens // config.total_batch_size
+    batch = BatchSchedule.of(config.to_dict())
+    steps = batch.steps(loader.num_tokens)
     if steps == 0:
+        name = "total_batch_size" if batch.first == batch.full else "first_batch_size"
         raise ValueError(
-            f"the data hold {loader.num_tokens} tokens, less than the {config.total_batch_size} of one update "
-            "(total_batch_size); give a number of steps to go over them several times (--max-steps)"
+            f"the data hold {loader.num_tokens} tokens, less than the {batch.tokens(0)} of one update "
+            f"({name}); give a number of steps to go over them several times (--max-steps)"
         )
     return steps
 
 
 # The settings that the learning rate of a step depends on.
-_OF_SCHEDULE = ("max_steps", "schedule", "learning_rate", "warmup_steps", "final_lr_frac")
+_OF_SCHEDULE = ("max_steps", "schedule", "learning_rate", "warmup_steps", "final_lr_frac", "decay_frac")
 
 
-def _schedule(config: RunConfig, total_steps: int) -> tuple[str, float, int, int, float]:
+def _schedule(config: RunConfig, total_steps: int) -> tuple[str, float, int, int, float, float]:
     """Return the arguments of lr_schedule()."""
-    return config.schedule, config.learning_rate, config.warmup_steps, total_steps, config.final_lr_frac
+    c = config
+    return c.schedule, c.learning_rate, c.warmup_steps, total_steps, c.final_lr_frac, c.decay_frac
 
 
 def _check_length(
@@ -522,7 +598,7 @@ def _check_length(
     old_steps = _total_steps(before, loader)
     old, new = (lr_schedule(*_schedule(c, n))(step) for c, n in ((before, old_steps), (config, total_steps)))
     what = ", ".join(f"{n} was {getattr(before, n)}, is {getattr(config, n)}" for n in changed)
-    later = int(0.8 * total_steps)
+    later = wsd_decay_begin(total_steps, config.decay_frac)
     falls = f", and falls from step {later} on" if config.schedule == "wsd" and step < later else ""
     if old == new:
         return [f"{what}: the learning rate goes on at {new:.3g}{falls}"]
