@@ -40,7 +40,7 @@ from llmc.values import counted, did_you_mean
 _KEYS = {"output_dir", "jobs", "devices", "settings", "grid", "runs"}
 
 # Runs that differ in one of these have validation losses of different texts, or with different contexts.
-_OTHER_TEXT = ("val_data", "column", "document_separator", "seq_len")
+_OTHER_TEXT = ("val_data", "holdout", "column", "document_separator", "seq_len")
 # In one of these, of different tokens, whose losses compare in bits per byte alone.
 _OTHER_TOKENS = ("tokenizer", "vocab_size")
 

@@ -256,7 +256,7 @@ def test_the_best(tmp_path: Path) -> None:
         run.status, run.results = "done", {"val_loss": loss}
     sweep.runs[3].status = "failed: exit code 1"
     assert sweep.best is sweep.runs[2]
-    for name, value in (("seq_len", 8), ("tokenizer", "bytes"), ("val_data", ["other.bin"])):
+    for name, value in (("seq_len", 8), ("tokenizer", "bytes"), ("holdout", "spread"), ("val_data", ["other.bin"])):
         before = dict(sweep.runs[0].settings)
         sweep.runs[0].settings[name] = value
         assert sweep.best is None
