@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from llmc.data.documents import Piece, language_reference
+from llmc.data.documents import Piece
+from llmc.data.python_texts import language_reference
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer
 from llmc.datasets.tinyshakespeare import REMOTE

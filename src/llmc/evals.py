@@ -15,8 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from llmc import _llmc
+from llmc.data.bits_per_byte import bits_per_byte, byte_lengths, count_bytes
 from llmc.data.files import find_shards
 from llmc.data.loader import DataLoader
+from llmc.data.tokenizer import Tokenizer
 from llmc.formats.eval_file import Example, read_eval_file
 from llmc.models.config import ModelConfig
 from llmc.models.model import Model
@@ -33,15 +35,22 @@ class LossResult:
     Attributes:
         loss: mean cross-entropy in nats per token.
         tokens: number of tokens that it is the mean of.
+        bytes: of text that these tokens stand for; None if their tokenizer is not known.
     """
 
     loss: float
     tokens: int
+    bytes: int | None = None
 
     @property
     def perplexity(self) -> float:
         """e to the power of the loss; infinite if that exceeds a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The loss in bits per byte of the text, in which models of different tokenizers compare; None without a tokenizer or bytes."""
+        return bits_per_byte(self.loss, self.bytes / self.tokens) if self.bytes else None
 
 
 def validation_loss(
@@ -51,6 +60,7 @@ def validation_loss(
     batch_size: int = 4,
     seq_len: int | None = None,
     max_batches: int = -1,
+    tokenizer: Tokenizer | None = None,
     progress: bool = False,
 ) -> LossResult:
     """Measure the mean loss over token files as llm.c does: in file order, on rows of seq_len tokens without context before them.
@@ -61,6 +71,7 @@ def validation_loss(
         batch_size: rows at a time.
         seq_len: tokens of a row; None for the model's longest context, but at most 1024.
         max_batches: number of batches; -1 for all whole batches.
+        tokenizer: what the token files were made with, to count the bytes of their text; None counts none.
         progress: whether to show a progress bar.
 
     Raises:
@@ -76,9 +87,14 @@ def validation_loss(
     # num_batches() counts the shards' tails as well: with as many batches, the first ones would be measured twice.
     count = sum((shard.tokens - 1) // (batch_size * T) for shard in loader.shards)
     count = count if max_batches == -1 else min(count, max_batches)
-    steps = tqdm(range(count), unit="batch", disable=not progress)
-    loss = math.fsum(model.evaluate(*loader.next_batch()) for _ in steps) / count
-    return LossResult(loss, count * batch_size * T)
+    lengths = None if tokenizer is None else byte_lengths(tokenizer)
+    losses, total = [], 0
+    for _ in tqdm(range(count), unit="batch", disable=not progress):
+        inputs, targets = loader.next_batch()
+        losses.append(model.evaluate(inputs, targets))
+        total += 0 if lengths is None else count_bytes(targets, lengths)
+    tokens = count * batch_size * T
+    return LossResult(math.fsum(losses) / count, tokens, None if lengths is None else total)
 
 
 # ---- multiple choice ----

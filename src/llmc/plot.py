@@ -54,8 +54,8 @@ class Run:
 
     Attributes:
         name: what the legend calls the run.
-        series: values by step, for each of "train_loss", "val_loss", "hellaswag", "lr", "norm" and "tokens_per_second" that the
-            run logged.
+        series: values by step, for each of "train_loss", "val_loss", "val_bits_per_byte", "hellaswag", "lr", "norm" and
+            "tokens_per_second" that the run logged.
         batch: the tokens of each update; None if the run does not say, as llm.c's logs do not.
         vocab_size: tokens that its losses choose among; None if the run does not say.
         unreadable: number of lines that were skipped because they are cut off, as by a machine that lost its power.
@@ -159,6 +159,8 @@ def _read_metric(run: Run, line: str) -> None:
     kind = row["kind"]
     for key, name in _METRICS.get(kind, {}).items():
         run._set(name, int(row["step"]), row[key])
+    if kind == "validation" and "bits_per_byte" in row:  # the run knows its tokenizer
+        run._set("val_bits_per_byte", int(row["step"]), row["bits_per_byte"])
     if kind == "hellaswag":
         run._set("hellaswag", int(row["step"]), row["correct"] / row["total"])
 
@@ -204,9 +206,11 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     return means
 
 
+_VALIDATION = ("val_loss", "val_bits_per_byte")
+_LOSS, _BITS = "loss", "validation, bits per byte"
 # Title and series of each panel; a panel without data is left out. The first that is there is the large one.
 _PANELS = (
-    ("loss", ("train_loss", "val_loss")),
+    (_LOSS, ("train_loss", "val_loss")),
     ("HellaSwag accuracy", ("hellaswag",)),
     ("gradient norm", ("norm",)),
     ("learning rate", ("lr",)),
@@ -227,6 +231,7 @@ def figure(
     window: int | None = None,
     baselines: Sequence[str] = (),
     title: str | None = None,
+    bits_per_byte: bool | None = None,
 ) -> Figure:
     """Draw all runs into one figure, which has a panel for each kind of number that was logged.
 
@@ -240,10 +245,13 @@ def figure(
             takes a fortieth of a run.
         baselines: sizes of GPT-2 ("124M", "350M", "774M", "1558M") whose published loss and accuracy are drawn as lines.
         title: None says of one run its name and what it reached, and is none for several.
+        bits_per_byte: draw validation losses as bits per byte of the text, in which runs of different tokenizers compare, in place of
+            all losses per token; None does so if the vocabularies differ, every run knows them, and there are no baselines.
 
     Raises:
-        ValueError: if x or a baseline is unknown, if a run has another vocabulary than the baselines, if there is nothing to plot, or
-            if a run does not say its tokens per step and tokens_per_step is None.
+        ValueError: if x or a baseline is unknown, if a run has another vocabulary than the baselines, if there is nothing to plot, if
+            a run does not say its tokens per step and tokens_per_step is None, or if bits_per_byte is asked for beside baselines, or
+            of a run that knows none.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -251,7 +259,10 @@ def figure(
     if x not in ("steps", "tokens"):
         raise ValueError(f"x is '{x}', expected steps or tokens")
     _check_baselines(runs, baselines)
-    panels = [p for p in _PANELS if any(_is_worth_drawing(runs, name) for name in p[1])]
+    panels = list(_PANELS)
+    if _in_bits(runs, bits_per_byte, baselines):
+        panels[0] = (_BITS, ("val_bits_per_byte",))
+    panels = [p for p in panels if any(_is_worth_drawing(runs, name) for name in p[1])]
     if not panels:
         raise ValueError("there is nothing to plot: no step, validation or HellaSwag result was logged")
     batches = [_batch(run, 1 if x == "steps" else tokens_per_step) for run in runs]
@@ -270,10 +281,26 @@ def figure(
             if i in (0, len(panels) - 1):
                 axes.set_xlabel(x)
         if len(runs) > 1:
-            _draw_legend(fig, names, runs, title)
+            _draw_legend(fig, names, runs, title, both=panels[0][0] == _LOSS)
         elif title:
             fig.suptitle(title, fontsize="large")
     return fig
+
+
+def _in_bits(runs: Sequence[Run], asked: bool | None, baselines: Sequence[str]) -> bool:
+    """Return whether to draw bits per byte in place of losses."""
+    without = [run.name for run in runs if not run.series.get("val_bits_per_byte")]
+    if asked is None:
+        return not without and not baselines and len({run.vocab_size for run in runs}) > 1
+    if asked and without:
+        raise ValueError(
+            f"run '{without[0]}' has no bits per byte: it was not validated, knew no tokenizer, or is an older llmc's or llm.c's"
+        )
+    if asked and baselines:
+        raise ValueError(
+            f"baseline {baselines[0]} is a loss in nats per token: bits_per_byte cannot be drawn beside it"
+        )
+    return asked
 
 
 def _check_baselines(runs: Sequence[Run], baselines: Sequence[str]) -> None:
@@ -308,7 +335,10 @@ def _title(name: str, run: Run) -> str:
     for series, text in (("val_loss", "validation loss"), ("train_loss", "training loss")):
         best = run.best(series)
         if best is not None:
-            return f"{name}: {text} {best[1]:.3f} at step {best[0]:,}" + (f" of {steps:,}" if best[0] != steps else "")
+            bits = run.series.get("val_bits_per_byte", {}).get(best[0]) if series == "val_loss" else None
+            also = "" if bits is None else f" ({bits:.3f} bits per byte)"
+            of = f" of {steps:,}" if best[0] != steps else ""
+            return f"{name}: {text} {best[1]:.3f}{also} at step {best[0]:,}{of}"
     return name
 
 
@@ -415,7 +445,7 @@ def _draw_panel(
     ends = [_end(curve) for curve in curves] if len(runs) == 1 and len(curves) > 1 else []
     _write_at_ends(axes, [*ends, *lines])
     vocabularies = sorted({run.vocab_size for run in runs if run.vocab_size is not None})
-    if heading == "loss" and len(vocabularies) > 1:
+    if heading == _LOSS and len(vocabularies) > 1:
         heading += f" (vocabularies of {' and '.join(f'{v:,}' for v in vocabularies)} do not compare)"
     axes.set_title(heading, fontsize="medium", loc="left")
     axes.grid(alpha=0.25)
@@ -430,7 +460,7 @@ def _look(number: int) -> dict[str, Any]:
 
 def _draw(axes: Axes, curve: _Curve, few: bool) -> None:
     look = curve.look
-    if curve.kind == "val_loss":
+    if curve.kind in _VALIDATION:
         marker = "o" if len(curve.xs) <= 30 else None
         axes.plot(curve.xs, curve.values, marker=marker, markersize=4, linewidth=1.6, label=curve.kind, **look)
         return
@@ -449,14 +479,14 @@ def _limits(curves: Sequence[_Curve], heading: str, also: Sequence[float]) -> tu
     parts = [np.asarray(also, np.float64)]
     for curve in curves:
         later = curve.values[(curve.steps >= curve.steps[-1] // 200) & np.isfinite(curve.values)]
-        parts.append(later if curve.kind == "val_loss" else later[~_spikes(later)])
+        parts.append(later if curve.kind in _VALIDATION else later[~_spikes(later)])
     values = np.concatenate(parts)
-    if heading == "loss":  # on a log scale
+    if heading in (_LOSS, _BITS):  # on a log scale
         values = values[values > 0]
     if not len(values):
         return 0.1, 1.0
     low, high = float(values.min()), float(values.max())
-    if heading == "loss":
+    if heading in (_LOSS, _BITS):
         room = max(1.01, (high / low) ** 0.05)
         return low / room, high * room
     if heading == "HellaSwag accuracy":
@@ -511,7 +541,7 @@ def _scale(axes: Axes, heading: str, low: float, high: float) -> None:
     axes.set_ylim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if heading == "loss":
+    if heading in (_LOSS, _BITS):
         axes.set_yscale("log")
         # In a range of less than a factor of 5 round numbers are what one reads, not powers and their parts.
         locator = MaxNLocator(8, steps=[1, 2, 5, 10]) if high < 5 * low else LogLocator(subs=(1.0, 2.0, 5.0))
@@ -537,7 +567,7 @@ def _baseline_lines(heading: str, sizes: Sequence[str]) -> list[tuple[float, str
     """Return value, name and colour of the lines that a panel has for baselines."""
     lines = []
     for size in sizes:
-        if heading == "loss":
+        if heading == _LOSS:
             lines.append((BASELINES[size]["val_loss"], f"GPT-2 {size}, FineWeb", "0.4"))
         elif heading == "HellaSwag accuracy":
             lines.append((BASELINES[size]["hellaswag"], f"GPT-2 {size}", "0.4"))
@@ -563,12 +593,12 @@ def _write_at_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
             axes.text(1.01, last, text, color=color, fontsize="small", va="center", transform=axes.transAxes)
 
 
-def _draw_legend(fig: Figure, names: Sequence[str], runs: Sequence[Run], title: str | None) -> None:
-    """Say which colour is which run, once for all panels, and which line of a run is which loss."""
+def _draw_legend(fig: Figure, names: Sequence[str], runs: Sequence[Run], title: str | None, both: bool) -> None:
+    """Say which colour is which run, once for all panels, and if both losses are drawn, which line of a run is which."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_look(i), label=name) for i, name in enumerate(names)]
-    if all(any(run.series.get(name) for run in runs) for name in ("train_loss", "val_loss")):
+    if both and all(any(run.series.get(name) for run in runs) for name in ("train_loss", "val_loss")):
         handles.append(Line2D([], [], color="0.4", linewidth=0.8, label="training"))
         handles.append(Line2D([], [], color="0.4", marker="o", markersize=4, label="validation"))
     width, height = fig.get_size_inches()
@@ -587,13 +617,14 @@ def plot_runs(
     window: int | None = None,
     baselines: Sequence[str] = (),
     title: str | None = None,
+    bits_per_byte: bool | None = None,
 ) -> str:
     """Read runs and write one figure of them all.
 
     Args:
         runs: run directories or log files, as read_run() takes them.
         out: the file to write; its suffix says the format: .png, .svg or .pdf.
-        x, tokens_per_step, window, baselines, title: as of figure().
+        x, tokens_per_step, window, baselines, title, bits_per_byte: as of figure().
 
     Returns:
         A note, if no font here has some characters of the runs' names, which are then drawn as "?"; else "".
@@ -608,7 +639,15 @@ def plot_runs(
     if file_format not in ("png", "svg", "pdf"):
         raise ValueError(f"'{out}' must end in .png, .svg or .pdf")
     found = _named_apart([read_run(run) for run in runs], runs)
-    fig = figure(found, x=x, tokens_per_step=tokens_per_step, window=window, baselines=baselines, title=title)
+    fig = figure(
+        found,
+        x=x,
+        tokens_per_step=tokens_per_step,
+        window=window,
+        baselines=baselines,
+        title=title,
+        bits_per_byte=bits_per_byte,
+    )
     buffer = io.BytesIO()
     dateless = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # so that the same runs make the same file
     with matplotlib.rc_context({"svg.hashsalt": "llmc"}):

@@ -32,15 +32,17 @@ from llmc.optim.schedule import warmup_problem
 from llmc.system.fs import shell_word, write_atomically
 from llmc.system.signals import caught_signals, pass_on, signal_name
 from llmc.system.toml import load_toml_file
-from llmc.training.logs import BarConsole, Console, bar_format, shows_bar
+from llmc.training.logs import BarConsole, Console, bar_format, shows_bar, validation_text
 from llmc.training.settings import SETTINGS, TrainConfig, check_names, defaults
 from llmc.training.summary import duration
 from llmc.values import counted, did_you_mean
 
 _KEYS = {"output_dir", "jobs", "devices", "settings", "grid", "runs"}
 
-# Runs that differ in one of these have validation losses of different tokens.
-_OTHER_TOKENS = ("tokenizer", "vocab_size", "val_data", "column", "document_separator", "seq_len")
+# Runs that differ in one of these have validation losses of different texts, or with different contexts.
+_OTHER_TEXT = ("val_data", "holdout", "column", "document_separator", "seq_len")
+# In one of these, of different tokens, whose losses compare in bits per byte alone.
+_OTHER_TOKENS = ("tokenizer", "vocab_size")
 
 
 @dataclass
@@ -52,7 +54,8 @@ class SweepRun:
         varied: the settings that tell it from the other runs.
         settings: all settings that the sweep gives it.
         status: "" before it has run, then "done" or "failed: ...".
-        results: its last "train_loss", "val_loss", "best_val_loss" and "tokens_per_second", as far as they were logged.
+        results: its last "train_loss", "val_loss", "best_val_loss", "bits_per_byte" (what the last val_loss is in them) and
+            "tokens_per_second", as far as they were logged.
     """
 
     name: str
@@ -169,15 +172,23 @@ class Sweep:
 
     @property
     def best(self) -> SweepRun | None:
-        """The run whose last validation loss is the lowest; None if there is none, or they are losses of different tokens."""
-        # Without validation data of its own a run takes them from its data.
-        names = (*_OTHER_TOKENS, *(() if all(run.settings.get("val_data") for run in self.runs) else ("data",)))
-        if any(run.settings.get(name) != self.runs[0].settings.get(name) for run in self.runs for name in names):
-            return None
+        """The run whose last validation loss is the lowest, in bits per byte if all of them know that.
+
+        None if there is none, or they are losses of different texts, or of different tokens and not known in bits per byte.
+        """
         done = [
             run for run in self.runs if run.status == "done" and math.isfinite(run.results.get("val_loss", math.nan))
         ]
-        return min(done, key=lambda run: run.results["val_loss"], default=None)
+        in_bits = all("bits_per_byte" in run.results for run in done)
+        # Without validation data of its own a run takes them from its data.
+        of_data = () if all(run.settings.get("val_data") for run in self.runs) else ("data",)
+        if self._differ(*_OTHER_TEXT, *of_data, *(() if in_bits else _OTHER_TOKENS)):
+            return None
+        return min(done, key=lambda run: run.results["bits_per_byte" if in_bits else "val_loss"], default=None)
+
+    def _differ(self, *names: str) -> bool:
+        """Return whether not all runs have the same of one of these settings."""
+        return any(run.settings.get(name) != self.runs[0].settings.get(name) for run in self.runs for name in names)
 
     def execute(self, report: Callable[[str], object] | None = None, *, pass_on_signal: bool = True) -> bool:
         """Execute the runs that are not done yet. If one fails, the others go on.
@@ -342,7 +353,8 @@ class Sweep:
 
     def _summarise(self, display: _Display) -> None:
         varied = list(dict.fromkeys(name for run in self.runs for name in run.varied))
-        columns = [*varied, "train_loss", "val_loss", "best_val_loss", "tokens_per_second", "status"]
+        bits = ["bits_per_byte"] if any("bits_per_byte" in run.results for run in self.runs) else []
+        columns = [*varied, "train_loss", "val_loss", "best_val_loss", *bits, "tokens_per_second", "status"]
         rows = [
             [
                 *(run.varied.get(n, "") for n in varied),
@@ -373,7 +385,8 @@ class Sweep:
                 display.text(f"note: summary.png: {note}")
             display.text(f"summary.csv and summary.png are in {self.output_dir}")
         if best is not None:
-            display.text(f"* the best: {best.name}, val loss {best.results['val_loss']:.4f}{self._next(best)}")
+            of_what = " in bits per byte" if self._differ(*_OTHER_TOKENS) else ""
+            display.text(f"* the best{of_what}: {best.name}, {_validated(best)}{self._next(best)}")
 
     def _next(self, run: SweepRun) -> str:
         """Return how to go on with a run, for the end of a line; nothing if it has no checkpoint."""
@@ -465,7 +478,7 @@ class _Display:
     def end(self, run: SweepRun, status: str) -> None:
         """Tell how a run has ended."""
         begun = self._running.pop(run.name).begun
-        loss = f", val loss {run.results['val_loss']:.4f}" if status == "done" and "val_loss" in run.results else ""
+        loss = f", {_validated(run)}" if status == "done" and "val_loss" in run.results else ""
         self.run(run, f"{status}{loss}" + (f" in {duration(time.monotonic() - begun)}" if status == "done" else ""))
         self._next = 0.0
 
@@ -551,7 +564,14 @@ def _results(folder: Path) -> dict[str, float]:
         elif row.get("kind") == "validation":
             out["val_loss"] = float(row["loss"])
             out["best_val_loss"] = float(np.fmin(out["val_loss"], out.get("best_val_loss", math.nan)))
+            if "bits_per_byte" in row:
+                out["bits_per_byte"] = float(row["bits_per_byte"])
     return out
+
+
+def _validated(run: SweepRun) -> str:
+    """Return a run's last validation loss as a line has it."""
+    return validation_text(run.results["val_loss"], run.results.get("bits_per_byte"))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 import llmc
 from llmc.commands import data as data_command
-from llmc.data.documents import DocumentReader, Piece, language_reference
+from llmc.data.documents import DocumentReader, Piece
+from llmc.data.python_texts import language_reference
 from llmc.data.roles import EOT
 from llmc.data.tokenize import token_stream
 from llmc.data.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmc.data.documents import language_reference
+from llmc.data.python_texts import language_reference
 from llmc.formats.shards import read_shard
 
 SCRIPTS = Path(__file__).parents[2] / "dev" / "data"

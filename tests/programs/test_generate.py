@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +106,112 @@ def test_nothing_is_printed_before_an_error(model: str, argv: list[str], message
     assert cli.main(["generate", model, *prompt, *argv]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and message in shown.err and len(shown.err.splitlines()) == 1
+
+
+# ---- turn by turn ----
+
+
+def test_a_session_is_one_text_whose_cache_is_kept(model: str) -> None:
+    """What comes in a turn is what comes after the whole text, also after a turn that was left, a stop token, and a full cache."""
+    net = llmc.GPT2.from_checkpoint(model)
+    session = net.session(temperature=0.0)
+    with pytest.raises(ValueError, match="the text is empty"):
+        session.stream([], 3)
+    with pytest.raises(ValueError, match="token 257 is outside of the vocabulary of 257"):
+        session.stream([1, 257], 3)
+    text: list[int] = []
+    for prompt, count in (([97, 98], 3), ([99], 2), ([], 2), ([100], 1)):
+        text += prompt
+        expected = net.generate(text, count, temperature=0.0)
+        assert list(session.stream(prompt, count)) == expected
+        text += expected
+        assert session.tokens == text and session.forgotten == 0
+    left = session.stream([101], 9)
+    text += [101, next(left), next(left)]
+    left.close()
+    assert session.tokens == text and len(text) == 15
+    assert list(session.stream([], 1)) == net.generate(text, 1, temperature=0.0) and session.forgotten == 0
+    text = session.tokens
+    assert list(session.stream([102], 6)) == net.generate(text[-7:] + [102], 6, temperature=0.0)  # half of 16 are kept
+    assert session.forgotten == 9
+    session.clear()
+    assert session.tokens == [] and session.forgotten == 0
+    new = net.generate([97], 3, temperature=0.0)
+    stopped = net.session(temperature=0.0, stop_token=new[2])
+    assert list(stopped.stream([97], 9)) == new[: new.index(new[2])]
+    text = [97, *new[: new.index(new[2]) + 1]]
+    assert stopped.tokens == text  # with the stop token
+    assert list(stopped.stream([98], 1)) == net.generate([*text, 98], 1, temperature=0.0, stop_token=new[2])
+
+
+def interactive(model: str, typed: str, *argv: str) -> list[str]:
+    """Return what comes after each line that is typed into a pipe."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(typed.encode()), isatty=lambda: False))
+        patch.setattr("sys.stdout", io.StringIO())
+        assert cli.main(["generate", model, "-i", "-n", "5", "--temperature", "0", "--past-eot", *argv]) == 0
+        *turns, rest = sys.stdout.getvalue().split("---\n")  # type: ignore[attr-defined]
+    assert rest == ""
+    return turns
+
+
+def test_interactive_in_a_pipe(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line is appended to the text, on a line of its own; an empty one appends nothing; /reset begins anew."""
+    net, tokenizer = llmc.GPT2.from_checkpoint(model), Tokenizer.byte_level()
+    first, second, third, again = interactive(model, "ab\r\n\nc\n/reset\nab")
+    session = net.session(temperature=0.0)
+    for prompt, shown in (("ab", first), ("", second), ("\nc", third)):
+        new = "".join(tokenizer.stream(session.stream(tokenizer.encode(prompt), 5)))
+        assert shown == new + "\n"
+    assert again == first and interactive(model, "", "ab") == ["ab" + first]
+    assert "(the model sees only the last " in capsys.readouterr().err  # 16 positions
+    (whole,) = interactive(model, "ab\n", "-n", "30")
+    stop = whole[6:8]
+    assert interactive(model, "ab\n", "-n", "30", "--stop", stop) == [whole[: whole.index(stop)] + "\n"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--samples", "2"], "--samples 2: --interactive continues one text"),
+        (["--prompt-file", "-"], "--prompt-file -: with --interactive"),
+    ],
+)
+def test_what_interactive_refuses(model: str, argv: list[str], message: str, capsys) -> None:
+    assert cli.main(["generate", model, "--interactive", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_interactive_in_a_terminal(model: str) -> None:
+    """Ctrl-C stops a continuation, and at the prompt only says what ends; Ctrl-D ends."""
+    pty = pytest.importorskip("pty", reason="pseudo-terminals are of POSIX")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "llmc", "generate", model, "-i", "-n", "1000000", "--past-eot"])
+    shown = b""
+
+    def wait_for(what: bytes) -> None:
+        nonlocal shown
+        while what not in shown:
+            shown += os.read(terminal, 10000)
+        shown = shown[shown.index(what) + len(what) :]
+
+    wait_for(b"Ctrl-D: end.")
+    wait_for(b"> ")
+    for _ in range(2):
+        os.write(terminal, b"ab\n")
+        wait_for(b"ab\r\n")
+        while len(shown) < 200:
+            shown += os.read(terminal, 10000)
+        os.write(terminal, b"\x03")
+        wait_for(b"\r\n(the model sees only the last ")
+        wait_for(b"> ")
+    os.write(terminal, b"\x03")
+    wait_for(b"(Ctrl-D ends)")
+    wait_for(b"> ")
+    os.write(terminal, b"\x04")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)
 
 
 def test_two_prompts_and_a_prompt_that_is_no_text(model: str, tmp_path: Path, capsys) -> None:

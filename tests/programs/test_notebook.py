@@ -32,11 +32,11 @@ llmc.train(
 GPT-N of N parameters (N layer, N heads, N channels, vocabulary N) on tale.txt
 [the machine]
 run keeps checkpoints, logs and the loss curve
-step N/N: val loss N
-step N/N: train loss N, val loss N, N tokens/s, N:N left
-step N/N: train loss N, val loss N, N tokens/s, in N:N
+step N/N: val loss N (N bits/byte)
+step N/N: train loss N, val loss N (N bits/byte), N tokens/s, N:N left
+step N/N: train loss N, val loss N (N bits/byte), N tokens/s, in N:N
 [what the run came to]
-TrainResult(step=N, train_loss=N, val_loss=N, run_dir='run')
+TrainResult(step=N, train_loss=N, val_loss=N, val_bits_per_byte=N, run_dir='run')
 [the same, and a picture]""",
     ),
     (

@@ -36,12 +36,17 @@ def info(**changes: Any) -> StepInfo:
     return StepInfo(**{**values, **changes})
 
 
-def run_of(log: Log, steps: int, validations: dict[int, float], seconds: list[float] | None = None) -> None:
-    """Tell a log of a run that is validated at some of its steps. seconds: the clock that the log reads, 2 s a step."""
+def run_of(
+    log: Log, steps: int, validations: dict[int, float], seconds: list[float] | None = None, bits: float | None = None
+) -> None:
+    """Tell a log of a run that is validated at some of its steps.
+
+    seconds: the clock that the log reads, 2 s a step; bits: per byte of the text, for each nat of a loss.
+    """
     log.start(0, steps, "a table", "A model of many parameters")
     for done in range(steps + 1):
         if done in validations:
-            log.validation(done, validations[done])
+            log.validation(done, validations[done], None if bits is None else bits * validations[done])
         if done < steps:
             if seconds is not None:
                 seconds[0] += 2.0
@@ -114,6 +119,17 @@ def test_brief_has_a_line_at_each_validation() -> None:
         "a message",
         "the last word",
     ]
+
+
+def test_bits_per_byte_beside_a_validation_loss() -> None:
+    out = io.StringIO()
+    run_of(BriefConsole(10, out, lambda: 0.0), 10, {0: 5.5, 10: 4.5}, bits=0.5)
+    lines = out.getvalue().splitlines()
+    assert lines[1] == "step  0/10: val loss 5.5000 (2.7500 bits/byte)"
+    assert lines[2].startswith("step 10/10: train loss 4.9100, val loss 4.5000 (2.2500 bits/byte), 1,000 tokens/s")
+    out = io.StringIO()
+    run_of(LineConsole(out), 1, {0: 5.5, 1: 4.5}, bits=0.5)
+    assert "val loss 4.500000 | bits per byte 2.250000\n" in out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -272,14 +288,15 @@ def test_where_auto_shows_a_bar(monkeypatch: pytest.MonkeyPatch, variable: str, 
 # ---- llmc watch ----
 
 
-def rows_of_a_run(folder: Path, *last: dict[str, Any], start: bool = True) -> str:
+def rows_of_a_run(folder: Path, *last: dict[str, Any], start: bool = True, bits: bool = False) -> str:
     """Write the run directory of a run of 4 steps and a day each, and return its path."""
     when = time.mktime((2026, 11, 20, 12, 0, 0, 0, 0, -1))
     step = {k: v for k, v in vars(info(seconds=86400.0)).items() if k not in ("total_steps", "dtype")}
     rows = [{"kind": "start", "step": 0, "total_steps": 4}] if start else []
     rows += [{"kind": "validation", "step": 0, "loss": 5.5}]
     rows += [{"kind": "train", **step, "step": i, "mfu": None, "loss_z": None, "grad_z": "nan"} for i in range(4)]
-    rows += [{"kind": "validation", "step": 4, "loss": 4.5}, {"kind": "message", "text": "a\nsample"}, *last]
+    known = {"bits_per_byte": 2.25} if bits else {}
+    rows += [{"kind": "validation", "step": 4, "loss": 4.5, **known}, {"kind": "message", "text": "a\nsample"}, *last]
     lines = [json.dumps({"time": when + 86400 * int(row.get("step", 4)), **row}) + "\n" for row in rows]
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(lines))
@@ -328,6 +345,20 @@ def test_watch_in_a_terminal(
         assert last.endswith("after step 4 of 4")
     else:
         assert bar.startswith("loss 4.1235, val 4.5000, 1,000 tok/s, ") and last.endswith("after step 4")
+
+
+def test_watch_shows_bits_per_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rows_of_a_run(tmp_path / "run", {"kind": "end"}, bits=True)
+    assert main(["watch", path]) == 0
+    assert "val loss 4.5000 (2.2500 bits/byte), 1,000 tokens/s" in capsys.readouterr().out
+    monkeypatch.setattr("llmc.commands.watch.shows_bar", lambda: True)
+    monkeypatch.setattr("llmc.training.logs._columns", lambda out: 110)
+    assert main(["watch", path]) == 0
+    out = capsys.readouterr().out
+    assert "step 4: val loss 4.5000 (2.2500 bits/byte)\n" in out
+    assert "| loss 4.1235, val 4.5000, 1,000 tok/s, in 96:00:00, 2.250 bits/byte, step 4/4" in out
 
 
 def test_watch_of_a_run_that_was_resumed(

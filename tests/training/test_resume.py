@@ -394,6 +394,7 @@ def test_standard_input_and_the_language_reference_are_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = {"val_data": (), "tokenizer": "bpe:270", "vocab_size": None}
+    monkeypatch.setattr("llmc.training.sources.library_docstrings", list)
     monkeypatch.setattr("llmc.training.sources.language_reference", lambda: ["of one Python. " * 200])
     tiny_run(tmp_path, **text, data=())
     monkeypatch.setattr("llmc.training.sources.language_reference", lambda: ["of the next Python. " * 200])

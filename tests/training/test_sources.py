@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from runs import tiny_run, tiny_settings
 
 import llmc
 from llmc.datasets import text
-from llmc.formats.shards import write_shard
+from llmc.formats.shards import read_shard, write_shard
 from llmc.training import sources
 
 WORDS = "the cat sat on the mat. the dog sat on the log. "
@@ -123,3 +124,38 @@ def test_files_without_a_whole_batch_are_passed_over(tmp_path: Path, capsys: pyt
     assert "note: 1 of 2 files to train on have less than one batch" in out
     assert "| val data pattern      | of the train data " in out and "val loss" in out
     assert len(tiny_run(tmp_path, **options, max_steps=8, resume=True, allow_changes=True).history["train_loss"]) > 0
+
+
+def test_what_is_held_out_of_a_text(tmp_path: Path) -> None:
+    """The same text for all tokenizers, and a run keeps its choice."""
+    (tmp_path / "my.txt").write_text("".join(f"line {i}\n" for i in range(6000)), encoding="utf-8")
+    held = {}
+    for tokenizer, holdout in (("bytes", "end"), ("bpe:300", "end"), ("bytes", "spread")):
+        folder = tmp_path / f"{tokenizer[:3]}_{holdout}"
+        config = llmc.TrainConfig(data=(str(tmp_path / "my.txt"),), tokenizer=tokenizer, holdout=holdout)
+        found = sources.prepare(config, folder)
+        assert found.tokenizer is not None
+        train, val = (found.tokenizer.decode(read_shard(path).tolist()) for path in (found.train[0], found.val[0]))
+        assert len(train) + len(val) == pytest.approx(6000 * 10, rel=0.1) and not set(train.split("\n")) & set(
+            val.split("\n")[1:-1]
+        )
+        held[tokenizer, holdout] = val
+        source = json.loads((folder / "data" / "source.json").read_text())
+        assert source.get("holdout", "end") == holdout
+    assert held["bytes", "end"] == held["bpe:300", "end"]
+    assert held["bytes", "spread"].count("<|endoftext|>") == 2 < len(held["bytes", "spread"].split("\n")) / 100
+
+
+def test_the_default_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The docstrings are trained on; what is held out is the reference's last tenth, with or without them."""
+    monkeypatch.setattr(sources, "language_reference", lambda: ["A reference. " * 300])
+    said: list[str] = []
+    val = []
+    for docstrings in (["Return self. " * 900], []):
+        monkeypatch.setattr(sources, "library_docstrings", lambda documents=docstrings: documents)
+        found = sources.prepare(llmc.TrainConfig(tokenizer="bytes"), None, said.append)
+        sizes = [read_shard(found.train[0]).size, read_shard(found.val[0]).size]
+        assert sizes[0] > 13 * (1100 if docstrings else 260)
+        val.append(read_shard(found.val[0]).tolist())
+    assert val[0] == val[1] and len(val[0]) == pytest.approx(391, abs=13)
+    assert said == ["note: this Python has its library not as source: training on its language reference alone"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import math
 import re
 import shlex
@@ -20,7 +22,7 @@ from llmc.formats.metrics import read_rows
 from llmc.formats.shards import read_shard
 from llmc.system.fs import shell_word
 from llmc.training.best_loss import BestLoss
-from llmc.training.summary import duration, stopped_early
+from llmc.training.summary import Comparison, duration, stopped_early
 
 
 def last_words(printed: str) -> list[str]:
@@ -44,7 +46,7 @@ def test_losses_of_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert by_name["and which token follows which"] < unigram - 1
     assert "(of 64 tokens)" in lines[1] and "(counted in 4,000 tokens)" in lines[directory - 1]
     best = losses.index(min(losses))
-    assert (f"(at step {4 * best})" in lines[2]) == (best < len(losses) - 1)
+    assert (f"(at step {4 * best}, kept as best.bin)" in lines[2]) == (best < len(losses) - 1)
     messages = [row["text"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "message"]
     assert messages[-1].splitlines() == lines
 
@@ -56,13 +58,75 @@ def test_a_lower_loss_before_is_named_also_by_a_run_that_goes_on(
     monkeypatch.setattr(llmc.GPT2, "evaluate", lambda *args: next(losses))
     options = {"progress": "lines", "checkpoint_every": 6}
     tiny_run(tmp_path, **options)
-    assert last_words(capsys.readouterr().out)[2].endswith("1.0000  (at step 4)")
+    assert last_words(capsys.readouterr().out)[2].endswith("1.0000  (at step 4; --save-best keeps it)")
     for name in ("DONE_00000008", "model_00000008.bin"):
         (tmp_path / "run" / name).unlink()
     tiny_run(tmp_path, resume=True, **options)
     lines = last_words(capsys.readouterr().out)
     assert lines[0].startswith("trained 2 steps (64 tokens)") and "2.0000  (of 64 tokens)" in lines[1]
-    assert "lowest validation loss" in lines[2] and "1.0000  (at step 4)" in lines[2]
+    assert "lowest validation loss" in lines[2] and "1.0000  (at step 4; --save-best keeps it)" in lines[2]
+
+
+def test_the_best_model_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model of the lowest loss is in best.bin, or in the checkpoint of its step, and generates."""
+    write_tokens = {"tokenizer": "bytes", "vocab_size": 257, "progress": "lines"}
+    for options, name in (({"save_best": True}, "best.bin"), ({"checkpoint_every": 4}, "model_00000004.bin")):
+        losses = iter([3.0] * 2 + [1.0] * 2 + [2.0] * 100)
+        monkeypatch.setattr(llmc.GPT2, "evaluate", lambda *args, losses=losses: next(losses))
+        output = tmp_path / name
+        tiny_run(tmp_path, **write_tokens, **options, output_dir=str(output))
+        lines = last_words(capsys.readouterr().out)
+        assert f"(at step 4, kept as {name})" in lines[3]
+        assert f"  llmc generate {shell_word(output / name)} The" in lines
+
+
+def test_losses_in_bits_per_byte_and_what_xz_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join(f"{i} bottles of {'beer' if i % 3 else 'wine'} on the wall.\n" for i in range(800))
+    (tmp_path / "my.txt").write_text(text, encoding="utf-8")
+    options = {"data": (str(tmp_path / "my.txt"),), "val_data": (), "tokenizer": "bpe:300", "vocab_size": None}
+    result = tiny_run(tmp_path, **options, progress="lines", val_steps=-1, sample_every=8, model=None)
+    lines = last_words(capsys.readouterr().out)
+    assert lines[1].split() == ["bits/byte", "nats/token"]
+    rows = {line[:36].strip(): [float(x) for x in line[36:].split()[:2]] for line in lines[2:6]}
+    names = ("validation loss", "knowing only how frequent tokens are", "and which token follows which")
+    assert list(rows) == [*names, "xz -9e after the training text"]
+    assert rows["validation loss"] == pytest.approx(
+        [result.history["val_bits_per_byte"][-1], result.history["val_loss"][-1]], abs=1e-4
+    )
+    factors = [nats / bits for bits, nats in rows.values()]
+    assert factors == pytest.approx([factors[0]] * 4, rel=1e-3)
+    train, val = text.encode()[: -len(text) // 10], text.encode()[-len(text) // 10 :]
+    sizes = [len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) for data in (train + val, train)]
+    assert (
+        rows[names[2]][0]
+        > rows["xz -9e after the training text"][0]
+        == pytest.approx(8 * (sizes[0] - sizes[1]) / len(val), rel=0.2)
+    )
+    before, now = (line.split(": ", 1)[1] for line in lines[7:9])
+    assert lines[6] == "samples after the same prompt" and before != now
+
+
+@pytest.mark.parametrize(
+    ("samples", "lines"),
+    [
+        (("a\n\n  b\tc", "x" * 101), ["  before: a b c", f"  now:    {'x' * 100} ..."]),
+        ((" \n", "word " * 40), ["  before: (blank)", f"  now:    {('word ' * 20).strip()} ..."]),
+    ],
+)
+def test_samples_in_a_line_each(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    samples: tuple[str, str],
+    lines: list[str],
+) -> None:
+    texts = iter(samples)
+    monkeypatch.setattr("llmc.training.trainer.Trainer.sample", lambda *args, **options: next(texts))
+    options = {"tokenizer": "bytes", "vocab_size": 257, "sample_every": 8, "val_every": 0, "output_dir": None}
+    tiny_run(tmp_path, **options, progress="lines")
+    assert last_words(capsys.readouterr().out)[1:4] == ["samples after the same prompt", *lines]
 
 
 def test_only_what_is_true_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +162,8 @@ def test_the_next_commands_as_typed(
     llmc.train(**tiny_settings(tmp_path, **options, progress="lines", prompt="A cat"))
     lines = last_words(capsys.readouterr().out)
     commands = [shlex.split(line) for line in lines[lines.index("next:") + 1 :]]
-    assert [command[:2] for command in commands] == [["llmc", name] for name in ("generate", "train", "plot")]
+    assert [command[1] for command in commands] == ["generate", "generate", "train", "plot"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The\n")))
     for command in commands:
         assert main(command[1:]) == 0
     out = capsys.readouterr().out
@@ -118,8 +183,8 @@ def test_a_run_that_patience_ended_goes_on_with_more_of_it(
 def test_frequencies_that_were_counted_in_a_part_of_the_data_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = FrequencyLosses(3.0, 2.0, counted=1000, total=4000)
-    monkeypatch.setattr("llmc.training.trainer.counting_losses", lambda run: part)
+    part = Comparison(FrequencyLosses(3.0, 2.0, counted=1000, total=4000), None)
+    monkeypatch.setattr("llmc.training.trainer.compare", lambda run: part)
     tiny_run(tmp_path, progress="brief")
     assert "counted in 1,000 of 4,000 tokens" in last_words(capsys.readouterr().out)[3]
 

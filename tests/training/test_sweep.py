@@ -256,11 +256,31 @@ def test_the_best(tmp_path: Path) -> None:
         run.status, run.results = "done", {"val_loss": loss}
     sweep.runs[3].status = "failed: exit code 1"
     assert sweep.best is sweep.runs[2]
-    for name, value in (("seq_len", 8), ("tokenizer", "bytes"), ("val_data", ["other.bin"])):
+    for name, value in (("seq_len", 8), ("tokenizer", "bytes"), ("holdout", "spread"), ("val_data", ["other.bin"])):
         before = dict(sweep.runs[0].settings)
         sweep.runs[0].settings[name] = value
         assert sweep.best is None
         sweep.runs[0].settings = before
+
+
+def test_the_best_of_different_tokenizers_is_that_in_bits_per_byte(tmp_path: Path, capsys) -> None:
+    sweep = Sweep.load(write(tmp_path, grid='tokenizer = ["bytes", "bpe:300"]'))
+    for run, loss, bits in zip(sweep.runs, (2.0, 4.0), (2.5, 1.5)):
+        run.status, run.results = "done", {"val_loss": loss, "bits_per_byte": bits}
+    assert sweep.best is sweep.runs[1]
+    sweep.output_dir.mkdir()
+    with llmc.sweep._Display(sweep, None) as display:
+        sweep._summarise(display)
+    table = capsys.readouterr().out
+    assert table.endswith("\n* the best in bits per byte: tokenizer=bpe_300, val loss 4.0000 (1.5000 bits/byte)\n")
+    assert [line.split() for line in table.splitlines()[2:4]] == [
+        ["bytes", "2", "2.5", "done"],
+        ["*", "bpe:300", "4", "1.5", "done"],
+    ]
+    sweep.runs[0].settings["seq_len"] = 8  # another context
+    assert sweep.best is None
+    del sweep.runs[0].settings["seq_len"], sweep.runs[0].results["bits_per_byte"]
+    assert sweep.best is None
 
 
 def test_steps(tmp_path: Path) -> None:
@@ -275,11 +295,11 @@ def test_steps(tmp_path: Path) -> None:
 
 
 def test_losses_that_are_not_finite(tmp_path: Path) -> None:
-    rows = [{"kind": "validation", "loss": loss} for loss in (None, 4.0, 5.0, None)]
+    rows = [{"kind": "validation", "loss": loss, "bits_per_byte": 1.5} for loss in (None, 4.0, 5.0, None)]
     rows.append({"kind": "train", "loss": None, "tokens_per_second": 9.0})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = llmc.sweep._results(tmp_path)
-    assert (results["best_val_loss"], results["tokens_per_second"]) == (4.0, 9.0)
+    assert (results["best_val_loss"], results["bits_per_byte"], results["tokens_per_second"]) == (4.0, 1.5, 9.0)
     assert math.isnan(results["val_loss"]) and math.isnan(results["train_loss"])
 
     sweep = Sweep.load(write(tmp_path))

@@ -1,7 +1,8 @@
-"""Evaluate a model: validation loss and perplexity, HellaSwag, MMLU.
+"""Evaluate a model: validation loss, perplexity and bits per byte, HellaSwag, MMLU.
 
 CHECKPOINT is a llm.c model file, a run directory, or a Hugging Face folder. Give what to evaluate on: --data, --hellaswag, --mmlu. For
-a run, or a model file in its directory, its own validation data are taken if nothing is given.
+a run, or a model file in its directory, its own validation data are taken if nothing is given. Bits per byte, in which models of
+different vocabularies compare, need the tokenizer of --data: it is looked for beside the model, and beside the first file.
 """
 
 from __future__ import annotations
@@ -9,10 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmc import _llmc
 from llmc.arguments import threads, whole
+from llmc.data.files import find_shards
+from llmc.data.tokenizer import Tokenizer
+from llmc.load import find_tokenizer, load_model, tokenizer_for
+from llmc.system.fs import StrPath, write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         metavar="FILE",
         help="token files to measure the loss on [the run's own for validation]",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="SPEC", help="gpt2, bytes or a tokenizer file, for bits per byte [that beside the model]"
     )
     parser.add_argument("--hellaswag", metavar="FILE", help="llm.c's hellaswag_val.bin")
     parser.add_argument("--mmlu", metavar="FILE", help="MMLU as an eval file")
@@ -51,8 +61,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from llmc import evals
     from llmc.formats.metrics import nan_to_null
-    from llmc.load import load_model
-    from llmc.system.fs import write_atomically
     from llmc.training.settings import load_toml
     from llmc.training.sources import validation_files
 
@@ -65,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if directory is not None and seq_len is None:
         seq_len = load_toml(directory / "config.toml").get("seq_len")
     model = load_model(args.checkpoint, dtype=args.dtype, device=args.device, threads=args.threads)
+    tokenizer = _find_tokenizer(args.checkpoint, args.tokenizer, data, model.config.vocab_size) if data else None
     progress = sys.stderr.isatty()
     results: dict[str, Any] = {"checkpoint": args.checkpoint, "dtype": model.dtype, "device": model.device}
     lines = []
@@ -75,14 +84,17 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             seq_len=seq_len,
             max_batches=args.max_batches,
+            tokenizer=tokenizer,
             progress=progress,
         )
         measured = {"loss": loss.loss, "perplexity": loss.perplexity, "tokens": loss.tokens}
+        line = f"validation: loss {loss.loss:.6f}, perplexity {loss.perplexity:.4f}"
+        if loss.bytes and loss.bits_per_byte is not None:
+            measured |= {"bits_per_byte": loss.bits_per_byte, "bytes": loss.bytes}
+            line += f", {loss.bits_per_byte:.6f} bits per byte"
         results["validation"] = nan_to_null(measured)
         named = ", ".join(map(str, data[:3])) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
-        lines.append(
-            f"validation: loss {loss.loss:.6f}, perplexity {loss.perplexity:.4f}, {loss.tokens:,} tokens of {named}"
-        )
+        lines.append(f"{line}, {loss.tokens:,} tokens of {named}")
     for name, path in (("hellaswag", args.hellaswag), ("mmlu", args.mmlu)):
         if path is not None:
             choice = getattr(evals, name)(model, path, batch_size=args.batch_size, limit=args.limit, progress=progress)
@@ -96,6 +108,24 @@ def run(args: argparse.Namespace) -> int:
     if args.json not in (None, "-"):  # after the lines, which are there if the file cannot be written
         write_atomically(args.json, [text.encode(), b"\n"])
     return 0
+
+
+def _find_tokenizer(checkpoint: str, spec: str | None, data: Sequence[StrPath], vocab_size: int) -> Tokenizer | None:
+    """Return the tokenizer that a model and its data have. If there is none that can be used, there are no bits per byte."""
+    if spec is not None:
+        return tokenizer_for(checkpoint, vocab_size, spec)
+    folder = find_shards(data, validation=True)[0].parent
+    try:
+        tokenizer = find_tokenizer(checkpoint) or Tokenizer.beside(folder)
+        problem = ""
+    except (_llmc.Error, ValueError, ImportError, ConnectionError) as e:
+        tokenizer, problem = None, str(e)
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        problem = f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model {vocab_size}"
+        tokenizer = None
+    if problem:
+        print(f"note: no bits per byte: {problem}", file=sys.stderr)
+    return tokenizer
 
 
 def _run_of(checkpoint: Path) -> Path | None:

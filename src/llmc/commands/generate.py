@@ -1,15 +1,25 @@
-"""Continue a text with a trained model, token by token as they are found."""
+"""Continue a text with a trained model, token by token as they are found.
+
+With --interactive the text grows turn by turn: each line that you type is appended to it, and continued. The model sees all of it, and of a
+text that is longer than its context the last half. An empty line goes on where the text stands; /reset begins a new one; Ctrl-C stops a
+continuation, Ctrl-D ends. A line begins on a line of its own in the text, but after end-of-text or a --stop text, which stay in it. If
+the input is no terminal, a line --- follows each continuation.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llmc.arguments import threads, whole
+from llmc.data.tokenizer import Tokenizer
 from llmc.load import load_model, tokenizer_for
+from llmc.models.generate import Session
 from llmc.system.terminal import harmless
 
 
@@ -40,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=1337, metavar="N", help="[%(default)s]")
     parser.add_argument("--samples", type=whole(1), default=1, metavar="N", help="how many, in one batch [%(default)s]")
+    parser.add_argument("-i", "--interactive", action="store_true", help="go on with what is typed, turn by turn")
     parser.add_argument("--past-eot", action="store_true", help="go on after end-of-text")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument(
@@ -57,12 +68,15 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--stop: the text is empty")
     if args.prompt and args.prompt_file is not None:
         raise ValueError("PROMPT and --prompt-file are both given: which one?")
+    if args.interactive and args.samples > 1:
+        raise ValueError(f"--samples {args.samples}: --interactive continues one text")
+    if args.interactive and args.prompt_file == "-":
+        raise ValueError("--prompt-file -: with --interactive the standard input has the lines to continue")
     if not Path(args.run).exists():
         raise FileNotFoundError(f"'{args.run}' is neither a run directory nor a checkpoint file")
     text = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     model = load_model(args.run, dtype=args.dtype, device=args.device, threads=args.threads)
     tokenizer = tokenizer_for(args.run, model.config.vocab_size, args.tokenizer)
-    prompt = tokenizer.encode(text) or [tokenizer.eot_token]
     options = {
         "temperature": args.temperature,
         "top_k": args.top_k,
@@ -70,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "stop_token": None if args.past_eot else tokenizer.eot_token,
     }
+    if args.interactive:
+        return _Talk(model.session(**options), tokenizer, args).run(text)
+    prompt = tokenizer.encode(text) or [tokenizer.eot_token]
     shown = harmless if sys.stdout.isatty() else str  # a file has what the model wrote
     start, count = time.perf_counter(), 0
     if args.samples == 1:
@@ -92,9 +109,125 @@ def run(args: argparse.Namespace) -> int:
             new = "".join(before_stop(tokenizer.stream(tokens), args.stop))  # type: ignore[arg-type]
             sys.stdout.write(f"{text}{shown(new)}\n---\n")
     if args.stats:
-        seconds = time.perf_counter() - start
-        print(f"{count} tokens in {seconds:.2f} s: {count / seconds:.1f} tokens/s", file=sys.stderr)
+        _print_stats(count, time.perf_counter() - start)
     return 0
+
+
+def _print_stats(count: int, seconds: float) -> None:
+    print(f"{count} tokens in {seconds:.2f} s: {count / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+class _Talk:
+    """A text that a user and a model write in turns.
+
+    Args:
+        session: the text, empty at first.
+        tokenizer: the model's.
+        args: the command's.
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+        self._session, self._tokenizer, self._args = session, tokenizer, args
+        self._terminal = sys.stdin.isatty()
+        self._shown = harmless if sys.stdout.isatty() else str
+        self._joint = ""  # between the text and the next line
+        self._count, self._seconds = 0, 0.0
+
+    def run(self, text: str) -> int:
+        """Continue a text, if there is one, and then what is typed; return the exit code."""
+        if self._terminal:
+            print(
+                "A line is continued, an empty one goes on. /reset: a new text. Ctrl-C: stop. Ctrl-D: end.",
+                file=sys.stderr,
+            )
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  input() lets a line be edited by it
+        if text:
+            sys.stdout.write(text)
+            self._turn(text)
+        while self._one_more():
+            pass
+        if self._args.stats and self._count:
+            _print_stats(self._count, self._seconds)
+        return 0
+
+    def _one_more(self) -> bool:
+        """Read a line and do what it says; return whether there was one."""
+        try:
+            if (line := self._read()) is None:
+                return False
+            if line.strip() == "/reset":
+                self._session.clear()
+                self._joint = ""
+            else:
+                self._turn(line)
+        except KeyboardInterrupt:  # between continuations: one of two that were typed may come late
+            if not self._terminal:
+                raise
+            print("\n(Ctrl-D ends)", file=sys.stderr)
+        return True
+
+    def _read(self) -> str | None:
+        """Return what is typed next, without the line's end; None if there is no more."""
+        if self._terminal:
+            try:
+                return input("> ")
+            except EOFError:
+                print()
+                return None
+        raw = sys.stdin.buffer.readline()
+        return _decoded(raw, "the standard input") if raw else None
+
+    def _turn(self, line: str) -> None:
+        """Append a line to the text, and show how the model goes on."""
+        session, tokenizer = self._session, self._tokenizer
+        if line:
+            tokens = tokenizer.encode(self._joint + line)
+        else:
+            tokens = [] if session.tokens else [tokenizer.eot_token]
+        forgotten, begin, last = session.forgotten, time.perf_counter(), ""
+        ended = False  # by end-of-text or --max-tokens, not by a --stop text
+
+        def new() -> Iterator[int]:
+            nonlocal ended
+            for token in session.stream(tokens, self._args.max_tokens):
+                self._count += 1
+                yield token
+                if interrupted:
+                    break
+            ended = True
+
+        with _interrupts(self._terminal) as interrupted:
+            for piece in before_stop(tokenizer.stream(new()), self._args.stop):
+                sys.stdout.write(self._shown(piece))
+                sys.stdout.flush()
+                last = piece or last
+        self._seconds += time.perf_counter() - begin
+        whole_line = last.endswith("\n")
+        sys.stdout.write("" if whole_line else "\n")
+        sys.stdout.write("" if self._terminal else "---\n")
+        sys.stdout.flush()
+        at_end = session.tokens[-1] == tokenizer.eot_token
+        self._joint = "\n" if ended and not at_end and not whole_line else ""
+        if session.forgotten > forgotten:
+            print(
+                f"(the model sees only the last {len(session.tokens) - session.forgotten} tokens of the text)",
+                file=sys.stderr,
+            )
+
+
+@contextlib.contextmanager
+def _interrupts(catch: bool) -> Iterator[list[int]]:
+    """Catch Ctrl-C while the block runs; the list that it gets is then no longer empty. If not to catch, let it do what it does."""
+    caught: list[int] = []
+    if not catch:
+        yield caught
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def read_prompt(path: str) -> str:
@@ -107,11 +240,15 @@ def read_prompt(path: str) -> str:
         OSError: if it cannot be read.
         ValueError: if it is not UTF-8.
     """
-    raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    return _decoded(sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes(), path)
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    """Return the text of UTF-8 without its last line break. where: what an error calls it."""
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not UTF-8 ({e.reason} at byte {e.start})") from None
+        raise ValueError(f"{where}: not UTF-8 ({e.reason} at byte {e.start})") from None
     return text.replace("\r\n", "\n").removesuffix("\n")
 
 

@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--smooth", type=whole(1), metavar="N", help="average training loss and norm over N steps [a 40th of the run]"
     )
+    parser.add_argument(
+        "--bits-per-byte",
+        action=argparse.BooleanOptionalAction,
+        help="draw validation losses in bits per byte of the text [if the runs have different vocabularies, and all know them]",
+    )
     parser.add_argument("--title", help="heading of the figure [of one run its name and its best loss]")
     parser.add_argument(
         "--baseline",
@@ -42,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         window=args.smooth,
         baselines=args.baseline,
         title=args.title,
+        bits_per_byte=args.bits_per_byte,
     )
     for path in args.runs:
         found = read_run(path)
@@ -50,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             for what, name in (
                 ("training loss", "train_loss"),
                 ("validation loss", "val_loss"),
+                ("bits per byte", "val_bits_per_byte"),
                 ("HellaSwag", "hellaswag"),
             )
             if (point := found.best(name)) is not None

@@ -1,6 +1,7 @@
 """Train GPT-2.
 
-Without arguments it trains a small model on the language reference that every Python carries, in about two minutes on two cores.
+Without arguments it trains a small model on the language reference and the docstrings that every Python carries, in about two minutes on
+two cores.
 llm.c's short flags have the same meaning as in llm.c. Flags win over --config FILE, and that wins over the defaults.
 """
 

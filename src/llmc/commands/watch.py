@@ -81,7 +81,8 @@ class _Watched:
             self._step = int(row["step"]) + 1
             self._console.step(_step_info(row, self._total))
         elif kind == "validation":
-            self._console.validation(int(row["step"]), float(row["loss"]))
+            bits = row.get("bits_per_byte")
+            self._console.validation(int(row["step"]), float(row["loss"]), None if bits is None else float(bits))
         elif kind == "hellaswag":
             self._console.hellaswag(int(row["step"]), int(row["correct"]), int(row["total"]))
         elif kind == "message":

@@ -545,10 +545,3 @@ def _read_parquet(path: Path, column: str, progress: Progress) -> Generator[tupl
                 done += batch.num_rows
     except (pyarrow.ArrowException, OSError) as e:
         raise ValueError(f"{path}: not a whole Parquet file: {e}") from e
-
-
-def language_reference() -> list[str]:
-    """Return the topics of Python's language reference, a text that every Python carries. Releases differ a little in it."""
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]

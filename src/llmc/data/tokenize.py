@@ -81,23 +81,6 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.uint3
 # ---- the token files of a run on text ----
 
 
-def write_splits(
-    tokens: NDArray[np.uint32], directory: Path, vocab_size: int, val_fraction: float = 0.1
-) -> tuple[Path, Path]:
-    """Write train.bin, and val.bin with the last val_fraction of the tokens.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        ValueError: if one of the files would be empty.
-    """
-    cut = len(tokens) - int(len(tokens) * val_fraction)
-    if cut == len(tokens) or cut == 0:
-        raise ValueError(f"{len(tokens)} tokens are too few to train on and to validate with")
-    return write_pair(tokens[:cut], tokens[cut:], directory, vocab_size)
-
-
 def write_pair(
     train_tokens: NDArray[np.uint32], val_tokens: NDArray[np.uint32], directory: Path, vocab_size: int
 ) -> tuple[Path, Path]:

@@ -69,6 +69,7 @@ class Tokenizer:
         vocab_size: the number of ids.
         name: as given.
         roles: ids of special tokens by their role ("pad", ...), if the tokenizer came with more than an end-of-text token (roles.py).
+        special: ids of all special tokens, which are no part of any text: end-of-text, and those that a file names so.
         file_name: what save()'s file is called in a run directory or beside token files.
         long_word: words of so many characters are encoded by our own encoder. tiktoken fails on a million of white space, and before
             its version 0.13 it takes quadratic time.
@@ -92,6 +93,7 @@ class Tokenizer:
         self.eot_token = eot_token
         self.vocab_size = len(tokens)
         self.roles: dict[str, int] = {}
+        self.special = {eot_token}
         self._encoding = tiktoken.Encoding(
             name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: eot_token}
         )
@@ -395,6 +397,7 @@ class JsonTokenizer(Tokenizer):
             )
         # These are found before the text is split, so they must not be cut.
         found_first = [row for row in added_rows if not row.get("special")]
+        self.special = {self.eot_token, *self.roles.values(), *(row["id"] for row in added_rows if row.get("special"))}
         self._uncut = [row["content"] for row in found_first if len(row["content"]) > 1]
         self._splits_as_known = _splits_as_known(parts) and not any(
             row.get("lstrip") or row.get("rstrip") or row.get("single_word") for row in found_first

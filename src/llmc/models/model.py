@@ -13,7 +13,7 @@ from llmc import _llmc
 from llmc.formats.model_file import write_model_file
 from llmc.formats.stream import pieces
 from llmc.models.config import ModelConfig
-from llmc.models.generate import generate
+from llmc.models.generate import Session, generate, row_of_tokens
 from llmc.system.fs import SYSTEM, Fs
 from llmc.values import VALUE_DTYPES, canonical_dtype, check_seed, check_whole
 
@@ -348,15 +348,25 @@ class Model:
         steps = generate(self._native, [_prompt(prompt)], max_new_tokens, temperature, top_k, top_p, seed, stop_token)
         return (new[-1] for count, (new,) in enumerate(steps) if len(new) > count)
 
+    def session(
+        self,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 1337,
+        stop_token: int | Sequence[int] | None = None,
+    ) -> Session:
+        """Return an empty text that grows turn by turn, with a cache that is kept between turns; arguments and errors as of generate()."""
+        return Session(self._native, temperature, top_k, top_p, seed, stop_token)
+
 
 def _is_row(item: Any) -> bool:
     return isinstance(item, (list, tuple)) or getattr(item, "ndim", 0) > 0
 
 
 def _prompt(tokens: ArrayLike) -> NDArray[np.int32]:
-    ids = _llmc.token_ids(tokens)
+    ids = row_of_tokens(tokens)
     if ids.size == 0:
         raise ValueError("the prompt is empty: start from the end-of-text token, [tokenizer.eot_token]")
-    if ids.ndim != 1:
-        raise ValueError(f"a prompt is one row of token ids, got shape {ids.shape}")
     return ids

@@ -32,7 +32,8 @@ class Muon(Optimizer):
         grad_clip: largest global gradient norm, of all parameters; 0 for no clipping.
         master_weights: keep the 16 bits below each bf16 weight; False rounds stochastically.
         seed: of stochastic rounding, 1 to 2^64 - 1.
-        comm: the ranks among which the work is divided, as of llmc.AdamW.
+        comm: the ranks among which the work is divided, as of llmc.AdamW; but each layer's tensor of matrices has one owner, who
+            updates all of it.
 
     Raises:
         TypeError: if model is no model.

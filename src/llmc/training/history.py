@@ -11,12 +11,12 @@ class History:
     """The curves of a run, by name, packed: a run of a million steps keeps 40 MB.
 
     "step", "train_loss", "norm", "lr" and "tokens_per_second" have one value for each update, "val_step" and "val_loss" one for
-    each validation.
+    each validation, and "val_bits_per_byte" too if the run knows its tokenizer; else it is empty.
     """
 
     def __init__(self) -> None:
         self._values: dict[str, array[Any]] = {name: array("q") for name in ("step", "val_step")}
-        for name in ("train_loss", "norm", "lr", "tokens_per_second", "val_loss"):
+        for name in ("train_loss", "norm", "lr", "tokens_per_second", "val_loss", "val_bits_per_byte"):
             self._values[name] = array("d")
 
     def add(self, **values: float) -> None:

@@ -73,8 +73,8 @@ class Log:
     def step(self, info: StepInfo) -> None:
         """Take note of a training step."""
 
-    def validation(self, step: int, loss: float) -> None:
-        """Take note of a validation loss, in nats."""
+    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
+        """Take note of a validation loss, in nats per token, and of what it is in bits per byte, if a tokenizer is known."""
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         """Take note of how many of HellaSwag's examples were answered correctly."""
@@ -116,7 +116,7 @@ class MainLog(Log):
     def step(self, info: StepInfo) -> None:
         self._line(f"s:{info.step} trl:{info.loss:.4f} lr:{info.lr:.6f} norm:{info.norm:.2f}")
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
         self._line(f"s:{step} tel:{loss:.4f}")
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
@@ -149,8 +149,9 @@ class MetricsLog(Log):
         values = {k: v for k, v in vars(info).items() if k not in ("total_steps", "dtype")}
         self._row("train", **values)
 
-    def validation(self, step: int, loss: float) -> None:
-        self._row("validation", step=step, loss=loss)
+    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
+        known = {} if bits_per_byte is None else {"bits_per_byte": bits_per_byte}
+        self._row("validation", step=step, loss=loss, **known)
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._row("hellaswag", step=step, correct=correct, total=total)
@@ -243,8 +244,8 @@ class LineConsole(Console):
     def step(self, info: StepInfo) -> None:
         self._print(step_line(info))
 
-    def validation(self, step: int, loss: float) -> None:
-        self._print(f"val loss {loss:f}")
+    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
+        self._print(f"val loss {loss:f}" + ("" if bits_per_byte is None else f" | bits per byte {bits_per_byte:f}"))
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._print(f"HellaSwag: {correct}/{total} = {correct / total:f}")
@@ -292,6 +293,11 @@ class _Pace:
         first, so_far, all_of_them = (int(n) for n in self._batch.tokens_before([self._first[0], done, total]))
         each = (now - self._first[1]) / (so_far - first)
         return f"{tqdm.format_interval(each * (all_of_them - so_far))} left"
+
+
+def validation_text(loss: float, bits_per_byte: float | None) -> str:
+    """Return a validation loss as a line has it."""
+    return f"val loss {loss:.4f}" + ("" if bits_per_byte is None else f" ({bits_per_byte:.4f} bits/byte)")
 
 
 class BriefConsole(Console):
@@ -343,17 +349,17 @@ class BriefConsole(Console):
     def _place(self, step: int) -> str:
         return f"step {step:{len(str(self._total))}}/{self._total}" if self._total else f"step {step}"
 
-    def _tell(self, step: int, validation: float | None = None) -> None:
+    def _tell(self, step: int, validation: str = "") -> None:
         """Print the line of a step. Without a step before it, as at the start, it has the validation loss alone."""
         self._told = step
-        facts = [] if validation is None else [f"val loss {validation:.4f}"]
+        facts = [validation]
         if self._last is not None:
             facts.insert(0, f"train loss {self._last.loss:.4f}")
             facts += [f"{self._last.tokens_per_second:,.0f} tokens/s", self._pace.text(self._total)]
         self._print(f"{self._place(step)}: {', '.join(filter(None, facts))}")
 
-    def validation(self, step: int, loss: float) -> None:
-        self._tell(step, loss)
+    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
+        self._tell(step, validation_text(loss, bits_per_byte))
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._print(f"{self._place(step)}: HellaSwag {correct}/{total} = {correct / total:.4f}")
@@ -399,7 +405,7 @@ class BarConsole(BriefConsole):
         super().__init__(out=out, clock=clock, batch=batch)
         self._bar: Any = None
         self._widget = False
-        self._validation: float | None = None
+        self._validation: tuple[float, float | None] | None = None
 
     def _print(self, line: str) -> None:
         if self._bar is None:
@@ -437,16 +443,18 @@ class BarConsole(BriefConsole):
 
     def _format(self, width: int) -> str:
         info, numbers = self._last, []
+        loss, bits = self._validation or (None, None)
         if info is not None:
             numbers.append(f"loss {info.loss:.4f}")
-        if self._validation is not None:
-            numbers.append(f"val {self._validation:.4f}")
+        if loss is not None:
+            numbers.append(f"val {loss:.4f}")
         if info is not None:
             done = info.step + 1
             speed = f"{info.flops_per_second / 1e9:,.0f} GFLOP/s"
             if info.mfu is not None:
                 speed += f" ({info.mfu:.0f}% of peak)"
             numbers += [f"{info.tokens_per_second:,.0f} tok/s", self._pace.text(self._total)]
+            numbers.append("" if bits is None else f"{bits:.3f} bits/byte")
             numbers += [self._place(done), speed, f"norm {info.norm:.2f}", f"lr {info.lr:.2e}"]
         return bar_format([n for n in numbers if n], width, known=self._total > 0)
 
@@ -464,10 +472,10 @@ class BarConsole(BriefConsole):
         self._fit()
         self._bar.update(info.step + 1 - self._bar.n)
 
-    def validation(self, step: int, loss: float) -> None:
-        self._validation = loss
+    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
+        self._validation = loss, bits_per_byte
         self._fit()
-        self._print(f"step {step}: val loss {loss:.4f}")
+        self._print(f"step {step}: {validation_text(loss, bits_per_byte)}")
 
     def finish(self, mean_milliseconds: float | None) -> None:
         """Leave the bar as it is now, so that what is printed from here on stands below it."""
@@ -506,8 +514,10 @@ class TensorBoardLog(Log):
         for name in ("loss", "norm", "lr", "tokens_per_second"):
             self._writer.add_scalar(f"train/{name}", getattr(info, name), info.step)
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
         self._writer.add_scalar("validation/loss", loss, step)
+        if bits_per_byte is not None:
+            self._writer.add_scalar("validation/bits_per_byte", bits_per_byte, step)
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._writer.add_scalar("hellaswag/acc_norm", correct / total, step)
@@ -534,8 +544,9 @@ class WandbLog(Log):
         names = ("loss", "norm", "lr", "tokens_per_second")
         self._run.log({f"train/{n}": getattr(info, n) for n in names}, step=info.step)
 
-    def validation(self, step: int, loss: float) -> None:
-        self._run.log({"validation/loss": loss}, step=step)
+    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
+        known = {} if bits_per_byte is None else {"validation/bits_per_byte": bits_per_byte}
+        self._run.log({"validation/loss": loss, **known}, step=step)
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._run.log({"hellaswag/acc_norm": correct / total}, step=step)
@@ -567,8 +578,8 @@ class Logs(Log):
     def step(self, info: StepInfo) -> None:
         self._each(lambda log: log.step(info))
 
-    def validation(self, step: int, loss: float) -> None:
-        self._each(lambda log: log.validation(step, loss))
+    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
+        self._each(lambda log: log.validation(step, loss, bits_per_byte))
 
     def hellaswag(self, step: int, correct: int, total: int) -> None:
         self._each(lambda log: log.hellaswag(step, correct, total))

@@ -18,7 +18,9 @@ from llmc.system.signals import signal_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LAST = ("train_loss", "val_loss", "val_bits_per_byte")
 _BY_UPDATE = ("train_loss", "norm", "lr", "tokens_per_second")
+_BY_VALIDATION = ("val_loss", "val_bits_per_byte")
 
 
 @dataclass(repr=False)
@@ -26,7 +28,8 @@ class TrainResult:
     """What a run leaves behind.
 
     Attributes:
-        history: "step", "train_loss", "norm", "lr", "tokens_per_second" by update; "val_step", "val_loss" by validation.
+        history: "step", "train_loss", "norm", "lr", "tokens_per_second" by update; "val_step", "val_loss" by validation, and
+            "val_bits_per_byte", which is empty if the run knows no tokenizer.
         run_dir: None if nothing was kept.
         stopped_by: the number of the signal that ended the run, or 0. It can be another only if fit() was told not to pass the signal
             on, or the program has a handler for it that returned.
@@ -43,7 +46,7 @@ class TrainResult:
 
     def __repr__(self) -> str:
         facts = [f"step={self.step}"]
-        facts += [f"{name}={self.history[name][-1]:.4f}" for name in ("train_loss", "val_loss") if self.history[name]]
+        facts += [f"{name}={self.history[name][-1]:.4f}" for name in _LAST if self.history[name]]
         facts += [f"run_dir={str(self.run_dir)!r}"] if self.run_dir else []
         facts += [f"stopped by {signal_name(self.stopped_by)}"] if self.stopped_by else []
         facts += ["stopped early"] if self.stopped_early else []
@@ -58,7 +61,7 @@ class TrainResult:
         Raises:
             ValueError: if the run made no update and no validation.
         """
-        return self._figure((*_BY_UPDATE, "val_loss"), window)
+        return self._figure((*_BY_UPDATE, *_BY_VALIDATION), window)
 
     def _figure(self, names: tuple[str, ...], window: int | None = None) -> Figure:
         run = Run(self.run_dir.name if self.run_dir else "run")
@@ -75,7 +78,7 @@ class TrainResult:
         text = f"<code>{html.escape(repr(self))}</code>"
         if not self.history["step"] and not self.history["val_step"]:
             return text
-        picture = base64.b64encode(_png(self._figure(("train_loss", "val_loss")))).decode()
+        picture = base64.b64encode(_png(self._figure(_LAST))).decode()
         return f'{text}<br><img alt="loss by step" src="data:image/png;base64,{picture}">'
 
 

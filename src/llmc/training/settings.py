@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from llmc.data.holdout import HOLDOUTS
 from llmc.optim.schedule import SCHEDULES
 from llmc.system.toml import load_toml_file
 from llmc.values import canonical_dtype, did_you_mean
@@ -132,9 +133,10 @@ class TrainConfig:
     """Settings of a training run; see `llmc-train --help` for the same list by flags."""
 
     # fmt: off
-    data: tuple[str, ...] = _setting((), "data", "texts or token files, their folders, or globs; given again it adds; none: the language reference that every Python carries", "-i", by_rank=True, paths=True)
-    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: the last tenth of text; of a folder or glob of token files those with val in their names", "-j", by_rank=True, paths=True)
+    data: tuple[str, ...] = _setting((), "data", "texts or token files, their folders, or globs; given again it adds; none: the language reference and the library's docstrings that every Python carries", "-i", by_rank=True, paths=True)
+    val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: a tenth of text (see holdout); of a folder or glob of token files those with val in their names", "-j", by_rank=True, paths=True)
     tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files", on_resume="same")
+    holdout: str = _setting("end", "data", "the tenth of a text that is held out for validation, if val_data names none: its end, or pieces from all over it", choices=HOLDOUTS, on_resume="same")
     column: str = _setting("text", "data", "field that has the text or the chat, in files of records; a dot leads into a nested one", on_resume="same")
     on_bad_record: str = _setting("stop", "data", "when a record has no text", choices=("stop", "skip"))
     document_separator: str = _setting("", "data", "mark between the documents of a text file, as '<|endoftext|>'; default: a file is one document", on_resume="same")
@@ -170,6 +172,7 @@ class TrainConfig:
     beta2: float = _setting(0.95, "optimizer", "AdamW's second decay", least=0, below=1, on_resume="same")
     eps: float = _setting(1e-8, "optimizer", "AdamW's epsilon", above=0, below=math.inf, on_resume="same")
     grad_clip: float = _setting(1.0, "optimizer", "largest global gradient norm; 0: no clipping", least=0, on_resume="same")
+    ema_decay: float = _setting(0.0, "optimizer", "evaluate, sample and keep (average_*.bin) an average of the weights, of which each update leaves this part; 0: none", least=0, below=1, on_resume="same")
     skip_loss_z: float = _setting(0.0, "optimizer", "skip an update whose loss is more than this many standard deviations above its recent mean; 0: never", "-sl", least=0, on_resume="same")
     skip_grad_z: float = _setting(0.0, "optimizer", "the same by gradient norm", "-sg", least=0, on_resume="same")
     max_bad_steps: int = _setting(10, "optimizer", "stop after this many updates in a row with a NaN or infinite loss or gradient; 0: never", least=0)

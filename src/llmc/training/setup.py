@@ -6,15 +6,20 @@ tells the others what they need of it; what they must have in common is compared
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmc import _llmc
 from llmc.checkpoint import FoundCheckpoint, finished_steps, model_file, newest_good, receive_state
+from llmc.data.bits_per_byte import bits_per_byte, bytes_per_token
 from llmc.data.loader import DataLoader
 from llmc.distributed.world import World
 from llmc.evals import check_examples
@@ -26,6 +31,7 @@ from llmc.models.config import GPT2Config, ModelConfig
 from llmc.models.gpt2 import GPT2
 from llmc.models.model import Model, default_grad_dtype
 from llmc.optim.adamw import AdamW
+from llmc.optim.average import WeightAverage
 from llmc.optim.muon import Muon
 from llmc.optim.optimizer import Optimizer
 from llmc.optim.schedule import BatchSchedule, lr_schedule, warmup_problem, wsd_decay_begin
@@ -62,7 +68,9 @@ class Run:
         memory: the plan that was checked against what is free.
         memory_by_rank: what it comes to, of each rank.
         peak_flops: FLOP/s that the devices of all ranks can reach; None if that is not known.
+        average: of the weights, with which the run is evaluated; None if the weights themselves are.
         val_loader: None without validation data.
+        bytes_per_token: of the text, on average over the targets of a validation; None if they or the tokenizer are not known.
         lr: the learning rate of a step.
         remarks: what the run's log says of it.
         hellaswag_examples: empty if HellaSwag is not asked for, or its file is not there.
@@ -85,8 +93,10 @@ class Run:
     memory_by_rank: list[int]
     peak_flops: float | None
     optimizer: Optimizer
+    average: WeightAverage | None
     train_loader: DataLoader
     val_loader: DataLoader | None
+    bytes_per_token: float | None
     total_steps: int
     lr: Callable[[int], float]
     remarks: list[str]
@@ -115,6 +125,18 @@ class Run:
         if count == 0:
             raise ValueError("the validation data hold no whole batch")
         return count if limit == -1 else min(count, limit)
+
+    def validation_batches(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """Return the batches of a validation, those of all ranks; none without validation data."""
+        if (own := self.val_loader) is None:
+            return iter(())
+        B, T = own.batch_size, own.seq_len
+        loader = DataLoader(own.files, B, T, vocab_size=self.model.config.vocab_size, rows_per_sample=B)
+        return itertools.islice(loader, self.num_val_batches)
+
+    def bits_per_byte(self, loss: float) -> float | None:
+        """Return a validation loss, in nats per token, in bits per byte of the text; None without a tokenizer."""
+        return None if self.bytes_per_token is None else bits_per_byte(loss, self.bytes_per_token)
 
     @property
     def shuffle(self) -> bool:
@@ -196,7 +218,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     run = Run(
         world=world,
         comm=comm,
-        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.sharded, notes.count),
+        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.partition, notes.count),
         notes=notes,
         config=config,
         rows=rows,
@@ -207,22 +229,35 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         model=model,
         weight_origin=weight_origin,
         memory=memory,
-        memory_by_rank=world.gather(memory.parameters + memory.gradients + memory.activations + optimizer.bytes),
+        memory_by_rank=world.gather(
+            memory.parameters
+            + memory.gradients
+            + memory.activations
+            + optimizer.bytes
+            + _average_bytes(config, model.config, model.dtype)
+        ),
         peak_flops=_sum_or_none(world.gather(peak_flops(backend, model.dtype))),
         optimizer=optimizer,
+        average=None,
         train_loader=train_loader,
         val_loader=val_loader,
+        bytes_per_token=None,
         total_steps=total_steps,
         lr=lr_schedule(*_schedule(config, total_steps)),
         remarks=remarks,
         hellaswag_examples=_read_hellaswag(config, model.config),
         gpu_info=_open_gpu_info(config, backend) if world.leads else None,
     )
+    tokenizer = sources.tokenizer if world.leads else None  # another rank may not see the file
+    known = None if tokenizer is None else bytes_per_token(run.validation_batches(), tokenizer)
+    run.bytes_per_token = _shared(world, known)
     world.agree("HellaSwag's file", {"its number of examples": len(run.hellaswag_examples)})
     if saved is not None:
         run.state = _load_state(found, run)
     if comm is not None:
         _copy_from_rank_0(run, comm)
+    if config.ema_decay:
+        run.average = _average(run, found)
     return run
 
 
@@ -359,7 +394,7 @@ def _build_model(
             T=config.seq_len,
             recompute=recompute,
             classifier_rows=classifier_rows,
-            optimizer_bytes=lambda dtype: _optimizer_bytes(config, shape, dtype),
+            optimizer_bytes=lambda dtype: _optimizer_bytes(config, shape, dtype) + _average_bytes(config, shape, dtype),
             rows=rows,
             grows=rows is not None and rows * config.seq_len * world.size < config.total_batch_size,
             ranks=world.size,
@@ -425,6 +460,11 @@ def _optimizer_bytes(config: RunConfig, shape: ModelConfig, dtype: str) -> int:
     """Return what that optimizer will keep on one rank, before there is a model."""
     kind = Muon if config.optimizer == "muon" else AdamW
     return kind.planned_bytes(shape, dtype, config.master_weights, config.processes if config.zero_stage == 1 else 1)
+
+
+def _average_bytes(config: RunConfig, shape: ModelConfig, dtype: str) -> int:
+    """Return what the average of the weights will take, if there is one."""
+    return WeightAverage.planned_bytes(shape, dtype) if config.ema_decay else 0
 
 
 def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:
@@ -494,6 +534,17 @@ def _copy_from_rank_0(run: Run, comm: _llmc.Comm) -> None:
     comm.broadcast(tensors, 0)
     comm.wait()
     run.model.weights_changed()
+
+
+def _average(run: Run, found: FoundCheckpoint | None) -> WeightAverage:
+    """Return the average of the weights that the checkpoint has, else one that begins as the weights are."""
+    average = WeightAverage(run.model, run.config.ema_decay)
+    if found is not None and found.has_average:
+        found.load_average(average.tensor)
+    if run.comm is not None:
+        run.comm.broadcast([average.tensor], 0)
+        run.comm.wait()
+    return average
 
 
 def _check_patience(config: RunConfig, val_loader: DataLoader | None) -> None:

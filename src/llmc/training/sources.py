@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from llmc.checkpoint import finished_steps, model_file
-from llmc.data.documents import DocumentReader, language_reference
+from llmc.data.documents import DocumentReader
 from llmc.data.files import find_data, is_validation
-from llmc.data.tokenize import tokenize, write_pair, write_splits
+from llmc.data.holdout import hold_out
+from llmc.data.python_texts import language_reference, library_docstrings
+from llmc.data.tokenize import tokenize, write_pair
 from llmc.data.tokenizer import Tokenizer, tokenizer_file
 from llmc.formats.manifest import DataFile
 from llmc.system.fs import write_atomically
@@ -151,7 +153,7 @@ def _of_text(
 
 
 def _description(config: TrainConfig) -> str:
-    return ", ".join(config.data) or "Python's language reference"
+    return ", ".join(config.data) or "Python's language reference and docstrings"
 
 
 def _prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], None]) -> Sources:
@@ -210,6 +212,9 @@ def _from_text(
     reader = DocumentReader(config.column, config.on_bad_record, config.document_separator)
     documents = list(reader.documents(texts)) if texts else language_reference()
     val_documents = list(reader.documents(val_texts))
+    more = [] if texts else library_docstrings()  # to train on alone: the hold-out is the language reference's
+    if not texts and not more:
+        say("note: this Python has its library not as source: training on its language reference alone")
     for line in reader.report():
         say(line)
     if not any(documents):
@@ -222,9 +227,14 @@ def _from_text(
     before = _read_remembered(folder) if finished_steps(folder) else {}  # the weights of a run belong to its tokenizer
     source: dict[str, Any] = {
         "tokenizer": config.tokenizer or before.get("tokenizer") or _tokenizer_of(config.model),
-        "documents": [len(documents), len(val_documents)],
-        "crc32": zlib.crc32("\0".join([*documents, *val_documents]).encode("utf-8", "surrogatepass")),
+        "documents": [len(documents) + len(more), len(val_documents)],
+        "crc32": zlib.crc32("\0".join([*more, *documents, *val_documents]).encode("utf-8", "surrogatepass")),
     }
+    if not val_documents:
+        if config.holdout != "end":
+            source["holdout"] = config.holdout
+        documents, val_documents = hold_out(documents, config.holdout)
+    documents = [*more, *documents]
     train, _ = _token_files(folder)
     saved = _tokenizer_file(folder, source)
     if (tokenizer := _tokenized(folder, source)) is None:
@@ -237,11 +247,8 @@ def _from_text(
             tokenizer = Tokenizer.load(saved)
         else:
             tokenizer = Tokenizer.from_spec(source["tokenizer"], text="\n\n".join(documents))
-        tokens = tokenize(documents, tokenizer)
-        if val_documents:
-            write_pair(tokens, tokenize(val_documents, tokenizer), train.parent, tokenizer.vocab_size)
-        else:
-            write_splits(tokens, train.parent, tokenizer.vocab_size)
+        tokens, val_tokens = tokenize(documents, tokenizer), tokenize(val_documents, tokenizer)
+        write_pair(tokens, val_tokens, train.parent, tokenizer.vocab_size)
         tokenizer.save(saved)
         write_atomically(_remembered(folder), [json.dumps(source).encode()])
     return _of_text(config, folder, tokenizer, source, temporary)

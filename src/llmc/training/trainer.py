@@ -37,7 +37,7 @@ from llmc.training.run_dir import locked, used_directory
 from llmc.training.settings import TrainConfig, check_names
 from llmc.training.setup import setup
 from llmc.training.slowness import Slowness
-from llmc.training.summary import Reached, counting_losses, nothing_left, resume_command, stopped_early, summary
+from llmc.training.summary import Reached, compare, nothing_left, resume_command, stopped_early, summary
 from llmc.values import decimal_bytes
 
 _SHORT_SAMPLE = 32  # tokens
@@ -121,6 +121,7 @@ class Trainer:
         self._slow_ranks, self._own_seconds = SlowRanks(self.world.hosts), 0.0
         alone_on_cpu = self.config.device == "cpu" and self.world.size == 1  # else ranks are programs to each other
         self._slowness = Slowness(self.model.backend.info().threads if alone_on_cpu else None)
+        self._samples: dict[int, str] = {}  # by step: of the start and the newest
         self._step_begin: float | None = None  # of the update that comes next, if it followed the last one at once
         self._saved_step = -1  # of the newest checkpoint on the disk, as far as rank 0 knows
         if run.state is not None:
@@ -129,7 +130,11 @@ class Trainer:
         self._space = ""
         if self.run_dir is not None and self.world.leads:
             self._checkpointer = Checkpointer(
-                self.run_dir, keep=self.config.keep_checkpoints, major_every=self.config.major_every, fs=fs
+                self.run_dir,
+                keep=self.config.keep_checkpoints,
+                major_every=self.config.major_every,
+                average=None if run.average is None else run.average.tensor,
+                fs=fs,
             )
             self._space = self._check_space(self._checkpointer)
             # If the ranks needed a smaller batch size, another number of them may have the one that was given.
@@ -229,6 +234,13 @@ class Trainer:
         """The signal that ends the run, or 0. Several ranks stop when all of them know of it."""
         return self._signals.received if self.world.size == 1 else self._agreed_stop
 
+    def _evaluated(self) -> AbstractContextManager[None]:
+        """Put the average of the weights, if there is one, in their place within a block that evaluates the model.
+
+        It comes before _interruptible(): a signal that broke off the exchange would leave neither weights nor average.
+        """
+        return nullcontext() if self.run.average is None else self.run.average.in_place()
+
     def _interruptible(self) -> AbstractContextManager[None]:
         """Let a signal break off a block, if nobody would wait for the rest of it."""
         return self._signals.interruptible() if self.world.size == 1 else nullcontext()
@@ -285,8 +297,9 @@ class Trainer:
         self._at("sampling")
         if self.world.leads:
             tokens = min(_SHORT_SAMPLE, self.config.sample_tokens) - 1 if short else None
-            with self._interruptible():
+            with self._evaluated(), self._interruptible():
                 text = self.sample(max_tokens=tokens)
+            self._samples = {step: old for step, old in self._samples.items() if step == 0} | {self.step: text}
             self.log.text(f"generating:\n---\n{text}\n---")
         self.world.barrier()
 
@@ -321,6 +334,8 @@ class Trainer:
         lr = self.lr(self.step)
         if not skipped:
             optimizer.apply(lr)
+            if self.run.average is not None:
+                self.run.average.update(optimizer.step_count)
         if reduction is None:
             model.backend.synchronize()
         end = time.perf_counter()
@@ -382,16 +397,18 @@ class Trainer:
     def _summarize(self, first_step: int, seconds: float) -> None:
         if self.config.progress == "none" and self.run_dir is None:
             return  # nobody would read it
-        history, counting = self._history.lists(), None
+        history, comparison = self._history.lists(), None
         validated = history["val_step"][-1:] == [self.step]
         if validated and not self.config.overfit:
             try:
-                counting = counting_losses(self.run)
+                comparison = compare(self.run)
             except (OSError, _llmc.Error) as e:
-                self.log.text(f"warning: the frequencies of tokens could not be counted: {e}")
+                self.log.text(f"warning: nothing to compare the loss with: {e}")
         loss = history["val_loss"][-1] if validated else None
-        reached = Reached(first_step, self.step, seconds, loss, self.best)
-        self.log.text(summary(self.run, reached, counting))
+        before, after = self._samples.get(0), self._samples.get(self.step)
+        samples = (before, after) if before is not None and after is not None and self.step > 0 else None
+        reached = Reached(first_step, self.step, seconds, loss, self.best, samples)
+        self.log.text(summary(self.run, reached, comparison))
 
     def _info(
         self, loss: float, norm: float, lr: float, loss_z: float, grad_z: float, skipped: str, seconds: float
@@ -448,27 +465,29 @@ class Trainer:
         self.val_loader.reset()
         count = self.run.num_val_batches
         losses = [0.0] * count  # of batches; each rank knows its own
-        with self._interruptible():
+        with self._evaluated(), self._interruptible():
             for batch in range(world.rank, count, world.size):
                 losses[batch] = self.model.evaluate(*self.val_loader.next_batch())
         if self.run.comm is not None:
             losses = self.run.comm.sum(losses)
         loss = math.fsum(losses) / count
-        self.log.validation(self.step, loss)
-        self._history.add(val_step=self.step, val_loss=loss)
+        bits = self.run.bits_per_byte(loss)
+        self.log.validation(self.step, loss, bits)
+        self._history.add(val_step=self.step, val_loss=loss, **({} if bits is None else {"val_bits_per_byte": bits}))
         for callback in self.callbacks:
             callback.on_eval(self, self.step, loss)
         if self.best.update(self.step, loss) and config.save_best and self.run_dir is not None and self.step > 0:
             if world.leads:
                 path = self.run_dir / "best.bin"
-                self._finish_saving(lambda: self.model.save(path, fs=self.fs))
+                with self._evaluated():
+                    self._finish_saving(lambda: self.model.save(path, fs=self.fs))
             world.barrier()
         return loss
 
     def evaluate_hellaswag(self) -> float:
         """Compute acc_norm, from 0 to 1, on llm.c's HellaSwag file."""
         self._at("HellaSwag")
-        with self._interruptible():
+        with self._evaluated(), self._interruptible():
             result = multiple_choice(
                 self.model, self.run.hellaswag_examples, batch_size=self.config.batch_size, comm=self.run.comm
             )
@@ -501,9 +520,10 @@ class Trainer:
         if max_tokens is None:
             room = config.seq_len - len(prompt)
             max_tokens = min(config.sample_tokens - 1, room) if room > 0 else config.sample_tokens - 1
-        tokens = self.model.generate(
-            prompt, max(0, max_tokens), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
-        )
+        with self._evaluated():
+            tokens = self.model.generate(
+                prompt, max(0, max_tokens), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+            )
         return tokens  # type: ignore[return-value]
 
     # ---- saving ----
