@@ -11,6 +11,8 @@ namespace llmc {
 
 namespace {
 
+using Owners = std::optional<std::vector<int>>;
+
 // The tensors, which must be of the memory that the Comm reaches.
 std::vector<Tensor> of(const Comm& comm, const std::vector<OwnedTensor>& xs) {
     std::vector<Tensor> tensors;
@@ -49,11 +51,16 @@ void await_ticket(const py::object& self, std::optional<Comm::Ticket> ticket) {
     self.attr("_kept") = still;
 }
 
-// A method of Comm that takes a list of tensors.
-auto collective(Comm::Ticket (Comm::*method)(const std::vector<Tensor>&)) {
-    return [method](const py::object& self, const std::vector<OwnedTensor>& xs) {
-        return issue(self, xs,
-                     [method](Comm& c, const std::vector<Tensor>& tensors) { return (c.*method)(tensors); });
+// A method of Comm that takes a list of tensors which are divided among ranks.
+auto collective(Comm::Ticket (Comm::*method)(const std::vector<Divided>&)) {
+    return [method](const py::object& self, const std::vector<OwnedTensor>& xs, const Owners& owners) {
+        LLMC_CHECK(!owners || owners->size() == xs.size(), "{} owners of {} tensors", owners->size(),
+                   xs.size());
+        return issue(self, xs, [&](Comm& c, const std::vector<Tensor>& tensors) {
+            std::vector<Divided> divided(tensors.begin(), tensors.end());
+            for (std::size_t i = 0; owners && i < divided.size(); ++i) divided[i].owner = (*owners)[i];
+            return (c.*method)(divided);
+        });
     };
 }
 
@@ -142,7 +149,10 @@ void bind_comm(py::module_& m) {
             return std::pair(r.begin, r.end);
         },
         "numel"_a, "rank"_a, "size"_a,
-        "Return [begin, end) of the elements that a rank owns of a tensor that is spread over `size` ranks.");
+        "Return [begin, end) of the elements that a rank owns of a tensor of which each of `size` ranks owns "
+        "a piece.");
+    py::class_<Partition, std::shared_ptr<Partition>>(
+        m, "Partition", "How a model's parameters are divided among ranks: csrc/comm/partition.h.");
     py::class_<Comm, std::shared_ptr<Comm>>(m, "Comm", py::dynamic_attr(),
                                             "The ranks that train one model together: csrc/comm/comm.h.\n\n"
                                             "All ranks issue the same collectives, with tensors of the same "
@@ -151,14 +161,22 @@ void bind_comm(py::module_& m) {
         .def_property_readonly("rank", &Comm::rank, "This rank, from 0 on.")
         .def_property_readonly("size", &Comm::size, "The number of ranks.")
         .def("__repr__", [](const Comm& c) { return filled("Comm(rank {} of {})", c.rank(), c.size()); })
-        .def("all_reduce", collective(&Comm::all_reduce), "xs"_a,
-             "Replace each tensor by its sum over the ranks.")
         .def(
-            "reduce_scatter", collective(&Comm::reduce_scatter), "xs"_a,
-            "Replace this rank's piece (piece_of) of each tensor by its sum over the ranks; the rest is then "
-            "undefined.")
-        .def("all_gather", collective(&Comm::all_gather), "xs"_a,
-             "Fill each tensor with the pieces of it that the ranks own.")
+            "all_reduce",
+            [](const py::object& self, const std::vector<OwnedTensor>& xs) {
+                return issue(self, xs, [](Comm& c, const std::vector<Tensor>& tensors) {
+                    return c.all_reduce(tensors);
+                });
+            },
+            "xs"_a, "Replace each tensor by its sum over the ranks.")
+        .def("reduce_scatter", collective(&Comm::reduce_scatter), "xs"_a, "owners"_a = py::none(),
+             "Replace this rank's piece of each tensor by its sum over the ranks; the rest is then "
+             "undefined.\n\n"
+             "owners: of each tensor the rank whose piece is all of it, or -1: each rank has its piece_of() "
+             "it, "
+             "as without owners.")
+        .def("all_gather", collective(&Comm::all_gather), "xs"_a, "owners"_a = py::none(),
+             "Fill each tensor with the pieces of it that the ranks own. owners: as in reduce_scatter().")
         .def(
             "broadcast",
             [](const py::object& self, const std::vector<OwnedTensor>& xs, int root) {
@@ -202,14 +220,16 @@ void bind_comm(py::module_& m) {
     py::class_<Reduction, GradientSink, std::shared_ptr<Reduction>>(
         m, "Reduction",
         "A sink that sums gradients and the loss over the ranks of a Comm: csrc/comm/reduction.h.\n\n"
-        "sharded: each rank gets the sums of its own pieces only (ZeRO-1). notes: how many numbers travel "
-        "beside "
-        "the loss.")
-        .def(py::init([](const std::shared_ptr<Comm>& comm, bool sharded, std::int64_t notes) {
+        "partition: the optimizer's; each rank gets the sums of what it updates (ZeRO-1). None: each gets "
+        "all. "
+        "notes: how many numbers travel beside the loss.")
+        .def(py::init([](const std::shared_ptr<Comm>& comm,
+                         std::optional<std::shared_ptr<Partition>> partition, std::int64_t notes) {
                  const Busy busy(comm->backend());
-                 return let_others_run(std::make_shared<Reduction>(comm, sharded, notes));
+                 return let_others_run(
+                     std::make_shared<Reduction>(comm, partition ? *partition : nullptr, notes));
              }),
-             py::arg("comm").none(false), "sharded"_a = false, "notes"_a = 1)
+             py::arg("comm").none(false), "partition"_a = py::none(), "notes"_a = 1)
         .def(
             "begin",
             [](Reduction& r, const std::vector<float>& notes) {

@@ -138,11 +138,17 @@ void bind_optim(py::module_& m) {
             "master holds the 16 bits below a bf16 parameter, i16; None if there are no master weights.")
         .def_property_readonly(
             "sharded", [](const BoundOptimizer& self) { return self.optimizer->sharded(); },
-            "Whether this rank keeps the state of its own pieces only (ZeRO-1).")
+            "Whether this rank keeps the state of what it updates only (ZeRO-1).")
+        .def_property_readonly(
+            "partition",
+            [](const BoundOptimizer& self) {
+                return std::const_pointer_cast<Partition>(self.optimizer->partition());  // nothing changes it
+            },
+            "Which rank updates what, for Reduction; None if this process updates everything.")
         .def(
             "layers",
             [](const BoundOptimizer& self, const std::string& name) {
-                return self.optimizer->state()[self.index(name)].layers;
+                return self.optimizer->state()[self.index(name)].layers.size();
             },
             "name"_a, "Return how many layers of a parameter are stacked; 1 if it has none.")
         .def(

@@ -33,10 +33,10 @@ class Comm {
 
     // Each x = sum over ranks of x.
     virtual Ticket all_reduce(const std::vector<Tensor>& xs) = 0;
-    // In each x, this rank's piece (piece_of) = sum over ranks of that piece. The other pieces are left undefined.
-    virtual Ticket reduce_scatter(const std::vector<Tensor>& xs) = 0;
+    // In each x, this rank's piece = sum over ranks of that piece. The other pieces are left undefined.
+    virtual Ticket reduce_scatter(const std::vector<Divided>& xs) = 0;
     // Each x = the pieces of it that the ranks own, each from its owner.
-    virtual Ticket all_gather(const std::vector<Tensor>& xs) = 0;
+    virtual Ticket all_gather(const std::vector<Divided>& xs) = 0;
     // Each x = that of rank `root`.
     virtual Ticket broadcast(const std::vector<Tensor>& xs, int root) = 0;
     virtual void wait(Ticket ticket) = 0;
@@ -60,6 +60,13 @@ class Comm {
     virtual Pending pending() { return {}; }  // the collective that has begun and not ended, and for how long
 
   protected:
+    // Throws ArgumentError.
+    void check_owners(const char* op, const std::vector<Divided>& xs) const {
+        for (const Divided& x : xs)
+            LLMC_CHECK(x.owner == kEachRank || (x.owner >= 0 && x.owner < size()),
+                       "{}: the owner of {} is {} of {} ranks", op, x.tensor, x.owner, size());
+    }
+
     Ticket last_ = 0;  // of the last collective that was issued
 };
 

@@ -67,7 +67,7 @@ Exchanges::~Exchanges() {
             memory->leak();
 }
 
-std::int64_t Exchanges::add(Op op, const std::vector<Tensor>& xs, int root, std::vector<double>* values) {
+std::int64_t Exchanges::add(Op op, std::vector<Divided> xs, int root, std::vector<double>* values) {
     static constexpr const char* kNames[] = {"all_reduce", "reduce_scatter", "all_gather", "broadcast",
                                              "sum",        "barrier"};
     const std::string name = kNames[static_cast<int>(op)];
@@ -75,12 +75,13 @@ std::int64_t Exchanges::add(Op op, const std::vector<Tensor>& xs, int root, std:
     fingerprint.add(static_cast<int>(op));
     fingerprint.add(root);
     std::int64_t elements = 0;
-    for (const Tensor& x : xs) {
+    for (const auto& [x, owner] : xs) {
         LLMC_CHECK(is_float(x.dtype) || (op != Op::all_reduce && op != Op::reduce_scatter),
                    "{}: {} is not of floats", name, x);
         LLMC_CHECK(x.data || x.numel() == 0, "{}: {} has no data", name, x);
         fingerprint.add(static_cast<int>(x.dtype));
         fingerprint.add(x.numel());
+        fingerprint.add(owner);
         elements += x.numel();
     }
     if (values) fingerprint.add(elements = static_cast<std::int64_t>(values->size()));
@@ -93,7 +94,7 @@ std::int64_t Exchanges::add(Op op, const std::vector<Tensor>& xs, int root, std:
     else if (op != Op::barrier)
         what += filled(", {} tensors, {} elements{}", xs.size(), elements,
                        op == Op::broadcast ? filled(", from rank {}", root) : "");
-    jobs_.push_back({op, xs, values, root, std::move(what), fingerprint.value()});
+    jobs_.push_back({op, std::move(xs), values, root, std::move(what), fingerprint.value()});
     changed_.notify_all();
     return added_;
 }
@@ -194,15 +195,16 @@ void Exchanges::let_go() {
 
 std::int64_t Exchanges::pieces_bytes(const Job& job, int rank, int ranks) const {
     std::int64_t bytes = 0;
-    for (const Tensor& x : job.xs)
-        bytes += aligned(piece_of(x.numel(), rank, ranks).size() * size_of(x.dtype));
+    for (const Divided& x : job.xs) bytes += aligned(x.piece(rank, ranks).size() * size_of(x.tensor.dtype));
     return bytes;
 }
 
-// Of the last rank, who has the most.
+// Of the rank that has the most.
 std::int64_t Exchanges::chunks(const Job& job) const {
     const int ranks = job.op == Op::broadcast ? 1 : size_;
-    return std::max<std::int64_t>((pieces_bytes(job, ranks - 1, ranks) + chunk_ - 1) / chunk_, 1);
+    std::int64_t most = 1;
+    for (int r = 0; r < ranks; ++r) most = std::max(most, pieces_bytes(job, r, ranks));
+    return (most + chunk_ - 1) / chunk_;
 }
 
 bool Exchanges::is_last_step(const Job& job) const {
@@ -229,12 +231,12 @@ template <class Visit>
 void Exchanges::visit_chunk(const Job& job, int rank, int ranks, Visit&& visit) const {
     const std::int64_t begin = step_ % chunks(job) * chunk_, end = begin + chunk_;
     std::int64_t at = 0;
-    for (const Tensor& x : job.xs) {
-        const Range piece = piece_of(x.numel(), rank, ranks);
-        const std::int64_t width = size_of(x.dtype), bytes = piece.size() * width;
+    for (const Divided& x : job.xs) {
+        const Range piece = x.piece(rank, ranks);
+        const std::int64_t width = size_of(x.tensor.dtype), bytes = piece.size() * width;
         const std::int64_t first = std::max(begin, at), last = std::min(end, at + bytes);
         if (first < last)
-            visit(x, Range{piece.begin + (first - at) / width, piece.begin + (last - at) / width},
+            visit(x.tensor, Range{piece.begin + (first - at) / width, piece.begin + (last - at) / width},
                   first - begin);
         at += aligned(bytes);
     }
@@ -373,17 +375,19 @@ HostComm::HostComm(std::shared_ptr<Backend> backend, int rank, int size)
 HostComm::~HostComm() { exchanges_->close(); }
 
 Comm::Ticket HostComm::all_reduce(const std::vector<Tensor>& xs) {
-    return last_ = exchanges_->add(Exchanges::Op::all_reduce, xs, 0, nullptr);
+    return last_ = exchanges_->add(Exchanges::Op::all_reduce, {xs.begin(), xs.end()}, 0, nullptr);
 }
-Comm::Ticket HostComm::reduce_scatter(const std::vector<Tensor>& xs) {
+Comm::Ticket HostComm::reduce_scatter(const std::vector<Divided>& xs) {
+    check_owners("reduce_scatter", xs);
     return last_ = exchanges_->add(Exchanges::Op::reduce_scatter, xs, 0, nullptr);
 }
-Comm::Ticket HostComm::all_gather(const std::vector<Tensor>& xs) {
+Comm::Ticket HostComm::all_gather(const std::vector<Divided>& xs) {
+    check_owners("all_gather", xs);
     return last_ = exchanges_->add(Exchanges::Op::all_gather, xs, 0, nullptr);
 }
 Comm::Ticket HostComm::broadcast(const std::vector<Tensor>& xs, int root) {
     LLMC_CHECK(root >= 0 && root < size_, "broadcast: root is {} of {} ranks", root, size_);
-    return last_ = exchanges_->add(Exchanges::Op::broadcast, xs, root, nullptr);
+    return last_ = exchanges_->add(Exchanges::Op::broadcast, {xs.begin(), xs.end()}, root, nullptr);
 }
 void HostComm::wait(Ticket ticket) { exchanges_->wait(ticket); }
 void HostComm::sum(std::vector<double>& x) { wait(last_ = exchanges_->add(Exchanges::Op::sum, {}, 0, &x)); }

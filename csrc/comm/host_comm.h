@@ -77,7 +77,7 @@ class Exchanges {
     enum class Op { all_reduce, reduce_scatter, all_gather, broadcast, sum, barrier };
     struct Job {
         Op op;
-        std::vector<Tensor> xs;
+        std::vector<Divided> xs;
         std::vector<double>* values;
         int root;
         std::string what;
@@ -85,7 +85,7 @@ class Exchanges {
     };
 
     Exchanges(int rank, int size);
-    std::int64_t add(Op op, const std::vector<Tensor>& xs, int root, std::vector<double>* values);
+    std::int64_t add(Op op, std::vector<Divided> xs, int root, std::vector<double>* values);
     void wait(std::int64_t ticket);
     // Whoever is told of a failure may release the tensors: so the transport has let go of them before.
     void throw_if_failed(std::unique_lock<std::mutex>& lock);
@@ -99,8 +99,8 @@ class Exchanges {
     void finish(const Job& job);
     bool is_last_step(const Job& job) const;
 
-    // A list of tensors in chunks: `ranks` ranks have a piece of each (piece_of), and a rank's pieces, laid end to end,
-    // are cut at multiples of chunk_.
+    // A list of tensors in chunks: `ranks` ranks have a piece of each, and a rank's pieces, laid end to end, are cut at
+    // multiples of chunk_.
     std::int64_t pieces_bytes(const Job& job, int rank, int ranks) const;
     std::int64_t chunks(const Job& job) const;
     std::vector<std::int64_t> chunk_bytes(const Job& job, int ranks) const;
@@ -139,8 +139,8 @@ class HostComm : public Comm {
     const std::shared_ptr<Exchanges>& exchanges() const { return exchanges_; }
 
     Ticket all_reduce(const std::vector<Tensor>& xs) override;
-    Ticket reduce_scatter(const std::vector<Tensor>& xs) override;
-    Ticket all_gather(const std::vector<Tensor>& xs) override;
+    Ticket reduce_scatter(const std::vector<Divided>& xs) override;
+    Ticket all_gather(const std::vector<Divided>& xs) override;
     Ticket broadcast(const std::vector<Tensor>& xs, int root) override;
     using Comm::wait;
     // Throws Error, like every later call, once a collective has failed.

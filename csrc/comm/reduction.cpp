@@ -4,8 +4,9 @@
 
 namespace llmc {
 
-Reduction::Reduction(std::shared_ptr<Comm> comm, bool sharded, std::int64_t notes)
-    : comm_(std::move(comm)), sharded_(sharded), arena_("what ranks tell each other", 256) {
+Reduction::Reduction(std::shared_ptr<Comm> comm, std::shared_ptr<const Partition> partition,
+                     std::int64_t notes)
+    : comm_(std::move(comm)), partition_(std::move(partition)), arena_("what ranks tell each other", 256) {
     LLMC_CHECK(comm_ != nullptr, "Reduction: no Comm");
     LLMC_CHECK(notes > 0, "Reduction: {} notes", notes);
     arena_.add(notes_, "notes", DType::f32, {notes});
@@ -21,8 +22,13 @@ void Reduction::begin(const std::vector<float>& notes) {
 }
 
 void Reduction::ready(std::span<const Tensor> gradients) {
-    const std::vector<Tensor> xs(gradients.begin(), gradients.end());
-    sharded_ ? comm_->reduce_scatter(xs) : comm_->all_reduce(xs);
+    if (!partition_) {
+        comm_->all_reduce({gradients.begin(), gradients.end()});
+        return;
+    }
+    std::vector<Divided> xs;
+    for (const Tensor& gradient : gradients) xs.push_back(partition_->divided(gradient));
+    comm_->reduce_scatter(xs);
 }
 
 void Reduction::finish(Tensor loss) {

@@ -1,5 +1,5 @@
 // Reduction: the GradientSink of a rank. Gradients are summed over the ranks while backward() goes on: all of them on
-// every rank, or (ZeRO-1) on each rank those of its own pieces.
+// every rank, or (ZeRO-1) on each rank those that it owns.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,9 @@ namespace llmc {
 
 class Reduction final : public GradientSink {
   public:
-    // sharded: each rank keeps the sums of its pieces only. notes: how many numbers travel beside the loss.
-    Reduction(std::shared_ptr<Comm> comm, bool sharded, std::int64_t notes);
+    // partition: the optimizer's, by which each rank gets the sums that it needs; null: each gets all. notes: how many
+    // numbers travel beside the loss.
+    Reduction(std::shared_ptr<Comm> comm, std::shared_ptr<const Partition> partition, std::int64_t notes);
 
     Backend& backend() const override { return comm_->backend(); }
     void ready(std::span<const Tensor> gradients) override;
@@ -34,7 +35,7 @@ class Reduction final : public GradientSink {
 
   private:
     std::shared_ptr<Comm> comm_;
-    bool sharded_;
+    std::shared_ptr<const Partition> partition_;
     std::unique_ptr<Stopwatch> stopwatch_;
     Tensor notes_;
     Arena arena_;  // after its slot: its destructor still writes to it

@@ -16,10 +16,10 @@ namespace {
 // What a rank brings to a collective.
 struct Operands {
     Operands() = default;
-    explicit Operands(std::string op, std::vector<Tensor> xs = {}) : op(std::move(op)), xs(std::move(xs)) {}
+    explicit Operands(std::string op, std::vector<Divided> xs = {}) : op(std::move(op)), xs(std::move(xs)) {}
 
     std::string op;
-    std::vector<Tensor> xs;
+    std::vector<Divided> xs;
     std::vector<double> values;
     int root = 0;
     std::string error;  // what it found wrong with its own
@@ -71,22 +71,22 @@ class ThreadComm final : public Comm {
     const std::shared_ptr<Backend>& backend_owner() const override { return backend_; }
 
     Ticket all_reduce(const std::vector<Tensor>& xs) override {
-        return collective(of_floats("all_reduce", xs), [&] {
+        return collective(of_floats("all_reduce", {xs.begin(), xs.end()}), [&] {
             for (std::size_t i = 0; i < xs.size(); ++i) sum(i, piece_of(xs[i].numel(), rank_, size_), true);
         });
     }
-    Ticket reduce_scatter(const std::vector<Tensor>& xs) override {
+    Ticket reduce_scatter(const std::vector<Divided>& xs) override {
         return collective(of_floats("reduce_scatter", xs), [&] {
-            for (std::size_t i = 0; i < xs.size(); ++i) sum(i, piece_of(xs[i].numel(), rank_, size_), false);
+            for (std::size_t i = 0; i < xs.size(); ++i) sum(i, xs[i].piece(rank_, size_), false);
         });
     }
-    Ticket all_gather(const std::vector<Tensor>& xs) override {
-        return collective(Operands("all_gather", xs), [&] {
-            for (std::size_t i = 0; i < xs.size(); ++i) store(i, piece_of(xs[i].numel(), rank_, size_));
+    Ticket all_gather(const std::vector<Divided>& xs) override {
+        return collective(owned("all_gather", xs), [&] {
+            for (std::size_t i = 0; i < xs.size(); ++i) store(i, xs[i].piece(rank_, size_));
         });
     }
     Ticket broadcast(const std::vector<Tensor>& xs, int root) override {
-        Operands mine("broadcast", xs);
+        Operands mine("broadcast", {xs.begin(), xs.end()});
         mine.root = root;
         if (root < 0 || root >= size_) mine.error = filled("broadcast: root is {} of {} ranks", root, size_);
         return collective(std::move(mine), [&] {
@@ -135,7 +135,9 @@ class ThreadComm final : public Comm {
             bool alike = other.xs.size() == first.xs.size() && other.values.size() == first.values.size() &&
                          other.root == first.root;
             for (std::size_t i = 0; alike && i < first.xs.size(); ++i)
-                alike = other.xs[i].dtype == first.xs[i].dtype && other.xs[i].is_like(first.xs[i]);
+                alike = other.xs[i].tensor.dtype == first.xs[i].tensor.dtype &&
+                        other.xs[i].tensor.is_like(first.xs[i].tensor) &&
+                        other.xs[i].owner == first.xs[i].owner;
             if (!alike) return filled("{}: ranks 0 and {} bring different arguments", first.op, r);
         }
         return {};
@@ -143,30 +145,42 @@ class ThreadComm final : public Comm {
 
     // The sum over the ranks of some elements of tensor i, to all ranks or to this one.
     void sum(std::size_t i, Range range, bool to_all) {
-        meeting_->published[0].xs[i].dtype == DType::f32 ? sum_as<float>(i, range) : sum_as<bf16>(i, range);
+        tensor(0, i).dtype == DType::f32 ? sum_as<float>(i, range) : sum_as<bf16>(i, range);
         if (to_all) store(i, range);
     }
     template <class T>
     void sum_as(std::size_t i, Range range) {
         std::vector<const T*> parts;
-        for (const Operands& r : meeting_->published) parts.push_back(r.xs[i].template as<T>() + range.begin);
-        T* const out = meeting_->published[static_cast<std::size_t>(rank_)].xs[i].template as<T>();
-        ordered_sum(out + range.begin, parts, range.size());
+        for (int r = 0; r < size_; ++r) parts.push_back(tensor(r, i).as<T>() + range.begin);
+        ordered_sum(tensor(rank_, i).as<T>() + range.begin, parts, range.size());
     }
     // Some elements of this rank's tensor i, to all other ranks.
     void store(std::size_t i, Range range) {
-        const Tensor& x = meeting_->published[static_cast<std::size_t>(rank_)].xs[i];
+        const Tensor& x = tensor(rank_, i);
         const std::int64_t begin = range.begin * size_of(x.dtype), bytes = range.size() * size_of(x.dtype);
-        for (const Operands& other : meeting_->published)
-            if (other.xs[i].data != x.data)
-                std::memcpy(other.xs[i].as<char>() + begin, x.as<char>() + begin,
+        for (int r = 0; r < size_; ++r)
+            if (tensor(r, i).data != x.data)
+                std::memcpy(tensor(r, i).as<char>() + begin, x.as<char>() + begin,
                             static_cast<std::size_t>(bytes));
     }
+    // Tensor i of a rank.
+    const Tensor& tensor(int rank, std::size_t i) const {
+        return meeting_->published[static_cast<std::size_t>(rank)].xs[i].tensor;
+    }
 
-    static Operands of_floats(const char* op, const std::vector<Tensor>& xs) {
+    Operands owned(const char* op, const std::vector<Divided>& xs) const {
         Operands mine(op, xs);
-        for (const Tensor& x : xs)
-            if (!is_float(x.dtype)) mine.error = filled("{}: {} is not of floats", op, x);
+        try {
+            check_owners(op, xs);
+        } catch (const ArgumentError& e) {
+            mine.error = e.what();
+        }
+        return mine;
+    }
+    Operands of_floats(const char* op, const std::vector<Divided>& xs) const {
+        Operands mine = owned(op, xs);
+        for (const Divided& x : xs)
+            if (!is_float(x.tensor.dtype)) mine.error = filled("{}: {} is not of floats", op, x.tensor);
         return mine;
     }
 

@@ -98,19 +98,24 @@ class NcclComm final : public Comm {
     const std::shared_ptr<Backend>& backend_owner() const override { return owner_; }
 
     Ticket all_reduce(const std::vector<Tensor>& xs) override {
-        check_floats("all_reduce", xs);
+        check_floats("all_reduce", {xs.begin(), xs.end()});
         return collective("all_reduce", [&](Calls& calls) {
             for (const Tensor& x : xs)
                 calls(lib_.AllReduce(x.data, x.data, count_of(x), data_type(x), ncclSum, comm_, stream_));
         });
     }
-    // As many elements for every rank, and what is left over for the last one.
-    Ticket reduce_scatter(const std::vector<Tensor>& xs) override {
+    // To a tensor's one owner; or as many elements to every rank, and what is left over to the last one.
+    Ticket reduce_scatter(const std::vector<Divided>& xs) override {
+        check_owners("reduce_scatter", xs);
         check_floats("reduce_scatter", xs);
         return collective("reduce_scatter", [&](Calls& calls) {
-            for (const Tensor& x : xs) {
-                const Parts p = parts(x);
+            for (const auto& [x, owner] : xs) {
                 const ncclDataType_t type = data_type(x);
+                if (owner != kEachRank) {
+                    calls(lib_.Reduce(x.data, x.data, count_of(x), type, ncclSum, owner, comm_, stream_));
+                    continue;
+                }
+                const Parts p = parts(x);
                 if (p.each > 0)
                     calls(lib_.ReduceScatter(x.data, p.own, p.each, type, ncclSum, comm_, stream_));
                 if (p.rest > 0)
@@ -119,9 +124,14 @@ class NcclComm final : public Comm {
         });
     }
     // What is not added travels as bytes: NCCL has no 16-bit integers.
-    Ticket all_gather(const std::vector<Tensor>& xs) override {
+    Ticket all_gather(const std::vector<Divided>& xs) override {
+        check_owners("all_gather", xs);
         return collective("all_gather", [&](Calls& calls) {
-            for (const Tensor& x : xs) {
+            for (const auto& [x, owner] : xs) {
+                if (owner != kEachRank) {
+                    calls(lib_.Broadcast(x.data, x.data, bytes_of(x), ncclInt8, owner, comm_, stream_));
+                    continue;
+                }
                 const Parts p = parts(x);
                 const std::size_t item = static_cast<std::size_t>(size_of(x.dtype));
                 if (p.each > 0) calls(lib_.AllGather(p.own, x.data, p.each * item, ncclInt8, comm_, stream_));
@@ -221,8 +231,9 @@ class NcclComm final : public Comm {
         return {static_cast<std::size_t>(each), static_cast<std::size_t>(x.numel() - all),
                 x.as<char>() + each * rank_ * item, x.as<char>() + all * item};
     }
-    static void check_floats(const char* op, const std::vector<Tensor>& xs) {
-        for (const Tensor& x : xs) LLMC_CHECK(is_float(x.dtype), "{}: {} is not of floats", op, x);
+    static void check_floats(const char* op, const std::vector<Divided>& xs) {
+        for (const Divided& x : xs)
+            LLMC_CHECK(is_float(x.tensor.dtype), "{}: {} is not of floats", op, x.tensor);
     }
 
     // Tickets take turns at these. If one's events have been recorded again, they stand for more than that ticket.

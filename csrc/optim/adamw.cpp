@@ -23,12 +23,13 @@ static const AdamWOptions& validated(const AdamWOptions& options) {
 AdamW::AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options,
              Sharding sharding)
     : AdamW(
-          std::move(backend), std::move(parameters), options, [](const Parameter&) { return kMoments; },
-          std::move(sharding)) {}
+          std::move(backend), std::move(parameters), options,
+          [](const Parameter&) { return Treatment{kMoments}; }, std::move(sharding)) {}
 
 AdamW::AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options,
-             int (*moments)(const Parameter&), Sharding sharding)
-    : Optimizer(std::move(backend), std::move(parameters), validated(options), moments, std::move(sharding)),
+             Treatment (*treatment)(const Parameter&), Sharding sharding)
+    : Optimizer(std::move(backend), std::move(parameters), validated(options), treatment,
+                std::move(sharding)),
       options_(options) {}
 
 void AdamW::begin_update(float lr) {

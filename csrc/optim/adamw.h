@@ -29,7 +29,7 @@ class AdamW : public Optimizer {
   protected:
     // Of an optimizer that updates some of the parameters in a way of its own, and keeps other moments of them.
     AdamW(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, const AdamWOptions& options,
-          int (*moments)(const Parameter&), Sharding sharding);
+          Treatment (*treatment)(const Parameter&), Sharding sharding);
     void begin_update(float lr) override;
     void update_parts(std::span<const Part> parts) override;
     std::uint32_t seed_of(std::size_t parameter) const { return seeds_[parameter]; }

@@ -41,9 +41,11 @@ Muon::Muon(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters, 
            Sharding sharding)
     : AdamW(
           std::move(backend), std::move(parameters), validated(options),
-          [](const Parameter& p) { return p.matrices ? kMatrixMoments : kMoments; }, std::move(sharding)),
+          [](const Parameter& p) {
+              return p.matrices ? Treatment{kMatrixMoments, true} : Treatment{kMoments};
+          },
+          std::move(sharding)),
       options_(options), scratch_("Muon's matrix at a time", 256) {
-    LLMC_CHECK(!sharded(), "Muon's work is not divided among ranks");
     std::int64_t numel = 0, gram = 0;
     DType dtype = DType::f32;
     for (const Parameter& p : this->parameters()) {

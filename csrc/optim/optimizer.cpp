@@ -19,29 +19,36 @@ static Tensor elements(const Tensor& t, Range range) {
 }
 
 Optimizer::Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
-                     const OptimizerOptions& options, int (*moments)(const Parameter&), Sharding sharding)
+                     const OptimizerOptions& options, Treatment (*treatment)(const Parameter&),
+                     Sharding sharding)
     : backend_(std::move(backend)), parameters_(std::move(parameters)), norm_(backend_, options.grad_clip),
       rng_{options.seed}, sharding_(std::move(sharding)), state_(parameters_.size()),
       arena_("the optimizer's moments and master weights", 256),
       scratch_arena_("a layer of the optimizer's state", 256) {
-    if (sharded()) {
+    const int rank = sharding_.comm ? sharding_.comm->rank() : 0;
+    const int size = sharding_.comm ? sharding_.comm->size() : 1;
+    if (sharding_.comm) {
         LLMC_CHECK(sharding_.arrivals != nullptr, "an optimizer among ranks needs the model's Arrivals");
         LLMC_CHECK(&sharding_.comm->backend() == backend_.get(),
                    "the Comm is of another backend than the model");
+        std::vector<bool> whole;
+        for (const Parameter& p : parameters_) whole.push_back(treatment(p).whole);
+        partition_ = std::make_shared<Partition>(parameters_, whole, size);
     }
-    const int rank = sharded() ? sharding_.comm->rank() : 0, size = sharded() ? sharding_.comm->size() : 1;
     for (std::size_t i = 0; i < state_.size(); ++i) {
         const Parameter& p = parameters_[i];
         State& s = state_[i];
         s.name = p.name;
-        s.layers = p.layers;
         s.layer_numel = p.value.numel() / p.layers;
-        s.piece = piece_of(s.layer_numel, rank, size);
-        s.moments.resize(static_cast<std::size_t>(moments(p)));
-        for (Tensor& moment : s.moments)
-            arena_.add(moment, "moment", DType::f32, {s.layers * s.piece.size()});
+        std::int64_t kept = 0;
+        for (std::int64_t l = 0; l < p.layers; ++l) {
+            s.layers.push_back({piece_of(s.layer_numel, rank, size, owner(i, l)), kept});
+            kept += s.layers.back().piece.size();
+        }
+        s.moments.resize(static_cast<std::size_t>(treatment(p).moments));
+        for (Tensor& moment : s.moments) arena_.add(moment, "moment", DType::f32, {kept});
         if (has_master(p.value.dtype, options.master_weights))
-            arena_.add(s.master, "master", DType::i16, {s.layers * s.piece.size()});
+            arena_.add(s.master, "master", DType::i16, {kept});
     }
     arena_.allocate(backend_);
     // A master of zero bits is the weight that the bf16 parameter stands for: nothing to initialise.
@@ -59,19 +66,20 @@ void Optimizer::plan(std::size_t i) {
         for (const Tensor& moment : s.moments) part.moments.push_back(elements(moment, kept));
         parts.push_back(std::move(part));
     };
-    for (std::int64_t l = 0; l < s.layers; ++l) {
+    for (std::int64_t l = 0; l < p.layers; ++l) {
+        const Kept& kept = s.layers[static_cast<std::size_t>(l)];
         const std::int64_t begin = l * s.layer_numel;
-        const Range own{begin + s.piece.begin, begin + s.piece.end};
+        const Range own{begin + kept.piece.begin, begin + kept.piece.end};
         if (own.size() > 0) measured_gradients_.push_back(elements(p.grad, own));
         if (!sharded()) continue;
         Group& group = group_of(p.first_unit + l);
-        if (own.size() > 0) add_part(group.parts, own, {l * s.piece.size(), (l + 1) * s.piece.size()});
-        group.values.push_back(elements(p.value, {begin, begin + s.layer_numel}));
+        if (own.size() > 0) add_part(group.parts, own, kept.range());
+        group.values.emplace_back(elements(p.value, {begin, begin + s.layer_numel}), owner(i, l));
     }
     if (!sharded()) {
         Group& group = group_of(0);
         add_part(group.parts, {0, p.value.numel()}, {0, p.value.numel()});
-        group.values.push_back(p.value);
+        group.values.emplace_back(p.value);
     }
 }
 
@@ -114,7 +122,7 @@ void Optimizer::apply(float lr) {
     if (sharded()) sharding_.arrivals->wait();
     for (const Group& group : groups_) {
         update_parts(group.parts);
-        for (const Tensor& value : group.values) backend_->weights_changed(value);
+        for (const Divided& value : group.values) backend_->weights_changed(value.tensor);
         if (sharded())
             sharding_.arrivals->expect(group.unit, sharding_.comm, sharding_.comm->all_gather(group.values));
     }
@@ -122,33 +130,41 @@ void Optimizer::apply(float lr) {
 }
 
 Tensor Optimizer::gather(std::size_t parameter, std::size_t kind, std::int64_t layer) {
-    const State& s = state_.at(parameter);
-    const Tensor own = own_state(s, kind, layer);
+    const Tensor own = own_state(parameter, kind, layer);
     if (!sharded()) return own;
-    const Tensor whole = scratch(own.dtype, s.layer_numel);
-    backend_->copy(elements(whole, s.piece), own);
-    sharding_.comm->wait(sharding_.comm->all_gather({whole}));
+    const Tensor whole = scratch(own.dtype, state_[parameter].layer_numel);
+    backend_->copy(elements(whole, kept(parameter, layer).piece), own);
+    sharding_.comm->wait(sharding_.comm->all_gather({{whole, owner(parameter, layer)}}));
     return whole;
 }
 
 void Optimizer::scatter(std::size_t parameter, std::size_t kind, std::int64_t layer, const void* values) {
-    const State& s = state_.at(parameter);
-    const Tensor own = own_state(s, kind, layer);
+    const Tensor own = own_state(parameter, kind, layer);
     LLMC_CHECK(values || (sharded() && sharding_.comm->rank() != 0), "no values to scatter");
     if (!sharded()) return backend_->from_host(own, values);
-    const Tensor whole = scratch(own.dtype, s.layer_numel);
+    const Tensor whole = scratch(own.dtype, state_[parameter].layer_numel);
     if (sharding_.comm->rank() == 0) backend_->from_host(whole, values);
     sharding_.comm->wait(sharding_.comm->broadcast({whole}, 0));
-    backend_->copy(own, elements(whole, s.piece));
+    backend_->copy(own, elements(whole, kept(parameter, layer).piece));
 }
 
-Tensor Optimizer::own_state(const State& s, std::size_t kind, std::int64_t layer) const {
+int Optimizer::owner(std::size_t parameter, std::int64_t layer) const {
+    return sharded() ? partition_->owner(parameter, layer) : kEachRank;
+}
+
+const Optimizer::Kept& Optimizer::kept(std::size_t parameter, std::int64_t layer) const {
+    const State& s = state_.at(parameter);
+    const auto layers = static_cast<std::int64_t>(s.layers.size());
+    LLMC_CHECK(layer >= 0 && layer < layers, "layer {} of {} of {}", layer, layers, s.name);
+    return s.layers[static_cast<std::size_t>(layer)];
+}
+
+Tensor Optimizer::own_state(std::size_t parameter, std::size_t kind, std::int64_t layer) const {
+    const State& s = state_.at(parameter);
     const std::size_t moments = s.moments.size();
     LLMC_CHECK(kind < moments || (kind == moments && s.has_master()), "{} has no state of kind {}", s.name,
                kind);
-    LLMC_CHECK(layer >= 0 && layer < s.layers, "layer {} of {} of {}", layer, s.layers, s.name);
-    return elements(kind < moments ? s.moments[kind] : s.master,
-                    {layer * s.piece.size(), (layer + 1) * s.piece.size()});
+    return elements(kind < moments ? s.moments[kind] : s.master, kept(parameter, layer).range());
 }
 
 Tensor Optimizer::scratch(DType dtype, std::int64_t numel) {

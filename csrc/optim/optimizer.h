@@ -3,8 +3,9 @@
 // number of its moments, and update_parts().
 //
 // Alone, an optimizer updates every parameter. Among ranks (ZeRO-1; Rajbhandari et al. 2020) it updates its rank's
-// piece of each layer of each parameter and keeps state for that alone; the ranks then send each other the weights,
-// which arrive while the next forward pass begins.
+// piece of each layer of each parameter, or all of the layer if that cannot be updated in pieces and the rank is its
+// owner (comm/partition.h), and keeps state for that alone; the ranks then send each other the weights, which arrive
+// while the next forward pass begins.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,7 @@
 
 #include "comm/arrivals.h"
 #include "comm/comm.h"
+#include "comm/partition.h"
 #include "core/arena.h"
 #include "core/backend.h"
 #include "core/parameter.h"
@@ -31,8 +33,8 @@ struct OptimizerOptions {
     void validate() const;  // throws ArgumentError
 };
 
-// The ranks among which an optimizer's work is divided. Gradients have been reduce-scattered over `comm` when
-// measure() is called; `arrivals` are those of the parameters' model.
+// The ranks among which an optimizer's work is divided. Gradients have been reduce-scattered over `comm` by partition()
+// when measure() is called; `arrivals` are those of the parameters' model.
 struct Sharding {
     std::shared_ptr<Comm> comm;  // null: this process updates everything
     std::shared_ptr<Arrivals> arrivals;
@@ -62,16 +64,20 @@ class Optimizer {
     std::uint64_t rng_state() const { return rng_.state; }
     void set_rng_state(std::uint64_t state);
 
-    // What is kept of a parameter: for each of its layers, of the elements [piece.begin, piece.end). Without ranks
-    // that is all of them. master is empty without master weights.
+    // What is kept of a parameter: of each of its layers some elements, one layer's behind the other's. Without ranks
+    // those are all elements. master is empty without master weights.
+    struct Kept {
+        Range piece;         // of the layer
+        std::int64_t begin;  // where they are in moments and master
+        Range range() const { return {begin, begin + piece.size()}; }
+    };
     struct State {
         std::string name;
-        std::vector<Tensor> moments;  // (layers * piece.size())
+        std::vector<Tensor> moments;  // (the sum of the pieces' sizes)
         Tensor master;
         // On a rank that owns nothing of any parameter they have no memory, but a dtype.
         bool has_master() const { return master.dtype == DType::i16; }
-        std::int64_t layers;
-        Range piece;
+        std::vector<Kept> layers;
         std::int64_t layer_numel;
     };
     const std::vector<State>& state() const { return state_; }
@@ -82,14 +88,20 @@ class Optimizer {
     Tensor gather(std::size_t parameter, std::size_t kind, std::int64_t layer);
     // The way back. values: rank 0's, in host memory; the others' are not looked at.
     void scatter(std::size_t parameter, std::size_t kind, std::int64_t layer, const void* values);
-    bool sharded() const { return sharding_.comm != nullptr; }
+    bool sharded() const { return partition_ != nullptr; }
+    // Which rank updates what; null: this process updates everything.
+    const std::shared_ptr<const Partition>& partition() const { return partition_; }
     virtual std::int64_t bytes() const { return arena_.bytes() + norm_.bytes(); }
     const std::shared_ptr<Backend>& backend() const { return backend_; }
 
   protected:
-    // moments: how many are kept of a parameter.
+    // What an optimizer keeps of a parameter, and how it updates it.
+    struct Treatment {
+        int moments;
+        bool whole = false;  // a layer cannot be updated in pieces, and has one owner among ranks
+    };
     Optimizer(std::shared_ptr<Backend> backend, std::vector<Parameter> parameters,
-              const OptimizerOptions& options, int (*moments)(const Parameter&), Sharding sharding);
+              const OptimizerOptions& options, Treatment (*treatment)(const Parameter&), Sharding sharding);
     // What state() takes for each weight of a parameter of this dtype.
     static std::int64_t bytes_per_parameter(DType dtype, bool master_weights, int moments);
 
@@ -120,16 +132,19 @@ class Optimizer {
     bool measured_ = false;  // since the last update
     bool has_norm_ = false;  // gradients were measured at some time
     Sharding sharding_;
+    std::shared_ptr<const Partition> partition_;
     std::vector<State> state_;
     // What is updated and sent at a time: a unit of the model, or alone everything.
     struct Group {
         std::int64_t unit;
         std::vector<Part> parts;
-        std::vector<Tensor> values;  // whole layers of parameters, of which the ranks hold pieces
+        std::vector<Divided> values;  // layers of parameters, of which the ranks have updated what they own
     };
     void plan(std::size_t parameter);
     Group& group_of(std::int64_t unit);
-    Tensor own_state(const State& s, std::size_t kind, std::int64_t layer) const;
+    int owner(std::size_t parameter, std::int64_t layer) const;
+    const Kept& kept(std::size_t parameter, std::int64_t layer) const;
+    Tensor own_state(std::size_t parameter, std::size_t kind, std::int64_t layer) const;
     Tensor scratch(DType dtype, std::int64_t numel);
 
     std::vector<Group> groups_;

@@ -40,6 +40,7 @@ __all__: list[str] = [
     "MuonStep",
     "Optimizer",
     "ParameterSpec",
+    "Partition",
     "Profile",
     "Reduction",
     "SamplerOptions",
@@ -509,6 +510,11 @@ class Profile:
         End the last interval.
         """
 
+class Partition:
+    """
+    How a model's parameters are divided among ranks: csrc/comm/partition.h.
+    """
+
 class Comm:
     """
     The ranks that train one model together: csrc/comm/comm.h.
@@ -516,9 +522,11 @@ class Comm:
     All ranks issue the same collectives, with tensors of the same shapes and dtypes. Each returns a ticket; the tensors must not be touched before wait().
     """
     def __repr__(self) -> str: ...
-    def all_gather(self, xs: collections.abc.Sequence[Tensor]) -> int:
+    def all_gather(
+        self, xs: collections.abc.Sequence[Tensor], owners: collections.abc.Sequence[int] | None = None
+    ) -> int:
         """
-        Fill each tensor with the pieces of it that the ranks own.
+        Fill each tensor with the pieces of it that the ranks own. owners: as in reduce_scatter().
         """
     def all_reduce(self, xs: collections.abc.Sequence[Tensor]) -> int:
         """
@@ -544,9 +552,13 @@ class Comm:
         """
         Return for how long a collective has been going on without the host, and which; 0.0 if there is none. Never waits; for any thread, whatever others do.
         """
-    def reduce_scatter(self, xs: collections.abc.Sequence[Tensor]) -> int:
+    def reduce_scatter(
+        self, xs: collections.abc.Sequence[Tensor], owners: collections.abc.Sequence[int] | None = None
+    ) -> int:
         """
-        Replace this rank's piece (piece_of) of each tensor by its sum over the ranks; the rest is then undefined.
+        Replace this rank's piece of each tensor by its sum over the ranks; the rest is then undefined.
+
+        owners: of each tensor the rank whose piece is all of it, or -1: each rank has its piece_of() it, as without owners.
         """
     def sum(self, x: collections.abc.Sequence[float]) -> list[float]:
         """
@@ -685,9 +697,9 @@ class Reduction(GradientSink):
     """
     A sink that sums gradients and the loss over the ranks of a Comm: csrc/comm/reduction.h.
 
-    sharded: each rank gets the sums of its own pieces only (ZeRO-1). notes: how many numbers travel beside the loss.
+    partition: the optimizer's; each rank gets the sums of what it updates (ZeRO-1). None: each gets all. notes: how many numbers travel beside the loss.
     """
-    def __init__(self, comm: Comm, sharded: bool = False, notes: int = 1) -> None: ...
+    def __init__(self, comm: Comm, partition: Partition | None = None, notes: int = 1) -> None: ...
     def begin(self, notes: collections.abc.Sequence[float]) -> None:
         """
         Call before an update's first forward(), with what this rank tells the others.
@@ -1069,6 +1081,11 @@ class Optimizer:
         The memory of moments and master weights, in bytes.
         """
     @property
+    def partition(self) -> Partition:
+        """
+        Which rank updates what, for Reduction; None if this process updates everything.
+        """
+    @property
     def rng_state(self) -> int:
         """
         The state of the generator that draws the seeds of stochastic rounding.
@@ -1078,7 +1095,7 @@ class Optimizer:
     @property
     def sharded(self) -> bool:
         """
-        Whether this rank keeps the state of its own pieces only (ZeRO-1).
+        Whether this rank keeps the state of what it updates only (ZeRO-1).
         """
     @property
     def step_count(self) -> int:
@@ -1346,7 +1363,7 @@ def memory_plan(
     micro_gradients: bool = False,
 ) -> MemoryPlan:
     """
-    Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients (twice, if those of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes of each weight.
+    Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients (twice, if those of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes.
     """
 
 def nccl_comm(backend: Backend, rank: int, size: int, id: bytes, timeout: float = 600.0) -> Comm:
@@ -1366,7 +1383,7 @@ def parameter_table(config: GPT2Config) -> list[ParameterSpec]:
 
 def piece_of(numel: int, rank: int, size: int) -> tuple[int, int]:
     """
-    Return [begin, end) of the elements that a rank owns of a tensor that is spread over `size` ranks.
+    Return [begin, end) of the elements that a rank owns of a tensor of which each of `size` ranks owns a piece.
     """
 
 def sample(
@@ -1417,5 +1434,5 @@ def train_bpe(
 
 NORM_DIGITS: int = 40
 UNIT_DIGIT: int = 20
-__version__: str = ""
+__version__: str = "0.1.0"
 compiler: str = "GNU 12.2.0"

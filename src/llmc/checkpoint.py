@@ -3,7 +3,8 @@
 A checkpoint of step s is llm.c's three files: model_<s>.bin, state_<s>_00000.bin (moments, master weights, data order) and DONE_<s>.
 Its bytes do not depend on the number of ranks that trained: rank 0 writes it, and the others send what they have of the state.
 llm.c only looks whether DONE_<s> exists; llmc writes a manifest into it: sizes and checksums of the other two, the settings and data
-of the run, and the little state that llm.c does not keep. DONE is written last and removed first, so whatever happens in between,
+of the run, and the little state that llm.c does not keep. If the run averages its weights, average_<s>.bin is the model of the average, in
+f32, and in the manifest too. DONE is written last and removed first, so whatever happens in between,
 every DONE_<s> that exists speaks of files that were on the disk in full. llm.c reads llmc's checkpoints, and llmc reads llm.c's.
 
 How the files are laid out is in llmc.formats: model_file, state_file, manifest.
@@ -50,16 +51,17 @@ from llmc.values import MEMORY_DTYPES, decimal_bytes
 
 
 class CheckpointFiles(NamedTuple):
-    """The paths of a checkpoint's three files."""
+    """The paths of a checkpoint's files; only a run that averages its weights has an average."""
 
     model: Path
     state: Path
     done: Path
+    average: Path
 
 
 def checkpoint_files(directory: StrPath, step: int) -> CheckpointFiles:
     """Return where the checkpoint of a step is, or would be."""
-    names = (f"model_{step:08d}.bin", f"state_{step:08d}_00000.bin", f"DONE_{step:08d}")
+    names = (f"model_{step:08d}.bin", f"state_{step:08d}_00000.bin", f"DONE_{step:08d}", f"average_{step:08d}.bin")
     return CheckpointFiles(*(Path(directory) / name for name in names))
 
 
@@ -79,12 +81,21 @@ class Checkpointer:
         directory: the run directory.
         keep: how many checkpoints to keep; 0 keeps all.
         major_every: checkpoints of steps that are divisible by it are never removed; 0 for none.
+        average: the average of the weights, f32, which is saved beside them; None: there is none.
         fs: the file system.
     """
 
-    def __init__(self, directory: StrPath, *, keep: int = 0, major_every: int = 0, fs: Fs = SYSTEM) -> None:
+    def __init__(
+        self,
+        directory: StrPath,
+        *,
+        keep: int = 0,
+        major_every: int = 0,
+        average: _llmc.Tensor | None = None,
+        fs: Fs = SYSTEM,
+    ) -> None:
         self.directory = Path(directory)
-        self.keep, self.major_every, self.fs = keep, major_every, fs
+        self.keep, self.major_every, self.average, self.fs = keep, major_every, average, fs
         self._staging = _Staging()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -121,7 +132,8 @@ class Checkpointer:
         self.wait()
         layout = _Layout.of(model, optimizer)
         self.check_space(model, optimizer)
-        copied = (background or optimizer.sharded) and self._staging.reserve(layout.copy_bytes)
+        averaged = 0 if self.average is None else _aligned(4 * self.average.numel)
+        copied = (background or optimizer.sharded) and self._staging.reserve(layout.copy_bytes + averaged)
         if optimizer.sharded and not copied:
             raise OSError(
                 errno.ENOMEM,
@@ -130,7 +142,9 @@ class Checkpointer:
                 str(self.directory),
             )
         begin()
-        tensors = _tensors(model, optimizer, layout, self._staging.copy if copied else _as_it_is)
+        keep = self._staging.copy if copied else _as_it_is
+        tensors = _tensors(model, optimizer, layout, keep)
+        average = None if self.average is None else keep(self.average)
         record = Manifest(
             llmc=_llmc.__version__,
             step=state.step,
@@ -142,11 +156,11 @@ class Checkpointer:
             data=data,
         )
         if not (background and copied):
-            return self._write(state, record, tensors)
+            return self._write(state, record, tensors, average)
 
         def write() -> None:
             try:
-                self._write(state, record, tensors)
+                self._write(state, record, tensors, average)
             except Exception as e:
                 self._error = e
 
@@ -185,7 +199,8 @@ class Checkpointer:
         Raises:
             OSError: if that does not suffice.
         """
-        needed, free = _Layout.of(model, optimizer).file_bytes, self.fs.free_bytes(self.directory)
+        averaged = 0 if self.average is None else 4 * self.average.numel
+        needed, free = _Layout.of(model, optimizer).file_bytes + averaged, self.fs.free_bytes(self.directory)
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
@@ -213,13 +228,15 @@ class Checkpointer:
         major = total_steps // m - step // m if every and (m := math.lcm(every, self.major_every)) else 0
         return min(saves, major + max(1, self.keep + 1 - len(finished_steps(self.directory))))
 
-    def _write(self, state: TrainState, record: Manifest, tensors: _Tensors) -> None:
+    def _write(self, state: TrainState, record: Manifest, tensors: _Tensors, average: ReadableTensor | None) -> None:
         files = checkpoint_files(self.directory, state.step)
         self.fs.make_directory(self.directory)
         contents: dict[Path, Iterable[Any]] = {
             files.model: model_file_pieces(tensors.config, tensors.dtype, pieces(tensors.parameters)),
             files.state: state_file_pieces(state, tensors.optimizer, tensors.moments, tensors.parameters, tensors.lows),
         }
+        if average is not None:
+            contents[files.average] = model_file_pieces(tensors.config, "f32", pieces(average))
         try:
             for path, content in contents.items():
                 checksums = Checksums()
@@ -245,7 +262,7 @@ class Checkpointer:
             files = checkpoint_files(self.directory, step)
             parts = self.directory.glob(files.state.name.replace("_00000.", "_*."))  # several, if llm.c wrote them
             # DONE first: what is left after a crash half-way is no checkpoint, instead of a broken one.
-            for path in (files.done, files.model, *sorted(parts)):
+            for path in (files.done, files.model, files.average, *sorted(parts)):
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
@@ -465,18 +482,28 @@ class FoundCheckpoint:
         Raises:
             CheckpointDamaged: if a file is missing or damaged; the message names file and place.
         """
-        saved = [self.files.model, self.files.state]
+        saved = [self.files.model, self.files.state, *([self.files.average] if self.has_average else [])]
         if self.manifest is not None and self.manifest.files.keys() != {path.name for path in saved}:
             raise CheckpointDamaged(
                 f"{self.files.done} speaks of {sorted(self.manifest.files)}, expected {[path.name for path in saved]}"
             )
         if self.manifest is None and not model_only and self.files.state.is_file():
             saved[1:] = state_file_parts(self.files.state)
-        for path in saved[:1] if model_only else saved:
+        for path in saved if not model_only else [path for path in saved if path != self.files.state]:
             if self.manifest is not None:
                 self.manifest.files[path.name].verify(path)
             elif not path.is_file():
                 raise CheckpointDamaged(f"{path}: missing, though {self.files.done.name} exists")
+
+    @property
+    def has_average(self) -> bool:
+        """Whether it has an average of the weights."""
+        return self.manifest is not None and self.files.average.name in self.manifest.files
+
+    def load_average(self, average: _llmc.Tensor) -> None:
+        """Fill a tensor with the average of the weights that the checkpoint has."""
+        for values in read_f32_weights(self.files.average, [average.numel]):
+            average.write(0, values)
 
     @property
     def optimizer(self) -> str:
@@ -617,7 +644,7 @@ def model_file(name: str) -> Path | None:
 
 
 def newest_model(directory: StrPath) -> Path | None:
-    """Find the model file of a run directory's newest good checkpoint, else its best.bin.
+    """Find the model file of a run directory's newest good checkpoint, that of the average if it has one, else its best.bin.
 
     Returns:
         The file; None if the folder is no run directory. Damage is warned of.
@@ -627,7 +654,7 @@ def newest_model(directory: StrPath) -> Path | None:
     """
     found = newest_good(directory, warn=lambda text: warnings.warn(text, stacklevel=2), model_only=True)
     if found is not None:
-        return found.files.model
+        return found.files.average if found.has_average else found.files.model
     best = Path(directory) / "best.bin"
     if best.is_file():
         return best

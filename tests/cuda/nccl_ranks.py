@@ -80,6 +80,21 @@ def collectives(comm: _llmc.Comm, backend: _llmc.Backend, _: dict[str, Any]) -> 
             for x, v in zip(xs, values):
                 np.testing.assert_array_equal(x.to_host(), raw(v[root], dtype))
 
+    # One rank owns all of a tensor.
+    for dtype in ("f32", "bf16"):
+        xs, owners = (
+            [tensor(backend, raw(v[rank], dtype), dtype) for v in values],
+            [i % size for i in range(len(values))],
+        )
+        comm.reduce_scatter(xs, owners)
+        comm.wait()
+        for x, v, owner in zip(xs, values, owners):
+            np.testing.assert_array_equal(x.to_host(), raw(v.sum(0) if rank == owner else v[rank], dtype))
+        comm.all_gather(xs, owners)
+        comm.wait()
+        for x, v in zip(xs, values):
+            np.testing.assert_array_equal(x.to_host(), raw(v.sum(0), dtype))
+
     # All other tickets are finished with the last, and the first one's event has long been recorded again.
     x, y = (tensor(backend, np.full(4, 0.5, np.float32), "f32") for _ in range(2))
     first = comm.broadcast([x])
@@ -189,8 +204,8 @@ def train(comm: _llmc.Comm | None, backend: _llmc.Backend, settings: dict[str, A
     part = data[rank * rows // size : (rank + 1) * rows // size]
     sharded = settings["sharded"]
     model = llmc.GPT2(CONFIG, backend=backend, dtype=settings["dtype"], seed=3)
-    optimizer = llmc.AdamW(model, weight_decay=0.1, comm=comm if sharded else None)
-    sink = _llmc.Reduction(comm, sharded, 2) if comm else None
+    optimizer = getattr(llmc, settings["optimizer"])(model, weight_decay=0.1, comm=comm if sharded else None)
+    sink = _llmc.Reduction(comm, optimizer.partition, 2) if comm else None
     losses, norms, seconds = [], [], []
     for _ in range(steps):
         model.zero_grad()

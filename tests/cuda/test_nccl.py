@@ -126,23 +126,25 @@ def test_overlapped_reduction(cuda: _llmc.Backend, comm: _llmc.Comm, dtype: str)
     config = llmc.GPT2Config(max_seq_len=32, vocab_size=128, num_layers=2, num_heads=1, channels=64)
     tokens = np.random.default_rng(2).integers(0, 128, (1, 33)).astype(np.int32)
 
-    def gradients(sink: _llmc.Reduction | None) -> tuple[float, list[np.ndarray]]:
+    def gradients(sharded: bool | None) -> tuple[float, list[np.ndarray]]:
         model = llmc.GPT2(config, backend=cuda, dtype=dtype, seed=5)
         model.zero_grad()
-        if sink:
+        begin = time.perf_counter()
+        sink = None
+        if sharded is not None:
+            sink = _llmc.Reduction(comm, llmc.AdamW(model, comm=comm).partition if sharded else None)
             sink.begin([2.0])
         model.forward(tokens[:, :-1])
         model.backward(tokens[:, 1:], sink=sink)
+        if sink is not None:
+            assert sink.notes() == [2.0]
+            assert 0.0 < sink.own_seconds() < time.perf_counter() - begin
         return model.mean_loss, [g.to_host() for g in model.gradient_tensors().values()]
 
     loss, alone = gradients(None)
     for sharded in (False, True):
-        begin = time.perf_counter()
-        sink = _llmc.Reduction(comm, sharded)
-        reduced_loss, reduced = gradients(sink)
+        reduced_loss, reduced = gradients(sharded)
         assert reduced_loss == loss
-        assert sink.notes() == [2.0]
-        assert 0.0 < sink.own_seconds() < time.perf_counter() - begin
         for gradient, expected in zip(reduced, alone):
             np.testing.assert_array_equal(gradient, expected)
 
@@ -191,11 +193,14 @@ def test_a_rank_that_is_stopped(in_ranks: Callable[..., list[Any]]) -> None:
     assert in_ranks("killed", 2, lost=1, stopped=True, watcher=0) == [["all_reduce"]]
 
 
-@pytest.mark.parametrize("dtype,sharded,size", [("f32", True, 2), ("bf16", True, 4), ("f32", False, 2)])
+@pytest.mark.parametrize(
+    "optimizer,dtype,sharded,size",
+    [("AdamW", "f32", True, 2), ("AdamW", "bf16", True, 4), ("AdamW", "f32", False, 2), ("Muon", "f32", True, 4)],
+)
 def test_ranks_train_as_one_process_does(
-    in_ranks: Callable[..., list[Any]], dtype: str, sharded: bool, size: int
+    in_ranks: Callable[..., list[Any]], optimizer: str, dtype: str, sharded: bool, size: int
 ) -> None:
-    settings = {"dtype": dtype, "sharded": sharded}
+    settings = {"optimizer": optimizer, "dtype": dtype, "sharded": sharded}
     [alone] = in_ranks("train", 0, **settings)
     results = in_ranks("train", size, **settings)
     assert all(r == results[0] for r in results)

@@ -163,6 +163,17 @@ def many_collectives(comm: _llmc.Comm, backend: _llmc.Backend) -> list[np.ndarra
     comm.wait()
     out += [t.to_host() for t in [*any_dtype, *sent]]
 
+    # A rank owns all of some tensors.
+    floats = tensors(backend, rank, [5, 5000, long], ["f32"])
+    any_dtype = tensors(backend, rank, [5, 4097], ["bf16", "i16"])
+    owners = [size - 1, -1, 0]
+    comm.reduce_scatter(floats, owners)
+    comm.wait(comm.all_gather(any_dtype, [0, size - 1, -1, size // 2]))
+    out += [t.to_host() for t in any_dtype]
+    for t, owner in zip(floats, owners):
+        begin, end = _llmc.piece_of(t.numel, rank, size) if owner < 0 else (0, t.numel * (rank == owner))
+        out.append(t.to_host()[begin:end])
+
     comm.all_reduce([])
     out += [np.array(comm.sum([0.1 * rank, 1e300, -0.0])), np.array(comm.sum([]))]
     comm.barrier()
@@ -201,7 +212,8 @@ def test_training_gives_the_same_bits() -> None:
         def body(comm: _llmc.Comm, backend: _llmc.Backend) -> list[bytes]:
             model = models[comm.rank]
             randomize(model)
-            optimizer, sink = llmc.AdamW(model, comm=comm), _llmc.Reduction(comm, sharded=True)
+            optimizer = llmc.AdamW(model, comm=comm)
+            sink = _llmc.Reduction(comm, optimizer.partition)
             for tokens in data[:, comm.rank]:
                 model.zero_grad()
                 model.forward(tokens[:, :-1])
@@ -225,7 +237,8 @@ def test_whoever_looks_at_weights_or_sets_them_waits_for_those_that_arrive(tmp_p
     def body(comm: _llmc.Comm, backend: _llmc.Backend) -> None:
         model = models[comm.rank]
         native, own_file = model._native, tmp_path / f"{comm.rank}.bin"
-        optimizer, sink = llmc.AdamW(model, comm=comm), _llmc.Reduction(comm, sharded=True)
+        optimizer = llmc.AdamW(model, comm=comm)
+        sink = _llmc.Reduction(comm, optimizer.partition)
         tokens = np.arange(34, dtype=np.int32).reshape(2, 17) + comm.rank
         model.forward(tokens[:, :-1])
         model.backward(tokens[:, 1:], 0.5, sink)
@@ -271,6 +284,11 @@ def test_ranks_that_disagree_all_hear_of_it() -> None:
     both(
         lambda comm, x, y: comm.all_gather([x]),
         lambda comm, x, y: comm.all_gather([y]),
+        "ranks 0 and 1 bring different tensors to all_gather #1, 1 tensors, 4 elements",
+    )
+    both(
+        lambda comm, x, y: comm.all_gather([x], [0]),
+        lambda comm, x, y: comm.all_gather([x], [1]),
         "ranks 0 and 1 bring different tensors to all_gather #1, 1 tensors, 4 elements",
     )
     both(
@@ -410,6 +428,8 @@ def test_arguments() -> None:
         comm.reduce_scatter([backend.empty([3], "i32")])
     with pytest.raises(ValueError, match="root is 2 of 2 ranks"):
         comm.broadcast([backend.empty([3])], 2)
+    with pytest.raises(ValueError, match="reduce_scatter: the owner of f32 .3. is -2 of 2 ranks"):
+        comm.reduce_scatter([backend.empty([3])], [-2])
     with pytest.raises(ValueError, match="belongs to another backend"):
         comm.all_gather([_llmc.Backend("cpu", 1).empty([3])])
     with pytest.raises(ValueError, match="no collective has the ticket 1"):

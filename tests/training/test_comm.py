@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +80,20 @@ def test_collectives(size: int, dtype: str) -> None:
         for x, sums in zip([long, one], expected):
             np.testing.assert_array_equal(as_floats(x.to_host()), sums)
 
+        # One rank owns all of a tensor.
+        owned, one = (tensor(backend, np.resize(values[rank], n), dtype) for n in (2500, 1))
+        comm.reduce_scatter([owned, one], [size - 1, 0])
+        comm.wait()
+        for x, owner in ((owned, size - 1), (one, 0)):
+            sums = np.resize(total, x.numel)
+            np.testing.assert_array_equal(
+                as_floats(x.to_host()), sums if rank == owner else np.resize(values[rank], x.numel)
+            )
+        comm.all_gather([owned, one], [size - 1, 0])
+        comm.wait()
+        for x in (owned, one):
+            np.testing.assert_array_equal(as_floats(x.to_host()), np.resize(total, x.numel))
+
         comm.broadcast([x := tensor(backend, values[rank], dtype)], size - 1)
         comm.wait()
         np.testing.assert_array_equal(as_floats(x.to_host()), values[-1])
@@ -102,6 +117,12 @@ def test_ranks_that_disagree_all_hear_of_it_and_go_on() -> None:
             comm.all_reduce([backend.empty([3], "f32" if rank else "i32")])
         with pytest.raises(ValueError, match="root is 2 of 2"):
             comm.broadcast([backend.empty([3])], 2)
+        with pytest.raises(ValueError, match="all_gather: the owner of f32 .3. is 2 of 2 ranks"):
+            comm.all_gather([backend.empty([3])], [2])
+        with pytest.raises(ValueError, match="all_gather: ranks 0 and 1 bring different arguments"):
+            comm.all_gather([backend.empty([3])], [rank])
+        with pytest.raises(ValueError, match="2 owners of 1 tensors"):
+            comm.reduce_scatter([backend.empty([3])], [0, 1])
         comm.barrier()
 
     in_ranks(2, body)
@@ -140,7 +161,11 @@ def test_arguments() -> None:
 
 
 def one_run(
-    model: llmc.GPT2, data: np.ndarray, comm: _llmc.Comm | None, sharded: bool
+    model: llmc.GPT2,
+    data: np.ndarray,
+    comm: _llmc.Comm | None,
+    sharded: bool,
+    kind: type[llmc.AdamW | llmc.Muon] = llmc.AdamW,
 ) -> tuple[list[tuple[float, float]], dict[str, np.ndarray], list[np.ndarray]]:
     """Train on data (steps, micro-batches, B, T + 1), of which each rank takes every size-th micro-batch.
 
@@ -148,8 +173,8 @@ def one_run(
     """
     rank, size = (comm.rank, comm.size) if comm else (0, 1)
     randomize(model)
-    optimizer = llmc.AdamW(model, weight_decay=0.1, comm=comm if sharded else None)
-    sink = _llmc.Reduction(comm, sharded, size) if comm else None
+    optimizer = kind(model, weight_decay=0.1, comm=comm if sharded else None)
+    sink = _llmc.Reduction(comm, optimizer.partition, size) if comm else None
     log = []
     for step in data:
         model.zero_grad()
@@ -163,11 +188,10 @@ def one_run(
         assert sink is None or sink.notes() == [1.0] * size
         log.append((model.mean_loss, norm))
         optimizer.apply(1e-2)
-    kinds = 2 + (next(iter(optimizer.state().values())).master is not None)
     state = [
-        optimizer.gather(name, kind, layer).to_host()
-        for kind in range(kinds)
-        for name in optimizer.state()
+        optimizer.gather(name, number, layer).to_host()
+        for name, kept in optimizer.state().items()
+        for number in range(len(kept.moments) + (kept.master is not None))
         for layer in range(optimizer.layers(name))
     ]
     return log, {name: np.array(p) for name, p in model.parameters.items()}, state
@@ -183,29 +207,35 @@ def assert_same_bits(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("kind", [llmc.AdamW, llmc.Muon])
 @pytest.mark.parametrize("size,recompute", [(1, 1), (2, 0), (3, 2), (4, 1)])
-def test_ranks_with_one_micro_batch_each_are_one_process_with_as_many(size: int, recompute: int, sharded: bool) -> None:
+def test_ranks_with_one_micro_batch_each_are_one_process_with_as_many(
+    size: int, recompute: int, kind: type[llmc.AdamW | llmc.Muon], sharded: bool
+) -> None:
     """Losses, norms, weights and optimizer state have the same bits.
 
     A gradient that was sent before it was complete, or twice, or not at all, or an update of what is another rank's, would show.
     """
     data = np.random.default_rng(1).integers(0, TINY.vocab_size, (4, size, 2, 17)).astype(np.int32)
     models = [llmc.GPT2(TINY, seed=3, threads=1 + (i == size), recompute=recompute) for i in range(size + 1)]
-    alone = one_run(models[-1], data, None, False)
+    alone = one_run(models[-1], data, None, False, kind)
     backends = [model.backend for model in models[:size]]
-    for rank in in_ranks(size, lambda comm, _: one_run(models[comm.rank], data, comm, sharded), backends):
+    for rank in in_ranks(size, lambda comm, _: one_run(models[comm.rank], data, comm, sharded, kind), backends):
         assert_same_bits(rank, alone)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("kind", [llmc.AdamW, llmc.Muon])
 @pytest.mark.parametrize("dtype,micro_batches", [("f32", 4), ("bf16", 2)])
-def test_ranks_train_as_one_process_does(dtype: str, micro_batches: int, sharded: bool) -> None:
+def test_ranks_train_as_one_process_does(
+    dtype: str, micro_batches: int, kind: type[llmc.AdamW | llmc.Muon], sharded: bool
+) -> None:
     """With several micro-batches per rank, or in bf16, up to rounding; and the same bits on all ranks."""
     data = np.random.default_rng(1).integers(0, TINY.vocab_size, (3, micro_batches, 2, 17)).astype(np.int32)
     models = [llmc.GPT2(TINY, seed=3, threads=1, dtype=dtype) for _ in range(3)]
-    alone = one_run(models[-1], data, None, False)
+    alone = one_run(models[-1], data, None, False, kind)
     backends = [model.backend for model in models[:2]]
-    first, second = in_ranks(2, lambda comm, _: one_run(models[comm.rank], data, comm, sharded), backends)
+    first, second = in_ranks(2, lambda comm, _: one_run(models[comm.rank], data, comm, sharded, kind), backends)
     assert_same_bits(first, second)
     tolerance = 1e-5 if dtype == "f32" else 2e-2
     np.testing.assert_allclose(np.array(first[0]), np.array(alone[0]), rtol=tolerance)
@@ -233,6 +263,36 @@ def test_state_can_be_scattered_to_other_ranks() -> None:
             optimizer.gather("fcw", 0, 2)
 
     in_ranks(3, body)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_a_matrix_of_muon_has_one_owner(size: int) -> None:
+    """Ranks have about as much, and those of a layer are different ones as far as that goes; the rest is in pieces."""
+    shape = llmc.GPT2Config(19, 61, 4, 2, 32)
+
+    def body(comm: _llmc.Comm, backend: _llmc.Backend) -> dict[str, int]:
+        optimizer = llmc.Muon(llmc.GPT2(shape, backend=backend), comm=comm)
+        values = np.random.default_rng(3).standard_normal(4 * 32 * 32).astype(np.float32)
+        for layer in range(4):
+            optimizer.scatter("fcw", 0, layer, values + layer if comm.rank == 0 else None)
+        for layer in range(4):
+            np.testing.assert_array_equal(optimizer.gather("fcw", 0, layer).to_host(), values + layer)
+        with pytest.raises(ValueError, match="fcw has no state of kind 1"):
+            optimizer.gather("fcw", 1, 0)
+        return {name: kept.moments[0].numel for name, kept in optimizer.state().items()}
+
+    kept = in_ranks(size, body)
+    table = {spec.name: spec for spec in _llmc.parameter_table(shape.native())}
+    matrices = {name: math.prod(spec.shape) for name, spec in table.items() if spec.matrices}
+    assert list(matrices) == ["qkvw", "attprojw", "fcw", "fcprojw"]
+    for name, numel in matrices.items():
+        assert sum(own[name] for own in kept) == numel
+        assert all(own[name] % (numel // 4) == 0 for own in kept), name
+    shares = [sum(own[name] for name in matrices) for own in kept]
+    assert max(shares) - min(shares) <= 4 * 32 * 32
+    assert [own["wte"] for own in kept] == [
+        _llmc.piece_of(128 * 32, rank, size)[1] - _llmc.piece_of(128 * 32, rank, size)[0] for rank in range(size)
+    ]
 
 
 def test_ranks_that_own_nothing_gather_what_the_last_one_owns() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import re
@@ -107,6 +108,27 @@ def test_losses_in_bits_per_byte_and_what_xz_needs(tmp_path: Path, capsys: pytes
     assert lines[6] == "samples after the same prompt" and before != now
 
 
+@pytest.mark.parametrize(
+    ("samples", "lines"),
+    [
+        (("a\n\n  b\tc", "x" * 101), ["  before: a b c", f"  now:    {'x' * 100} ..."]),
+        ((" \n", "word " * 40), ["  before: (blank)", f"  now:    {('word ' * 20).strip()} ..."]),
+    ],
+)
+def test_samples_in_a_line_each(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    samples: tuple[str, str],
+    lines: list[str],
+) -> None:
+    texts = iter(samples)
+    monkeypatch.setattr("llmc.training.trainer.Trainer.sample", lambda *args, **options: next(texts))
+    options = {"tokenizer": "bytes", "vocab_size": 257, "sample_every": 8, "val_every": 0, "output_dir": None}
+    tiny_run(tmp_path, **options, progress="lines")
+    assert last_words(capsys.readouterr().out)[1:4] == ["samples after the same prompt", *lines]
+
+
 def test_only_what_is_true_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_run(tmp_path, progress="lines", output_dir=None, val_every=0)
     assert last_words(capsys.readouterr().out)[1:] == [
@@ -140,7 +162,8 @@ def test_the_next_commands_as_typed(
     llmc.train(**tiny_settings(tmp_path, **options, progress="lines", prompt="A cat"))
     lines = last_words(capsys.readouterr().out)
     commands = [shlex.split(line) for line in lines[lines.index("next:") + 1 :]]
-    assert [command[:2] for command in commands] == [["llmc", name] for name in ("generate", "train", "plot")]
+    assert [command[1] for command in commands] == ["generate", "generate", "train", "plot"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The\n")))
     for command in commands:
         assert main(command[1:]) == 0
     out = capsys.readouterr().out

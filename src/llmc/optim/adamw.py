@@ -26,8 +26,9 @@ class AdamW(Optimizer):
         master_weights: keep the 16 bits below each bf16 weight.
         seed: of stochastic rounding, 1 to 2^64 - 1.
         comm: the ranks among which the work is divided (ZeRO-1): each keeps moments and masters of its pieces of the parameters
-            and updates these. Gradients have been reduced by a sharded llmc.Reduction; weights arrive from the other ranks until
-            the model is used next, so a Tensor of them that was taken before must not be read in between.
+            and updates these. Gradients have been reduced by an _llmc.Reduction with the optimizer's partition; weights arrive
+            from the other ranks until the model is used next, so a Tensor of them that was taken before must not be read in
+            between.
 
     Raises:
         TypeError: if model is no model.

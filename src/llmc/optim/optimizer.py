@@ -83,8 +83,13 @@ class Optimizer:
 
     @property
     def sharded(self) -> bool:
-        """Whether state() is that of this rank's pieces only (ZeRO-1)."""
+        """Whether state() is that of what this rank updates only (ZeRO-1)."""
         return self._native.sharded
+
+    @property
+    def partition(self) -> _llmc.Partition | None:
+        """Which rank updates what, for _llmc.Reduction; None if this process updates everything."""
+        return self._native.partition
 
     def layers(self, name: str) -> int:
         """Return how many layers of a parameter are stacked; 1 if it has none."""

@@ -65,6 +65,7 @@ def startup_report(run: Run, total_steps: int) -> str:
             ("warmup iterations", c.warmup_steps),
             ("final LR fraction", f"{c.final_lr_frac:e}"),
             ("weight decay", f"{c.weight_decay:e}"),
+            *([("average of weights", f"{c.ema_decay:g}")] if c.ema_decay else []),
             ("skip update lossz", f"{c.skip_loss_z:f}"),
             ("skip update gradz", f"{c.skip_grad_z:f}"),
             ("max_steps", c.max_steps),
@@ -100,12 +101,13 @@ def startup_report(run: Run, total_steps: int) -> str:
     for group in groups:
         lines += [*(_row(name, value) for name, value in group), _RULE]
     kept = run.optimizer.bytes
+    average = "" if run.average is None else f"average {_mib(run.average.bytes)}, "
     now, full = (run.grad_accum(step) for step in (0 if run.state is None else run.state.step, c.batch_warmup_steps))
     largest = largest_batch(model.backend, plan, c.batch_size, run.world.local_size, run.rows)
     lines += [
         f"num_parameters: {model.num_parameters} => bytes: {plan.parameters}",
         f"memory: parameters {_mib(plan.parameters)}, gradients {_mib(plan.gradients)}, optimizer {_mib(kept)}, "
-        f"activations {_mib(plan.activations)}",
+        f"{average}activations {_mib(plan.activations)}",
         *_memory_by_rank(run),
         f"memory per sequence: {_mib(plan.activations // c.batch_size)}",
         f" -> estimated maximum batch size: {largest}{f' (of the {run.rows} rows of an update)' if run.rows else ''}",

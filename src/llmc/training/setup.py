@@ -31,10 +31,12 @@ from llmc.models.config import GPT2Config, ModelConfig
 from llmc.models.gpt2 import GPT2
 from llmc.models.model import Model, default_grad_dtype
 from llmc.optim.adamw import AdamW
+from llmc.optim.average import WeightAverage
 from llmc.optim.muon import Muon
 from llmc.optim.optimizer import Optimizer
 from llmc.optim.schedule import BatchSchedule, lr_schedule, warmup_problem, wsd_decay_begin
 from llmc.system.flops import peak_flops
+from llmc.system.fs import shell_word
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
 from llmc.training.ranks import Notes
@@ -66,6 +68,7 @@ class Run:
         memory: the plan that was checked against what is free.
         memory_by_rank: what it comes to, of each rank.
         peak_flops: FLOP/s that the devices of all ranks can reach; None if that is not known.
+        average: of the weights, with which the run is evaluated; None if the weights themselves are.
         val_loader: None without validation data.
         bytes_per_token: of the text, on average over the targets of a validation; None if they or the tokenizer are not known.
         lr: the learning rate of a step.
@@ -90,6 +93,7 @@ class Run:
     memory_by_rank: list[int]
     peak_flops: float | None
     optimizer: Optimizer
+    average: WeightAverage | None
     train_loader: DataLoader
     val_loader: DataLoader | None
     bytes_per_token: float | None
@@ -214,7 +218,7 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
     run = Run(
         world=world,
         comm=comm,
-        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.sharded, notes.count),
+        reduction=None if comm is None else _llmc.Reduction(comm, optimizer.partition, notes.count),
         notes=notes,
         config=config,
         rows=rows,
@@ -225,9 +229,16 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         model=model,
         weight_origin=weight_origin,
         memory=memory,
-        memory_by_rank=world.gather(memory.parameters + memory.gradients + memory.activations + optimizer.bytes),
+        memory_by_rank=world.gather(
+            memory.parameters
+            + memory.gradients
+            + memory.activations
+            + optimizer.bytes
+            + _average_bytes(config, model.config, model.dtype)
+        ),
         peak_flops=_sum_or_none(world.gather(peak_flops(backend, model.dtype))),
         optimizer=optimizer,
+        average=None,
         train_loader=train_loader,
         val_loader=val_loader,
         bytes_per_token=None,
@@ -245,6 +256,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         run.state = _load_state(found, run)
     if comm is not None:
         _copy_from_rank_0(run, comm)
+    if config.ema_decay:
+        run.average = _average(run, found)
     return run
 
 
@@ -381,7 +394,7 @@ def _build_model(
             T=config.seq_len,
             recompute=recompute,
             classifier_rows=classifier_rows,
-            optimizer_bytes=lambda dtype: _optimizer_bytes(config, shape, dtype),
+            optimizer_bytes=lambda dtype: _optimizer_bytes(config, shape, dtype) + _average_bytes(config, shape, dtype),
             rows=rows,
             grows=rows is not None and rows * config.seq_len * world.size < config.total_batch_size,
             ranks=world.size,
@@ -447,6 +460,11 @@ def _optimizer_bytes(config: RunConfig, shape: ModelConfig, dtype: str) -> int:
     """Return what that optimizer will keep on one rank, before there is a model."""
     kind = Muon if config.optimizer == "muon" else AdamW
     return kind.planned_bytes(shape, dtype, config.master_weights, config.processes if config.zero_stage == 1 else 1)
+
+
+def _average_bytes(config: RunConfig, shape: ModelConfig, dtype: str) -> int:
+    """Return what the average of the weights will take, if there is one."""
+    return WeightAverage.planned_bytes(shape, dtype) if config.ema_decay else 0
 
 
 def _model_shape(config: RunConfig, sources: Sources) -> GPT2Config:
@@ -516,6 +534,17 @@ def _copy_from_rank_0(run: Run, comm: _llmc.Comm) -> None:
     comm.broadcast(tensors, 0)
     comm.wait()
     run.model.weights_changed()
+
+
+def _average(run: Run, found: FoundCheckpoint | None) -> WeightAverage:
+    """Return the average of the weights that the checkpoint has, else one that begins as the weights are."""
+    average = WeightAverage(run.model, run.config.ema_decay)
+    if found is not None and found.has_average:
+        found.load_average(average.tensor)
+    if run.comm is not None:
+        run.comm.broadcast([average.tensor], 0)
+        run.comm.wait()
+    return average
 
 
 def _check_patience(config: RunConfig, val_loader: DataLoader | None) -> None:

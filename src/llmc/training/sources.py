@@ -230,9 +230,9 @@ def _from_text(
         "documents": [len(documents) + len(more), len(val_documents)],
         "crc32": zlib.crc32("\0".join([*more, *documents, *val_documents]).encode("utf-8", "surrogatepass")),
     }
-    if not val_documents and config.holdout != "end":
-        source["holdout"] = config.holdout
     if not val_documents:
+        if config.holdout != "end":
+            source["holdout"] = config.holdout
         documents, val_documents = hold_out(documents, config.holdout)
     documents = [*more, *documents]
     train, _ = _token_files(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +72,15 @@ def compare(run: Run) -> Comparison:
 
 def _xz(run: Run) -> float | None:
     shards, tokenizer = run.train_loader.shards, run.sources.tokenizer
-    if tokenizer is None or sum(shard.tokens for shard in shards) > MOST:
+    if tokenizer is None or sum(shard.tokens for shard in shards) + _validated(run) > MOST:
         return None
     held = text_of((targets for _, targets in run.validation_batches()), tokenizer)
     return xz_bits_per_byte(held, text_of((read_shard(shard.path) for shard in shards), tokenizer))
+
+
+def _validated(run: Run) -> int:
+    """Return the tokens of a validation."""
+    return run.num_val_batches * run.config.batch_size * run.config.seq_len
 
 
 def resume_command(run: Run, change: str = "") -> str:
@@ -164,6 +168,7 @@ def summary(run: Run, reached: Reached, comparison: Comparison | None) -> str:
     directory = run.run_dir
     saved = finished_steps(directory)
     names = [f"the checkpoint {checkpoint_files(directory, saved[-1]).model.name}"] if saved else []
+    names += [checkpoint_files(directory, saved[-1]).average.name] if saved and run.average is not None else []
     names += [name for name in ("best.bin", "loss.png", "metrics.jsonl") if (directory / name).exists()]
     lines.append(f"{directory} has {', '.join(names)}")
     return "\n".join([*lines, "next:", *(f"  {command}" for command in _commands(run, reached, bool(saved), best))])
@@ -176,13 +181,15 @@ def _best_file(run: Run, reached: Reached) -> Path | None:
         return None
     if run.config.save_best and (directory / "best.bin").exists():
         return directory / "best.bin"
-    return checkpoint_files(directory, best.step).model if best.step in finished_steps(directory) else None
+    if best.step not in finished_steps(directory):
+        return None
+    files = checkpoint_files(directory, best.step)
+    return files.model if run.average is None else files.average
 
 
 def _losses(run: Run, loss: float, best: BestLoss, file: Path | None, comparison: Comparison | None) -> list[str]:
     """Return the validation loss, and below it those to compare it with: in bits per byte too, if the tokenizer is known."""
-    measured = run.num_val_batches * run.config.batch_size * run.config.seq_len
-    rows = [("validation loss", loss, f"of {measured:,} tokens")]
+    rows = [("validation loss", loss, f"of {_validated(run):,} tokens")]
     if best.loss < loss:
         kept = f", kept as {file.name}" if file is not None else "; --save-best keeps it" if run.run_dir else ""
         rows.append(("lowest validation loss", best.loss, "" if best.step is None else f"at step {best.step}{kept}"))
@@ -205,7 +212,8 @@ def _losses(run: Run, loss: float, best: BestLoss, file: Path | None, comparison
 
 def _one_line(text: str) -> str:
     """Return the beginning of a sample, its lines in one."""
-    return textwrap.shorten(text, _SHOWN, placeholder=" ...") or "(blank)"
+    line = " ".join(text.split())
+    return f"{line[:_SHOWN].rstrip()} ..." if len(line) > _SHOWN else line or "(blank)"
 
 
 def _commands(run: Run, reached: Reached, saved: bool, best: Path | None) -> list[str]:
@@ -217,7 +225,8 @@ def _commands(run: Run, reached: Reached, saved: bool, best: Path | None) -> lis
         prompt = run.config.prompt
         if not prompt or prompt.startswith("-") or "\n" in prompt:
             prompt = "The"
-        commands.append(f"llmc generate {directory if best is None else shell_word(best)} {shell_word(prompt)}")
+        model = directory if best is None else shell_word(best)
+        commands += [f"llmc generate {model} {shell_word(prompt)}", f"llmc generate {model} --interactive"]
     if saved:
         commands.append(_longer_command(run, reached.step))
     return [*commands, f"llmc plot {directory}"]

@@ -130,7 +130,11 @@ class Trainer:
         self._space = ""
         if self.run_dir is not None and self.world.leads:
             self._checkpointer = Checkpointer(
-                self.run_dir, keep=self.config.keep_checkpoints, major_every=self.config.major_every, fs=fs
+                self.run_dir,
+                keep=self.config.keep_checkpoints,
+                major_every=self.config.major_every,
+                average=None if run.average is None else run.average.tensor,
+                fs=fs,
             )
             self._space = self._check_space(self._checkpointer)
             # If the ranks needed a smaller batch size, another number of them may have the one that was given.
@@ -230,6 +234,13 @@ class Trainer:
         """The signal that ends the run, or 0. Several ranks stop when all of them know of it."""
         return self._signals.received if self.world.size == 1 else self._agreed_stop
 
+    def _evaluated(self) -> AbstractContextManager[None]:
+        """Put the average of the weights, if there is one, in their place within a block that evaluates the model.
+
+        It comes before _interruptible(): a signal that broke off the exchange would leave neither weights nor average.
+        """
+        return nullcontext() if self.run.average is None else self.run.average.in_place()
+
     def _interruptible(self) -> AbstractContextManager[None]:
         """Let a signal break off a block, if nobody would wait for the rest of it."""
         return self._signals.interruptible() if self.world.size == 1 else nullcontext()
@@ -286,7 +297,7 @@ class Trainer:
         self._at("sampling")
         if self.world.leads:
             tokens = min(_SHORT_SAMPLE, self.config.sample_tokens) - 1 if short else None
-            with self._interruptible():
+            with self._evaluated(), self._interruptible():
                 text = self.sample(max_tokens=tokens)
             self._samples = {step: old for step, old in self._samples.items() if step == 0} | {self.step: text}
             self.log.text(f"generating:\n---\n{text}\n---")
@@ -323,6 +334,8 @@ class Trainer:
         lr = self.lr(self.step)
         if not skipped:
             optimizer.apply(lr)
+            if self.run.average is not None:
+                self.run.average.update(optimizer.step_count)
         if reduction is None:
             model.backend.synchronize()
         end = time.perf_counter()
@@ -452,7 +465,7 @@ class Trainer:
         self.val_loader.reset()
         count = self.run.num_val_batches
         losses = [0.0] * count  # of batches; each rank knows its own
-        with self._interruptible():
+        with self._evaluated(), self._interruptible():
             for batch in range(world.rank, count, world.size):
                 losses[batch] = self.model.evaluate(*self.val_loader.next_batch())
         if self.run.comm is not None:
@@ -466,14 +479,15 @@ class Trainer:
         if self.best.update(self.step, loss) and config.save_best and self.run_dir is not None and self.step > 0:
             if world.leads:
                 path = self.run_dir / "best.bin"
-                self._finish_saving(lambda: self.model.save(path, fs=self.fs))
+                with self._evaluated():
+                    self._finish_saving(lambda: self.model.save(path, fs=self.fs))
             world.barrier()
         return loss
 
     def evaluate_hellaswag(self) -> float:
         """Compute acc_norm, from 0 to 1, on llm.c's HellaSwag file."""
         self._at("HellaSwag")
-        with self._interruptible():
+        with self._evaluated(), self._interruptible():
             result = multiple_choice(
                 self.model, self.run.hellaswag_examples, batch_size=self.config.batch_size, comm=self.run.comm
             )
@@ -506,9 +520,10 @@ class Trainer:
         if max_tokens is None:
             room = config.seq_len - len(prompt)
             max_tokens = min(config.sample_tokens - 1, room) if room > 0 else config.sample_tokens - 1
-        tokens = self.model.generate(
-            prompt, max(0, max_tokens), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
-        )
+        with self._evaluated():
+            tokens = self.model.generate(
+                prompt, max(0, max_tokens), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+            )
         return tokens  # type: ignore[return-value]
 
     # ---- saving ----
