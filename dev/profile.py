@@ -88,6 +88,10 @@ def op_work(name: str, extents: Sequence[int], dtype: str) -> tuple[float, float
         "residual_forward": lambda n: elementwise(n, 3),
         "fused_classifier": lambda N, V, Vp: elementwise(N * Vp, 2),
         "gradient_norm_squared": lambda n: (2.0 * n, size * n),
+        "muon_momentum": lambda n: (0.0, (8 + 2 * size) * n),
+        "muon_update": lambda n: (0.0, (3 * size + 4 * (dtype == "bf16")) * n),
+        "scale": lambda n: elementwise(n, 2),
+        "shifted_sum": lambda N: elementwise(N * N, 3),
         "adamw_many": lambda n: (0.0, adamw_bytes(dtype) * n),
     }
     return known[name](*extents) if name in known else None

@@ -1,38 +1,14 @@
 // AdamW with gradient clipping, the master weight and the rounding to bf16 in one pass: each of param, grad, m
 // and v is touched once, and one launch takes many parameters. Bound by memory bandwidth. The clip factor is read
 // here, on the device: the host does not wait for the norm.
-#include <limits>
-
 #include "core/dims.h"
 #include "cuda/batch.cuh"
 #include "cuda/cuda_backend.h"
+#include "cuda/weights.cuh"
 
 namespace llmc {
 
 namespace {
-
-// llm.c's lerp: start + weight (end - start), as two fused multiply-adds.
-__device__ float lerp(float start, float end, float weight) {
-    return fmaf(weight, end, fmaf(-weight, start, start));
-}
-
-// SquirrelNoise5 (Squirrel Eiserloh, eiserloh.net/noise/SquirrelNoise5.hpp, CC BY 3.0 US): a hash of an index and a
-// seed that passes for random bits.
-__device__ std::uint32_t squirrel_noise5(std::uint32_t index, std::uint32_t seed) {
-    std::uint32_t x = index * 0xd2a80a3fu + seed;
-    x ^= x >> 9;
-    x += 0xa884f197u;
-    x ^= x >> 11;
-    x *= 0x6c736f4bu;
-    x ^= x >> 13;
-    x += 0xb79f3abbu;
-    x ^= x >> 15;
-    x += 0x1b56c4f5u;
-    x ^= x >> 17;
-    return x;
-}
-
-enum class Rounding { none, stochastic, split };  // f32; bf16 alone; bf16 with its lower half as master
 
 template <class P, class G>
 struct Operands {
@@ -56,22 +32,8 @@ struct Update {
     template <int W>
     __device__ __forceinline__ void at(const Operands<P, G>& o, float f, i64 i) const {
         const Floats<W> g = load<W>(o.grad + i);
-        Floats<W> m1 = load<W>(o.m + i), v1 = load<W>(o.v + i), p;
-        Packed<W, P> p_words;
-        Packed<W, std::int16_t> low_words;
-        p_words.load(o.param + i);
-        P* const upper = reinterpret_cast<P*>(p_words.words);
-        std::int16_t* const lower = reinterpret_cast<std::int16_t*>(low_words.words);
-        if constexpr (rounding == Rounding::split) {  // join_master of core/master.h
-            low_words.load(o.master + i);
-#pragma unroll
-            for (int k = 0; k < W; ++k)
-                p[k] = __uint_as_float((static_cast<std::uint32_t>(upper[k].bits) << 16) +
-                                       static_cast<std::uint32_t>(static_cast<std::int32_t>(lower[k])));
-        } else {
-#pragma unroll
-            for (int k = 0; k < W; ++k) p[k] = widen(upper[k]);
-        }
+        Floats<W> m1 = load<W>(o.m + i), v1 = load<W>(o.v + i);
+        Floats<W> p = load_weights<W, rounding>(o.param, o.master, i);
 #pragma unroll
         for (int k = 0; k < W; ++k) {
             const float gk = g[k] * f;
@@ -82,25 +44,7 @@ struct Update {
         }
         store(o.m + i, m1);
         store(o.v + i, v1);
-#pragma unroll
-        for (int k = 0; k < W; ++k) {
-            const std::uint32_t u = __float_as_uint(p[k]);
-            if constexpr (rounding == Rounding::none) {
-                upper[k] = p[k];
-            } else if constexpr (rounding == Rounding::split) {  // split_master of core/master.h
-                const std::uint32_t rounded = (u + 0x8000u) >> 16;
-                upper[k].bits = static_cast<std::uint16_t>(rounded);
-                lower[k] = static_cast<std::int16_t>(static_cast<std::uint16_t>(u - (rounded << 16)));
-            } else {
-                // Up with the probability of the part that is cut off: small updates are not lost on average.
-                const std::uint32_t threshold =
-                    squirrel_noise5(o.first + static_cast<std::uint32_t>(i + k), o.seed) & 0xffffu;
-                upper[k].bits =
-                    static_cast<std::uint16_t>((u + ((u & 0xffffu) > threshold ? 0x10000u : 0u)) >> 16);
-            }
-        }
-        p_words.store(o.param + i);
-        if constexpr (rounding == Rounding::split) low_words.store(o.master + i);
+        store_weights<rounding>(o.param, o.master, i, p, o.first, o.seed);
     }
 };
 
@@ -113,7 +57,7 @@ template <int W, class P, class G, Rounding rounding>
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const __grid_constant__ Update<P, G, rounding> update) {
     const float f = *update.factor;
-    if (!(fabsf(f) <= std::numeric_limits<float>::max())) return;  // the norm was not finite: no update
+    if (!is_finite(f)) return;  // no update
     const auto [item, block] = update.batch.place(blockIdx.x);
     const Operands<P, G>& o = update.batch.items[item];
     const Part part =

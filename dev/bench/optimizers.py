@@ -4,19 +4,23 @@
     python dev/bench/optimizers.py run input --out curves.jsonl --optimizer adamw --lr 1e-3 2e-3 4e-3 --seeds 1 2 3
     python dev/bench/optimizers.py run input --out curves.jsonl --optimizer muon --lr 2e-3 4e-3 8e-3 --seeds 1 2 3
     python dev/bench/optimizers.py table curves.jsonl
+    python dev/bench/optimizers.py cost d12 --T 1024
 
 A curve is the validation loss after each of several numbers of steps, for a model, an optimizer, a learning rate and a seed. It is
 not that of one run as it goes, but those of as many finished runs: schedule wsd, of which all have the first part in common, so it
 is computed once and each decays from a copy of it. The seed is that of the weights and of the batches, which are drawn at random
 places of the text; two optimizers with one seed begin alike and see the same.
 
+"cost" prints what an update costs beside the gradients of its tokens: by count, and in the processor time of one thread.
+
 "run" appends a line of JSON for each curve, and leaves out those that the file has. "table" prints
 
 - the losses: mean and standard deviation over the seeds, and the best learning rate of each optimizer, by the mean last loss;
-- at these rates the tokens that AdamW needs for its last loss over those that Muon needs for the same: the loss is interpolated
-  linearly in the logarithm of the tokens, seed by seed. "> x": Muon's first point is already below;
-- with more than one size of model: what that ratio becomes for a larger one (--extrapolate), by a straight line through the logarithms of ratio
-  and weights of the blocks, with the 95 % interval of Student's t of its prediction. It says what scatter does, not whether the line goes on.
+- at these rates the tokens that AdamW needed over those that Muon needs for the same loss, seed by seed: Muon's loss is interpolated
+  linearly in the logarithm of the tokens. "> x": its first point is already below; "< x": its last is not, in one seed at least;
+- with more than one size of model: what that ratio, at the last point, becomes for a larger one (--extrapolate), by a straight line
+  through the logarithms of ratio and weights of the blocks, with the 95 % interval of the line by Student's t. The interval says what
+  scatter does, not whether the line goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import append_json, machine, print_table
+from common import append_json, machine, print_table, timed
 
 import llmc
 from llmc.formats.shards import read_shard
@@ -44,8 +49,8 @@ from llmc.optim.optimizer import Optimizer
 from llmc.optim.schedule import lr_schedule
 
 VALIDATION_TOKENS = 32768  # at most, the first ones of the file
-KEY = ("data", "layers", "channels", "B", "T", "steps", "warmup", "weight_decay", "dtype", "optimizer", "lr", "seed")
-SIZE = KEY[:9]
+SIZE = ("data", "layers", "channels", "B", "T", "steps", "warmup", "weight_decay", "dtype")
+KEY = (*SIZE, "optimizer", "lr", "lr_ratio", "seed")
 
 
 # ---- run ----
@@ -85,7 +90,7 @@ def make_optimizer(model: llmc.GPT2, args: argparse.Namespace) -> Optimizer:
     """Return the optimizer that the command line asks for."""
     if args.optimizer == "adamw":
         return llmc.AdamW(model, weight_decay=args.weight_decay)
-    return llmc.Muon(model, weight_decay=args.weight_decay)
+    return llmc.Muon(model, weight_decay=args.weight_decay, lr_ratio=args.lr_ratio)
 
 
 def curve(args: argparse.Namespace, config: llmc.GPT2Config, lr: float, seed: int) -> tuple[list[float], float]:
@@ -131,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit("--steps are to rise, and the first to decay after --warmup")
     for seed in args.seeds:
         for lr in args.lr:
-            row: dict[str, Any] = {k: v for k, v in vars(args).items() if k in KEY}
+            row: dict[str, Any] = {name: value for name, value in vars(args).items() if name in KEY}
             row |= {"data": args.data.name, "lr": lr, "seed": seed}
             have = {key_of(r) for r in read(args.out)} if args.out.exists() else set()
             if key_of(row) in have:
@@ -174,6 +179,11 @@ def tokens_to(loss: float, tokens: list[int], losses: list[float]) -> float:
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
 
 
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return " ± " and the standard deviation; nothing for a single value."""
+    return f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+
+
 def extrapolate(sizes: list[int], ratios: list[float], to: float) -> tuple[float, float, float]:
     """Fit log ratio = a + b log size. Return the ratio at a size, and the ends of the 95 % interval of the line there."""
     x, y = np.log(np.array(sizes, float)), np.log(np.array(ratios))
@@ -202,39 +212,83 @@ def table(args: argparse.Namespace) -> None:
         best: dict[str, dict[int, list[float]]] = {}
         lines = []
         for optimizer in ("adamw", "muon"):
-            by_lr: dict[float, dict[int, list[float]]] = defaultdict(dict)
+            by_lr: dict[tuple[float, float], dict[int, list[float]]] = defaultdict(dict)  # of embeddings, of matrices
             for row in group:
                 if row["optimizer"] == optimizer:
-                    by_lr[row["lr"]][row["seed"]] = row["losses"]
+                    by_lr[row["lr"], row["lr"] * row["lr_ratio"]][row["seed"]] = row["losses"]
             if not by_lr:
                 continue
             chosen = min(by_lr, key=lambda lr: statistics.mean(c[-1] for c in by_lr[lr].values()))
             best[optimizer] = by_lr[chosen]
             for lr, curves in sorted(by_lr.items()):
                 columns = list(zip(*curves.values(), strict=True))
-                cells = [f"{statistics.mean(c):.3f}" for c in columns]
-                if len(curves) > 1:
-                    cells = [f"{m} ± {statistics.stdev(c):.3f}" for m, c in zip(cells, columns, strict=True)]
-                lines.append([optimizer, f"{lr:g}{' *' if lr == chosen else ''}", len(curves), *cells])
-        print_table(["optimizer", "rate", "seeds", *(f"{t / 1e6:.2f} M tokens" for t in tokens)], lines)
-        if len(best) < 2:
-            continue
-        ratios = []
-        for seed in sorted(best["adamw"].keys() & best["muon"].keys()):
-            ratio = tokens[-1] / tokens_to(best["adamw"][seed][-1], tokens, best["muon"][seed])
-            ratios.append(ratio)
-            points[first["data"]].append((first["block_weights"], ratio))
-        more = "> " if ratios and max(ratios) >= tokens[-1] / tokens[0] else ""
-        spread = f" ± {statistics.stdev(ratios):.2f} ({len(ratios)} seeds)" if len(ratios) > 1 else ""
+                cells = [f"{statistics.mean(c):.3f}{spread(c, 3)}" for c in columns]
+                rate = f"{lr[0]:g}" if lr[0] == lr[1] else f"{lr[0]:g}, matrices {lr[1]:g}"
+                lines.append([optimizer, rate + " *" * (lr == chosen), len(curves), *cells])
+        ratios: dict[int, list[float]] = {}
+        if len(best) == 2:
+            for seed in sorted(best["adamw"].keys() & best["muon"].keys()):
+                needs = [tokens_to(loss, tokens, best["muon"][seed]) for loss in best["adamw"][seed]]
+                ratios[seed] = [t / n for t, n in zip(tokens, needs, strict=True)]
+                points[first["data"]].append((first["block_weights"], ratios[seed][-1]))
         if ratios:
-            print(f"\nAdamW needs {more}{statistics.mean(ratios):.2f}{spread} times Muon's tokens")
+            cells = []
+            for t, column in zip(tokens, zip(*ratios.values(), strict=True), strict=True):
+                bound = "> " if max(column) >= t / tokens[0] else "< " if min(column) == 0 else ""
+                cells.append(f"{bound}{statistics.mean(column):.2f}{spread(column)}")
+            lines.append(["tokens, AdamW's to Muon's", "", len(ratios), *cells])
+        print_table(["optimizer", "rate", "seeds", *(f"{t / 1e6:.2f} M tokens" for t in tokens)], lines)
     for data, pairs in points.items():
-        sizes, ratios = [p[0] for p in pairs], [p[1] for p in pairs]
+        sizes = [p[0] for p in pairs]
         if len(set(sizes)) > 1 and len(pairs) > 2:
-            ratio, low, high = extrapolate(sizes, ratios, args.extrapolate)
+            ratio, low, high = extrapolate(sizes, [p[1] for p in pairs], args.extrapolate)
             print(
                 f"\n{data}: at {args.extrapolate / 1e6:.0f} M weights in the blocks {ratio:.2f} times ({low:.2f} to {high:.2f})"
             )
+
+
+# ---- cost ----
+
+
+def newton_schulz_flops(config: llmc.GPT2Config, steps: int = 5) -> int:
+    """Return the FLOP of Muon's iterations in one update. Each iteration is three products: 4 k k m + 2 k k k, k being the smaller side."""
+    C = config.channels
+    sides = [(C, C)] * 4 + [
+        (C, 4 * C)
+    ] * 2  # queries, keys, values, and the projection; the two of the feed-forward layer
+    return steps * config.num_layers * sum(4 * k * k * m + 2 * k**3 for k, m in sides)
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Print the cost of an update by AdamW and by Muon."""
+    config = llmc.GPT2Config.from_descriptor(args.model)
+    model = llmc.GPT2(config, dtype=args.dtype, threads=1)
+    rows = np.random.default_rng(1).integers(0, config.vocab_size, (args.B, args.T + 1))
+
+    def gradients() -> None:
+        model.zero_grad()
+        model.forward(rows[:, :-1])
+        model.backward(rows[:, 1:])
+
+    per_token = min(timed(gradients, time.process_time) for _ in range(3)) / (args.B * args.T)
+    updates = {}
+    for kind in (llmc.AdamW, llmc.Muon):
+        optimizer = kind(model, weight_decay=0.1)
+        optimizer.step(1e-4)
+        updates[kind.__name__] = min(timed(partial(optimizer.step, 1e-4), time.process_time) for _ in range(3))
+    flops, flops_per_token = newton_schulz_flops(config), config.flops_per_token(args.T)
+    print(
+        f"{args.model}, T={args.T}, {args.dtype}, one thread: gradients {1e6 * per_token:.1f} us a token, "
+        f"{flops_per_token / per_token / 1e9:.0f} GFLOP/s; an update: "
+        + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in updates.items())
+        + f"; Newton-Schulz {flops / 1e12:.2f} TFLOP"
+    )
+    lines = []
+    for tokens in args.tokens:
+        gradients_flops, seconds = tokens * flops_per_token, tokens * per_token
+        more = (updates["Muon"] - updates["AdamW"]) / (seconds + updates["AdamW"])
+        lines.append([f"{tokens:,}", f"{flops / gradients_flops:.2%}", f"{more:.2%}"])
+    print_table(["tokens an update", "Muon's iterations, FLOP", "Muon beside AdamW, time"], lines)
 
 
 def main() -> int:
@@ -254,6 +308,7 @@ def main() -> int:
     runner.add_argument("--steps", type=int, nargs="+", default=[64, 128, 192, 256])
     runner.add_argument("--warmup", type=int, default=32, help="steps")
     runner.add_argument("--weight-decay", type=float, default=0.1)
+    runner.add_argument("--lr-ratio", type=float, default=1.0, help="Muon's, of matrices to the rest")
     runner.add_argument("--dtype", choices=("f32", "bf16"), default="bf16")
     runner.add_argument("--threads", type=int, default=1)
     printer = commands.add_parser("table", help="print what curves say")
@@ -261,8 +316,14 @@ def main() -> int:
     printer.add_argument(
         "--extrapolate", type=float, default=85e6, help="weights of the blocks (default: those of d12)"
     )
+    costs = commands.add_parser("cost", help="print what an update costs")
+    costs.add_argument("model", help="descriptor, as d12")
+    costs.add_argument("--B", type=int, default=1)
+    costs.add_argument("--T", type=int, default=1024)
+    costs.add_argument("--tokens", type=int, nargs="+", default=[32768, 131072, 524288], help="of an update")
+    costs.add_argument("--dtype", choices=("f32", "bf16"), default="bf16")
     args = parser.parse_args()
-    run(args) if args.command == "run" else table(args)
+    {"run": run, "table": table, "cost": cost}[args.command](args)
     return 0
 
 

@@ -504,6 +504,54 @@ void adamw(Run& r) {
         }
 }
 
+void muon(Run& r) {
+    for (const i64 n : {1, 19, 20001})
+        for (const DType grad_type : {DType::f32, r.dtype}) {
+            const Numbers p = r.values(n), d = r.values(n), g = r.random(n, 1, grad_type), m0 = r.random(n);
+            Numbers want, ms, directions;
+            for (i64 i = 0; i < n; ++i) {
+                const auto at = static_cast<std::size_t>(i);
+                const double grad = g[at] * 0.5;
+                ms.push_back(0.1 * grad + 0.9 * static_cast<float>(m0[at]));
+                directions.push_back(0.1 * grad + 0.9 * ms.back());
+                want.push_back(p[at] - 1e-2 * (3 * d[at] + 0.1 * p[at]));
+            }
+            const Tensor m = r.tensor(m0, {n}, DType::f32), out = r.output({n}), param = r.tensor(p, {n});
+            const Tensor direction = r.tensor(d, {n}), factor = r.tensor({0.5}, {1}, DType::f32);
+            const bool bf = r.dtype == DType::bf16;
+            const Tensor master = bf ? r.tensor(Numbers(p.size()), {n}, DType::i16) : Tensor();
+            r.ops.muon_momentum(out, m, r.tensor(g, {n}, grad_type), factor, 0.9f, true);
+            r.expect(m, ms, 1);
+            r.expect(out, directions, 1);
+            const MuonStep s{1e-2f, 3.0f, 0.1f, 7};
+            r.ops.muon_update(param, master, direction, factor, s);
+            r.expect(param, want, 1);
+            if (!bf) continue;
+            const Tensor rounded = r.tensor(p, {n});  // up or down
+            r.ops.muon_update(rounded, Tensor(), direction, factor, s);
+            r.expect(rounded, want, 1);
+        }
+}
+
+void newton_schulz(Run& r) {
+    for (const auto& [R, C] : {std::pair<i64, i64>{3, 50}, {50, 3}, {20, 130}}) {
+        // X of orthogonal rows or columns, each of norm 1 / sqrt(k): a step makes it p(1 / k) X.
+        const i64 k = std::min(R, C), n = std::max(R, C);
+        Numbers x(static_cast<std::size_t>(R * C)), want(x.size());
+        for (i64 i = 0; i < k; ++i)
+            for (i64 j = i; j < n; j += k)
+                x[static_cast<std::size_t>(R < C ? i * C + j : j * C + i)] =
+                    1 / std::sqrt(static_cast<double>((n - i + k - 1) / k));
+        const double a = 1 / static_cast<double>(k), root = std::sqrt(a);
+        for (std::size_t i = 0; i < x.size(); ++i)
+            want[i] = (3.4445 - 4.7750 * a + 2.0315 * a * a) * root * x[i];
+        const Tensor out = r.output({R, C}), gram = r.output({k, k}), polynomial = r.output({k, k});
+        r.ops.newton_schulz(out, r.tensor(x, {R, C}), gram, polynomial,
+                            r.output({kNormDigits + 2}, DType::f32), 1);
+        r.expect(out, want);
+    }
+}
+
 void copies(Run& r) {
     for (const i64 n : {1, 13, 30000}) {
         const Numbers x = r.values(n);
@@ -538,7 +586,9 @@ const Check kChecks[] = {{"copy", copies, 0, 0},
                          {"attention", attention, 4e-6, 1e-2},
                          {"classifier", classifier, 1e-6, 4e-3},
                          {"sum, norm", norms, 5e-7, 5e-7},
-                         {"adamw", adamw, 5e-7, 8e-3}};
+                         {"adamw", adamw, 5e-7, 8e-3},
+                         {"muon", muon, 5e-7, 8e-3},
+                         {"newton_schulz", newton_schulz, 4e-6, 4e-2}};
 
 }  // namespace
 

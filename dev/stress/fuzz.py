@@ -46,6 +46,7 @@ from llmc.load import load_model
 from llmc.models.config import GPT2Config
 from llmc.models.gpt2 import GPT2
 from llmc.optim.adamw import AdamW
+from llmc.optim.muon import Muon
 
 # The errors that readers document for damaged files.
 CLEAR_ERRORS = (_llmc.Error, ValueError, OSError)
@@ -219,10 +220,10 @@ def read_model(folder: Path) -> None:
 
 
 def write_run(folder: Path, number: int) -> None:
-    """Write a checkpoint of step 3 and an older one; for odd numbers as llm.c does, without checksums."""
+    """Write a checkpoint of step 3 and an older one; for odd numbers as llm.c does, without checksums; for some of Muon."""
     write_shard(folder / "data.bin", np.arange(300) % 40, vocab_size=40)
     model = GPT2(CONFIG, dtype="bf16" if number % 4 < 2 else "f32", threads=1)
-    optimizer = AdamW(model)
+    optimizer = Muon(model) if number % 5 == 0 else AdamW(model)
     loader = DataLoader(folder / "data.bin", 2, 8, shuffle=number % 3 > 0)
     saver = Checkpointer(folder)
     data = [DataFile("data.bin", 1624, 5)]
@@ -243,7 +244,7 @@ def read_run(folder: Path) -> None:
     if found is None:
         return
     model = GPT2.from_checkpoint(found.files.model, threads=1)
-    optimizer = AdamW(model)
+    optimizer = Muon(model) if found.optimizer == "muon" else AdamW(model)
     shuffle = found.manifest is None or found.manifest.state.shuffle
     loader = DataLoader(folder / "data.bin", 2, 8, shuffle=shuffle)
     state = found.load_state(model, optimizer, loader.state(), shuffle=shuffle)

@@ -1363,7 +1363,7 @@ def memory_plan(
     micro_gradients: bool = False,
 ) -> MemoryPlan:
     """
-    Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients (twice, if those of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes of each weight.
+    Return the bytes that a model takes for batches of (B, T), and, if `training`, its gradients (twice, if those of a micro-batch are kept apart) and an optimizer that keeps optimizer_bytes.
     """
 
 def nccl_comm(backend: Backend, rank: int, size: int, id: bytes, timeout: float = 600.0) -> Comm:

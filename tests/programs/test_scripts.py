@@ -41,6 +41,19 @@ def test_the_configuration_is_that_of_llm_c(name: str) -> None:
     assert parse(["--config", str(SCRIPTS / f"{name}.toml")]) == parse(LLM_C[name].split())
 
 
+def test_the_run_by_muon_is_that_of_llm_c_with_another_optimizer() -> None:
+    """It differs in what doc/recipes.md has reasons for, and in its folder."""
+    muon, adamw = parse(["--config", str(SCRIPTS / "gpt2_124M_muon.toml")]), parse(LLM_C["gpt2_124M"].split())
+    ours = ("optimizer", "learning_rate", "schedule", "max_steps", "checkpoint_every", "output_dir")
+    assert muon.optimizer == "muon"
+    assert muon.replace(**{name: getattr(adamw, name) for name in ours}) == adamw
+    assert muon.max_steps is not None and muon.warmup_steps is not None
+    assert 1 < muon.checkpoint_every < muon.max_steps
+    tokens = muon.max_steps * muon.total_batch_size
+    assert tokens < 10e9  # what FineWeb's sample has
+    assert muon.warmup_steps < (1 - muon.decay_frac) * muon.max_steps
+
+
 def small(folder: Path) -> list[str]:
     """Return flags that make two steps of any run: with a small model and small data, in FOLDER/log, shown as by llm.c."""
     train, val = tiny_data(folder / "data")
@@ -60,6 +73,14 @@ def test_llm_c_flags_train(name: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "step    2/2 | loss" in done.stdout and (tmp_path / "log" / "DONE_00000002").is_file()
+
+
+def test_the_run_by_muon_starts(tmp_path: Path) -> None:
+    """Two steps of it with a small model and small data."""
+    command = [sys.executable, "-m", "llmc", "train", "--config", str(SCRIPTS / "gpt2_124M_muon.toml"), *small(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "step    2/2 | loss" in done.stdout and re.search(r"optimizer +\| muon ", done.stdout, re.IGNORECASE)
 
 
 @pytest.fixture(autouse=True)

@@ -93,7 +93,9 @@ def test_resume_in_another_dtype(tmp_path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize("allowed", [True, False])
 def test_the_other_optimizer_is_refused(tmp_path: Path, old: str, new: str, allowed: bool) -> None:
     settings = cut_at(tmp_path, 3, optimizer=old)
-    message = f"the checkpoint of step 3 has the state of {old}, the run's optimizer is {new}: give --optimizer {old}, or"
+    message = (
+        f"the checkpoint of step 3 has the state of {old}, the run's optimizer is {new}: give --optimizer {old}, or"
+    )
     with pytest.raises(ValueError, match=message):
         Trainer(llmc.TrainConfig(**{**settings, "optimizer": new, "allow_changes": allowed}))
     assert Trainer(llmc.TrainConfig(**settings)).step == 3

@@ -1,4 +1,4 @@
-"""AdamW: the op against its formula, the optimizer against PyTorch's, master weights to the bit, rounding without bias."""
+"""AdamW and Muon: the op against its formula, the optimizers against PyTorch's, master weights to the bit, rounding without bias."""
 
 from __future__ import annotations
 
@@ -196,9 +196,10 @@ def test_bf16_weights_follow_f32_ones(tiny, rng, master_weights, grad_dtype):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_bad_gradient_leaves_weights_and_moments(tiny, rng, bad):
+@pytest.mark.parametrize(("make", "kept_of_all"), [(llmc.AdamW, 16 * 3), (llmc.Muon, 12 * 3 + 4 * 2)])
+def test_a_bad_gradient_leaves_weights_and_moments(tiny, rng, make, kept_of_all, bad):
     model = tiny(dtype="bf16")
-    optimizer = llmc.AdamW(model)
+    optimizer = make(model)
     gradients = {n: rng.standard_normal(g.shape) for n, g in model.gradients.items()}
     set_gradients(model, gradients)
     optimizer.step(1e-2)
@@ -206,7 +207,7 @@ def test_a_bad_gradient_leaves_weights_and_moments(tiny, rng, bad):
     def everything():
         rows = optimizer.state().values()
         kept = [t for row in rows for t in (*row.moments, row.master) if t is not None]
-        assert len(kept) == 3 * len(rows)
+        assert len(kept) == kept_of_all
         return [t.to_host() for t in (model.all_parameters(), *kept)]
 
     before = everything()
@@ -270,3 +271,165 @@ def test_apply_needs_a_measure(tiny):
     with pytest.raises(ValueError, match="measure"):
         optimizer.apply(1e-3)
     assert optimizer.step_count == 1
+
+
+# ---- Muon ----
+
+
+class Peer:
+    """torch.optim.Muon for the matrices of a model, q, k and v apart, and torch.optim.AdamW for the rest."""
+
+    def __init__(
+        self, weights: dict[str, np.ndarray], dtype: torch.dtype, lr_ratio: float = 1.0, **muon: object
+    ) -> None:
+        self.begin, self.parameters, self.dtype = weights, {}, dtype
+        matrices, decaying, others = [], [], []
+        for spec in _llmc.parameter_table(TINY.native()):
+            value = torch.from_numpy(weights[spec.name].astype(np.float64)).to(dtype)
+            if spec.matrices:
+                value = value.reshape(-1, value.shape[1] // spec.matrices, value.shape[2])
+            pieces = [torch.nn.Parameter(x.clone()) for x in (value if spec.matrices else [value])]
+            self.parameters[spec.name] = pieces
+            (matrices if spec.matrices else decaying if spec.decay else others).extend(pieces)
+        groups = [{"params": decaying, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr=1e-2 * lr_ratio, weight_decay=0.1, **muon),
+            torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95)),
+        ]
+
+    def step(self, gradients: dict[str, np.ndarray]) -> None:
+        for name, pieces in self.parameters.items():
+            g = torch.from_numpy(gradients[name].astype(np.float64)).to(self.dtype)
+            for p, value in zip(pieces, g.reshape(len(pieces), *pieces[0].shape)):
+                p.grad = value.clone()
+        torch.nn.utils.clip_grad_norm_([p for pieces in self.parameters.values() for p in pieces], 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def moved(self, name: str) -> np.ndarray:
+        """Return by how much the weights of a parameter have changed."""
+        now = np.stack([p.detach().double().numpy() for p in self.parameters[name]])
+        return now.reshape(self.begin[name].shape) - self.begin[name]
+
+
+@pytest.fixture
+def exact_newton_schulz(monkeypatch):
+    """Make PyTorch's iterations run in the dtype of the gradient, not in bf16."""
+
+    def in_its_dtype(grad, coefficients, steps, eps):
+        assert coefficients == oracle.NEWTON_SCHULZ and eps == 1e-7
+        return torch.from_numpy(oracle.newton_schulz(grad.numpy(), steps))
+
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", in_its_dtype)
+
+
+def random_gradients(model, rng, count, dtype="f32"):
+    steps = [
+        {n: rounded(rng.standard_normal(g.shape), dtype) for n, g in model.gradients.items()} for _ in range(count)
+    ]
+    for gradients in steps:
+        gradients["wte"][TINY.vocab_size :] = 0  # padding has no gradient
+    return steps
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"adjust_lr": "match_rms_adamw"},
+        {"adjust_lr": "original", "nesterov": False, "momentum": 0.8, "ns_steps": 4, "lr_ratio": 3.0},
+    ],
+)
+def test_muon_is_pytorchs(tiny, rng, exact_newton_schulz, options):
+    """Over twenty updates of given gradients, clipped, with decay, beside float64: no further off than PyTorch in float32."""
+    model = tiny()
+    begin = {name: np.array(value, np.float64) for name, value in model.parameters.items()}
+    theirs = {("adjust_lr_fn" if name == "adjust_lr" else name): value for name, value in options.items()}
+    exact, peer = (Peer(begin, dtype, **theirs) for dtype in (torch.float64, torch.float32))
+    optimizer = llmc.Muon(model, weight_decay=0.1, betas=(0.9, 0.95), **options)
+    for gradients in random_gradients(model, rng, 20):
+        exact.step(gradients), peer.step(gradients)
+        set_gradients(model, gradients)
+        optimizer.step(1e-2)
+    for name in begin:
+        moved = np.asarray(model.parameters[name], np.float64) - begin[name]
+        allowed = 2 * error(peer.moved(name), exact.moved(name)) + 8 * ULP["f32"]
+        assert (error(moved, exact.moved(name)) <= allowed).all(), name
+
+
+def test_muon_in_bf16_is_pytorchs(tiny, rng, monkeypatch):
+    """A bf16 model with master weights is no further from float64 than PyTorch's float32 weights, whose iterations are in bf16 too."""
+    model = tiny(dtype="bf16")
+    begin = {name: np.asarray(value, np.float64) for name, value in model.parameters.items()}
+    exact, peer = (Peer(begin, dtype, adjust_lr_fn="match_rms_adamw") for dtype in (torch.float64, torch.float32))
+    optimizer = llmc.Muon(model, weight_decay=0.1)
+    for gradients in random_gradients(model, rng, 20, "bf16"):
+        peer.step(gradients)
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                "torch.optim._muon._zeropower_via_newtonschulz",
+                lambda grad, _, steps, eps: torch.from_numpy(oracle.newton_schulz(grad.numpy(), steps)),
+            )
+            exact.step(gradients)
+        set_gradients(model, gradients)
+        optimizer.step(1e-2)
+    for name, state in optimizer.state().items():
+        high, low = model.parameter_tensors()[name].to_host(), state.master.to_host()
+        moved = join_master(high.ravel(), low).reshape(begin[name].shape) - begin[name]
+        allowed = 2 * error(peer.moved(name), exact.moved(name)) + 16 * ULP["f32"]
+        assert (error(moved, exact.moved(name)) <= allowed).all(), name
+
+
+def test_muon_keeps_one_moment_of_matrices(tiny):
+    """And says so; its memory is that of the state, and of the largest matrix at a time."""
+    for dtype, size in ("f32", 4), ("bf16", 2):
+        model = tiny(dtype=dtype)
+        muon, adamw = llmc.Muon(model), llmc.AdamW(model)
+        table = {spec.name: spec for spec in _llmc.parameter_table(TINY.native())}
+        assert {name: spec.matrices for name, spec in table.items() if spec.matrices} == {
+            "qkvw": 3, "attprojw": 1, "fcw": 1, "fcprojw": 1
+        }  # fmt: skip
+        for name, state in muon.state().items():
+            assert len(state.moments) == (1 if table[name].matrices else 2)
+            assert all(m.numel == np.prod(table[name].shape) for m in state.moments)
+        saved = sum(4 * int(np.prod(spec.shape)) for spec in table.values() if spec.matrices)
+        scratch = size * (2 * 4 * TINY.channels**2 + 2 * TINY.channels**2) + 4 * (_llmc.NORM_DIGITS + 2)
+        assert abs(muon.bytes - (adamw.bytes - saved + scratch)) < 20 * 256  # tensors begin at multiples of 256 bytes
+
+
+def test_muon_goes_on_from_its_state(tiny, rng):
+    """Moments, masters and counts carried to another optimizer, as by a checkpoint, make the same next updates to the bit."""
+    models = [tiny(dtype="bf16") for _ in range(2)]
+    first, second = (llmc.Muon(m, weight_decay=0.1) for m in models)
+    steps = random_gradients(models[0], rng, 4)
+    for gradients in steps[:2]:
+        set_gradients(models[0], gradients)
+        first.step(1e-2)
+    models[1].all_parameters().from_host(models[0].all_parameters().to_host())
+    for name, state in first.state().items():
+        for kind in range(len(state.moments) + 1):
+            for layer in range(first.layers(name)):
+                second.scatter(name, kind, layer, first.gather(name, kind, layer).to_host())
+    second.step_count, second.rng_state = first.step_count, first.rng_state
+    for gradients in steps[2:]:
+        for model, optimizer in zip(models, (first, second)):
+            set_gradients(model, gradients)
+            optimizer.step(1e-2)
+    np.testing.assert_array_equal(*(m.all_parameters().to_host() for m in models))
+
+
+def test_muon_errors(tiny):
+    model = tiny()
+    for options, message in [
+        ({"momentum": 1.0}, "momentum is 1"),
+        ({"ns_steps": 0}, "ns_steps is 0"),
+        ({"lr_ratio": 0.0}, "lr_ratio is 0"),
+        ({"lr_ratio": math.inf}, "lr_ratio is inf"),
+        ({"adjust_lr": "match"}, "adjust_lr is 'match', expected 'original' or 'match_rms_adamw'"),
+        ({"betas": (1.0, 0.9)}, "betas are 1 and 0.9"),
+        ({"weight_decay": -1.0}, "weight_decay is -1"),
+        ({"seed": 0}, "seed is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            llmc.Muon(model, **options)
+    with pytest.raises(TypeError, match="expected the model itself"):
+        llmc.Muon(model.parameters)

@@ -73,9 +73,11 @@ def last_words(run: Path) -> list[str]:
 # ---- numbers ----
 
 
-@pytest.mark.parametrize(("size", "zero_stage"), [(2, 1), (3, 1), (4, 1), (3, 0)])
+@pytest.mark.parametrize(
+    ("size", "zero_stage", "optimizer"), [(2, 1, "adamw"), (3, 1, "muon"), (4, 1, "adamw"), (3, 0, "adamw")]
+)
 def test_ranks_are_one_process_with_as_many_micro_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_ranks: Ranks, size: int, zero_stage: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_ranks: Ranks, size: int, zero_stage: int, optimizer: str
 ) -> None:
     """To the bit: losses, norms, evaluations, and every byte of a checkpoint, its manifest included."""
     results = {}
@@ -84,7 +86,8 @@ def test_ranks_are_one_process_with_as_many_micro_batches(
         monkeypatch.chdir(tmp_path / folder)
         changes: dict[str, Any] = {"checkpoint_every": 3, "val_steps": 5, "save_best": True, "sample_every": 4}
         changes |= {"hellaswag": True, "hellaswag_data": hellaswag_file(Path("h.bin")), "async_save": True}
-        settings = ranks_settings(Path("."), size, sample_tokens=6, zero_stage=zero_stage, **changes)
+        changes |= {"optimizer": optimizer, "zero_stage": zero_stage}
+        settings = ranks_settings(Path("."), size, sample_tokens=6, **changes)
         results[folder] = in_ranks(ranks, lambda rank: llmc.train(**settings))  # noqa: B023
     (one,), many = results["one"], results["many"]
     for result in many:
@@ -99,12 +102,12 @@ def test_ranks_are_one_process_with_as_many_micro_batches(
     assert words[0] == words[1] and words[0][0].startswith("validation loss") and len(words[0]) == 7
 
 
-@pytest.mark.parametrize("master_weights", [True, False])
-def test_zero_1_is_zero_0_in_bf16(tmp_path: Path, in_ranks: Ranks, master_weights: bool) -> None:
+@pytest.mark.parametrize(("optimizer", "master_weights"), [("adamw", True), ("adamw", False), ("muon", False)])
+def test_zero_1_is_zero_0_in_bf16(tmp_path: Path, in_ranks: Ranks, optimizer: str, master_weights: bool) -> None:
     runs = {}
     for zero_stage in (0, 1):
-        options = {"dtype": "bf16", "master_weights": master_weights, "zero_stage": zero_stage, "max_steps": 4}
-        settings = ranks_settings(tmp_path / str(zero_stage), 3, **options)
+        options = {"optimizer": optimizer, "master_weights": master_weights, "zero_stage": zero_stage}
+        settings = ranks_settings(tmp_path / str(zero_stage), 3, dtype="bf16", max_steps=4, **options)
         results = in_ranks(3, lambda rank: llmc.train(**settings))  # noqa: B023
         assert all(same_weights(weights(result), weights(results[0])) for result in results)
         runs[zero_stage] = files(tmp_path / str(zero_stage) / "run", "model", "state")
@@ -165,9 +168,10 @@ def test_resume_on_another_number_of_ranks(
         )
 
 
-def test_resume_with_the_same_ranks_is_bit_identical(tmp_path: Path, in_ranks: Ranks) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resume_with_the_same_ranks_is_bit_identical(tmp_path: Path, in_ranks: Ranks, optimizer: str) -> None:
     """Moments, masters, generators and windows go to the ranks as they came from them; -z may change."""
-    settings = ranks_settings(tmp_path / "whole", 3, dtype="bf16", max_steps=6)
+    settings = ranks_settings(tmp_path / "whole", 3, dtype="bf16", max_steps=6, optimizer=optimizer)
     in_ranks(3, lambda rank: llmc.train(**settings))
     cut = {**settings, "output_dir": str(tmp_path / "cut")}
     in_ranks(3, lambda rank: part(Trainer(llmc.TrainConfig(**cut)), 3))
@@ -479,15 +483,16 @@ def test_a_slow_rank_is_named_after_ten_updates_and_not_again_for_a_hundred() ->
 # ---- processes ----
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize(("size", "optimizer"), [(1, "adamw"), (2, "muon"), (3, "adamw"), (4, "adamw")])
 def test_processes_are_one_process_with_as_many_micro_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, optimizer: str
 ) -> None:
     """A run, its second half resumed from one process's checkpoint, and a run that is stopped. Rank 0 alone sees the run directories."""
     for folder in ("one", "many"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path / "one")
-    settings = ranks_settings(tmp_path / "data", size, checkpoint_every=3, max_steps=6, layers=1, output_dir="run")
+    shared = {"checkpoint_every": 3, "max_steps": 6, "layers": 1, "output_dir": "run", "optimizer": optimizer}
+    settings = ranks_settings(tmp_path / "data", size, **shared)
     alone = llmc.train(**settings)
     half = {**settings, "output_dir": "half"}
     trainer = Trainer(llmc.TrainConfig(**half))

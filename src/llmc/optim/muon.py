@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from llmc import _llmc
+from llmc.models.config import ModelConfig
 from llmc.models.model import Model
+from llmc.optim.adamw import AdamW
 from llmc.optim.optimizer import Optimizer
-from llmc.values import check_seed
+from llmc.values import MEMORY_DTYPES, check_seed
 
 
 class Muon(Optimizer):
@@ -35,6 +39,8 @@ class Muon(Optimizer):
         TypeError: if model is no model.
         ValueError: if a number is out of range.
     """
+
+    name = "muon"
 
     def __init__(
         self,
@@ -82,3 +88,21 @@ class Muon(Optimizer):
 
     def __repr__(self) -> str:
         return f"Muon({self._options}; {self.step_count:,} updates made)"
+
+    @staticmethod
+    def planned_bytes(config: ModelConfig, dtype: str, master_weights: bool, ranks: int = 1) -> int:
+        """Return about how many bytes `bytes` will be for a model of that shape, on each of so many ranks at most (ZeRO-1)."""
+        with_two_moments = AdamW.bytes_per_parameter(dtype, master_weights)
+        whole = layer = matrix = gram = 0
+        for spec in _llmc.parameter_table(config.native()):
+            numel = math.prod(spec.shape)
+            each = with_two_moments - 4 * (spec.matrices > 0)
+            whole += each * numel
+            if spec.matrices:
+                layers, rows, columns = spec.shape
+                layer = max(layer, each * numel // layers)
+                rows //= spec.matrices
+                matrix, gram = max(matrix, rows * columns), max(gram, min(rows, columns) ** 2)
+        # A layer's matrices have one owner. For one of them at a time there are momentum, direction and two squares.
+        state = whole if ranks == 1 else -(-whole // ranks) + layer
+        return state + 2 * (matrix + gram) * MEMORY_DTYPES[dtype].itemsize

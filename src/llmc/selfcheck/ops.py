@@ -26,7 +26,7 @@ class Cases(Draw):
     def groups(self) -> Iterator[Iterator[Case]]:
         """Yield the cases, those of related ops together."""
         for make in (self.copies, self.encoder, self.layernorm, self.matmul, self.gelu, self.residual, self.attention, self.decode,
-                     self.classifier, self.sums, self.gradient_norm, self.adamw):  # fmt: skip
+                     self.classifier, self.sums, self.gradient_norm, self.adamw, self.muon, self.newton_schulz):  # fmt: skip
             yield make()
         if self.dtype == "f32":  # of tokens and of single numbers, which have no other dtype
             yield self.sample()
@@ -333,19 +333,96 @@ class Cases(Draw):
         before = param if master else param.astype(VALUE_DTYPES[self.dtype]).astype(np.float64)
         step = STEP | {"weight_decay": float(np.float32(decay))}
         after, new_m, new_v = formulas.adamw(before, m, v, grad, factor, step)
-        # Without the lower bits a bf16 weight is rounded stochastically, to either neighbour.
-        unit = UNIT["f32"] if master or self.dtype == "f32" else 2 * self.unit
         scale = np.abs(before) + 4 * np.abs(after - before)
-        limit = STORE * unit * np.maximum(np.abs(after), np.abs(before)) + 8 * F32 * scale
-        weight, low = Result(f"param{suffix}", after, limit, self.dtype, before), None
-        if master:
-            high, below = split_master(before.astype(np.float32))
-            high = high.view(VALUE_DTYPES["bf16"])
-            weight, low = replace(weight, before=high, master=at + 1), Given(below, "i16")
+        weights = self.weights(before, after, scale, master, at + 1, suffix)
         added = np.abs(factor * grad)
         first = self.result(f"m{suffix}", new_m, np.abs(m) + added, 2, dtype="f32", before=m)
         second = self.result(f"v{suffix}", new_v, v + added * added, 2, dtype="f32", before=v)
-        return [weight, low, first, second, Given(grad, grad_dtype)]
+        return [*weights, first, second, Given(grad, grad_dtype)]
+
+    def weights(
+        self, before: Array, after: Array, scale: Array, master: bool, at: int, suffix: str = ""
+    ) -> list[Operand]:
+        """Return param and master, whose position is at, of an update."""
+        # Without the lower bits a bf16 weight is rounded stochastically, to either neighbour.
+        unit = UNIT["f32"] if master or self.dtype == "f32" else 2 * self.unit
+        limit = STORE * unit * np.maximum(np.abs(after), np.abs(before)) + 8 * F32 * scale
+        param = Result(f"param{suffix}", after, limit, self.dtype, before)
+        if not master:
+            return [param, None]
+        high, below = split_master(before.astype(np.float32))
+        return [replace(param, before=high.view(VALUE_DTYPES["bf16"]), master=at), Given(below, "i16")]
+
+    def muon(self) -> Iterator[Case]:
+        factor, beta = Given(np.array([0.5]), "f32"), float(np.float32(0.95))
+        for n in (1, 33, 2051):
+            for grad_dtype in self.gradient_dtypes():
+                m, grad = self.random(n, dtype="f32"), self.random(n, dtype=grad_dtype)
+                for nesterov in (False, True):
+                    exact, moment = formulas.muon_momentum(m, grad, 0.5, beta, nesterov)
+                    scale = np.abs(m) + np.abs(grad)
+                    results = (
+                        self.result("out", exact, scale, 4),
+                        self.result("m", moment, scale, 2, dtype="f32", before=m),
+                    )
+                    given = Given(grad, grad_dtype), factor
+                    yield self.case("muon_momentum", f"{n} {grad_dtype}", *results, *given, scalars=[beta, nesterov])
+            for master in (True, False) if self.dtype == "bf16" else (False,):
+                direction, numbers = self.random(n), [float(np.float32(x)) for x in (1e-2, 3.2, 0.1)]
+                param = self.random(n, dtype="f32" if master else self.dtype)
+                after = formulas.muon_update(param, direction, *numbers)
+                weights = self.weights(param, after, np.abs(param) + 4 * np.abs(after - param), master, 1)
+                step = _llmc.MuonStep(*numbers, seed=n)
+                yield self.case("muon_update", f"{n}", *weights, self.given(direction), factor, scalars=[step])
+
+    def newton_schulz(self) -> Iterator[Case]:
+        for n in (1, 33, 130):
+            x, y = self.random(n, n, scale=0.1), self.random(n, n, scale=0.1)
+            out = self.result("out", 0.375 * x, 0.375 * np.abs(x), 2)
+            yield self.case("scale", f"{n}x{n}", out, self.given(x), Given(np.array([0.25]), "f32"), scalars=[1.5])
+            one = np.eye(n)
+            out = self.result("out", 3.5 * one - 2.25 * x + 1.75 * y, 3.5 * one + 3 * np.abs(x) + 2 * np.abs(y), 2)
+            scalars = [3.5, -2.25, 1.75]
+            yield self.case("shifted_sum", f"{n}x{n}", out, self.given(x), self.given(y), scalars=scalars)
+        # A step in bf16 makes so large errors of those of the one before that a second would be checked by nothing.
+        for R, C, steps in ((5, 133, 1), (133, 5, 1), (33, 200, 1), (96, 768, 1), (768, 96, 1), (5, 133, 2)):
+            if steps > 1 and self.dtype == "bf16":
+                continue
+            x, k = self.random(R, C), min(R, C)
+            exact = formulas.newton_schulz(x, steps)
+            limit = self.newton_schulz_limit(x, steps)
+            out = Result("out", exact, limit, self.dtype)
+            scratch = [self.given(np.full((k, k), np.nan)) for _ in range(2)]
+            norms = Given(np.full(_llmc.NORM_DIGITS + 2, np.nan), "f32")
+            size = f"{R}x{C} {steps}"
+            yield self.case(
+                "newton_schulz", size, out, self.given(x), *scratch, norms, scalars=[steps], real=max(R, C) == 768
+            )
+
+    def newton_schulz_limit(self, x: Array, steps: int) -> Array:
+        """Return how far off the results may be, as every product is stored, with half a unit's error, before the next one is made of it.
+
+        Errors of the factors of a product are independent of each other: 5 standard deviations of their sum, as in rounded_factors().
+        """
+        a, b, c = formulas.NEWTON_SCHULZ
+        tall = x.shape[0] > x.shape[1]
+        x = (x.T if tall else x) / np.sqrt((x * x).sum())
+
+        def product(p: Array, p_error: Array, q: Array, q_error: Array) -> Array:
+            """Return the error of p @ q as it is stored."""
+            parts: Array = np.sqrt(np.square(p_error) @ np.square(q)) + np.sqrt(np.square(p) @ np.square(q_error))
+            return parts + self.unit * np.abs(p @ q) + 8 * F32 * np.outer(norms(p, 1), norms(q, 0))
+
+        error = self.unit * np.abs(x)
+        for _ in range(steps):
+            gram = x @ x.T
+            gram_error = 2.5 * product(x, error, x.T, error.T)
+            square_error = product(gram, gram_error, gram, gram_error)
+            polynomial = a * np.eye(len(x)) + b * gram + c * gram @ gram
+            polynomial_error = abs(b) * gram_error + c * square_error + self.unit * np.abs(polynomial)
+            error = product(polynomial, polynomial_error, x, error)
+            x = polynomial @ x
+        return STORE * (error.T if tall else error)
 
     def sample(self) -> Iterator[Case]:
         for N, V, Vp, temperature, top_k, top_p in ((9, 31, 40, 1.0, 0, 1.0), (9, 31, 40, 0.0, 0, 1.0), (9, 31, 40, 0.8, 3, 1.0),

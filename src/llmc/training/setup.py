@@ -36,6 +36,7 @@ from llmc.optim.muon import Muon
 from llmc.optim.optimizer import Optimizer
 from llmc.optim.schedule import BatchSchedule, lr_schedule, warmup_problem, wsd_decay_begin
 from llmc.system.flops import peak_flops
+from llmc.system.fs import shell_word
 from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
 from llmc.training.ranks import Notes
