@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmc import _llmc
 from llmc.models.config import GPT2Config
 from llmc.models.model import Model
@@ -94,3 +97,19 @@ class GPT2(Model):
         model = cls(GPT2Config.from_native(config), dtype=dtype or file_dtype, seed=None, **options)
         model._native.load_checkpoint(path)
         return model
+
+
+def sines(positions: int, channels: int, rms: float = 0.05) -> NDArray[np.float32]:
+    """Return embeddings of positions that tell from the first step on which are near each other, as the Transformer's (Vaswani et al. 2017).
+
+    The sines of geometrically falling frequencies, from 1 to a quarter of a period over all positions, then their cosines.
+
+    Args:
+        positions, channels: the shape; an odd last channel is 0.
+        rms: the root of the mean square of the values.
+    """
+    frequencies = np.geomspace(1.0, 0.5 * np.pi / positions, max(channels // 2, 1))[: channels // 2]
+    angles = np.arange(positions)[:, None] * frequencies
+    table = np.zeros((positions, channels), np.float32)
+    table[:, : 2 * len(frequencies)] = rms * np.sqrt(2) * np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return table

@@ -141,6 +141,7 @@ class TrainConfig:
     on_bad_record: str = _setting("stop", "data", "when a record has no text", choices=("stop", "skip"))
     document_separator: str = _setting("", "data", "mark between the documents of a text file, as '<|endoftext|>'; default: a file is one document", on_resume="same")
     shuffle: bool = _setting(True, "data", "draw samples in random order", on_resume="same")
+    rows_per_sample: int | None = _setting(None, "data", "rows of T tokens that are drawn together, as they follow each other in the text; 0: all of an update's B, as llm.c", small=1, llm_c=0, least=0, on_resume="same")
     data_seed: int = _setting(42, "data", "seed of that order", least=0, most=2**32 - 1, on_resume="same")
 
     model: str | None = _setting(None, "model", "d12 (any dN, N layers), gpt3:c768, ..., a checkpoint (.bin), or a run directory; default: a small model", "-e", on_resume="same")
@@ -149,6 +150,7 @@ class TrainConfig:
     channels: int | None = _setting(None, "model", "width, in place of the model's", least=1, on_resume="same")
     max_seq_len: int | None = _setting(None, "model", "longest context, in place of the model's [seq_len, if no model is named]", least=1, on_resume="same")
     vocab_size: int | None = _setting(None, "model", "vocabulary, in place of the tokenizer's", least=1, on_resume="same")
+    position_init: str | None = _setting(None, "model", "what the embeddings of positions begin as: normal (random, as GPT-2's), or sines of the Transformer's", small="sines", llm_c="normal", choices=("normal", "sines"), on_resume="same")
     seed: int = _setting(42, "model", "seed of the random weights", least=0, most=2**32 - 1, on_resume="same")
 
     batch_size: int | None = _setting(None, "batch", "rows per micro-batch, B", "-b", small=16, llm_c=4, least=1)
@@ -312,6 +314,8 @@ class RunConfig(TrainConfig):
 
     batch_size: int
     seq_len: int
+    rows_per_sample: int
+    position_init: str
     max_steps: int
     learning_rate: float
     warmup_steps: int

@@ -28,7 +28,7 @@ from llmc.formats.manifest import DataFile, Manifest
 from llmc.formats.state_file import TrainState
 from llmc.formats.stream import CheckpointDamaged
 from llmc.models.config import GPT2Config, ModelConfig
-from llmc.models.gpt2 import GPT2
+from llmc.models.gpt2 import GPT2, sines
 from llmc.models.model import Model, default_grad_dtype
 from llmc.optim.adamw import AdamW
 from llmc.optim.average import WeightAverage
@@ -201,7 +201,8 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         )
     config = config.replace(recompute=model.recompute, classifier_rows=model.classifier_rows)
     optimizer = build_optimizer(config, model, comm)
-    rows_per_sample = _shared(world, config.batch_size if found is None else found.rows_per_sample(config.batch_size))
+    drawn = config.rows_per_sample or config.batch_size
+    rows_per_sample = _shared(world, drawn if found is None else found.rows_per_sample(config.batch_size))
     train_loader, val_loader = _build_loaders(config, sources, model.config.vocab_size, rows_per_sample, world)
     if (unused := len(sources.train) - len(train_loader.files)) > 0 and not config.overfit:
         say(f"note: {unused} of {len(sources.train)} files to train on have less than one batch, and are not used")
@@ -416,6 +417,8 @@ def _build_model(
         model = GPT2.from_checkpoint(path, **options)
     else:
         model = GPT2(shape, seed=config.seed if world.leads else None, **options)
+        if world.leads and config.position_init == "sines":
+            model.parameters["wpe"] = sines(shape.max_seq_len, shape.channels)
     return model, first["origin"], memory
 
 
