@@ -158,6 +158,11 @@ def test_arguments() -> None:
     model.forward([[1, 2, 3]])
     with pytest.raises(ValueError, match="gradient sink is of another backend"):
         model.backward([[2, 3, 4]], 1.0, _llmc.Reduction(comm))
+    divided, model = (llmc.GPT2(TINY, backend=backend) for _ in range(2))
+    optimizer = llmc.AdamW(divided, comm=comm)
+    model.forward([[1, 2, 3]])
+    with pytest.raises(ValueError, match="no gradient of the model whose parameters are divided among the ranks"):
+        model.backward([[2, 3, 4]], 1.0, _llmc.Reduction(comm, optimizer.partition))
 
 
 def one_run(
