@@ -1,6 +1,6 @@
 """Measures what the settings of the first run are worth: variations of `llmc-train` without arguments, all for the same FLOP.
 
-    python dev/bench/first_run.py --seeds 3 --json first_run.jsonl
+    python dev/bench/first_run.py --json first_run.jsonl
     python dev/bench/first_run.py --try "wider: channels=192 heads=3" --only default
 
 A variation is the small model's settings with some of them changed. Its number of steps follows from the budget: the seconds of a
@@ -117,7 +117,7 @@ def main() -> None:
         default=REFERENCE_GFLOPS,
         help=f"what that computes in a second (default {REFERENCE_GFLOPS})",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each variation (default 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="a run with each (default 1 2 3)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variations to run (default: all)")
     parser.add_argument(
         "--try", type=parse_variation, action="append", default=[], dest="more", metavar="'NAME: SETTING=VALUE ...'"
@@ -135,7 +135,7 @@ def main() -> None:
     for name in chosen:
         plan = Plan(variations[name], args.seconds * args.gflops * 1e9)
         results[name] = []
-        for seed in range(1, args.seeds + 1):
+        for seed in args.seeds:
             begin = time.perf_counter()
             curve = run({"dtype": args.dtype, **variations[name]}, plan.steps, seed, args.threads)
             results[name].append(curve[-1])
@@ -153,7 +153,7 @@ def main() -> None:
                 f"{name}, seed {seed}: {curve[-1]:.4f} bits per byte after {seconds:.0f} s", file=sys.stderr, flush=True
             )
         mean, first = statistics.fmean(results[name]), statistics.fmean(results[chosen[0]])
-        deviation = f" ± {statistics.stdev(results[name]):.3f}" if args.seeds > 1 else ""
+        deviation = f" ± {statistics.stdev(results[name]):.3f}" if len(args.seeds) > 1 else ""
         share = plan.orthogonal / plan.update
         facts = [plan.steps, f"{plan.config.num_parameters / 1e6:.2f}", f"{plan.update / 1e9:.1f}", f"{share:.0%}"]
         rows.append([name, *facts, f"{mean:.3f}{deviation}", f"{mean - first:+.3f}"])
