@@ -261,7 +261,7 @@ class Backend {
 
     // out = U S' V^T of inp = U S V^T, where S' is near 1 for every singular value that is not tiny beside the norm
     // of inp: `steps` times  X = a X + b (X X^T) X + c (X X^T)^2 X,  begun with inp / max(its norm, 1e-7), in the
-    // dtype of inp. Coefficients: core/muon_step.h.
+    // dtype of inp. Coefficients: backend.cpp.
     // out, inp (R,C)   gram, polynomial (k,k), k = min(R,C)   norms (kNormDigits + 2) f32. All but out are scratch memory in
     // the end.
     virtual void newton_schulz(Tensor out, Tensor inp, Tensor gram, Tensor polynomial, Tensor norms,

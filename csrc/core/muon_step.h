@@ -1,15 +1,9 @@
-// The numbers of Muon's ops. Free of functions, as adamw_step.h.
+// The numbers of Muon's update. Free of functions, as adamw_step.h.
 #pragma once
 
 #include <cstdint>
 
 namespace llmc {
-
-// The coefficients of the quintic iteration a X + b (X X^T) X + c (X X^T)^2 X (Jordan et al. 2024): the slope at 0 is as steep
-// as it can be, for which singular values end somewhere between 0.7 and 1.2, not at 1.
-inline constexpr float kNewtonSchulzA = 3.4445f, kNewtonSchulzB = -4.7750f, kNewtonSchulzC = 2.0315f;
-// A matrix whose norm is smaller is not scaled up to norm 1, but by the reciprocal of this.
-inline constexpr float kNewtonSchulzLeastNorm = 1e-7f;
 
 // param -= lr (scale direction + weight_decay param)
 struct MuonStep {

@@ -37,8 +37,8 @@ struct Update {
 #pragma unroll
         for (int k = 0; k < W; ++k) {
             const float gk = g[k] * f;
-            m1[k] = lerp(gk, m1[k], beta1);
-            v1[k] = lerp(gk * gk, v1[k], beta2);
+            m1[k] = interpolate(gk, m1[k], beta1);
+            v1[k] = interpolate(gk * gk, v1[k], beta2);
             const float direction = (m1[k] * inv_correction1) / (sqrtf(v1[k] * inv_correction2) + eps);
             p[k] = fmaf(-lr, fmaf(o.weight_decay, p[k], direction), p[k]);
         }

@@ -25,8 +25,8 @@ struct Momentum {
 #pragma unroll
         for (int k = 0; k < W; ++k) {
             g[k] *= f;
-            m1[k] = lerp(g[k], m1[k], momentum);
-            g[k] = nesterov ? lerp(g[k], m1[k], momentum) : m1[k];
+            m1[k] = interpolate(g[k], m1[k], momentum);
+            g[k] = nesterov ? interpolate(g[k], m1[k], momentum) : m1[k];
         }
         store(m + i, m1);
         store(out + i, g);

@@ -10,7 +10,7 @@ namespace llmc {
 enum class Rounding { none, stochastic, split };  // f32; bf16 alone; bf16 with its lower half as master
 
 // llm.c's lerp: start + weight (end - start), as two fused multiply-adds.
-__device__ __forceinline__ float lerp(float start, float end, float weight) {
+__device__ __forceinline__ float interpolate(float start, float end, float weight) {
     return fmaf(weight, end, fmaf(-weight, start, start));
 }
 

@@ -4,8 +4,8 @@
 
 A small model is trained with each option in turn, by AdamW and by Muon, on the same tokens, with the same seeds for all. The optimizers
 are written here, in PyTorch over llmc's gradients and f32 weights, so that an option is a line or two, whether llmc has it or not.
-Columns: the option; the validation loss in nats per token, the mean over the seeds; by how much it is above that without the option,
-the mean of the differences between runs of one seed; and the standard error of that mean.
+Columns: the option; the validation loss in nats per token, the mean over the seeds; by how much it is above that without the option, the
+mean of the differences between runs of one seed, and the standard error of that mean; and the same of the runs' averages of weights.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ BATCH, SEQ = 8, 128
 MATRICES = ("qkvw", "attprojw", "fcw", "fcprojw")  # Muon's; with the embeddings, those that decay
 DECAYED = ("wte", "wpe", *MATRICES)
 EMA_DECAYS = (0.95, 0.98)
+MUON_RATIO = 2.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Options:
 
     Attributes:
         optimizer: "adamw" or "muon".
-        lr: the highest rate; of Muon's matrices times 0.2 sqrt(the longer side).
+        lr: the highest rate; of Muon's matrices 2.5 times that, times 0.2 sqrt(the longer side).
         schedule: after the warm-up "linear" falls to 0, "cosine" to a tenth; "wsd" falls to 0 in the last `decay_frac` of the tokens.
         weight_decay, decay_kind: "constant"; "falling", times the rate's own fall; or "cautious", only where the update goes the same way.
         cautious: updates only where they agree with the gradient's sign (Liang et al. 2024).
@@ -58,14 +59,13 @@ class Options:
     half_batch: float = 0.0
 
 
-DECAY = 1.0
 OPTIONS = {
-    "weight decay 1.0": {"weight_decay": DECAY},
-    "the same, falling with the rate": {"weight_decay": DECAY, "decay_kind": "falling"},
-    "the same, cautious": {"weight_decay": DECAY, "decay_kind": "cautious"},
+    "weight decay 1": {"weight_decay": 1.0},
+    "weight decay 1, falling with the rate": {"weight_decay": 1.0, "decay_kind": "falling"},
+    "weight decay 1, cautious": {"weight_decay": 1.0, "decay_kind": "cautious"},
     "cautious updates": {"cautious": True},
-    "residual projections of GPT-2 begin at 0": {"residual": 0.0},
-    "they begin as wide as the others": {"residual": math.sqrt(8)},
+    "residual projections begin at 0": {"residual": 0.0},
+    "residual projections begin as wide as the others": {"residual": math.sqrt(8)},
     "half the batch for half the tokens": {"half_batch": 0.5},
     "cosine to a tenth": {"schedule": "cosine"},
     "wsd, the last 20 %": {"schedule": "wsd"},
@@ -132,7 +132,7 @@ class Run:
                 m = self.first[name].lerp_(g, 0.05)
                 C = w.shape[-1]
                 matrices = g.lerp(m, 0.95).reshape(-1, *((C, C) if name == "qkvw" else w.shape[1:]))
-                step = 0.2 * math.sqrt(max(matrices.shape[1:])) * newton_schulz(matrices).reshape(w.shape)
+                step = MUON_RATIO * 0.2 * math.sqrt(max(matrices.shape[1:])) * newton_schulz(matrices).reshape(w.shape)
             else:
                 m, v = self.first[name].lerp_(g, 0.1), self.second[name].lerp_(g * g, 0.05)
                 step = m / (1 - 0.9**self.updates) / ((v / (1 - 0.95**self.updates)).sqrt() + 1e-8)
@@ -194,10 +194,10 @@ def main() -> int:
     parser.add_argument("text", type=Path)
     parser.add_argument("held_out", type=Path)
     parser.add_argument("--tokenizer", default="bpe:1024", help="as --tokenizer of llmc-train (default bpe:1024)")
-    parser.add_argument("--updates", type=int, default=500, help=f"of {BATCH} rows of {SEQ} tokens (default 500)")
+    parser.add_argument("--updates", type=int, default=200, help=f"of {BATCH} rows of {SEQ} tokens (default 200)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each option (default 3)")
     parser.add_argument(
-        "--lr", type=float, nargs=2, default=(2e-3, 2e-3), help="of AdamW and Muon (default 2e-3, 2e-3)"
+        "--lr", type=float, nargs=2, default=(2e-3, 3e-3), help="of AdamW and Muon (default 2e-3, 3e-3)"
     )
     parser.add_argument("--only", nargs="*", help="parts of the names of options; default: all")
     parser.add_argument("--dtype", default="f32", help="f32 or bf16, of llmc's part (default f32)")
@@ -226,20 +226,18 @@ def main() -> int:
                 )
                 for seed in range(1, args.seeds + 1)
             ]
-            for name, changes in {"": {}, **chosen}.items()
+            for name, changes in {"nothing": {}, **chosen}.items()
         }
-        before = [run["weights"] for run in losses[""]]
+        before = [run["weights"] for run in losses["nothing"]]
         rows = []
         for name, runs in losses.items():
+            row = [name, f"{statistics.mean(run['weights'] for run in runs):.4f}"]
             for kind in runs[0]:
-                here = [run[kind] for run in runs]
-                more = [a - b for a, b in zip(here, before, strict=True)]
+                more = [run[kind] - loss for run, loss in zip(runs, before, strict=True)]
                 error = statistics.stdev(more) / math.sqrt(len(more)) if len(more) > 1 else math.nan
-                label = (
-                    ", ".join(filter(None, (name, "" if kind == "weights" else kind))) or f"{optimizer}, nothing added"
-                )
-                rows.append([label, f"{statistics.mean(here):.4f}", f"{statistics.mean(more):+.4f}", f"{error:.4f}"])
-        print_table([f"{optimizer}, lr {lr:g}", "loss", "more", "error"], rows)
+                row.append(f"{statistics.mean(more):+.4f} ±{error:.4f}")
+            rows.append(row)
+        print_table([f"{optimizer}, lr {lr:g}", "loss", "more", *(f"average {d}" for d in EMA_DECAYS)], rows)
         results[optimizer] = losses
     write_json(args.json, {"machine": machine(args.threads), "updates": args.updates, "losses": results})
     return 0

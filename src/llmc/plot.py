@@ -475,10 +475,14 @@ def _draw(axes: Axes, curve: _Curve, few: bool) -> None:
 
 
 def _limits(curves: Sequence[_Curve], heading: str, also: Sequence[float]) -> tuple[float, float]:
-    """Return the range of a panel: that of all curves but for single spikes and the first half per cent of the steps."""
+    """Return the range of a panel: that of all curves but for single spikes and the first half per cent of the steps.
+
+    Of validations alone it is that of all, because there may be few.
+    """
     parts = [np.asarray(also, np.float64)]
     for curve in curves:
-        later = curve.values[(curve.steps >= curve.steps[-1] // 200) & np.isfinite(curve.values)]
+        first = 0 if heading == _BITS else curve.steps[-1] // 200
+        later = curve.values[(curve.steps >= first) & np.isfinite(curve.values)]
         parts.append(later if curve.kind in _VALIDATION else later[~_spikes(later)])
     values = np.concatenate(parts)
     if heading in (_LOSS, _BITS):  # on a log scale

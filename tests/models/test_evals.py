@@ -284,6 +284,9 @@ def test_a_run_is_evaluated_on_its_own_validation_data(
     own = f"validation: loss {loss.loss:.6f}, perplexity {loss.perplexity:.4f}, 384 tokens of {Path('data/val.bin')}\n"
     for checkpoint in ("run", "run/model_00000001.bin", "run/best.bin"):
         assert call(checkpoint) == own
+    tiny_run(Path("averaged"), max_seq_len=32, max_steps=1, ema_decay=0.5)
+    averaged = call("averaged/run")
+    assert averaged == call("averaged/run/average_00000001.bin") != call("averaged/run/model_00000001.bin")
     assert call("run", "--data", "data/val.bin") == own
     assert "384 tokens" in call("run", "-t", "32", "-b", "3")
     (tmp_path / "elsewhere").mkdir()

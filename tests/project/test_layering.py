@@ -131,9 +131,10 @@ def test_files_of_one_instruction_set_stand_alone():
             assert others <= {"uint8_t", "uint16_t", "uint32_t", "uint64_t", "uintptr_t"}, (
                 f"{name(path)} uses std::{others}"
             )
-    for header in ("cpu/kernels.h", "core/adamw_step.h", "core/bf16.h"):
+    plain = "core/adamw_step.h", "core/muon_step.h", "core/bf16.h"
+    for header in ("cpu/kernels.h", *plain):
         path = CSRC / header
-        assert set(includes(path)) <= {("cstdint", False), ("core/adamw_step.h", True), ("core/bf16.h", True)}
+        assert set(includes(path)) <= {("cstdint", False), *((other, True) for other in plain)}
         assert "inline" not in code(path)
 
 

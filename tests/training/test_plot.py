@@ -226,17 +226,19 @@ def test_losses_of_another_vocabulary_do_not_compare(log: Path, run_dir: Path) -
 
 
 def test_runs_of_different_vocabularies_compare_in_bits_per_byte(log: Path, run_dir: Path, tmp_path: Path) -> None:
-    rows = [{"kind": "validation", "step": step, "loss": 4.0, "bits_per_byte": 3.0 - step / 10} for step in (0, 10)]
+    rows = [{"kind": "validation", "step": step, "loss": 4.0, "bits_per_byte": 3.0 - step / 400} for step in (0, 400)]
     with open(run_dir / "metrics.jsonl", "a") as file:
         file.write("\n" + "".join(json.dumps(row) + "\n" for row in rows))
     runs = [plot.read_run(run_dir), plot.read_run(run_dir, "other"), plot.read_run(log)]
-    assert runs[0].series["val_bits_per_byte"] == {0: 3.0, 10: 2.0} and "val_bits_per_byte" not in runs[2].series
+    assert runs[0].series["val_bits_per_byte"] == {0: 3.0, 400: 2.0} and "val_bits_per_byte" not in runs[2].series
     runs[0].series = {name: runs[0].series[name] for name in ("train_loss", "val_loss", "val_bits_per_byte")}
     runs[0].series["val_loss"].pop(20)  # which main.log has
-    assert heading(plot.figure(runs[:1])) == "mine: validation loss 4.000 (3.000 bits per byte) at step 0 of 19"
+    assert heading(plot.figure(runs[:1])) == "mine: validation loss 4.000 (3.000 bits per byte) at step 0 of 400"
     runs[0].vocab_size, runs[1].vocab_size = 1024, 4096
     for fig in (plot.figure(runs[:2]), plot.figure(runs[:1], bits_per_byte=True)):
         assert titles(fig)[0] == "validation, bits per byte" and fig.axes[0].get_yscale() == "log"
+        low, high = fig.axes[0].get_ylim()
+        assert low < 2.0 and high > 3.0
         assert {label for label in drawn(fig.axes[0]) if label[0] != "_"} == {"val_bits_per_byte"}
     assert [t.get_text() for t in plot.figure(runs[:2]).legends[0].texts] == ["mine", "other"]
     for asked, some in ((None, runs), (False, runs[:2])):  # one of the first knows none

@@ -47,7 +47,7 @@ def files(run: Path, *kinds: str) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(run.iterdir())
-        if path.name.split("_")[0] in (kinds or ("model", "state", "DONE", "best.bin"))
+        if path.name.split("_")[0] in (kinds or ("model", "state", "average", "DONE", "best.bin"))
     }
 
 
@@ -74,10 +74,17 @@ def last_words(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("size", "zero_stage", "optimizer"), [(2, 1, "adamw"), (3, 1, "muon"), (4, 1, "adamw"), (3, 0, "adamw")]
+    ("size", "zero_stage", "optimizer", "ema_decay"),
+    [(2, 1, "adamw", 0.0), (3, 1, "muon", 0.9), (4, 1, "adamw", 0.0), (3, 0, "adamw", 0.5)],
 )
 def test_ranks_are_one_process_with_as_many_micro_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_ranks: Ranks, size: int, zero_stage: int, optimizer: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_ranks: Ranks,
+    size: int,
+    zero_stage: int,
+    optimizer: str,
+    ema_decay: float,
 ) -> None:
     """To the bit: losses, norms, evaluations, and every byte of a checkpoint, its manifest included."""
     results = {}
@@ -86,7 +93,7 @@ def test_ranks_are_one_process_with_as_many_micro_batches(
         monkeypatch.chdir(tmp_path / folder)
         changes: dict[str, Any] = {"checkpoint_every": 3, "val_steps": 5, "save_best": True, "sample_every": 4}
         changes |= {"hellaswag": True, "hellaswag_data": hellaswag_file(Path("h.bin")), "async_save": True}
-        changes |= {"optimizer": optimizer, "zero_stage": zero_stage}
+        changes |= {"optimizer": optimizer, "zero_stage": zero_stage, "ema_decay": ema_decay}
         settings = ranks_settings(Path("."), size, sample_tokens=6, **changes)
         results[folder] = in_ranks(ranks, lambda rank: llmc.train(**settings))  # noqa: B023
     (one,), many = results["one"], results["many"]
@@ -95,7 +102,7 @@ def test_ranks_are_one_process_with_as_many_micro_batches(
             assert result.history[name] == one.history[name], name
         assert same_weights(weights(result), weights(one)) and result.step == 8
     assert files(tmp_path / "many" / "run") == files(tmp_path / "one" / "run")
-    assert len(files(tmp_path / "one" / "run")) == 3 * 3 + 1
+    assert len(files(tmp_path / "one" / "run")) == 3 * (4 if ema_decay else 3) + 1
     logs = [(tmp_path / folder / "run" / "main.log").read_text() for folder in ("one", "many")]
     assert logs[0] == logs[1] and "eval:" in logs[0]
     words = [last_words(tmp_path / folder / "run") for folder in ("one", "many")]

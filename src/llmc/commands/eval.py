@@ -131,5 +131,5 @@ def _find_tokenizer(checkpoint: str, spec: str | None, data: Sequence[StrPath], 
 def _run_of(checkpoint: Path) -> Path | None:
     """Return the run directory that a checkpoint is, or lies in; None if it is none."""
     directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    model = checkpoint.is_dir() or checkpoint.name == "best.bin" or checkpoint.name.startswith("model_")
+    model = checkpoint.is_dir() or checkpoint.name == "best.bin" or checkpoint.name.startswith(("model_", "average_"))
     return directory if model and (directory / "config.toml").is_file() else None

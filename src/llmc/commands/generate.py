@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--samples {args.samples}: --interactive continues one text")
     if args.interactive and args.prompt_file == "-":
         raise ValueError("--prompt-file -: with --interactive the standard input has the lines to continue")
+    if args.interactive and sys.stdin is None:
+        raise ValueError("--interactive reads the standard input, and there is none")
     if not Path(args.run).exists():
         raise FileNotFoundError(f"'{args.run}' is neither a run directory nor a checkpoint file")
     text = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
@@ -209,6 +211,8 @@ class _Talk:
         sys.stdout.flush()
         at_end = session.tokens[-1] == tokenizer.eot_token
         self._joint = "\n" if ended and not at_end and not whole_line else ""
+        if at_end and self._terminal:
+            print("(end of text)", file=sys.stderr)
         if session.forgotten > forgotten:
             print(
                 f"(the model sees only the last {len(session.tokens) - session.forgotten} tokens of the text)",
