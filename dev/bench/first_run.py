@@ -39,10 +39,26 @@ REFERENCE_GFLOPS = (
 NEWTON_SCHULZ_STEPS = 5
 BYTES_PER_TOKEN = 3  # of the hold-out, roughly: to count its validations
 
-# The settings that changed, each the other way round.
+# Each changes one thing; "before" is the first run as it was, on the new text.
 VARIATIONS: dict[str, dict[str, Any]] = {
     "default": {},
-}
+    "adamw": {"optimizer": "adamw"},
+    "normal positions": {"position_init": "normal"},
+    "neighbouring rows": {"rows_per_sample": 0},
+    "cosine to a tenth": {"schedule": "cosine", "final_lr_frac": 0.1},
+    "vocabulary 1024": {"tokenizer": "bpe:1024"},
+    "vocabulary 4096": {"tokenizer": "bpe:4096"},
+    "rows of 256": {"seq_len": 256, "batch_size": 4},
+    "batch of 16": {"batch_size": 16},
+    "6 layers": {"layers": 6},
+    "192 channels": {"channels": 192, "heads": 3},
+    "matrices twice as fast": {"muon_lr_ratio": 5.0},
+    "all half as fast": {"learning_rate": 1.5e-3},
+    "before": {
+        "optimizer": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "final_lr_frac": 0.1, "warmup_steps": 100,
+        "channels": 256, "heads": 4, "batch_size": 16, "tokenizer": "bpe:1024", "rows_per_sample": 0, "position_init": "normal",
+    },
+}  # fmt: skip
 
 
 def newton_schulz_flops(config: GPT2Config) -> int:
