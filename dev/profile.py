@@ -6,9 +6,10 @@
 
 Nothing need be installed for the ops: each tells the profile that it begins (csrc/core/profile.h), and its time lasts until the next
 one begins, on the device's clock. So the rows add up to the step. "else" is what belongs to no op: Python, checks of tokens, allocations;
-on a GPU also what it waits for. A step is an update with one micro-batch: zero_grad, forward, backward, clipping and AdamW, on random
-tokens, without recorded graphs. Profiled steps and others take turns, and both medians are printed: their difference is what the profile
-itself costs. (On a GPU kernels of different ops no longer overlap.) The rows are those of the profiled step whose time is the median.
+on a GPU also what it waits for. A step is an update with one micro-batch: zero_grad, forward, backward, clipping and AdamW (or Muon),
+on random tokens, without recorded graphs. Profiled steps and others take turns, and both medians are printed: their difference is what
+the profile itself costs. (On a GPU kernels of different ops no longer overlap.) The rows are those of the profiled step whose time is the
+median.
 
 Columns: op; phase; its extents, in the order of csrc/core/dims.h (matmuls: rows, channels in, channels out); calls; ms; share of the
 step; GFLOP/s and GB/s of what the op has to compute, read and write; the floor as a share of the time. The floor is the arithmetic at
@@ -52,13 +53,14 @@ PHASES = ("forward", "classifier", "backward", "optimizer", "else")
 # ---- the work of an op ----
 
 
-def op_work(name: str, extents: Sequence[int], dtype: str) -> tuple[float, float] | None:
+def op_work(name: str, extents: Sequence[int], dtype: str, phase: str = "") -> tuple[float, float] | None:
     """Return the FLOP of an op, and the bytes that it has to read and write; None of an op that is not known here.
 
     Args:
         name: of the op.
         extents: as the profile has them.
         dtype: of activations, parameters and their gradients: "f32" or "bf16".
+        phase: of the step. In the optimizer's, newton_schulz asks matmul_backward for one of its two products.
     """
     size = 2 if dtype == "bf16" else 4
 
@@ -74,7 +76,7 @@ def op_work(name: str, extents: Sequence[int], dtype: str) -> tuple[float, float
     known: dict[str, Callable[..., tuple[float, float]]] = {
         "matmul_forward": matmul,
         "matmul_gelu_forward": lambda N, C, OC: matmul(N, C, OC, 1, N * OC),
-        "matmul_backward": lambda N, C, OC: matmul(N, C, OC, 2),
+        "matmul_backward": lambda N, C, OC: matmul(N, C, OC, 1 if phase == "optimizer" else 2),
         "matmul_gelu_backward": lambda N, C, OC: matmul(N, C, OC, 2, N * C),
         "attention_forward": lambda B, T, C, NH: attention(B, T, C, 2, 4),
         "attention_backward": lambda B, T, C, NH: attention(B, T, C, 5, 8),
@@ -189,7 +191,7 @@ class Trainer:
         self.backend = self.model.backend
         if self.backend.runs_ahead:
             self.backend.set_option("graphs", "off")  # a recorded graph would hide the ops
-        self.optimizer = llmc.AdamW(self.model)
+        self.optimizer = llmc.Muon(self.model) if args.optimizer == "muon" else llmc.AdamW(self.model)
         rng = np.random.default_rng(0)
         self.tokens = rng.integers(0, config.vocab_size, (2, args.batch_size, args.seq_len), dtype=np.int32)
 
@@ -378,7 +380,7 @@ def print_ops(steps: Steps, dtype: str, top: Ceilings | None) -> list[dict[str, 
     total = sum(row.seconds for row in steps.rows)
     lines, records = [], []
     for row in steps.rows:
-        work = op_work(row.op, row.extents, dtype)
+        work = op_work(row.op, row.extents, dtype, row.phase)
         flops, bytes_ = (row.calls * x for x in work) if work else (None, None)
         floor = row.calls * top.floor(work) if work and top else None
         records.append({**dataclasses.asdict(row), "flops": flops, "bytes": bytes_, "floor": floor})
@@ -419,6 +421,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("-b", "--batch-size", type=int, default=4, metavar="B", help="rows [4]")
     add("-t", "--seq-len", type=int, default=64, metavar="T", help="tokens of a row [64]")
     add("--dtype", choices=["f32", "bf16"], default="f32", help="[f32]")
+    add("--optimizer", choices=["adamw", "muon"], default="adamw", help="[adamw]")
     add("--recompute", type=int, choices=[0, 1, 2], default=1, help="as of llmc-train [1]")
     add("--device", default="cpu", help="cpu, cuda or cuda:N [cpu]")
     add("--threads", type=int, default=0, help="CPU threads [as many as the process may use]")
@@ -448,7 +451,9 @@ def main(argv: Sequence[str]) -> None:
     about = machine(args.threads)
     print(f"{info.description}, {info.isa}; {info.options}" if on_gpu else machine_line(about))
     top = None if args.no_ceilings else measure_ceilings(trainer.backend, args.dtype)
-    shape = f"{args.model}, {config.num_layers} layers, B={args.batch_size} T={args.seq_len} {args.dtype}"
+    shape = (
+        f"{args.model}, {config.num_layers} layers, B={args.batch_size} T={args.seq_len} {args.dtype}, {args.optimizer}"
+    )
     print(shape if top is None else f"{shape}; {top}")
     steps = trainer.measure(args.steps)
     middle = sorted(steps.others)[len(steps.others) // 2]
@@ -460,6 +465,7 @@ def main(argv: Sequence[str]) -> None:
     results: dict[str, Any] = {
         "machine": about | ({"gpu": info.description, "options": info.options} if on_gpu else {}),
         "model": args.model, "layers": config.num_layers, "B": args.batch_size, "T": args.seq_len, "dtype": args.dtype,
+        "optimizer": args.optimizer,
         "ceilings": top and dataclasses.asdict(top), "seconds": steps.others, "profiled_seconds": steps.profiled,
         "busy": steps.busy, "ops": print_ops(steps, args.dtype, top),
     }  # fmt: skip

@@ -172,9 +172,8 @@ void bind_comm(py::module_& m) {
         .def("reduce_scatter", collective(&Comm::reduce_scatter), "xs"_a, "owners"_a = py::none(),
              "Replace this rank's piece of each tensor by its sum over the ranks; the rest is then "
              "undefined.\n\n"
-             "owners: of each tensor the rank whose piece is all of it, or -1: each rank has its piece_of() "
-             "it, "
-             "as without owners.")
+             "owners: of each tensor the rank that owns all of it, or -1 if each has its piece_of() it, as "
+             "without owners.")
         .def("all_gather", collective(&Comm::all_gather), "xs"_a, "owners"_a = py::none(),
              "Fill each tensor with the pieces of it that the ranks own. owners: as in reduce_scatter().")
         .def(
@@ -221,8 +220,7 @@ void bind_comm(py::module_& m) {
         m, "Reduction",
         "A sink that sums gradients and the loss over the ranks of a Comm: csrc/comm/reduction.h.\n\n"
         "partition: the optimizer's; each rank gets the sums of what it updates (ZeRO-1). None: each gets "
-        "all. "
-        "notes: how many numbers travel beside the loss.")
+        "all. notes: how many numbers travel beside the loss.")
         .def(py::init([](const std::shared_ptr<Comm>& comm,
                          std::optional<std::shared_ptr<Partition>> partition, std::int64_t notes) {
                  const Busy busy(comm->backend());

@@ -228,8 +228,8 @@ void bind_ops(py::module_& m) {
              "momentum), or m unless nesterov.")
         .def("muon_update", op(&Backend::muon_update), "param"_a, "master"_a, "direction"_a, "factor"_a,
              "step"_a,
-             "Update param by lr * (scale * direction + weight_decay * param). master as of adamw; factor "
-             "only says by being finite that there is an update.")
+             "Subtract lr * (scale * direction + weight_decay * param) from param, if factor (1) is finite. "
+             "master as of adamw.")
         .def("scale", op(&Backend::scale), "out"_a, "inp"_a, "factor"_a, "scale"_a,
              "Compute out = scale * factor * inp, in any shape, for factor (1) f32.")
         .def("shifted_sum", op(&Backend::shifted_sum), "out"_a, "x"_a, "y"_a, "a"_a, "b"_a, "c"_a,

@@ -14,7 +14,7 @@ struct Parameter {
     bool decay;  // weight decay applies: to matrices and embeddings, not to biases and layernorms
     std::int64_t layers = 1;      // value and grad are those of so many layers, stacked
     std::int64_t first_unit = 0;  // layer l is of unit first_unit + l (comm/arrivals.h)
-    // Each layer's value is so many matrices of equal shape, one below the other, that Muon orthogonalizes apart (q, k and v);
+    // Each layer's value is so many matrices of equal shape, one below the other, that Muon orthogonalises apart (q, k and v);
     // 0: it is none that Muon takes, but an embedding or a vector.
     std::int64_t matrices = 0;
 };

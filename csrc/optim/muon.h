@@ -44,8 +44,8 @@ class Muon final : public AdamW {
     static constexpr int kMatrixMoments = 1;
     MuonOptions options_;
     float lr_ = 0.0f;  // of matrices, in the update that is under way
-    Tensor momentum_, direction_, gram_, polynomial_,
-        norms_;      // of a matrix at a time: as large as the largest needs
+    // Of a matrix at a time, as large as the largest needs.
+    Tensor momentum_, direction_, gram_, polynomial_, norms_;
     Arena scratch_;  // after its slots: its destructor still writes to them
 };
 

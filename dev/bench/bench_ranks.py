@@ -55,7 +55,7 @@ def work(args: argparse.Namespace) -> None:
         model = llmc.GPT2(llmc.GPT2Config(**config), dtype=args.dtype, backend=backend)
     comm = None if world.size == 1 or args.worker == "alone" else world.open_comm(backend)
     optimizer = llmc.AdamW(model, comm=comm)
-    sink = None if comm is None else _llmc.Reduction(comm, sharded=True)
+    sink = None if comm is None else _llmc.Reduction(comm, optimizer.partition)
     part = rows // world.size
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, rows, T), dtype=np.int32)
     inputs, targets = tokens[:, part * world.rank : part * (world.rank + 1)]

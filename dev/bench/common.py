@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from llmc import _llmc
+    from llmc.models.config import GPT2Config
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +122,14 @@ def step_work(model: str, dtype: str, B: int, T: int) -> StepWork:
 
     config = GPT2Config.from_descriptor(model)
     return StepWork(float(config.flops_per_token(T) * B * T), float(adamw_bytes(dtype) * config.num_parameters))
+
+
+def newton_schulz_flops(config: GPT2Config, steps: int = 5) -> int:
+    """Return the FLOP of Muon's iterations in one update: three products each, 4 k k n + 2 k k k for matrices of sides k <= n."""
+    C = config.channels
+    # Queries, keys, values and the projection; the two of the feed-forward layer.
+    sides = [(C, C)] * 4 + [(C, 4 * C)] * 2
+    return steps * config.num_layers * sum(4 * k * k * n + 2 * k**3 for k, n in sides)
 
 
 def peak_rss() -> int:

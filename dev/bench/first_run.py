@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import add_common_arguments, append_json, machine, machine_line, print_table
+from common import add_common_arguments, append_json, machine, machine_line, newton_schulz_flops, print_table
 
 import llmc
 from llmc.data.holdout import hold_out
@@ -33,10 +33,8 @@ from llmc.training.settings import SETTINGS, defaults
 from llmc.training.setup import SMALL_MODEL
 from llmc.training.sources import DEFAULT_TOKENIZER
 
-REFERENCE_GFLOPS = (
-    146  # of two cores with AVX2: with it two minutes were 400 updates of 44 GFLOP, the first run before Muon
-)
-NEWTON_SCHULZ_STEPS = 5
+# Of two cores with AVX2: with it two minutes were 400 updates of 44 GFLOP, the first run before Muon.
+REFERENCE_GFLOPS = 146
 BYTES_PER_TOKEN = 3  # of the hold-out, roughly: to count its validations
 
 # Each changes one thing; "before" is the first run as it was, on the new text.
@@ -59,17 +57,6 @@ VARIATIONS: dict[str, dict[str, Any]] = {
         "channels": 256, "heads": 4, "batch_size": 16, "tokenizer": "bpe:1024", "rows_per_sample": 0, "position_init": "normal",
     },
 }  # fmt: skip
-
-
-def newton_schulz_flops(config: GPT2Config) -> int:
-    """Return the FLOP of an update's Newton-Schulz iterations over the matrices of all layers."""
-    C = config.channels
-
-    def of(rows: int, columns: int) -> int:
-        k, n = min(rows, columns), max(rows, columns)
-        return NEWTON_SCHULZ_STEPS * (4 * k * k * n + 2 * k**3)
-
-    return config.num_layers * (4 * of(C, C) + 2 * of(C, 4 * C))
 
 
 class Plan:

@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import append_json, machine, print_table, timed
+from common import append_json, machine, newton_schulz_flops, print_table, timed
 
 import llmc
 from llmc.formats.shards import read_shard
@@ -248,15 +248,6 @@ def table(args: argparse.Namespace) -> None:
 
 
 # ---- cost ----
-
-
-def newton_schulz_flops(config: llmc.GPT2Config, steps: int = 5) -> int:
-    """Return the FLOP of Muon's iterations in one update. Each iteration is three products: 4 k k m + 2 k k k, k being the smaller side."""
-    C = config.channels
-    sides = [(C, C)] * 4 + [
-        (C, 4 * C)
-    ] * 2  # queries, keys, values, and the projection; the two of the feed-forward layer
-    return steps * config.num_layers * sum(4 * k * k * m + 2 * k**3 for k, m in sides)
 
 
 def cost(args: argparse.Namespace) -> None:

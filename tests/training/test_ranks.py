@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import KERNEL_SETS, make_backend
 from mpi import mpiexec
 from runs import VOCAB, same_weights, tiny_data, tiny_run, tiny_settings, weights
 
@@ -269,6 +270,21 @@ def test_settings_that_differ_are_named(tmp_path: Path, in_ranks: Ranks) -> None
     settings = ranks_settings(tmp_path, 2)
     with pytest.raises(Exception, match="the settings differ: learning_rate is 0.02, rank 0 has 0.01"):
         in_ranks(2, lambda rank: Trainer(llmc.TrainConfig(**{**settings, "learning_rate": 0.01 * (1 + rank)})))
+
+
+def test_ranks_with_other_kernel_sets_do_not_each_make_the_updates_of_muon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_ranks: Ranks
+) -> None:
+    """Their matmuls differ in the last bits, and so would their weights. With an owner for each matrix they have the same."""
+    if len(KERNEL_SETS) < 2:
+        pytest.skip("this CPU has one kernel set")
+    backends = [make_backend(name, 1) for name in KERNEL_SETS[:2]]
+    settings = ranks_settings(tmp_path, 2, optimizer="muon", max_steps=2)
+    monkeypatch.setattr(setup, "open_device", lambda device, threads, local_rank: ("cpu", backends[local_rank]))
+    with pytest.raises(ValueError, match=r"kernel sets \(\w+, \w+\): with --optimizer muon and -z 0"):
+        in_ranks(2, lambda rank: llmc.train(**settings, zero_stage=0))
+    one, other = in_ranks(2, lambda rank: llmc.train(**settings))
+    assert same_weights(weights(one), weights(other))
 
 
 def test_data_that_differ_are_named(tmp_path: Path, in_ranks: Ranks) -> None:

@@ -119,5 +119,5 @@ class Optimizer:
 
     @property
     def bytes(self) -> int:
-        """Memory of the moments and master weights."""
+        """Memory that it takes: of moments and master weights, and scratch memory of its updates."""
         return self._native.bytes

@@ -177,10 +177,14 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         say(
             f"note: {ranks} ranks compute with {counted(threads, 'thread')} each on {cpus} CPUs here: they wait for each other"
         )
-    if len(sets := set(world.gather(backend.info().isa))) > 1:
-        say(
-            f"note: the ranks compute with different kernel sets ({', '.join(sorted(sets))}): other machines give other last bits"
-        )
+    if len(sets := sorted(set(world.gather(backend.info().isa)))) > 1:
+        differ = f"the ranks compute with different kernel sets ({', '.join(sets)})"
+        if config.optimizer == "muon" and config.zero_stage == 0:
+            # Matmuls update the weights, on every rank for itself: what they differ by would add up.
+            raise ValueError(
+                f"{differ}: with --optimizer muon and -z 0 their weights would drift apart: leave out -z 0"
+            )
+        say(f"note: {differ}: other machines give other last bits")
     _set_options(backend, config)
     comm = world.open_comm(backend) if world.size > 1 else None
     config = config.replace(output_dir=_shared(world, config.output_dir))
