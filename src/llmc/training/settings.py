@@ -72,6 +72,11 @@ class Setting:
         )
 
     @property
+    def before_it_was(self) -> Any:
+        """What a run did that was begun before there was the setting: llm.c's default, whatever the small run's is now."""
+        return self.default if self.small is None else self.llm_c
+
+    @property
     def bounds(self) -> str:
         """The bounds in words: "0 or more", "at least 0 and below 1"."""
         lower = f"{self.least} or more" if self.least is not None else f"above {self.above}"
@@ -351,8 +356,8 @@ def resolve(
         device: in place of "auto".
         rank, ranks: which of so many processes this is.
         saved: settings of the checkpoint from which the run is resumed. It keeps its total_batch_size, first_batch_size, max_steps
-            and warmup_steps if none are given; if the ranks cannot share the tokens of an update evenly, batch_size becomes the next
-            smaller one with which they can.
+            and warmup_steps if none are given, and does without what its llmc did not have yet; if the ranks cannot share the tokens of
+            an update evenly, batch_size becomes the next smaller one with which they can.
         begun: that checkpoint's step.
 
     Raises:
@@ -364,6 +369,9 @@ def resolve(
     for name in ("max_steps", "warmup_steps"):
         if getattr(config, name) is None and saved and name in saved:
             values[name] = saved[name]
+    for name in SAME_ON_RESUME:
+        if getattr(config, name) is None and saved and name not in saved:
+            values[name] = SETTINGS[name].before_it_was
     if config.zero_stage is None:
         values["zero_stage"] = int(ranks > 1)
     values["sample_tokens"] = min(values["sample_tokens"], values["seq_len"])  # later positions are not trained
