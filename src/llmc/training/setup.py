@@ -215,6 +215,12 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         remarks += _check_length(config, saved, begun, total_steps, train_loader)
     if problem := warmup_problem(*_schedule(config, total_steps)):
         remarks.append(f"warning: {problem}")
+    batch = BatchSchedule.of(config.to_dict())
+    if 0 < total_steps <= batch.warmup_steps:
+        remarks.append(
+            f"warning: batch_warmup_steps is {batch.warmup_steps} of {total_steps} steps in all: the last update has "
+            f"{batch.tokens(total_steps - 1):,} of {batch.full:,} tokens"
+        )
     notes = Notes(world.rank, world.size)
     run = Run(
         world=world,
