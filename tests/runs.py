@@ -38,7 +38,8 @@ def tiny_settings(folder: Path, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "data": (train,), "val_data": (val,), "output_dir": str(folder / "run"), "vocab_size": VOCAB,
         "layers": 1, "heads": 2, "channels": 16, "max_seq_len": 16, "seq_len": 16, "batch_size": 2, "max_steps": 8,
-        "learning_rate": 1e-2, "warmup_steps": 2, "val_every": 4, "val_steps": 2, "sample_every": 0,
+        "optimizer": "adamw", "muon_lr_ratio": 1.0, "schedule": "cosine", "final_lr_frac": 0.1, "rows_per_sample": 0,
+        "position_init": "normal", "learning_rate": 1e-2, "warmup_steps": 2, "val_every": 4, "val_steps": 2, "sample_every": 0,
         "device": "cpu", "threads": 1, "progress": "none", "plot": False, "async_save": False,
     }
     # fmt: on

@@ -1,6 +1,6 @@
 """Measures what the settings of the first run are worth: variations of `llmc-train` without arguments, all for the same FLOP.
 
-    python dev/bench/first_run.py --seeds 3 --json first_run.jsonl
+    python dev/bench/first_run.py --json first_run.jsonl
     python dev/bench/first_run.py --try "wider: channels=192 heads=3" --only default
 
 A variation is the small model's settings with some of them changed. Its number of steps follows from the budget: the seconds of a
@@ -39,10 +39,26 @@ REFERENCE_GFLOPS = (
 NEWTON_SCHULZ_STEPS = 5
 BYTES_PER_TOKEN = 3  # of the hold-out, roughly: to count its validations
 
-# The settings that changed, each the other way round.
+# Each changes one thing; "before" is the first run as it was, on the new text.
 VARIATIONS: dict[str, dict[str, Any]] = {
     "default": {},
-}
+    "adamw": {"optimizer": "adamw"},
+    "normal positions": {"position_init": "normal"},
+    "neighbouring rows": {"rows_per_sample": 0},
+    "cosine to a tenth": {"schedule": "cosine", "final_lr_frac": 0.1},
+    "vocabulary 1024": {"tokenizer": "bpe:1024"},
+    "vocabulary 4096": {"tokenizer": "bpe:4096"},
+    "rows of 256": {"seq_len": 256, "batch_size": 4},
+    "batch of 16": {"batch_size": 16},
+    "6 layers": {"layers": 6},
+    "192 channels": {"channels": 192, "heads": 3},
+    "matrices twice as fast": {"muon_lr_ratio": 5.0},
+    "all half as fast": {"learning_rate": 1.5e-3},
+    "before": {
+        "optimizer": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "final_lr_frac": 0.1, "warmup_steps": 100,
+        "channels": 256, "heads": 4, "batch_size": 16, "tokenizer": "bpe:1024", "rows_per_sample": 0, "position_init": "normal",
+    },
+}  # fmt: skip
 
 
 def newton_schulz_flops(config: GPT2Config) -> int:
@@ -117,7 +133,7 @@ def main() -> None:
         default=REFERENCE_GFLOPS,
         help=f"what that computes in a second (default {REFERENCE_GFLOPS})",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each variation (default 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="a run with each (default 1 2 3)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variations to run (default: all)")
     parser.add_argument(
         "--try", type=parse_variation, action="append", default=[], dest="more", metavar="'NAME: SETTING=VALUE ...'"
@@ -135,7 +151,7 @@ def main() -> None:
     for name in chosen:
         plan = Plan(variations[name], args.seconds * args.gflops * 1e9)
         results[name] = []
-        for seed in range(1, args.seeds + 1):
+        for seed in args.seeds:
             begin = time.perf_counter()
             curve = run({"dtype": args.dtype, **variations[name]}, plan.steps, seed, args.threads)
             results[name].append(curve[-1])
@@ -153,7 +169,7 @@ def main() -> None:
                 f"{name}, seed {seed}: {curve[-1]:.4f} bits per byte after {seconds:.0f} s", file=sys.stderr, flush=True
             )
         mean, first = statistics.fmean(results[name]), statistics.fmean(results[chosen[0]])
-        deviation = f" ± {statistics.stdev(results[name]):.3f}" if args.seeds > 1 else ""
+        deviation = f" ± {statistics.stdev(results[name]):.3f}" if len(args.seeds) > 1 else ""
         share = plan.orthogonal / plan.update
         facts = [plan.steps, f"{plan.config.num_parameters / 1e6:.2f}", f"{plan.update / 1e9:.1f}", f"{share:.0%}"]
         rows.append([name, *facts, f"{mean:.3f}{deviation}", f"{mean - first:+.3f}"])

@@ -23,6 +23,7 @@ from llmc import _llmc
 from llmc.checkpoint import finished_steps
 from llmc.cli import main, train_main
 from llmc.commands.train import parse
+from llmc.formats.shards import read_shard
 from llmc.plot import read_run
 from llmc.training.logs import StepInfo
 from llmc.training.memory import check_memory
@@ -224,7 +225,7 @@ def test_a_model_has_the_positions_that_are_trained(
         ({"max_steps": 20}, 10, ""),
         ({"max_steps": -1}, 62, ""),  # one epoch
         ({"max_steps": 5}, 2, ""),
-        ({"max_steps": 400}, 100, ""),
+        ({"max_steps": 400}, 180, ""),
         ({"max_steps": 2, "model": "d1", "layers": None, "heads": None, "channels": None}, 0, ""),
         ({"warmup_steps": 20}, 20, "warning: warmup_steps is 20 of 8 steps in all: the learning rate rises to 0.004 of 0.01,"),
         ({"warmup_steps": 8}, 8, "rises to 0.01 of 0.01, and never falls"),
@@ -818,3 +819,33 @@ def test_a_data_file_that_vanishes(tmp_path: Path) -> None:
     with pytest.raises((llmc.Error, OSError), match=r"train2?\.bin"):
         llmc.train(**settings, callbacks=[Vanish()])
     assert finished_steps(tmp_path / "run")
+
+
+def test_rows_are_drawn_one_by_one_or_as_they_follow_each_other(tmp_path: Path) -> None:
+    """With llm.c's order the rows of a batch are neighbours in the text; drawn one by one they come from all over it, each once."""
+    first_rows = {}
+    for rows in (0, 1):
+        trainer = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path / str(rows), rows_per_sample=rows)))
+        tokens = read_shard(trainer.sources.train[0])
+        places = {tuple(map(int, tokens[at : at + 16])): at // 16 for at in range(0, len(tokens) - 16, 16)}
+        first_rows[rows] = [
+            places[tuple(map(int, row))] for _ in range(100) for row in trainer.train_loader.next_batch()[0]
+        ]
+    pairs = {rows: np.diff(np.reshape(found, (-1, 2)), axis=1).ravel() for rows, found in first_rows.items()}
+    assert (pairs[0] == 1).all()
+    assert (pairs[1] == 1).mean() < 0.1
+    assert all(len(set(found)) == 200 for found in first_rows.values())
+
+
+def test_positions_begin_as_sines(tmp_path: Path) -> None:
+    """Positions are like those near them, whatever the seed; all other weights are those of normal positions."""
+    models = {
+        name: Trainer(llmc.TrainConfig(**tiny_settings(tmp_path / name, position_init=name))).model
+        for name in ("normal", "sines")
+    }
+    wpe = models["sines"].parameters["wpe"]
+    assert np.sqrt((wpe**2).mean()) == pytest.approx(0.05)
+    like = wpe @ wpe.T
+    assert (np.diff(like[0, :5]) < 0).all() and (np.diag(like) > np.diag(like, 1).max()).all()
+    for name, value in models["normal"].parameters.items():
+        assert np.array_equal(value, models["sines"].parameters[name]) == (name != "wpe")

