@@ -4,8 +4,8 @@ A checkpoint of step s is llm.c's three files: model_<s>.bin, state_<s>_00000.bi
 Its bytes do not depend on the number of ranks that trained: rank 0 writes it, and the others send what they have of the state.
 llm.c only looks whether DONE_<s> exists; llmc writes a manifest into it: sizes and checksums of the other two, the settings and data
 of the run, and the little state that llm.c does not keep. If the run averages its weights, average_<s>.bin is the model of the average, in
-f32, and in the manifest too. DONE is written last and removed first, so whatever happens in between,
-every DONE_<s> that exists speaks of files that were on the disk in full. llm.c reads llmc's checkpoints, and llmc reads llm.c's.
+f32, and in the manifest too. DONE is written last and removed first, so whatever happens in between, every DONE_<s> that exists speaks of
+files that were on the disk in full. llm.c reads llmc's checkpoints, but the state of Muon, which it does not have; and llmc reads llm.c's.
 
 How the files are laid out is in llmc.formats: model_file, state_file, manifest.
 """
@@ -132,12 +132,12 @@ class Checkpointer:
         self.wait()
         layout = _Layout.of(model, optimizer)
         self.check_space(model, optimizer)
-        averaged = 0 if self.average is None else _aligned(4 * self.average.numel)
-        copied = (background or optimizer.sharded) and self._staging.reserve(layout.copy_bytes + averaged)
+        copy_bytes = layout.copy_bytes + (0 if self.average is None else _aligned(4 * self.average.numel))
+        copied = (background or optimizer.sharded) and self._staging.reserve(copy_bytes)
         if optimizer.sharded and not copied:
             raise OSError(
                 errno.ENOMEM,
-                f"{decimal_bytes(layout.copy_bytes)} of memory are needed to gather the ranks' state, "
+                f"{decimal_bytes(copy_bytes)} of memory are needed to gather the ranks' state, "
                 f"{decimal_bytes(available_host_memory())} are free",
                 str(self.directory),
             )

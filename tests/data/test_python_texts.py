@@ -50,6 +50,14 @@ def test_what_is_a_docstring() -> None:
     assert len(docstrings(SOURCE)) == 3
 
 
+def test_what_is_no_string_after_all() -> None:
+    """Without a parser quotes may be paired wrongly, in a module of some Python to come."""
+    assert list(python_texts._docstrings('"""One."""\nif x:\n    \'a\n\\x\'\ndef f():\n    "Two."\n')) == [
+        "One.",
+        "Two.",
+    ]
+
+
 @pytest.mark.parametrize("module", ["argparse", "codecs", "difflib", "socket", "typing"])
 def test_of_modules(module: str) -> None:
     source = Path(inspect.getsourcefile(__import__(module)) or "").read_text(encoding="utf-8")

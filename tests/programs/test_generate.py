@@ -207,7 +207,7 @@ def test_interactive_in_a_terminal(model: str) -> None:
         wait_for(b"\r\n(the model sees only the last ")
         wait_for(b"> ")
     os.write(terminal, b"\x03")
-    wait_for(b"(Ctrl-D ends)")
+    wait_for(b"(Ctrl-D: end)")
     wait_for(b"> ")
     os.write(terminal, b"\x04")
     assert os.waitpid(pid, 0)[1] == 0

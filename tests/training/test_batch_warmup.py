@@ -101,6 +101,12 @@ def test_an_epoch_has_more_steps(tmp_path: Path) -> None:
     assert grown.step == 5 + (4000 - 32 * sum(MICRO_BATCHES[:5])) // 128 == 34
 
 
+def test_a_batch_that_never_is_whole_is_said(tmp_path: Path) -> None:
+    settings = {**GROWING, "batch_warmup_steps": 8}
+    remarks = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path, **settings))).run.remarks
+    assert remarks == ["warning: batch_warmup_steps is 8 of 8 steps in all: the last update has 96 of 128 tokens"]
+
+
 def test_memory_for_adding_up_is_planned(tmp_path: Path) -> None:
     """Gradients of a micro-batch beside their sum, though the first update is one micro-batch."""
     whole = Trainer(llmc.TrainConfig(**tiny_settings(tmp_path / "a", total_batch_size=128))).run.memory
@@ -114,6 +120,7 @@ def test_memory_for_adding_up_is_planned(tmp_path: Path) -> None:
         ({"total_batch_size": 32}, r"batch_warmup_steps is 5: expected a total_batch_size \(it is 32\) that is a multiple of first"),
         ({"first_batch_size": 96}, r"\(it is 128\) that is a multiple of first_batch_size \(96\) and greater"),
         ({"first_batch_size": 48}, "first_batch_size is 48, expected a multiple of .* 32: 64 is the nearest; or give --batch-size 1"),
+        ({"batch_warmup_steps": 0, "first_batch_size": 32}, "first_batch_size is 32, but batch_warmup_steps is 0: expected the number"),
         ({"max_steps": -1, "total_batch_size": 8192, "first_batch_size": 4096}, r"less than the 4096 .*\(first_batch_size\)"),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from llmc.checkpoint import finished_steps
 from llmc.formats.manifest import signed
 from llmc.formats.state_file import join_master
 from llmc.training.report import short_report, startup_report
+from llmc.training.settings import resolve
 from llmc.training.trainer import Trainer
 
 MUON: dict[str, Any] = {"optimizer": "muon", "weight_decay": 0.1, "total_batch_size": 64}
@@ -101,6 +102,22 @@ def test_the_other_optimizer_is_refused(tmp_path: Path, old: str, new: str, allo
     assert Trainer(llmc.TrainConfig(**settings)).step == 3
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"muon_momentum": 0.9}, "muon_momentum is 0.9, but optimizer is adamw: only muon has it"),
+        ({"decay_frac": 0.5}, "decay_frac is 0.5, but schedule is cosine: only wsd has it"),
+    ],
+)
+def test_settings_without_effect_are_refused(changes: dict[str, Any], message: str) -> None:
+    """But of a run that goes on: what it began with stays."""
+    given = llmc.TrainConfig(optimizer="adamw", schedule="cosine", **changes)
+    with pytest.raises(ValueError, match=message):
+        resolve(given, "cpu")
+    resolve(given, "cpu", saved=given.to_dict())
+    resolve(given.replace(optimizer="muon", schedule="wsd"), "cpu")
+
+
 def test_a_new_run_with_the_weights_of_the_other(tmp_path: Path) -> None:
     cut_at(tmp_path, 3)
     anew = tiny_settings(tmp_path, **MUON, model=str(tmp_path / "run"), output_dir=str(tmp_path / "anew"))
@@ -123,7 +140,7 @@ def test_a_checkpoint_of_llm_c_or_of_an_older_llmc_is_adamws(tmp_path: Path) -> 
     done.write_bytes(b"")
     assert Trainer(llmc.TrainConfig(**settings)).step == 3
     with pytest.raises(ValueError, match="has the state of adamw, the run's optimizer is muon"):
-        Trainer(llmc.TrainConfig(**settings, optimizer="muon"))
+        Trainer(llmc.TrainConfig(**{**settings, "optimizer": "muon"}))
 
 
 # ---- what is said ----

@@ -250,6 +250,21 @@ def test_a_setting_that_an_older_checkpoint_does_not_have_was_its_default(tmp_pa
         Trainer(llmc.TrainConfig(**{**settings, "schedule": "constant"}))
 
 
+def test_a_small_run_goes_on_without_what_its_llmc_did_not_have(tmp_path: Path) -> None:
+    """Though a new one has it: its optimizer, its order of samples and its weights are those of llm.c's defaults."""
+    settings = cut_at(tmp_path, 2)
+    done = Path(settings["output_dir"]) / "DONE_00000002"
+    manifest = json.loads(done.read_bytes())["manifest"]
+    newer = {"optimizer": "adamw", "rows_per_sample": 0, "position_init": "normal"}
+    for name, value in newer.items():
+        assert settings.pop(name) == manifest["config"].pop(name) == value != SETTINGS[name].small
+    done.write_text(signed(manifest))
+    config = Trainer(llmc.TrainConfig(**settings)).config
+    assert {name: getattr(config, name) for name in newer} == newer
+    with pytest.raises(ValueError, match="position_init was normal, is sines"):
+        Trainer(llmc.TrainConfig(**settings, position_init="sines"))
+
+
 def test_a_resumed_run_keeps_its_warm_up(tmp_path: Path) -> None:
     """That which it began with, by whatever rule: older ones had 40 steps however short the run."""
     flags = {"warmup_steps": None, "max_steps": 30}
@@ -263,7 +278,7 @@ def test_a_resumed_run_keeps_its_warm_up(tmp_path: Path) -> None:
 
 
 def test_defaults_are_those_of_a_run_with_that_model() -> None:
-    assert defaults(None)["warmup_steps"] == 100 and "model" not in defaults(None)
+    assert defaults(None)["warmup_steps"] == 180 and "model" not in defaults(None)
     assert defaults("d12")["warmup_steps"] == 0 and defaults("d12")["model"] == "d12"
 
 

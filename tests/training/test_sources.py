@@ -146,6 +146,14 @@ def test_what_is_held_out_of_a_text(tmp_path: Path) -> None:
     assert held["bytes", "spread"].count("<|endoftext|>") == 2 < len(held["bytes", "spread"].split("\n")) / 100
 
 
+def test_a_holdout_that_would_hold_nothing_out_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("line\n" * 6000, encoding="utf-8")
+    text = (str(tmp_path / "my.txt"),)
+    for data, val_data, why in (((str(folder),), (), "the data are token files"), (text, text, "val_data is given")):
+        with pytest.raises(ValueError, match=f"holdout is spread, but {why}: nothing is held out"):
+            sources.prepare(llmc.TrainConfig(data=data, val_data=val_data, holdout="spread"), None)
+
+
 def test_the_default_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The docstrings are trained on; what is held out is the reference's last tenth, with or without them."""
     monkeypatch.setattr(sources, "language_reference", lambda: ["A reference. " * 300])
@@ -158,4 +166,4 @@ def test_the_default_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert sizes[0] > 13 * (1100 if docstrings else 260)
         val.append(read_shard(found.val[0]).tolist())
     assert val[0] == val[1] and len(val[0]) == pytest.approx(391, abs=13)
-    assert said == ["note: this Python has its library not as source: training on its language reference alone"]
+    assert said == ["note: this Python does not have its library as source: training on its language reference alone"]

@@ -2,14 +2,15 @@
 
 With --interactive the text grows turn by turn: each line that you type is appended to it, and continued. The model sees all of it, and of a
 text that is longer than its context the last half. An empty line goes on where the text stands; /reset begins a new one; Ctrl-C stops a
-continuation, Ctrl-D ends. A line begins on a line of its own in the text, but after end-of-text or a --stop text, which stay in it. If
-the input is no terminal, a line --- follows each continuation.
+continuation; Ctrl-D ends (on Windows Ctrl-Z and Enter). A line begins on a line of its own in the text, but after end-of-text or a --stop
+text, which stay in it. If the input is no terminal, a line --- follows each continuation.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -119,6 +120,9 @@ def _print_stats(count: int, seconds: float) -> None:
     print(f"{count} tokens in {seconds:.2f} s: {count / seconds:.1f} tokens/s", file=sys.stderr)
 
 
+_END_KEY = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"  # of the standard input, in a terminal
+
+
 class _Talk:
     """A text that a user and a model write in turns.
 
@@ -139,7 +143,7 @@ class _Talk:
         """Continue a text, if there is one, and then what is typed; return the exit code."""
         if self._terminal:
             print(
-                "A line is continued, an empty one goes on. /reset: a new text. Ctrl-C: stop. Ctrl-D: end.",
+                f"A line is continued, an empty one goes on. /reset: a new text. Ctrl-C: stop. {_END_KEY}: end.",
                 file=sys.stderr,
             )
             with contextlib.suppress(ImportError):
@@ -166,7 +170,7 @@ class _Talk:
         except KeyboardInterrupt:  # between continuations: one of two that were typed may come late
             if not self._terminal:
                 raise
-            print("\n(Ctrl-D ends)", file=sys.stderr)
+            print(f"\n({_END_KEY}: end)", file=sys.stderr)
         return True
 
     def _read(self) -> str | None:
@@ -183,10 +187,9 @@ class _Talk:
     def _turn(self, line: str) -> None:
         """Append a line to the text, and show how the model goes on."""
         session, tokenizer = self._session, self._tokenizer
-        if line:
-            tokens = tokenizer.encode(self._joint + line)
-        else:
-            tokens = [] if session.tokens else [tokenizer.eot_token]
+        tokens = tokenizer.encode(self._joint + line) if line else []
+        if not tokens and not session.tokens:
+            tokens = [tokenizer.eot_token]
         forgotten, begin, last = session.forgotten, time.perf_counter(), ""
         ended = False  # by end-of-text or --max-tokens, not by a --stop text
 

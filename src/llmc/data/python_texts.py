@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import re
 import sys
@@ -64,5 +65,7 @@ def _docstrings(source: str) -> Iterator[str]:
         begins_line = not source[source.rfind("\n", 0, token.start()) + 1 : token.start()].strip()
         if may_come and begins_line:
             raw = token[0][0] in "rR" or "\\" not in token["text"]
-            yield inspect.cleandoc(token["text"] if raw else ast.literal_eval(token[0]))
+            # What the parser would refuse was no string: its quotes belong to two others.
+            with contextlib.suppress(SyntaxError):
+                yield inspect.cleandoc(token["text"] if raw else ast.literal_eval(token[0]))
         may_come = False

@@ -38,6 +38,7 @@ class Setting:
         choices: the values that it may have.
         least, most: bounds that are allowed values; above, below: bounds that are not. None: no bound.
         also: a value outside of the bounds that has a meaning of its own, named in text.
+        only_with: another setting, and the value of it without which this one has no effect.
         on_resume: what a resumed run has: the value that it began with ("same"), that unless this call gives another ("may change"), or
             what this call gives, else the default ("given anew"). What holds for one call is kept in no file of the run, and read from none.
         by_rank: whether each rank may have its own value. Of the others all must have the same.
@@ -55,6 +56,7 @@ class Setting:
     above: float | None = None
     below: float | None = None
     also: float | None = None
+    only_with: tuple[str, Any] | None = None
     on_resume: str = "may change"
     by_rank: bool = False
     paths: bool = False
@@ -70,6 +72,11 @@ class Setting:
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
+
+    @property
+    def before_it_was(self) -> Any:
+        """What a run did that was begun before there was the setting: llm.c's default, whatever the small run's is now."""
+        return self.default if self.small is None else self.llm_c
 
     @property
     def bounds(self) -> str:
@@ -141,7 +148,7 @@ class TrainConfig:
     on_bad_record: str = _setting("stop", "data", "when a record has no text", choices=("stop", "skip"))
     document_separator: str = _setting("", "data", "mark between the documents of a text file, as '<|endoftext|>'; default: a file is one document", on_resume="same")
     shuffle: bool = _setting(True, "data", "draw samples in random order", on_resume="same")
-    rows_per_sample: int | None = _setting(None, "data", "rows of T tokens that are drawn together, as they follow each other in the text; 0: all of an update's B, as llm.c", small=1, llm_c=0, least=0, on_resume="same")
+    rows_per_sample: int | None = _setting(None, "data", "rows of T tokens that are drawn together, as they follow each other in the text; 0: all B of a micro-batch, as llm.c", small=1, llm_c=0, least=0, on_resume="same")
     data_seed: int = _setting(42, "data", "seed of that order", least=0, most=2**32 - 1, on_resume="same")
 
     model: str | None = _setting(None, "model", "d12 (any dN, N layers), gpt3:c768, ..., a checkpoint (.bin), or a run directory; default: a small model", "-e", on_resume="same")
@@ -165,11 +172,11 @@ class TrainConfig:
     schedule: str | None = _setting(None, "optimizer", "learning rate schedule", "-k", small="linear", llm_c="cosine", choices=SCHEDULES, on_resume="same")
     warmup_steps: int | None = _setting(None, "optimizer", "steps of linear warm-up; by default no more than half of all", "-u", small=180, llm_c=0, least=0, on_resume="same")
     final_lr_frac: float | None = _setting(None, "optimizer", "last learning rate, as a fraction of the highest", "-q", small=0.0, llm_c=1.0, least=0, below=math.inf, on_resume="same")
-    decay_frac: float = _setting(0.2, "optimizer", "wsd: the last part of the steps, in which the rate falls", least=0, most=1, on_resume="same")
+    decay_frac: float = _setting(0.2, "optimizer", "wsd: the last part of the steps, in which the rate falls", least=0, most=1, only_with=("schedule", "wsd"), on_resume="same")
     weight_decay: float = _setting(0.0, "optimizer", "decay of matrices and embeddings", "-c", least=0, below=math.inf, on_resume="same")
     optimizer: str | None = _setting(None, "optimizer", "adamw, or muon for the matrices of the layers and AdamW for the rest", small="muon", llm_c="adamw", choices=("adamw", "muon"), on_resume="same")
-    muon_momentum: float = _setting(0.95, "optimizer", "Muon's decay of the momentum", least=0, below=1, on_resume="same")
-    muon_lr_ratio: float | None = _setting(None, "optimizer", "Muon: learning rate of matrices, as a multiple of that of the rest", small=2.5, llm_c=1.0, above=0, below=math.inf, on_resume="same")
+    muon_momentum: float = _setting(0.95, "optimizer", "Muon's decay of the momentum", least=0, below=1, only_with=("optimizer", "muon"), on_resume="same")
+    muon_lr_ratio: float | None = _setting(None, "optimizer", "Muon: learning rate of matrices, as a multiple of that of the rest", small=2.5, llm_c=1.0, above=0, below=math.inf, only_with=("optimizer", "muon"), on_resume="same")
     beta1: float = _setting(0.9, "optimizer", "AdamW's first decay", least=0, below=1, on_resume="same")
     beta2: float = _setting(0.95, "optimizer", "AdamW's second decay", least=0, below=1, on_resume="same")
     eps: float = _setting(1e-8, "optimizer", "AdamW's epsilon", above=0, below=math.inf, on_resume="same")
@@ -354,24 +361,39 @@ def resolve(
         device: in place of "auto".
         rank, ranks: which of so many processes this is.
         saved: settings of the checkpoint from which the run is resumed. It keeps its total_batch_size, first_batch_size, max_steps
-            and warmup_steps if none are given; if the ranks cannot share the tokens of an update evenly, batch_size becomes the next
-            smaller one with which they can.
+            and warmup_steps if none are given, and does without what its llmc did not have yet; if the ranks cannot share the tokens of
+            an update evenly, batch_size becomes the next smaller one with which they can.
         begun: that checkpoint's step.
 
     Raises:
         ValueError: if settings contradict each other.
     """
     values = {**_chosen(config), "device": device, "processes": ranks, "rank": rank}
+    if saved is None:
+        _check_effects(values)
     if config.processes not in (1, ranks):
         raise ValueError(f"processes is {config.processes}, but {ranks} met")
     for name in ("max_steps", "warmup_steps"):
         if getattr(config, name) is None and saved and name in saved:
             values[name] = saved[name]
+    for name in SAME_ON_RESUME:
+        if getattr(config, name) is None and saved and name not in saved:
+            values[name] = SETTINGS[name].before_it_was
     if config.zero_stage is None:
         values["zero_stage"] = int(ranks > 1)
     values["sample_tokens"] = min(values["sample_tokens"], values["seq_len"])  # later positions are not trained
     _choose_batch(values, saved or {}, begun, ranks)
     return RunConfig(**values)
+
+
+def _check_effects(values: Mapping[str, Any]) -> None:
+    """Refuse a setting that has no effect with the others, unless it is one of its defaults."""
+    for name, setting in SETTINGS.items():
+        if setting.only_with is None or values[name] in (setting.default, setting.small, setting.llm_c):
+            continue
+        other, needed = setting.only_with
+        if values[other] != needed:
+            raise ValueError(f"{name} is {values[name]:g}, but {other} is {values[other]}: only {needed} has it")
 
 
 def _choose_batch(values: dict[str, Any], saved: Mapping[str, Any], begun: int, ranks: int) -> None:
@@ -383,6 +405,10 @@ def _choose_batch(values: dict[str, Any], saved: Mapping[str, Any], begun: int, 
         if values[name] == -1:
             values[name] = B * T * ranks if before[name] == -1 else before[name]
     total, first = values["total_batch_size"], values["first_batch_size"]
+    if first not in (-1, before["first_batch_size"]) and not warmup:
+        raise ValueError(
+            f"first_batch_size is {first}, but batch_warmup_steps is 0: expected the number of updates in which the batch grows"
+        )
     name = "first_batch_size" if begun < warmup else "total_batch_size"
     even = values[name]  # all updates that are to come have a multiple of these tokens
     if even == before[name] and even % (T * ranks) == 0:

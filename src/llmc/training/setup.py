@@ -41,7 +41,7 @@ from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
 from llmc.training.ranks import Notes
 from llmc.training.run_dir import open_run_directory
-from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, defaults, resolve
+from llmc.training.settings import SAME_ON_RESUME, SETTINGS, RunConfig, TrainConfig, resolve
 from llmc.training.sources import Sources, prepare, prepare_beside
 from llmc.values import counted
 
@@ -219,6 +219,12 @@ def setup(given: TrainConfig, world: World, say: Callable[[str], None]) -> Run:
         remarks += _check_length(config, saved, begun, total_steps, train_loader)
     if problem := warmup_problem(*_schedule(config, total_steps)):
         remarks.append(f"warning: {problem}")
+    batch = BatchSchedule.of(config.to_dict())
+    if 0 < total_steps <= batch.warmup_steps:
+        remarks.append(
+            f"warning: batch_warmup_steps is {batch.warmup_steps} of {total_steps} steps in all: the last update has "
+            f"{batch.tokens(total_steps - 1):,} of {batch.full:,} tokens"
+        )
     notes = Notes(world.rank, world.size)
     run = Run(
         world=world,
@@ -362,7 +368,7 @@ def _check_same(found: FoundCheckpoint, config: RunConfig, fingerprint: list[Dat
 
 def _differences(saved: Manifest, config: RunConfig, fingerprint: list[DataFile]) -> list[str]:
     """Return in words what a resumed run must share with its checkpoint and does not."""
-    before = defaults(saved.config.get("model"))
+    before = {name: SETTINGS[name].before_it_was for name in SAME_ON_RESUME}
     return saved.differences(SAME_ON_RESUME, config.to_dict(), fingerprint, defaults=before)
 
 

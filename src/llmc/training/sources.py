@@ -162,6 +162,9 @@ def _prepare(config: TrainConfig, directory: Path | None, say: Callable[[str], N
     if config.val_data and data.tokens != val_data.tokens:
         kinds = ("token files", "text") if data.tokens else ("text", "token files")
         raise ValueError(f"the data are {kinds[0]}, but the validation data are {kinds[1]}; give {kinds[0]} for both")
+    if config.holdout != "end" and (data.tokens or config.val_data):
+        why = "val_data is given" if config.val_data else "the data are token files"
+        raise ValueError(f"holdout is {config.holdout}, but {why}: nothing is held out")
     for name, found in (("data", data), ("validation data", val_data)):
         if found.searched:
             say(f"{name}: {found.describe()}")
@@ -214,7 +217,7 @@ def _from_text(
     val_documents = list(reader.documents(val_texts))
     more = [] if texts else library_docstrings()  # to train on alone: the hold-out is the language reference's
     if not texts and not more:
-        say("note: this Python has its library not as source: training on its language reference alone")
+        say("note: this Python does not have its library as source: training on its language reference alone")
     for line in reader.report():
         say(line)
     if not any(documents):

@@ -130,7 +130,8 @@ def nothing_left(run: Run, best: BestLoss) -> str:
             return ""
         loss = float(rows[-1]["loss"])
         if not math.isnan(loss):
-            what += f", validation loss {loss:.4f}"
+            bits = run.bits_per_byte(loss)
+            what += f", validation loss {loss:.4f}" + ("" if bits is None else f" ({bits:.4f} bits/byte)")
         best = copy.copy(best)
         best.update(step, loss)  # the checkpoint may have been written before that validation
     if early:
