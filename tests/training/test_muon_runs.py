@@ -123,7 +123,7 @@ def test_a_checkpoint_of_llm_c_or_of_an_older_llmc_is_adamws(tmp_path: Path) -> 
     done.write_bytes(b"")
     assert Trainer(llmc.TrainConfig(**settings)).step == 3
     with pytest.raises(ValueError, match="has the state of adamw, the run's optimizer is muon"):
-        Trainer(llmc.TrainConfig(**settings, optimizer="muon"))
+        Trainer(llmc.TrainConfig(**{**settings, "optimizer": "muon"}))
 
 
 # ---- what is said ----

@@ -41,7 +41,7 @@ from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
 from llmc.training.ranks import Notes
 from llmc.training.run_dir import open_run_directory
-from llmc.training.settings import SAME_ON_RESUME, RunConfig, TrainConfig, defaults, resolve
+from llmc.training.settings import BEFORE_THERE_WAS, SAME_ON_RESUME, RunConfig, TrainConfig, defaults, resolve
 from llmc.training.sources import Sources, prepare, prepare_beside
 from llmc.values import counted
 
@@ -358,7 +358,7 @@ def _check_same(found: FoundCheckpoint, config: RunConfig, fingerprint: list[Dat
 
 def _differences(saved: Manifest, config: RunConfig, fingerprint: list[DataFile]) -> list[str]:
     """Return in words what a resumed run must share with its checkpoint and does not."""
-    before = defaults(saved.config.get("model"))
+    before = {**defaults(saved.config.get("model")), **BEFORE_THERE_WAS}
     return saved.differences(SAME_ON_RESUME, config.to_dict(), fingerprint, defaults=before)
 
 
