@@ -114,6 +114,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
         "output_dir": str(folder / "run"),
         "vocab_size": VOCAB, "layers": 3, "heads": 3, "channels": 39, "max_seq_len": 23, "seed": 3, "data_seed": 4,
         "seq_len": 21, "batch_size": 3, "total_batch_size": 2 * 3 * 21, "classifier_rows": 25, "max_steps": 40,
+        "optimizer": "adamw", "muon_lr_ratio": 1.0, "rows_per_sample": 0, "position_init": "normal",
         "learning_rate": 1e-2, "schedule": "cosine", "warmup_steps": 5, "final_lr_frac": 0.1, "weight_decay": 0.1,
         "grad_clip": 0.7, "val_every": 20, "val_steps": 3, "sample_every": 0, "tf32": False, "fused_gelu": "off",
         "threads": 1, "progress": "none", "plot": False, "async_save": False,

@@ -84,7 +84,7 @@ def test_help_lists_every_command_and_setting(tmp_path: Path) -> None:
 
 def test_small_default_run_on_own_text_then_generate(tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_text("the cat sat on the mat. the dog sat on the log. " * 400)
-    options = "--layers 2 --channels 64 --tokenizer bpe:300 -x 30 -v 10 -t 32 -b 8".split()
+    options = "--layers 2 --channels 64 --tokenizer bpe:300 -x 30 -v 10 -t 32 -b 8 -l 1e-2".split()
     result = run("train", "--data", "my.txt", *options, "--temperature", "0", "-g", "12", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     shown = result.stdout.splitlines()
