@@ -29,7 +29,7 @@ from llmc.formats.state_file import join_master
 from llmc.formats.stream import CheckpointDamaged
 from llmc.system.fs import Fs, shell_word
 from llmc.training.logs import LineConsole, Log, Logs, MainLog, StepInfo
-from llmc.training.settings import BEFORE_THERE_WAS, SAME_ON_RESUME, SETTINGS, defaults, load_toml, resolve
+from llmc.training.settings import SAME_ON_RESUME, SETTINGS, defaults, load_toml, resolve
 from llmc.training.sources import prepare
 from llmc.training.trainer import Trainer, TrainingStopped
 
@@ -241,17 +241,13 @@ def test_a_setting_that_an_older_checkpoint_does_not_have_was_its_default(tmp_pa
     done = Path(settings["output_dir"]) / "DONE_00000002"
     manifest = json.loads(done.read_bytes())["manifest"]
     newer = ("muon_momentum", "beta2", "shuffle")  # as if they had been added after the checkpoint was written
-    for name in (*newer, *BEFORE_THERE_WAS):
+    for name in newer:
         assert name in SAME_ON_RESUME
         del manifest["config"][name]
     done.write_text(signed(manifest))
     assert Trainer(llmc.TrainConfig(**settings)).step == 2
     with pytest.raises(ValueError, match="other settings: beta2 was 0.95, is 0.9"):
         Trainer(llmc.TrainConfig(**{**settings, "beta2": 0.9}))
-    # The small model's defaults of these were others then.
-    for name in BEFORE_THERE_WAS:
-        del settings[name]
-    assert Trainer(llmc.TrainConfig(**settings)).config.optimizer == "adamw"
 
 
 def test_a_small_run_goes_on_without_what_its_llmc_did_not_have(tmp_path: Path) -> None:
