@@ -67,6 +67,8 @@ LEFT_OUT = {
     "llmc-train --data": "the name of an option",
     "python dev/data/<name>.py": "a pattern, not a command; tests/data/test_dev_data.py",
     "llmc generate *--interactive": "reads what is typed; tests/programs/test_generate.py",
+    "llmc data text input.txt --tokenizer bpe:1024 --output tinyshakespeare": "needs that text; tests/data/test_datasets.py",
+    "llmc data text linux-doc.jsonl*": "needs the text of a Debian package; tests/data/test_datasets.py",
     "scripts/run.sh *": "needs the data and a GPU; tests/programs/test_scripts.py",
     "scripts/run_gpt2_124M.sh*": "needs the data and a GPU; tests/programs/test_scripts.py",
     "*scripts/pyrun_gpt2_124M.sh*": "needs PyTorch, and its data; tests/programs/test_scripts.py",
@@ -78,7 +80,7 @@ LEFT_OUT = {
 
 # What is typed in place of a command: RUN is RUN in all of them, and these have a name or a number that stands for another besides.
 TYPED = {
-    f"llmc train --resume {RUN} --max-steps 800": f"llmc train --resume {RUN} --max-steps 6",
+    f"llmc train --resume {RUN} --max-steps 1800": f"llmc train --resume {RUN} --max-steps 6",
     "llmc-train --data FOLDER": "llmc-train --data shards",
     "llmc import SOURCE OUT.bin": "llmc import hf OUT.bin",
 }

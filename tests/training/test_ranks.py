@@ -243,9 +243,9 @@ def test_a_smaller_batch_size_is_said_and_not_kept(
 
 
 def test_ranks_that_cannot_divide_a_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"2048, expected a multiple of .* \* 3 processes = 8 \* 128 \* 3 = 3072"):
+    with pytest.raises(ValueError, match=r"2048, expected a multiple of .* \* 3 processes = 16 \* 128 \* 3 = 6144"):
         resolve(llmc.TrainConfig(), "cpu", ranks=3, saved={"total_batch_size": 2048})
-    assert resolve(llmc.TrainConfig(), "cpu", ranks=3).total_batch_size == 3 * 1024
+    assert resolve(llmc.TrainConfig(), "cpu", ranks=3).total_batch_size == 3 * 2048
 
 
 def test_patience_and_the_end_are_the_same_for_all_ranks(

@@ -278,7 +278,7 @@ def test_a_resumed_run_keeps_its_warm_up(tmp_path: Path) -> None:
 
 
 def test_defaults_are_those_of_a_run_with_that_model() -> None:
-    assert defaults(None)["warmup_steps"] == 180 and "model" not in defaults(None)
+    assert defaults(None)["warmup_steps"] == 90 and "model" not in defaults(None)
     assert defaults("d12")["warmup_steps"] == 0 and defaults("d12")["model"] == "d12"
 
 
