@@ -53,7 +53,7 @@ DataLoader::DataLoader(std::vector<std::filesystem::path> files, std::int64_t B,
         shards_.push_back(inspect_shard(path));
         num_tokens_ += shards_.back().tokens;
         if (samples_in(shards_.back()) == 0)
-            throw Error(filled("{}: {} tokens are too few for one batch: B * T * ranks + 1 = {} * {} + 1 = "
+            throw Error(filled("{}: {} tokens are too few for one batch: rows * T + 1 = {} * {} + 1 = "
                                "{} are needed; use "
                                "a smaller batch size or sequence length",
                                shown(path), shards_.back().tokens, state_.rows_per_sample, T,

@@ -428,7 +428,7 @@ class Backend:
         """
     def muon_update(self, param: Tensor, master: Tensor, direction: Tensor, factor: Tensor, step: MuonStep) -> None:
         """
-        Update param by lr * (scale * direction + weight_decay * param). master as of adamw; factor only says by being finite that there is an update.
+        Subtract lr * (scale * direction + weight_decay * param) from param, if factor (1) is finite. master as of adamw.
         """
     def newton_schulz(
         self, out: Tensor, inp: Tensor, gram: Tensor, polynomial: Tensor, norms: Tensor, steps: int
@@ -558,7 +558,7 @@ class Comm:
         """
         Replace this rank's piece of each tensor by its sum over the ranks; the rest is then undefined.
 
-        owners: of each tensor the rank whose piece is all of it, or -1: each rank has its piece_of() it, as without owners.
+        owners: of each tensor the rank that owns all of it, or -1 if each has its piece_of() it, as without owners.
         """
     def sum(self, x: collections.abc.Sequence[float]) -> list[float]:
         """

@@ -66,6 +66,8 @@ LEFT_OUT = {
     "llmc-train --processes": "the name of an option",
     "llmc-train --data": "the name of an option",
     "python dev/data/<name>.py": "a pattern, not a command; tests/data/test_dev_data.py",
+    "llmc generate *--interactive": "reads what is typed; tests/programs/test_generate.py",
+    "scripts/run.sh *": "needs the data and a GPU; tests/programs/test_scripts.py",
     "scripts/run_gpt2_124M.sh*": "needs the data and a GPU; tests/programs/test_scripts.py",
     "*scripts/pyrun_gpt2_124M.sh*": "needs PyTorch, and its data; tests/programs/test_scripts.py",
     "scripts/multi_node/*": "needs two machines; tests/programs/test_scripts.py",

@@ -86,7 +86,7 @@ def test_a_value_may_begin_with_a_dash() -> None:
         ("train", ["--leraning-rate=1"], "unrecognized arguments: --leraning-rate=1; did you mean --learning-rate?"),
         *(("train", [n, "3"], f"{n}; did you mean --batch-size?") for n in ("--batchsize", "--batch_size", "-batch-size", "--Batch-Size")),
         ("train", ["--lr", "1"], "--lr; did you mean --learning-rate"),
-        ("train", ["--steps", "1"], "--steps; did you mean --max-steps or --warmup-steps or "),
+        ("train", ["--steps", "1"], "--steps; did you mean --batch-warmup-steps or --m"),
         ("train", ["-Z", "1"], "unrecognized arguments: -Z (--help"),
         ("train", ["--schedule", "cos"], "'cos', expected one of cosine, linear, constant, wsd; did you mean cosine?"),
         ("train", ["."], "unrecognized arguments: .; did you mean --data .?"),

@@ -234,7 +234,7 @@ def damaged(raw: bytes, kind: str) -> bytes:
         ("truncated", "truncated by 2 bytes: .*4000 tokens of 2 bytes, that is 9024 bytes, but the file has 9022"),
         ("longer", "too long by 2 bytes: .*4000 tokens of 2 bytes, that is 9024 bytes, but the file has 9026"),
         ("empty", "the header says 0 tokens, expected at least 1"),
-        ("short", r"10 tokens are too few for one batch: .*2 \* 16 \+ 1 = 33 are needed"),
+        ("short", r"10 tokens are too few for one batch: .*1 \* 16 \+ 1 = 17 are needed"),
         ("vocabulary", "token 561 at position 488 is outside of the model's vocabulary of 61"),
     ],
 )

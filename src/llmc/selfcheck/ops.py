@@ -368,12 +368,11 @@ class Cases(Draw):
                     given = Given(grad, grad_dtype), factor
                     yield self.case("muon_momentum", f"{n} {grad_dtype}", *results, *given, scalars=[beta, nesterov])
             for master in (True, False) if self.dtype == "bf16" else (False,):
-                direction = self.random(n)
-                lr, ratio, decay = (float(np.float32(x)) for x in (1e-2, 3.2, 0.1))
+                direction, (lr, by, decay) = self.random(n), (float(np.float32(x)) for x in (1e-2, 3.2, 0.1))
                 param = self.random(n, dtype="f32" if master else self.dtype)
-                after = formulas.muon_update(param, direction, lr, ratio, decay)
+                after = formulas.muon_update(param, direction, lr, by, decay)
                 weights = self.weights(param, after, np.abs(param) + 4 * np.abs(after - param), master, 1)
-                step = _llmc.MuonStep(lr, ratio, decay, seed=n)
+                step = _llmc.MuonStep(lr, by, decay, seed=n)
                 yield self.case("muon_update", f"{n}", *weights, self.given(direction), factor, scalars=[step])
 
     def newton_schulz(self) -> Iterator[Case]:
@@ -412,8 +411,7 @@ class Cases(Draw):
         def product(p: Array, p_error: Array, q: Array, q_error: Array) -> Array:
             """Return the error of p @ q as it is stored."""
             parts = np.sqrt(np.square(p_error) @ np.square(q)) + np.sqrt(np.square(p) @ np.square(q_error))
-            stored: Array = parts + self.unit * np.abs(p @ q) + 8 * F32 * np.outer(norms(p, 1), norms(q, 0))
-            return stored
+            return np.asarray(parts + self.unit * np.abs(p @ q) + 8 * F32 * np.outer(norms(p, 1), norms(q, 0)))
 
         error = self.unit * np.abs(x)
         for _ in range(steps):

@@ -74,11 +74,6 @@ class Setting:
         )
 
     @property
-    def before_it_was(self) -> Any:
-        """What a run did that was begun before there was the setting: llm.c's default, whatever the small run's is now."""
-        return self.default if self.small is None else self.llm_c
-
-    @property
     def bounds(self) -> str:
         """The bounds in words: "0 or more", "at least 0 and below 1"."""
         lower = f"{self.least} or more" if self.least is not None else f"above {self.above}"
@@ -308,6 +303,10 @@ SETTINGS = _known_settings()
 SAME_ON_RESUME = tuple(name for name, setting in SETTINGS.items() if setting.on_resume == "same")
 
 
+# What runs of the small model did before there was the setting: their checkpoints do not say it.
+BEFORE_THERE_WAS = {"optimizer": "adamw", "muon_lr_ratio": 1.0, "rows_per_sample": 0, "position_init": "normal"}
+
+
 def of_run(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return, of settings by name, those that a run keeps. The others hold for the call that gave them."""
     return {name: value for name, value in values.items() if SETTINGS[name].on_resume != "given anew"}
@@ -376,9 +375,9 @@ def resolve(
     for name in ("max_steps", "warmup_steps"):
         if getattr(config, name) is None and saved and name in saved:
             values[name] = saved[name]
-    for name in SAME_ON_RESUME:
-        if getattr(config, name) is None and saved and name not in saved:
-            values[name] = SETTINGS[name].before_it_was
+    for name, value in BEFORE_THERE_WAS.items():
+        if getattr(config, name) is None and saved is not None and name not in saved:
+            values[name] = value
     if config.zero_stage is None:
         values["zero_stage"] = int(ranks > 1)
     values["sample_tokens"] = min(values["sample_tokens"], values["seq_len"])  # later positions are not trained

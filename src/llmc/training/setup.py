@@ -41,7 +41,7 @@ from llmc.system.gpu_info import GpuInfo
 from llmc.training.memory import check_memory
 from llmc.training.ranks import Notes
 from llmc.training.run_dir import open_run_directory
-from llmc.training.settings import SAME_ON_RESUME, SETTINGS, RunConfig, TrainConfig, resolve
+from llmc.training.settings import BEFORE_THERE_WAS, SAME_ON_RESUME, RunConfig, TrainConfig, defaults, resolve
 from llmc.training.sources import Sources, prepare, prepare_beside
 from llmc.values import counted
 
@@ -368,7 +368,7 @@ def _check_same(found: FoundCheckpoint, config: RunConfig, fingerprint: list[Dat
 
 def _differences(saved: Manifest, config: RunConfig, fingerprint: list[DataFile]) -> list[str]:
     """Return in words what a resumed run must share with its checkpoint and does not."""
-    before = {name: SETTINGS[name].before_it_was for name in SAME_ON_RESUME}
+    before = {**defaults(saved.config.get("model")), **BEFORE_THERE_WAS}
     return saved.differences(SAME_ON_RESUME, config.to_dict(), fingerprint, defaults=before)
 
 
