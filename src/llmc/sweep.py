@@ -33,7 +33,7 @@ from llmc.system.fs import shell_word, write_atomically
 from llmc.system.signals import caught_signals, pass_on, signal_name
 from llmc.system.toml import load_toml_file
 from llmc.training.logs import BarConsole, Console, bar_format, shows_bar, validation_text
-from llmc.training.settings import SETTINGS, TrainConfig, check_names, defaults
+from llmc.training.settings import SETTINGS, TrainConfig, check_effects, check_names, defaults
 from llmc.training.summary import duration
 from llmc.values import counted, did_you_mean
 
@@ -147,6 +147,7 @@ class Sweep:
         for varied in combinations:
             try:
                 config = TrainConfig(**{**settings, **varied})  # refuses a wrong setting before any run starts
+                check_effects(config)
             except ValueError as e:
                 raise ValueError(f"{path}: {e}") from e
             if devices and config.device not in ("auto", "cuda"):

@@ -339,6 +339,10 @@ def test_names_of_paths(tmp_path: Path) -> None:
         ({"grid": "schedule = ['cosine', 'sine']"}, "schedule is 'sine'"),
         ({"grid": "seed = [1, 1]"}, "two runs are the same: seed=1"),
         ({"grid": "output_dir = ['a', 'b']"}, "grid.output_dir"),
+        (
+            {"grid": "muon_momentum = [0.9, 0.95]"},
+            "sweep.toml: muon_momentum is 0.9, but optimizer is adamw: only muon has it",
+        ),
     ],
 )
 def test_refused(tmp_path: Path, tables: dict[str, str], message: str) -> None:

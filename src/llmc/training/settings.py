@@ -369,7 +369,7 @@ def resolve(
     """
     values = {**_chosen(config), "device": device, "processes": ranks, "rank": rank}
     if saved is None:
-        _check_effects(values)
+        check_effects(config)
     if config.processes not in (1, ranks):
         raise ValueError(f"processes is {config.processes}, but {ranks} met")
     for name in ("max_steps", "warmup_steps"):
@@ -385,8 +385,13 @@ def resolve(
     return RunConfig(**values)
 
 
-def _check_effects(values: Mapping[str, Any]) -> None:
-    """Refuse a setting that has no effect with the others, unless it is one of its defaults."""
+def check_effects(config: TrainConfig) -> None:
+    """Refuse a setting that has no effect with the others, unless it is one of its defaults.
+
+    Raises:
+        ValueError: naming both.
+    """
+    values = _chosen(config)
     for name, setting in SETTINGS.items():
         if setting.only_with is None or values[name] in (setting.default, setting.small, setting.llm_c):
             continue
