@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,13 +189,19 @@ def test_interactive_in_a_terminal(model: str) -> None:
     pty = pytest.importorskip("pty", reason="pseudo-terminals are of POSIX")
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a program in a shell's background ignores it, and so would this one
         os.execv(sys.executable, [sys.executable, "-m", "llmc", "generate", model, "-i", "-n", "1000000", "--past-eot"])
     shown = b""
+
+    def read_more() -> None:
+        nonlocal shown
+        assert select.select([terminal], [], [], 60)[0], shown
+        shown += os.read(terminal, 10000)
 
     def wait_for(what: bytes) -> None:
         nonlocal shown
         while what not in shown:
-            shown += os.read(terminal, 10000)
+            read_more()
         shown = shown[shown.index(what) + len(what) :]
 
     wait_for(b"Ctrl-D: end.")
@@ -202,7 +210,7 @@ def test_interactive_in_a_terminal(model: str) -> None:
         os.write(terminal, b"ab\n")
         wait_for(b"ab\r\n")
         while len(shown) < 200:
-            shown += os.read(terminal, 10000)
+            read_more()
         os.write(terminal, b"\x03")
         wait_for(b"\r\n(the model sees only the last ")
         wait_for(b"> ")
