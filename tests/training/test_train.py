@@ -225,7 +225,7 @@ def test_a_model_has_the_positions_that_are_trained(
         ({"max_steps": 20}, 10, ""),
         ({"max_steps": -1}, 62, ""),  # one epoch
         ({"max_steps": 5}, 2, ""),
-        ({"max_steps": 400}, 180, ""),
+        ({"max_steps": 400}, 90, ""),
         ({"max_steps": 2, "model": "d1", "layers": None, "heads": None, "channels": None}, 0, ""),
         ({"warmup_steps": 20}, 20, "warning: warmup_steps is 20 of 8 steps in all: the learning rate rises to 0.004 of 0.01,"),
         ({"warmup_steps": 8}, 8, "rises to 0.01 of 0.01, and never falls"),
