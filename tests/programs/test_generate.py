@@ -189,7 +189,9 @@ def test_interactive_in_a_terminal(model: str) -> None:
     pty = pytest.importorskip("pty", reason="pseudo-terminals are of POSIX")
     pid, terminal = pty.fork()
     if pid == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a program in a shell's background ignores it, and so would this one
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # a program in a shell's background ignores it, and so would this one
         os.execv(sys.executable, [sys.executable, "-m", "llmc", "generate", model, "-i", "-n", "1000000", "--past-eot"])
     shown = b""
 
