@@ -5,8 +5,7 @@ from __future__ import annotations
 from llmc import _llmc
 from llmc.models.config import ModelConfig
 from llmc.models.model import Model
-from llmc.optim.optimizer import Optimizer
-from llmc.values import check_seed
+from llmc.optim.optimizer import Optimizer, check_arguments
 
 
 class AdamW(Optimizer):
@@ -50,11 +49,7 @@ class AdamW(Optimizer):
         seed: int = 13371337,
         comm: _llmc.Comm | None = None,
     ) -> None:
-        if not isinstance(model, Model):
-            raise TypeError(
-                f"model is a {type(model).__name__}, expected the model itself, whose parameters are updated"
-            )
-        check_seed(seed, 64)
+        check_arguments(model, seed)
         native = _llmc.AdamW(
             model._native,
             beta1=betas[0],

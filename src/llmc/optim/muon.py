@@ -8,8 +8,8 @@ from llmc import _llmc
 from llmc.models.config import ModelConfig
 from llmc.models.model import Model
 from llmc.optim.adamw import AdamW
-from llmc.optim.optimizer import Optimizer
-from llmc.values import MEMORY_DTYPES, check_seed
+from llmc.optim.optimizer import Optimizer, check_arguments
+from llmc.values import MEMORY_DTYPES
 
 
 class Muon(Optimizer):
@@ -59,11 +59,7 @@ class Muon(Optimizer):
         seed: int = 13371337,
         comm: _llmc.Comm | None = None,
     ) -> None:
-        if not isinstance(model, Model):
-            raise TypeError(
-                f"model is a {type(model).__name__}, expected the model itself, whose parameters are updated"
-            )
-        check_seed(seed, 64)
+        check_arguments(model, seed)
         native = _llmc.Muon(
             model._native,
             momentum=momentum,

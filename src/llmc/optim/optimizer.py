@@ -7,6 +7,15 @@ from typing import Any, ClassVar, NamedTuple
 from numpy.typing import NDArray
 
 from llmc import _llmc
+from llmc.models.model import Model
+from llmc.values import check_seed
+
+
+def check_arguments(model: object, seed: int) -> None:
+    """Refuse what is no model, with a TypeError, and a seed that stochastic rounding cannot have, with a ValueError."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model is a {type(model).__name__}, expected the model itself, whose parameters are updated")
+    check_seed(seed, 64)
 
 
 class ParameterState(NamedTuple):
