@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import select
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +182,50 @@ def test_interactive_in_a_pipe(model: str, capsys: pytest.CaptureFixture[str]) -
 def test_what_interactive_refuses(model: str, argv: list[str], message: str, capsys) -> None:
     assert cli.main(["generate", model, "--interactive", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_interactive_in_a_terminal(model: str) -> None:
+    """Ctrl-C stops a continuation, and at the prompt only says what ends; Ctrl-D ends."""
+    pty = pytest.importorskip("pty", reason="pseudo-terminals are of POSIX")
+    termios = pytest.importorskip("termios", reason="pseudo-terminals are of POSIX")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        # A program in a shell's background ignores it, and so would this one.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Else the terminal throws away what is written just after the signal has been sent: now and then the answer to it.
+        mode = termios.tcgetattr(0)
+        mode[3] |= termios.NOFLSH
+        termios.tcsetattr(0, termios.TCSANOW, mode)
+        os.execv(sys.executable, [sys.executable, "-m", "llmc", "generate", model, "-i", "-n", "1000000", "--past-eot"])
+    shown = b""
+
+    def read_more() -> None:
+        nonlocal shown
+        assert select.select([terminal], [], [], 60)[0], shown
+        shown += os.read(terminal, 10000)
+
+    def wait_for(what: bytes) -> None:
+        nonlocal shown
+        while what not in shown:
+            read_more()
+        shown = shown[shown.index(what) + len(what) :]
+
+    wait_for(b"Ctrl-D: end.")
+    wait_for(b"> ")
+    for _ in range(2):
+        os.write(terminal, b"ab\n")
+        wait_for(b"ab\r\n")
+        while len(shown) < 200:
+            read_more()
+        os.write(terminal, b"\x03")
+        wait_for(b"\r\n(the model sees only the last ")
+        wait_for(b"> ")
+    os.write(terminal, b"\x03")
+    wait_for(b"(Ctrl-D: end)")
+    wait_for(b"> ")
+    os.write(terminal, b"\x04")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)
 
 
 def test_two_prompts_and_a_prompt_that_is_no_text(model: str, tmp_path: Path, capsys) -> None:
