@@ -115,6 +115,7 @@ class Op:
         flops(**shape): the operations that the formula needs.
         llmc(backend, tensors, shape), numpy(arrays, shape), torch(tensors, shape): the same by others; any may be absent. The
             last two return outputs by name.
+        TORCH: the dtypes for which PyTorch is asked, if not both.
     """
 
     def __init__(self, name: str) -> None:
@@ -709,7 +710,7 @@ def _contenders(
         if hasattr(op.module, "numpy") and "f32" in dtypes:
             yield lambda: Peer("numpy", op, inputs("f32"), shape, "f32", threads)
         if hasattr(op.module, "torch") and importlib.util.find_spec("torch"):
-            for dtype in dtypes:
+            for dtype in [d for d in dtypes if d in getattr(op.module, "TORCH", dtypes)]:
                 yield lambda d=dtype: Peer("torch", op, inputs(d), shape, d, threads)
     if hasattr(op.module, "llmc") and (device == "cpu" or (device == "cuda" and _has_cuda())):
         for dtype in dtypes:
