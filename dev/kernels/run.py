@@ -97,6 +97,11 @@ class Version:
         return [flag for line in re.findall(r"^// flags:(.*)$", self.source, re.MULTILINE) for flag in line.split()]
 
     @property
+    def needs(self) -> list[str]:
+        """Return what a line `// needs: ...` says: macros that the compiler defines if the CPU has the instructions."""
+        return [macro for line in re.findall(r"^// needs:(.*)$", self.source, re.MULTILINE) for macro in line.split()]
+
+    @property
     def number(self) -> int:
         return int(self.name.split("_")[1])
 
@@ -325,6 +330,19 @@ def _cpu_flags() -> list[str]:
     else:
         print(f"{cxx()} has no OpenMP: versions with threads run with one", file=sys.stderr)
     return flags
+
+
+@functools.cache
+def _macros() -> frozenset[str]:
+    """Return the names of the macros that the C++ compiler defines for this CPU."""
+    command = [cxx(), *_cpu_flags(), "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return frozenset(re.findall(r"^#define (\w+)", done.stdout, re.MULTILINE))
+
+
+def missing(version: Version) -> list[str]:
+    """Return what a version for the CPU needs and this CPU, or the compiler, does not have."""
+    return [macro for macro in version.needs if macro not in _macros()]
 
 
 def emulated(text: str, path: Path) -> str:
@@ -766,6 +784,9 @@ def measure(
     threads = threads or default_threads()
     timed = timed and device != "emulated"
     chosen = op.versions(device, versions)
+    for version in [v for v in chosen if missing(v)]:
+        print(f"{op.name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}", file=sys.stderr)
+        chosen.remove(version)
     if not chosen:
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):
