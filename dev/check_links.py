@@ -159,18 +159,21 @@ def new_place(link: Link) -> tuple[str, bool] | None:
     there = [n for n, line in enumerate(lines_of(path.resolve()), 1) if has_code(line, link.code)]
     if not there:
         return None
-    defining = [n for n in there if _defines(lines_of(path.resolve())[n - 1], link.code)]
-    only = there if len(there) == 1 else defining
-    new = only[0] if len(only) == 1 else min(there, key=lambda n: abs(n - first))
+    defining = [n for n in there if _defines(lines_of(path.resolve())[n - 1], link.code, path.suffix)]
+    likely = there if len(there) == 1 else defining or there
+    new = min(likely, key=lambda n: abs(n - first))
     end = f"-L{new + last - first}" if match[2] else ""
-    return f"{name}#L{new}{end}", len(only) == 1
+    return f"{name}#L{new}{end}", len(likely) == 1
 
 
-def _defines(line: str, code: str) -> bool:
+def _defines(line: str, code: str, suffix: str) -> bool:
+    """Return whether a line of Python or C++ looks as if it defined or declared a name."""
     name = re.escape(code.split("::")[-1])
-    python = rf"(?:def|class)\s+{name}\b|{name}\s*(?::[^=]*)?=[^=]"
-    cpp = rf"(?:[\w:<>*&,]+\s+)+[*&]?(?:\w+::)*{name}\s*\([^;]*$|(?:class|struct|enum class)\s+{name}\b[^;]*$"
-    return re.match(rf"\s*(?:{python}|{cpp})", line) is not None
+    pattern = rf"(?:def|class)\s+{name}\b|{name}\s*(?::[^=]*)?=[^=]"
+    if suffix != ".py":
+        types = r"(?!//|return|else|throw|new)(?:[\w:<>*&,]+\s+)+"
+        pattern = rf"{types}[*&]?(?:\w+::)*{name}\s*\(|(?:class|struct|enum class|#define)\s+{name}\b[^;]*$"
+    return re.match(rf"\s*(?:{pattern})", line) is not None
 
 
 def fix(path: Path) -> list[str]:
