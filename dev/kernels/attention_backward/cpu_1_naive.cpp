@@ -11,10 +11,12 @@
 
 constexpr int64_t HS = 64;  // channels of a head, in every GPT-2
 
-KERNEL void run(float* dqkv, const float* dout, const float* qkv, const float*, const float* lse, int64_t B,
-                int64_t T, int64_t NH) {
-    const int64_t C = NH * HS, row = 3 * C;  // of qkv: the queries of all heads, then the keys, then the values
+KERNEL void run(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                int64_t B, int64_t T, int64_t NH) {
+    const int64_t C = NH * HS,
+                  row = 3 * C;  // of qkv: the queries of all heads, then the keys, then the values
     const float scale = 1 / std::sqrt(float(HS));
+    (void)out;  // what the next version takes it for is summed here from p and dp
     std::vector<float> p(T * T), dp(T * T), ds(T * T);
     for (int64_t b = 0; b < B; ++b)
         for (int64_t h = 0; h < NH; ++h) {
@@ -36,17 +38,19 @@ KERNEL void run(float* dqkv, const float* dout, const float* qkv, const float*, 
                 for (int64_t j = 0; j < T; ++j) mean += p[i * T + j] * dp[i * T + j];
                 for (int64_t j = 0; j < T; ++j) ds[i * T + j] = p[i * T + j] * (dp[i * T + j] - mean);
             }
-            for (int64_t t = 0; t < T; ++t)
-                for (int64_t c = 0; c < HS; ++c) {
-                    float x = 0, y = 0, z = 0;
-                    for (int64_t u = 0; u < T; ++u) {
-                        x += ds[t * T + u] * k[u * row + c];
-                        y += ds[u * T + t] * q[u * row + c];
-                        z += p[u * T + t] * d[u * C + c];
+            for (int64_t t = 0; t < T; ++t) {
+                float x[HS] = {}, y[HS] = {}, z[HS] = {};
+                for (int64_t u = 0; u < T; ++u)
+                    for (int64_t c = 0; c < HS; ++c) {
+                        x[c] += ds[t * T + u] * k[u * row + c];
+                        y[c] += ds[u * T + t] * q[u * row + c];
+                        z[c] += p[u * T + t] * d[u * C + c];
                     }
-                    dq[t * row + c] = x * scale;
-                    dk[t * row + c] = y * scale;
-                    dv[t * row + c] = z;
+                for (int64_t c = 0; c < HS; ++c) {
+                    dq[t * row + c] = x[c] * scale;
+                    dk[t * row + c] = y[c] * scale;
+                    dv[t * row + c] = z[c];
                 }
+            }
         }
 }

@@ -21,8 +21,8 @@ static void add(float* to, float factor, const float* x) {
     for (int64_t c = 0; c < HS; ++c) to[c] += factor * x[c];
 }
 
-KERNEL void run(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse, int64_t B,
-                int64_t T, int64_t NH) {
+KERNEL void run(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                int64_t B, int64_t T, int64_t NH) {
     const int64_t C = NH * HS, row = 3 * C;
     const float scale = 1 / std::sqrt(float(HS));
     std::fill(dqkv, dqkv + B * T * row, 0.0f);

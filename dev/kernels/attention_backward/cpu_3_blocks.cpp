@@ -62,8 +62,8 @@ static void one_head(float* dqkv, const float* dout, const float* qkv, const flo
         for (int64_t c = 0; c < HS; ++c) dqkv[t * row + c] = dq[t * HS + c];
 }
 
-KERNEL void run(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse, int64_t B,
-                int64_t T, int64_t NH) {
+KERNEL void run(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                int64_t B, int64_t T, int64_t NH) {
     const int64_t C = NH * HS;
     for (int64_t task = 0; task < B * NH; ++task) {
         const int64_t b = task / NH, h = task % NH, at = b * T * C + h * HS, at3 = b * T * 3 * C + h * HS;

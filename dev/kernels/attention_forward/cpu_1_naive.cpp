@@ -3,15 +3,16 @@
 // For each head: all scores q k^T, those of later positions set to -infinity, a softmax of each row, and the product with the
 // values. Half of the scores are computed to be thrown away, and the matrix, 4 MB for T = 1024, does not fit into the caches
 // near the core. It is the reference for reading; everything after it computes the same.
-#include "kernel.h"
-
 #include <cmath>
 #include <vector>
+
+#include "kernel.h"
 
 constexpr int64_t HS = 64;  // channels of a head, in every GPT-2
 
 KERNEL void run(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t NH) {
-    const int64_t C = NH * HS, row = 3 * C;  // of qkv: the queries of all heads, then the keys, then the values
+    const int64_t C = NH * HS,
+                  row = 3 * C;  // of qkv: the queries of all heads, then the keys, then the values
     const float scale = 1 / std::sqrt(float(HS));
     std::vector<float> p(T * T);
     for (int64_t b = 0; b < B; ++b)

@@ -4,10 +4,10 @@
 // and it stays in L1. The row ends at the diagonal: half of the arithmetic is gone. The loops of the last product are exchanged:
 // inside runs the channel, in whose direction values and output lie side by side, so the compiler makes vectors of it. Of the
 // scores it makes none: their sum over channels would be in another order, which C++ forbids.
-#include "kernel.h"
-
 #include <cmath>
 #include <vector>
+
+#include "kernel.h"
 
 constexpr int64_t HS = 64;
 
@@ -18,7 +18,8 @@ KERNEL void run(float* out, float* lse, const float* qkv, int64_t B, int64_t T, 
     for (int64_t b = 0; b < B; ++b)
         for (int64_t h = 0; h < NH; ++h)
             for (int64_t i = 0; i < T; ++i) {
-                const float *q = qkv + (b * T + i) * row + h * HS, *k = qkv + b * T * row + C + h * HS, *v = k + C;
+                const float *q = qkv + (b * T + i) * row + h * HS, *k = qkv + b * T * row + C + h * HS,
+                            *v = k + C;
                 float largest = -INFINITY, total = 0;
                 for (int64_t j = 0; j <= i; ++j) {
                     float s = 0;

@@ -3,9 +3,9 @@
 // Milakov & Gimelshein 2018 (arXiv:1805.02867): a running maximum, and a sum and an output that belong to it. If a score exceeds
 // the maximum, what was added so far is multiplied by exp(old - new). Keys and values are read once and nothing is stored between.
 // It is no faster on a CPU, whose L1 held the row anyway; it is the idea on which the blocks of the next version rest.
-#include "kernel.h"
-
 #include <cmath>
+
+#include "kernel.h"
 
 constexpr int64_t HS = 64;
 
@@ -15,7 +15,8 @@ KERNEL void run(float* out, float* lse, const float* qkv, int64_t B, int64_t T, 
     for (int64_t b = 0; b < B; ++b)
         for (int64_t h = 0; h < NH; ++h)
             for (int64_t i = 0; i < T; ++i) {
-                const float *q = qkv + (b * T + i) * row + h * HS, *k = qkv + b * T * row + C + h * HS, *v = k + C;
+                const float *q = qkv + (b * T + i) * row + h * HS, *k = qkv + b * T * row + C + h * HS,
+                            *v = k + C;
                 float largest = -INFINITY, total = 0, o[HS] = {};
                 for (int64_t j = 0; j <= i; ++j) {
                     float s = 0;

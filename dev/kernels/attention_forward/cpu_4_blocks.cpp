@@ -5,11 +5,11 @@
 // softmax joins the blocks. Blocks above the diagonal are skipped. The keys are transposed once for each head, so that in both
 // products the inner loop runs over neighbours in memory and no sum changes its order: the compiler makes vectors of all of it
 // but maxima and exponentials.
-#include "kernel.h"
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
+
+#include "kernel.h"
 
 constexpr int64_t HS = 64, BLOCK = 64;  // queries, and keys, in a block
 
@@ -53,7 +53,8 @@ KERNEL void run(float* out, float* lse, const float* qkv, int64_t B, int64_t T, 
                     multiply(o, p[0], BLOCK, &v[j0 * HS], HS);
                 }
                 for (int64_t i = 0; i < std::min(BLOCK, T - i0); ++i) {
-                    for (int64_t c = 0; c < HS; ++c) out[(b * T + i0 + i) * C + h * HS + c] = o[i][c] / total[i];
+                    for (int64_t c = 0; c < HS; ++c)
+                        out[(b * T + i0 + i) * C + h * HS + c] = o[i][c] / total[i];
                     lse[(b * NH + h) * T + i0 + i] = largest[i] + std::log(total[i]);
                 }
             }

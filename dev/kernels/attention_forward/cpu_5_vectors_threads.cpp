@@ -1,24 +1,20 @@
-// Vectors: a register tile for both products, and an exponential of our own
+// Vectors in registers, and a thread for each head
 //
 // The blocks are those of version 4. The products keep a tile of the result, MR rows of two vectors, in registers while they walk
 // along the sum: a multiply-add then needs less than one load, where the compiler's loop had a load, a load and a store. Maxima,
-// exponentials and corrections are done for a whole vector of keys: exp is 2^n times a polynomial.
-#include "kernel.h"
-#include "vec.h"
-
+// exponentials and corrections are done for a whole vector of keys: exp is 2^n times a polynomial. Heads share nothing, so each is a
+// task for a thread, and the result has the same bits for any number of threads.
 #include <algorithm>
 #include <cmath>
 #include <vector>
+
+#include "vectors.h"
 
 constexpr int64_t HS = 64, BLOCK = 64, W = Vec::W;
 #if defined(__AVX512F__) || defined(__ARM_NEON)
 constexpr int MR = 8;  // with 32 registers: 16 for the tile
 #else
 constexpr int MR = 4;  // with 16
-#endif
-
-#ifndef FOR_HEADS
-#define FOR_HEADS
 #endif
 
 // out (BLOCK x 64) = a (BLOCK x 64) b (64 x 64), added to what is there if `add`.
@@ -51,7 +47,8 @@ static Vec exp(Vec x) {
     const Vec n = round(x * set1(1.44269504f));
     const Vec r = fnma(n, set1(-2.12194440e-4f), fnma(n, set1(0.693359375f), x));  // ln 2 in two parts
     Vec p = set1(1.0f / 5040);
-    for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = fma(p, r, set1(c));
+    for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+        p = fma(p, r, set1(c));
     return scale2(p, n);
 }
 
@@ -85,7 +82,8 @@ static void one_head(float* out, float* lse, const float* qkv, int64_t T, int64_
                 }
                 if (highest != largest[i]) {  // most blocks have no new maximum
                     const float correction = std::exp(largest[i] - highest);
-                    for (int64_t c = 0; c < HS; c += W) store(o + i * HS + c, load(o + i * HS + c) * set1(correction));
+                    for (int64_t c = 0; c < HS; c += W)
+                        store(o + i * HS + c, load(o + i * HS + c) * set1(correction));
                     total[i] *= correction;
                     largest[i] = highest;
                 }
@@ -102,7 +100,7 @@ static void one_head(float* out, float* lse, const float* qkv, int64_t T, int64_
 
 KERNEL void run(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t NH) {
     const int64_t C = NH * HS;
-    FOR_HEADS
+#pragma omp parallel for schedule(dynamic)
     for (int64_t task = 0; task < B * NH; ++task) {
         const int64_t b = task / NH, h = task % NH;
         one_head(out + b * T * C + h * HS, lse + task * T, qkv + b * T * 3 * C + h * HS, T, C);

@@ -1,23 +1,19 @@
-// Vectors: a register tile for the five products, and an exponential of our own
+// Vectors in registers, and a thread for each head
 //
 // Version 3 with the products and the exponential of attention_forward's version 5: a tile of the result stays in registers
-// while the sum goes on, and exp, mask and dS are computed for a whole vector of keys.
+// while the sum goes on, and exp, mask and dS are computed for a whole vector of keys. All sums
+// are within a head, so each head is a task for a thread, and the result has the same bits for any number of threads.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "kernel.h"
-#include "vec.h"
+#include "vectors.h"
 
 constexpr int64_t HS = 64, BLOCK = 64, W = Vec::W;
 #if defined(__AVX512F__) || defined(__ARM_NEON)
 constexpr int MR = 8;  // with 32 registers: 16 for the tile
 #else
 constexpr int MR = 4;  // with 16
-#endif
-
-#ifndef FOR_HEADS
-#define FOR_HEADS
 #endif
 
 // out (64 x 64) += a (64 x 64) b (64 x 64), where a[i * row + k * step] is element (i, k) of a.
@@ -82,7 +78,8 @@ static void one_head(float* dqkv, const float* dout, const float* qkv, const flo
                 for (int64_t j = 0; j < BLOCK; j += W) {
                     float *x = p + i * BLOCK + j, *y = ds + i * BLOCK + j;
                     Vec e = exp(fma(load(x), set1(scale), set1(-sums[i0 + i])));
-                    if (i0 == j0) e = keep_first(e, static_cast<int>(std::clamp(i + 1 - j, int64_t{0}, W)), 0.0f);
+                    if (i0 == j0)
+                        e = keep_first(e, static_cast<int>(std::clamp(i + 1 - j, int64_t{0}, W)), 0.0f);
                     store(x, e);
                     store(y, e * (load(y) - set1(delta[i0 + i])) * set1(scale));
                 }
@@ -100,10 +97,10 @@ static void one_head(float* dqkv, const float* dout, const float* qkv, const flo
         for (int64_t c = 0; c < HS; ++c) dqkv[t * row + c] = dq[t * HS + c];
 }
 
-KERNEL void run(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse, int64_t B,
-                int64_t T, int64_t NH) {
+KERNEL void run(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                int64_t B, int64_t T, int64_t NH) {
     const int64_t C = NH * HS;
-    FOR_HEADS
+#pragma omp parallel for schedule(dynamic)
     for (int64_t task = 0; task < B * NH; ++task) {
         const int64_t b = task / NH, h = task % NH, at = b * T * C + h * HS, at3 = b * T * 3 * C + h * HS;
         one_head(dqkv + at3, dout + at, qkv + at3, out + at, lse + task * T, T, C);
