@@ -27,6 +27,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -110,9 +111,10 @@ class Op:
     """An op: its folder, and what its op.py says.
 
     op.py has:
-        SHAPE: sizes by name, in the order in which kernels take them; SMALL: a list of such, for checks.
-        OUTPUTS: the names of the outputs, in the order in which kernels take them, with the names of their sizes. An output that is
-            also an input starts from that input's values (it is added to, or computed in place); others start as NaNs.
+        SHAPE: sizes by name, in the order in which kernels take them; SMALL: a list of such, for checks; CUDA, if there: sizes that
+            differ on a GPU, for which SHAPE is too small.
+        OUTPUTS: the names of the outputs, in the order in which kernels take them, with their sizes: names, or products as "3*NH". An
+            output that is also an input starts from that input's values (it is added to, or computed in place); others start as NaNs.
         F32: names of arrays that stay f32 in versions for bf16.
         inputs(rng, **shape): the inputs by name, in the order in which kernels take them: arrays of floats or integers, and floats.
         oracle(**inputs): the outputs, in float64.
@@ -120,6 +122,7 @@ class Op:
         flops(**shape): the operations that the formula needs.
         llmc(backend, tensors, shape), numpy(arrays, shape), torch(tensors, shape): the same by others; any may be absent. The
             last two return outputs by name.
+        TORCH: the dtypes for which PyTorch is asked, if not both.
     """
 
     def __init__(self, name: str) -> None:
@@ -132,6 +135,10 @@ class Op:
     @property
     def title(self) -> str:
         return str(self.module.__doc__).split("\n", 1)[0]
+
+    def shape_on(self, device: str) -> dict[str, int]:
+        """Return the sizes at which the op is timed."""
+        return {**self.shape, **(getattr(self.module, "CUDA", {}) if device == "cuda" else {})}
 
     def versions(self, device: str = "cpu", names: Sequence[str] | None = None) -> list[Version]:
         """Return the versions for a device, by their numbers. names: only those whose names begin with one of these."""
@@ -159,7 +166,7 @@ class Op:
         arrays: Arrays = {}
         for name, sizes in self.outputs.items():
             kind = self.dtype_of(name, dtype)
-            array = _aligned(tuple(shape[s] for s in sizes), MEMORY_DTYPES[kind])
+            array = _aligned(tuple(_product(size, shape) for size in sizes), MEMORY_DTYPES[kind])
             array[...] = inputs[name] if name in inputs else _stored(np.full((), np.nan), kind)
             arrays[name] = array
         return arrays
@@ -212,6 +219,10 @@ def op_names(prefix: str = "all") -> list[str]:
     """Return the names of all ops, or of those that begin with a prefix."""
     names = sorted(path.parent.name for path in FOLDER.glob("*/op.py"))
     return [name for name in names if prefix == "all" or name.startswith(prefix)]
+
+
+def _product(size: str, shape: Mapping[str, int]) -> int:
+    return math.prod(shape[factor] if factor in shape else int(factor) for factor in size.split("*"))
 
 
 def _module(path: Path) -> ModuleType:
@@ -354,7 +365,7 @@ def emulated(text: str, path: Path) -> str:
         text,
     )
     text = re.sub(
-        rf"__shared__\s+{align}{kind}\s+(\w+)((?:\[[^\]]*\])*)\s*;",
+        rf"__shared__\s+{align}{kind}\s+(\w+)((?:\s*\[[^\]]*\])*)\s*;",
         r"auto& \2 = cuda_emulation::shared_variable<\1\3, decltype([] {})>();",
         text,
     )
@@ -727,7 +738,7 @@ def _contenders(
         if hasattr(op.module, "numpy") and "f32" in dtypes:
             yield lambda: Peer("numpy", op, inputs("f32"), shape, "f32", threads)
         if hasattr(op.module, "torch") and importlib.util.find_spec("torch"):
-            for dtype in dtypes:
+            for dtype in [d for d in dtypes if d in getattr(op.module, "TORCH", dtypes)]:
                 yield lambda d=dtype: Peer("torch", op, inputs(d), shape, d, threads)
     if hasattr(op.module, "llmc") and (device == "cpu" or (device == "cuda" and _has_cuda())):
         for dtype in dtypes:
@@ -790,7 +801,7 @@ def measure(
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):
         raise KernelError(f"{op.name} has no size {', '.join(sorted(unknown))}: expected {', '.join(op.shape)}")
-    final = {**(op.small[-1] if small else op.shape), **(shape or {})}
+    final = {**(op.small[-1] if small else op.shape_on(device)), **(shape or {})}
     build_all(chosen, device, optimize, arch)
     results: list[Result] = []
     for number, sizes in enumerate([*op.small, final] if timed else op.small):
