@@ -12,7 +12,8 @@ A folder is an op; its op.py says what the op computes (README.md). Each version
 shapes whose sizes are odd, and the op's formula in float64, from which no element of an output may be farther than op.py allows. Then
 versions are timed in turns; the table has medians. The last lines are other libraries, and llmc's own op.
 
-Columns: error is the largest, relative to the largest element of the output; GFLOP/s by the operations that the formula needs, GB/s
+Columns: error is the largest, relative to the largest element of the output, or the norm of all relative to the output's norm, if that is
+larger, as a share of what op.py allows; GFLOP/s by the operations that the formula needs, GB/s
 by reading each input and writing each output once, whatever a version really does. The lines above a table are what the machine reaches
 at most.
 """
@@ -296,7 +297,9 @@ def _error(x: np.ndarray, truth: np.ndarray) -> float:
         raise KernelError(f"an output has shape {x.shape}, expected {truth.shape}")
     if not np.isfinite(x).all():
         return float("inf")
-    return float(np.abs(x - truth).max(initial=0.0) / max(np.abs(truth).max(initial=0.0), 1e-30))
+    largest = np.abs(x - truth).max(initial=0.0) / max(np.abs(truth).max(initial=0.0), 1e-30)
+    norm = np.linalg.norm(x - truth) / max(np.linalg.norm(truth), 1e-30)
+    return float(max(largest, norm))
 
 
 # ---- compiling ----
