@@ -130,6 +130,7 @@ class Op:
         self.name, self.folder = name, FOLDER / name
         self.module = _module(self.folder / "op.py")
         self.shape: dict[str, int] = self.module.SHAPE
+        self.gpu_shape: dict[str, int] = self.shape | getattr(self.module, "GPU_SHAPE", {})
         self.small: list[dict[str, int]] = self.module.SMALL
         self.outputs: dict[str, tuple[str, ...]] = self.module.OUTPUTS
 
@@ -416,8 +417,9 @@ def _compile(command: Sequence[str | Path], key: str, name: str, suffix: str, te
     if done.returncode != 0:
         raise KernelError(f"{name} does not compile:\n{' '.join(words)}\n{done.stderr.strip()}")
     target.with_suffix(".log").write_text(done.stdout + done.stderr, encoding="utf-8")
+    of_text = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{16}}{re.escape(suffix.rpartition('.')[0])}\.(so|o|log)")
     for old in BUILD.glob(f"{name}.*"):  # of earlier texts
-        if old.suffix in (suffix, ".log") and old.stem != target.stem and old.stem.count(".") == target.stem.count("."):
+        if of_text.fullmatch(old.name) and old.stem != target.stem:
             old.unlink(missing_ok=True)
     partial.replace(target)
     return target
@@ -776,7 +778,8 @@ def measure(
     Args:
         op: the op, or its name.
         device: "cpu", "cuda", or "emulated", where nothing is timed.
-        versions: the beginnings of names, as ["cpu_1", "cpu_3_vectors"]; all if None.
+        versions: the beginnings of names, as ["cpu_1", "cpu_3_vectors"]; all if None. Those of which something is missing() are
+            left out.
         shape: sizes that differ from the op's SHAPE, by name.
         threads: of the CPU; 0 for as many as llmc would take.
         budget: seconds for each version.
@@ -796,10 +799,7 @@ def measure(
     op = find_op(op) if isinstance(op, str) else op
     threads = threads or default_threads()
     timed = timed and device != "emulated"
-    chosen = op.versions(device, versions)
-    for version in [v for v in chosen if missing(v)]:
-        print(f"{op.name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}", file=sys.stderr)
-        chosen.remove(version)
+    chosen = [v for v in op.versions(device, versions) if not missing(v)]
     if not chosen:
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):
@@ -975,7 +975,10 @@ def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
     wrong = False
     for name in names:
         op = find_op(name)
-        if not op.versions(args.device, args.versions):
+        found = op.versions(args.device, args.versions)
+        for version in filter(missing, found):
+            print(f"{name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}")
+        if all(map(missing, found)):
             continue
         results = measure(
             op,
