@@ -337,7 +337,7 @@ def emulated(text: str, path: Path) -> str:
         text,
     )
     text = re.sub(
-        rf"__shared__\s+{align}{kind}\s+(\w+)((?:\[[^\]]*\])*)\s*;",
+        rf"__shared__\s+{align}{kind}\s+(\w+)((?:\s*\[[^\]]*\])*)\s*;",
         r"auto& \2 = cuda_emulation::shared_variable<\1\3, decltype([] {})>();",
         text,
     )
