@@ -27,6 +27,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -97,6 +98,11 @@ class Version:
         return [flag for line in re.findall(r"^// flags:(.*)$", self.source, re.MULTILINE) for flag in line.split()]
 
     @property
+    def needs(self) -> list[str]:
+        """Return what a line `// needs: ...` says: macros that the compiler defines if the CPU has the instructions."""
+        return [macro for line in re.findall(r"^// needs:(.*)$", self.source, re.MULTILINE) for macro in line.split()]
+
+    @property
     def number(self) -> int:
         return int(self.name.split("_")[1])
 
@@ -105,9 +111,10 @@ class Op:
     """An op: its folder, and what its op.py says.
 
     op.py has:
-        SHAPE: sizes by name, in the order in which kernels take them; SMALL: a list of such, for checks.
-        OUTPUTS: the names of the outputs, in the order in which kernels take them, with the names of their sizes. An output that is
-            also an input starts from that input's values (it is added to, or computed in place); others start as NaNs.
+        SHAPE: sizes by name, in the order in which kernels take them; SMALL: a list of such, for checks; CUDA, if there: sizes that
+            differ on a GPU, for which SHAPE is too small.
+        OUTPUTS: the names of the outputs, in the order in which kernels take them, with their sizes: names, or products as "3*NH". An
+            output that is also an input starts from that input's values (it is added to, or computed in place); others start as NaNs.
         F32: names of arrays that stay f32 in versions for bf16.
         inputs(rng, **shape): the inputs by name, in the order in which kernels take them: arrays of floats or integers, and floats.
         oracle(**inputs): the outputs, in float64.
@@ -128,6 +135,10 @@ class Op:
     @property
     def title(self) -> str:
         return str(self.module.__doc__).split("\n", 1)[0]
+
+    def shape_on(self, device: str) -> dict[str, int]:
+        """Return the sizes at which the op is timed."""
+        return {**self.shape, **(getattr(self.module, "CUDA", {}) if device == "cuda" else {})}
 
     def versions(self, device: str = "cpu", names: Sequence[str] | None = None) -> list[Version]:
         """Return the versions for a device, by their numbers. names: only those whose names begin with one of these."""
@@ -155,7 +166,7 @@ class Op:
         arrays: Arrays = {}
         for name, sizes in self.outputs.items():
             kind = self.dtype_of(name, dtype)
-            array = _aligned(tuple(shape[s] for s in sizes), MEMORY_DTYPES[kind])
+            array = _aligned(tuple(_product(size, shape) for size in sizes), MEMORY_DTYPES[kind])
             array[...] = inputs[name] if name in inputs else _stored(np.full((), np.nan), kind)
             arrays[name] = array
         return arrays
@@ -208,6 +219,10 @@ def op_names(prefix: str = "all") -> list[str]:
     """Return the names of all ops, or of those that begin with a prefix."""
     names = sorted(path.parent.name for path in FOLDER.glob("*/op.py"))
     return [name for name in names if prefix == "all" or name.startswith(prefix)]
+
+
+def _product(size: str, shape: Mapping[str, int]) -> int:
+    return math.prod(shape[factor] if factor in shape else int(factor) for factor in size.split("*"))
 
 
 def _module(path: Path) -> ModuleType:
@@ -325,6 +340,19 @@ def _cpu_flags() -> list[str]:
     else:
         print(f"{cxx()} has no OpenMP: versions with threads run with one", file=sys.stderr)
     return flags
+
+
+@functools.cache
+def _macros() -> frozenset[str]:
+    """Return the names of the macros that the C++ compiler defines for this CPU."""
+    command = [cxx(), *_cpu_flags(), "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return frozenset(re.findall(r"^#define (\w+)", done.stdout, re.MULTILINE))
+
+
+def missing(version: Version) -> list[str]:
+    """Return what a version for the CPU needs and this CPU, or the compiler, does not have."""
+    return [macro for macro in version.needs if macro not in _macros()]
 
 
 def emulated(text: str, path: Path) -> str:
@@ -766,11 +794,14 @@ def measure(
     threads = threads or default_threads()
     timed = timed and device != "emulated"
     chosen = op.versions(device, versions)
+    for version in [v for v in chosen if missing(v)]:
+        print(f"{op.name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}", file=sys.stderr)
+        chosen.remove(version)
     if not chosen:
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):
         raise KernelError(f"{op.name} has no size {', '.join(sorted(unknown))}: expected {', '.join(op.shape)}")
-    final = {**(op.small[-1] if small else op.shape), **(shape or {})}
+    final = {**(op.small[-1] if small else op.shape_on(device)), **(shape or {})}
     build_all(chosen, device, optimize, arch)
     results: list[Result] = []
     for number, sizes in enumerate([*op.small, final] if timed else op.small):
