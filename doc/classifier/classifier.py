@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import ml_dtypes
 import numpy as np
 import psutil
 from matplotlib.ticker import NullFormatter
@@ -30,6 +31,7 @@ here = Path(__file__).parent if "__file__" in globals() else Path.cwd()
 root = next(p for p in [here, *here.parents] if (p / "dev" / "kernels").is_dir())
 sys.path.insert(0, str(root / "dev" / "kernels"))
 import run  # noqa: E402  the kernels of dev/kernels, and the stopwatch
+from common import Ceilings, measured_ceilings  # noqa: E402  of dev/bench, which run.py has made known
 
 import llmc  # noqa: E402
 from llmc import _llmc  # noqa: E402
@@ -47,8 +49,8 @@ plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 110, "axes.grid":
 #
 # $$\text{logits}_{(N,V)} = \text{lnf}_{(N,C)}\;\text{wte}_{(V,C)}^{\mathsf T}$$
 #
-# Everything up to section 6 happens within a row of logits, $x_1 \dots x_V$. Softmax makes it a distribution, each part positive and all
-# of them together 1:
+# All of this and the next two sections happens within a row of logits, $x_1 \dots x_V$. Softmax makes it a distribution, each part
+# positive and all of them together 1:
 #
 # $$p_v = \frac{e^{x_v}}{\sum_w e^{x_w}}$$
 #
@@ -101,7 +103,8 @@ print("log s - (x - m) of it:     ", np.log(e.sum()) - (x[2] - x.max()))
 
 # %%
 words = 12
-x, target = 1.5 * rng.standard_normal(words), 4
+x, target = rng.standard_normal(words), 4
+x[target] = 1.2
 p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
 truth = np.arange(words) == target
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), sharex=True)
@@ -189,10 +192,10 @@ print(f"{V} exponentials, one after the other: relative error {abs(chain - exact
 print(f"in 16 partial sums:                       relative error {abs(lanes - exact) / exact:.1e}")
 
 # %% [markdown]
-# Partial sums are the better cure, and they come for free with what version 3 is about. Nearly all of the time so far goes into
-# `std::exp`, one number a call. Split $x = n\ln 2 + r$ with a whole number $n$ and $|r| \le \frac{\ln 2}{2}$: then $e^x = 2^n e^r$. The
-# first factor is a matter of the exponent's bits, and for the second, on so short an interval, a polynomial of degree 7 is right to the
-# last bit or two. No branch and no table: 8 or 16 numbers go through it at once.
+# Partial sums are the better cure, and they come for free with what version 3 is about. Nearly all of the time so far goes into calls of
+# `std::exp`, one number each, and into maxima and sums that wait for the one before. Split $x = n\ln 2 + r$ with a whole number $n$ and
+# $|r| \le \frac{\ln 2}{2}$: then $e^x = 2^n e^r$. The first factor is a matter of the exponent's bits, and for the second, on so short an
+# interval, a polynomial of degree 7 is right to the last bit or two. No branch and no table: 8 or 16 numbers go through it at once.
 
 # %%
 print(run.source("dev/kernels/classifier/cpu_3_vectors.cpp", "exponential"))
@@ -204,29 +207,37 @@ print(run.source("dev/kernels/classifier/cpu_3_vectors.cpp", "exponential"))
 # share the rows among threads, and store bf16.
 
 # %%
-shape = {"N": 16, "V": 4_999, "Vp": 5_120} if SMALL else {"N": 512}
-results = run.measure("classifier", shape=shape, small=SMALL, budget=0.01 if SMALL else 2.0)
+backend = _llmc.Backend("cpu")
+if SMALL:
+    top = Ceilings(flops=1e11, read=1e10, copy=1e10)  # not measured
+    quick = {"versions": ["cpu_1", "cpu_3"], "small": True, "budget": 0.01, "optimize": "-O1", "peers": False}
+    results = run.measure("classifier", **quick)
+else:
+    top = measured_ceilings(backend, "f32")
+    results = run.measure("classifier", budget=3.0)
+sizes = ", ".join(f"{name}={size}" for name, size in results[0].shape.items())
+print(f"{sizes}; {backend.info().threads} threads; a copy of memory: {top.copy / 1e9:.1f} GB/s\n")
 run.print_table(run.HEADER, run.table(results))
 
 # %%
-fig, axis = plt.subplots(figsize=(8, 0.36 * len(results) + 0.8))
-kinds = {"cpu": "C0", "llmc": "C2"}
-names = [f"{r.version}: {r.title}" if r.version.startswith("cpu") else f"{r.title} ({r.dtype})" for r in results]
-axis.barh(
-    names[::-1], [r.gbs for r in results[::-1]], color=[kinds.get(r.version.split("_")[0], "C7") for r in results[::-1]]
-)
-axis.set(xlabel="GB/s, of logits read once and gradients written once", title="The classifier on this CPU")
+fig, axis = plt.subplots(figsize=(7, 0.3 * len(results) + 1))
+colours = {"cpu": "C0", "llmc": "C2"}
 for place, r in enumerate(results[::-1]):
+    axis.barh(r.version, r.gbs, color=colours.get(r.version.split("_")[0], "C7"))
     axis.text(r.gbs, place, f" {r.gbs:.1f}", va="center", fontsize=8)
+axis.axvline(top.copy / 1e9, color="k", ls=":", label="a copy of memory, all threads")
+axis.legend(fontsize=8)
+axis.set(title="The classifier on this CPU", xlabel="GB/s: logits read once, gradients written once")
 fig.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The column that counts is GB/s: the op has to read each logit once and write each gradient once, so a version that reaches the speed of
-# memory is done. The first two are far from it, because they compute, number by number, for longer than memory would need. NumPy's
-# exponentials are vectors too, but each of its expressions is a walk through memory. The online version is slower than the one before:
-# the row lies in a cache, where reading it once more costs less than the exponentials that this would save. llmc's own kernel,
-# [`classifier`](../../csrc/cpu/simd/rows.h#L162), is versions 5 and 6 in one template.
+# The column that counts is GB/s: the op has to read each logit once and write each gradient once, so a version that is as fast as a copy
+# is done. The first two are far from it, because they compute, number by number, for longer than memory would need. NumPy and PyTorch
+# have vectors too, but each of their steps walks through all rows and makes a new array. The online version is slower than the one
+# before: the row lies in a cache, and reading it once more costs less than the exponentials that this would save. llmc's own kernel,
+# [`classifier`](../../csrc/cpu/simd/rows.h#L162), has the passes of version 6 in both dtypes, and shares rows among threads as version 5
+# does.
 #
 # ## 4. How large logits are
 #
@@ -274,6 +285,7 @@ axis.set(
     ylim=0,
 )
 axis.legend()
+fig.tight_layout()
 plt.show()
 print(f"64 sequences: {whole[-1]:.1f} GB with all logits, {chunks[1024][-1]:.1f} GB with 1,024 rows of them at a time")
 
@@ -319,16 +331,12 @@ for rows in (1, 7, 16):
 # `classifier_rows` is its step. Every op can be called from Python, so here is the loop once more, on the real kernels. `tensor[i]` is
 # part `i` of a tensor, in the same memory.
 
+
 # %%
-backend = _llmc.Backend("cpu")
-
-
 def tensor(x, dtype):
     t = backend.empty(list(x.shape), dtype)
-    if dtype == "bf16":
-        t.from_host((np.ascontiguousarray(x, np.float32).view(np.uint32) + 0x8000 >> 16).astype(np.uint16))
-    else:
-        t.from_host(np.ascontiguousarray(x, {"f32": np.float32, "i32": np.int32}[dtype]))
+    x = x.astype({"f32": np.float32, "bf16": ml_dtypes.bfloat16, "i32": np.int32}[dtype])
+    t.from_host(x.view(np.uint16) if dtype == "bf16" else x)
     return t
 
 
@@ -406,11 +414,10 @@ for rows, s in zip(choices, seconds):
 # and with ten times as many rows it needs a tenth. The machine's two speeds, measured:
 
 # %%
-from common import measured_ceilings  # noqa: E402  dev/bench, which run.py has made known
-
-top = measured_ceilings(backend, "f32") if not SMALL else None
-speeds = {"this CPU, float32": (4, top.flops, top.copy)} if top else {}
-speeds["an H100 (SXM), bf16, by its data sheet"] = (2, 989e12, 3.35e12)
+speeds = {
+    "this CPU, float32": (4, top.flops, top.copy),
+    "an H100 (SXM), bf16, by its data sheet": (2, 989e12, 3.35e12),
+}
 for name, (s, flops, bandwidth) in speeds.items():
     rows = (2 * s + 8) / 6 * flops / bandwidth
     print(f"{name}: {flops / 1e12:.2f} TFLOP/s, {bandwidth / 1e9:.0f} GB/s: as long at {rows:,.0f} rows")
@@ -435,9 +442,10 @@ sizes = [N >> k for k in range(6 if SMALL else 9)]
 
 def widened(t):
     x = t.to_host()
-    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
+    return x.view(ml_dtypes.bfloat16).astype(np.float32) if x.dtype == np.uint16 else x
 
 
+names = ("losses", "dlnf", "dwte")
 fig, axis = plt.subplots()
 for dtype, grad_dtype in (("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16")):
     errors, same = [], []
@@ -449,23 +457,20 @@ for dtype, grad_dtype in (("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16")):
             exact = by_chunks(widened(job.lnf)[0].astype("f8"), widened(job.wte).astype("f8"), targets, V, rows=N)[2]
         errors.append(np.linalg.norm(widened(job.dwte) - exact) / np.linalg.norm(exact))
         same.append(
-            [
-                np.array_equal(widened(getattr(job, k)).ravel(), widened(getattr(first, k)).ravel())
-                for k in ("losses", "dlnf", "dwte")
-            ]
+            [np.array_equal(getattr(job, k).to_host().ravel(), getattr(first, k).to_host().ravel()) for k in names]
         )
     axis.loglog(sizes, errors, "o-", base=2, label=f"{dtype}, dwte in {grad_dtype}")
-    equal = {k: [rows for rows, s in zip(sizes, same) if s[i]] for i, k in enumerate(("losses", "dlnf", "dwte"))}
-    print(
-        f"{dtype}, dwte in {grad_dtype}: error {errors[0]:.1e} at {N:,} rows, {errors[-1]:.1e} at {sizes[-1]}; the bits of one chunk:"
-    )
-    for name, rows in equal.items():
-        print(f"    {name:7}at", ", ".join(map(str, rows)), "rows")
+    print(f"{dtype}, dwte in {grad_dtype}: error {errors[0]:.1e} at {N:,} rows, {errors[-1]:.1e} at {sizes[-1]}")
+    for name, equal in zip(names, zip(*same)):
+        print(
+            f"    {name:6} has the bits of one chunk at", ", ".join(str(r) for r, e in zip(sizes, equal) if e), "rows"
+        )
 axis.set_yscale("log")
 axis.set(xlabel="rows of a chunk", ylabel="relative error of dwte", title="What chunks do to rounding")
 axis.set_xticks(sizes, [f"{rows:,}" for rows in sizes])
 axis.xaxis.set_minor_formatter(NullFormatter())
 axis.legend()
+fig.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -492,31 +497,30 @@ plt.show()
 # %%
 print(run.source("dev/kernels/classifier/cuda_5_bf16.cu", "fused_classifier"))
 
+# %% [markdown]
+# All six are checked without a GPU as well, by `python dev/kernels/run.py classifier --device emulated`. These are times of a real one,
+# from the files that `run.py --device cuda --json` has written:
+
 # %%
-measured = [json.loads(path.read_text()) for path in sorted((root / "dev" / "kernels" / "results").glob("*.json"))]
-found = [
-    (m["machine"]["card"], r)
-    for m in measured
-    for r in m["results"]
-    if r["op"] == "classifier" and r["device"] == "cuda" and r["gbs"]
-]
-if found:
-    cards = sorted({card for card, _ in found})
-    fig, axes = plt.subplots(len(cards), 1, figsize=(8, 3.2 * len(cards)), squeeze=False)
-    for card, axis in zip(cards, axes[:, 0]):
-        lines = [r for c, r in found if c == card][::-1]
-        axis.barh([f"{r['version']}: {r['title']}" for r in lines], [r["gbs"] for r in lines], color="C0")
-        for place, r in enumerate(lines):
-            axis.text(r["gbs"], place, f" {r['gbs']:.0f}", va="center", fontsize=8)
-        axis.set(title=card, xlabel="GB/s, of logits read once and gradients written once")
-        for r in lines[::-1]:
-            print(f"{card}: {r['version']:24}{r['seconds'] * 1e6:>10.0f} us{r['gbs']:>8.0f} GB/s")
+found = sorted((root / "dev" / "kernels" / "results").glob("*.json"))
+for path in found:
+    data = json.loads(path.read_text())
+    of_card = [r for r in data["results"] if r["op"] == "classifier" and r["seconds"]]
+    if not of_card:
+        continue
+    fig, axis = plt.subplots(figsize=(7, 0.3 * len(of_card) + 1))
+    for place, r in enumerate(of_card[::-1]):
+        axis.barh(r["version"], r["gbs"], color="C2" if r["version"].startswith("llmc") else "C0")
+        axis.text(r["gbs"], place, f" {r['gbs']:.0f}", va="center", fontsize=8)
+    axis.set(title=data["machine"]["card"], xlabel="GB/s: logits read once, gradients written once")
     fig.tight_layout()
     plt.show()
-else:
-    print(
-        "dev/kernels/results has no timings of a GPU. To make some: python dev/kernels/run.py classifier --device cuda --json FILE"
-    )
+    sizes = ", ".join(f"{name}={size}" for name, size in of_card[0]["shape"].items())
+    print(f"{data['machine']['card']}, {data['machine']['date']}, {sizes}")
+    for r in of_card:
+        print(f"{r['version']:24}{r['seconds'] * 1e6:>10.0f} us{r['gbs']:>8.0f} GB/s")
+if not found:
+    print("dev/kernels/results has no file: run.py was not run on a GPU")
 
 # %% [markdown]
 # ## 8. Elsewhere, and further
