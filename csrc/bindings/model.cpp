@@ -23,6 +23,35 @@ Parameter parameter_named(Model& model, const std::string& name) {
     throw ArgumentError(filled("no parameter is named '{}'", name));
 }
 
+Tensor activation_named(const Model& model, const std::string& name) {
+    for (const auto& [n, tensor] : model.activations())
+        if (n == name) return tensor;
+    throw ArgumentError(filled("no activation is named '{}'", name));
+}
+
+// On the CPU a view, which keeps the memory when the model gives it up for a larger batch. On a GPU a copy.
+py::array activation(const BoundModel& self, const std::string& name) {
+    Tensor tensor;
+    std::shared_ptr<void> memory;
+    {
+        const Busy busy(self.backend());
+        tensor = activation_named(*self.model, name);
+        if (self.backend().info().name == "cpu") {
+            memory = self.model->activation_memory();
+        } else {
+            const auto host = std::make_shared<std::vector<char>>(static_cast<std::size_t>(tensor.bytes()));
+            self.backend().to_host(host->data(), tensor);
+            tensor.data = host->data();
+            memory = host;
+        }
+    }
+    const py::capsule base(new std::shared_ptr<void>(memory),
+                           [](void* p) { delete static_cast<std::shared_ptr<void>*>(p); });
+    py::array array = host_view(tensor, base);
+    array.attr("setflags")("write"_a = false);
+    return array;
+}
+
 }  // namespace
 
 Tokens tokens_of(py::handle given) {
@@ -250,6 +279,20 @@ void bind_model(py::module_& m) {
                 return self.view(parameter_named(*self.model, name).grad);
             },
             "name"_a, "Return a NumPy view of a parameter's gradient in the CPU's memory, bf16 as uint16.")
+        .def(
+            "activation_names",
+            [](const BoundModel& self) {
+                std::vector<std::string> names;
+                const Busy busy(self.backend());
+                for (const auto& [name, tensor] : self.model->activations()) names.push_back(name);
+                return names;
+            },
+            "Return the names of what forward() has left for backward(), in the order in which it is "
+            "computed.")
+        .def("activation", &activation, "name"_a,
+             "Return an activation as an array that may not be written to, bf16 as uint16: on the CPU a "
+             "view, into which the next "
+             "forward() writes, on a GPU a copy.")
         .def(
             "all_parameters",
             [](BoundModel& self) { return self.parameter_tensor(self.model->all_parameters()); },

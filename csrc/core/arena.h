@@ -39,14 +39,14 @@ class Arena {
         if (offset_ > capacity_) {
             release();
             try {
-                memory_ = backend->allocate(static_cast<std::size_t>(offset_));
+                memory_ = {backend->allocate(static_cast<std::size_t>(offset_)),
+                           [backend](void* p) { backend->release(p); }};
             } catch (const Error& e) {
                 throw Error(filled("{} for {}", e.what(), what_));
             }
-            backend_ = backend;
             capacity_ = offset_;
         }
-        for (Row& row : rows_) row.slot->data = static_cast<char*>(memory_) + row.offset;
+        for (Row& row : rows_) row.slot->data = static_cast<char*>(memory_.get()) + row.offset;
     }
 
     // Forgets the rows, keeps the memory.
@@ -55,8 +55,8 @@ class Arena {
         offset_ = 0;
     }
 
+    // Whoever else holds memory() keeps it.
     void release() noexcept {
-        if (memory_) backend_->release(memory_);
         for (Row& row : rows_) row.slot->data = nullptr;
         memory_ = nullptr;
         capacity_ = 0;
@@ -68,7 +68,9 @@ class Arena {
     Tensor tensor(std::size_t i) const { return *rows_[i].slot; }
 
     // All tensors as one, in the order of declaration. Only for an arena with align 1 and a single dtype.
-    Tensor whole(DType dtype) const { return Tensor(memory_, dtype, {offset_ / size_of(dtype)}); }
+    Tensor whole(DType dtype) const { return Tensor(memory_.get(), dtype, {offset_ / size_of(dtype)}); }
+    // What all tensors lie in, for those who must not lose it when more is allocated.
+    const std::shared_ptr<void>& memory() const { return memory_; }
 
   private:
     struct Row {
@@ -80,8 +82,7 @@ class Arena {
     std::int64_t align_;
     std::vector<Row> rows_;
     std::int64_t offset_ = 0;
-    std::shared_ptr<Backend> backend_;
-    void* memory_ = nullptr;
+    std::shared_ptr<void> memory_;  // which holds the backend that releases it
     std::int64_t capacity_ = 0;
 };
 

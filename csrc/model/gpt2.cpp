@@ -97,7 +97,7 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
     LLMC_CHECK(T <= config_.max_seq_len, "T is {}, but the model's max_seq_len is {}", T,
                config_.max_seq_len);
     check_tokens(inputs, B * T, config_.vocab_size);
-    forward_done_ = false;  // an allocation that fails leaves nothing to go back through
+    activations_done_ = forward_done_ = false;  // an allocation that fails leaves nothing to go back through
     act_arena_.clear();
     declare_activations(act_arena_, acts_, config_, options(), B, T, training);
     act_arena_.allocate(backend());
@@ -107,7 +107,7 @@ void GPT2::forward(const std::int32_t* inputs, std::int64_t B, std::int64_t T, b
         queue_forward();
     else
         backend()->repeat(recorded_forward_, Phase::training, {B, T, training}, [&] { queue_forward(); });
-    forward_done_ = training;
+    activations_done_ = forward_done_ = training;
 }
 
 // From the inputs on the device.
@@ -144,6 +144,29 @@ void GPT2::queue_forward() {
             ops.fused_residual_layernorm_forward(slot(a.residual3, l), a.lnf, a.lnf_mean, a.lnf_rstd,
                                                  slot(a.residual2, l), a.branch, p.lnfw, p.lnfb);
     }
+}
+
+std::vector<std::pair<std::string, Tensor>> GPT2::activations() const {
+    if (!activations_done_)
+        throw Error(
+            "there are no activations: forward(inputs) computes them; evaluate() and logits() keep none");
+    const GPT2Activations& a = acts_;
+    std::vector<std::pair<std::string, Tensor>> list = {{"encoded", a.encoded},   {"ln1", a.ln1},
+                                                        {"ln1_mean", a.ln1_mean}, {"ln1_rstd", a.ln1_rstd},
+                                                        {"qkv", a.qkv},           {"atty", a.atty},
+                                                        {"lse", a.lse},           {"residual2", a.residual2},
+                                                        {"ln2", a.ln2},           {"ln2_mean", a.ln2_mean},
+                                                        {"ln2_rstd", a.ln2_rstd}, {"fch", a.fch},
+                                                        {"fch_gelu", a.fch_gelu}, {"residual3", a.residual3},
+                                                        {"lnf", a.lnf},           {"lnf_mean", a.lnf_mean},
+                                                        {"lnf_rstd", a.lnf_rstd}};
+    // What backward computes again has one slot, which all layers share.
+    const Recompute level = options().recompute;
+    std::erase_if(list, [level](const auto& item) {
+        return (level >= Recompute::gelu && item.first == "fch_gelu") ||
+               (level >= Recompute::gelu_and_layernorm && (item.first == "ln1" || item.first == "ln2"));
+    });
+    return list;
 }
 
 // ---- backward ----

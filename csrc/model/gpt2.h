@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/arena.h"
@@ -62,6 +64,8 @@ class GPT2 final : public Model {
     Classifier classifier() const override {
         return {params_.wte, acts_.lnf, acts_.targets, acts_.logits, acts_.losses};
     }
+    std::vector<std::pair<std::string, Tensor>> activations() const override;
+    std::shared_ptr<void> activation_memory() const override { return act_arena_.memory(); }
     std::unique_ptr<Decoder> make_decoder(std::int64_t B, std::int64_t max_len) const override;
 
     const GPT2Tensors& params() const { return params_; }
@@ -87,7 +91,8 @@ class GPT2 final : public Model {
     GPT2Activations acts_;
     Arena act_arena_;  // after its slots: its destructor still writes to them
     std::int64_t B_ = 0, T_ = 0;
-    bool forward_done_ = false;  // the activations hold a forward pass, laid out for backward
+    bool activations_done_ = false;  // they hold a forward pass of all layers
+    bool forward_done_ = false;      // and no backward() has begun since
     std::unique_ptr<Recording> recorded_forward_, recorded_backward_[3];  // by Adding
 };
 

@@ -67,6 +67,10 @@ class Model {
     // (B, T, vocab_size) in host memory.
     void logits(const std::int32_t* inputs, std::int64_t B, std::int64_t T, float* out);
     virtual Classifier classifier() const = 0;
+    // What forward() has left for backward(), by name, in the order in which it is computed. The next forward() writes
+    // into the same memory, or leaves it to whoever holds activation_memory(). Throws Error if there is none.
+    virtual std::vector<std::pair<std::string, Tensor>> activations() const = 0;
+    virtual std::shared_ptr<void> activation_memory() const = 0;
     // For a KVCache of B sequences of max_len positions. The model must outlive it.
     virtual std::unique_ptr<Decoder> make_decoder(std::int64_t B, std::int64_t max_len) const = 0;
 

@@ -98,6 +98,11 @@ class Version:
         return [flag for line in re.findall(r"^// flags:(.*)$", self.source, re.MULTILINE) for flag in line.split()]
 
     @property
+    def needs(self) -> list[str]:
+        """Return what a line `// needs: ...` says: macros that the compiler defines if the CPU has the instructions."""
+        return [macro for line in re.findall(r"^// needs:(.*)$", self.source, re.MULTILINE) for macro in line.split()]
+
+    @property
     def number(self) -> int:
         return int(self.name.split("_")[1])
 
@@ -117,6 +122,7 @@ class Op:
         flops(**shape): the operations that the formula needs.
         llmc(backend, tensors, shape), numpy(arrays, shape), torch(tensors, shape): the same by others; any may be absent. The
             last two return outputs by name.
+        TORCH: the dtypes for which PyTorch is asked, if not both.
     """
 
     def __init__(self, name: str) -> None:
@@ -336,6 +342,19 @@ def _cpu_flags() -> list[str]:
     return flags
 
 
+@functools.cache
+def _macros() -> frozenset[str]:
+    """Return the names of the macros that the C++ compiler defines for this CPU."""
+    command = [cxx(), *_cpu_flags(), "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return frozenset(re.findall(r"^#define (\w+)", done.stdout, re.MULTILINE))
+
+
+def missing(version: Version) -> list[str]:
+    """Return what a version for the CPU needs and this CPU, or the compiler, does not have."""
+    return [macro for macro in version.needs if macro not in _macros()]
+
+
 def emulated(text: str, path: Path) -> str:
     """Return CUDA source as C++ for dev/cuda_emulation: launches and shared memory become calls. Lines stay where they were."""
     align = r"(?:__align__\(\d+\)\s+|alignas\(\d+\)\s+)?"
@@ -346,7 +365,7 @@ def emulated(text: str, path: Path) -> str:
         text,
     )
     text = re.sub(
-        rf"__shared__\s+{align}{kind}\s+(\w+)((?:\[[^\]]*\])*)\s*;",
+        rf"__shared__\s+{align}{kind}\s+(\w+)((?:\s*\[[^\]]*\])*)\s*;",
         r"auto& \2 = cuda_emulation::shared_variable<\1\3, decltype([] {})>();",
         text,
     )
@@ -719,7 +738,7 @@ def _contenders(
         if hasattr(op.module, "numpy") and "f32" in dtypes:
             yield lambda: Peer("numpy", op, inputs("f32"), shape, "f32", threads)
         if hasattr(op.module, "torch") and importlib.util.find_spec("torch"):
-            for dtype in dtypes:
+            for dtype in [d for d in dtypes if d in getattr(op.module, "TORCH", dtypes)]:
                 yield lambda d=dtype: Peer("torch", op, inputs(d), shape, d, threads)
     if hasattr(op.module, "llmc") and (device == "cpu" or (device == "cuda" and _has_cuda())):
         for dtype in dtypes:
@@ -775,6 +794,9 @@ def measure(
     threads = threads or default_threads()
     timed = timed and device != "emulated"
     chosen = op.versions(device, versions)
+    for version in [v for v in chosen if missing(v)]:
+        print(f"{op.name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}", file=sys.stderr)
+        chosen.remove(version)
     if not chosen:
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):

@@ -4,6 +4,9 @@
 
 #include "kernel.h"
 
+#if defined(__AVX512BF16__)
+#define LLMC_KERNEL_AVX512_BF16  // has an instruction that rounds to bf16
+#endif
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include "cpu/simd/vec_avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__)

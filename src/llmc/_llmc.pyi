@@ -810,6 +810,14 @@ class Model:
     """
     What every family of models offers: csrc/model/model.h.
     """
+    def activation(self, name: str) -> numpy.typing.NDArray[typing.Any]:
+        """
+        Return an activation as an array that may not be written to, bf16 as uint16: on the CPU a view, into which the next forward() writes, on a GPU a copy.
+        """
+    def activation_names(self) -> list[str]:
+        """
+        Return the names of what forward() has left for backward(), in the order in which it is computed.
+        """
     def all_parameters(self) -> Tensor:
         """
         Return all parameters as one tensor (num_parameters), in the order of the model's file.
@@ -1434,5 +1442,5 @@ def train_bpe(
 
 NORM_DIGITS: int = 40
 UNIT_DIGIT: int = 20
-__version__: str = "0.1.0"
+__version__: str = ""
 compiler: str = "GNU 12.2.0"

@@ -108,37 +108,49 @@ class Sweep:
         Raises:
             ValueError: if the file has an unknown key or setting, a value of the wrong kind, or two runs that are the same.
         """
-        values = load_toml_file(path)
+        return Sweep.from_dict(load_toml_file(path), str(path))
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], name: str = "the sweep") -> Sweep:
+        """Make a sweep of what a TOML file would hold.
+
+        Args:
+            values: "output_dir", "jobs", "devices", "settings", "grid" and "runs", as `llmc sweep --help` explains them.
+            name: what errors call it.
+
+        Raises:
+            ValueError: as of load().
+        """
         for key in values:
             if key in SETTINGS and key not in _KEYS:
                 raise ValueError(
-                    f"{path}: '{key}' is a setting: put it under [settings], or a list of values under [grid]"
+                    f"{name}: '{key}' is a setting: put it under [settings], or a list of values under [grid]"
                 )
             if key not in _KEYS:
                 hint = did_you_mean(key, _KEYS) or f", expected {', '.join(sorted(_KEYS))}"
-                raise ValueError(f"{path}: unknown key '{key}'{hint}")
+                raise ValueError(f"{name}: unknown key '{key}'{hint}")
         settings, grid, listed = values.get("settings", {}), values.get("grid", {}), values.get("runs", [{}])
         if not isinstance(listed, list) or not listed:
-            raise ValueError(f"{path}: runs is {listed!r}, expected tables: [[runs]]")
-        for name, table in (("settings", settings), ("grid", grid), *(("runs", row) for row in listed)):
+            raise ValueError(f"{name}: runs is {listed!r}, expected tables: [[runs]]")
+        for part, table in (("settings", settings), ("grid", grid), *(("runs", row) for row in listed)):
             if not isinstance(table, dict):
-                raise ValueError(f"{path}: {name} holds {table!r}, expected a table of settings")
-            check_names(table, f"{path}: {name}")
+                raise ValueError(f"{name}: {part} holds {table!r}, expected a table of settings")
+            check_names(table, f"{name}: {part}")
             if "output_dir" in table:
                 raise ValueError(
-                    f"{path}: {name}.output_dir: each run has a folder of its own in the sweep's output_dir"
+                    f"{name}: {part}.output_dir: each run has a folder of its own in the sweep's output_dir"
                 )
-        for name, choices in grid.items():
+        for setting, choices in grid.items():
             if not isinstance(choices, list) or not choices:
-                raise ValueError(f"{path}: grid.{name} is {choices!r}, expected a list of values")
+                raise ValueError(f"{name}: grid.{setting} is {choices!r}, expected a list of values")
         jobs, devices, folder = values.get("jobs", 1), values.get("devices", []), values.get("output_dir")
         if not _is_count(jobs) or jobs < 1:
-            raise ValueError(f"{path}: jobs is {jobs!r}, expected a number of at least 1")
+            raise ValueError(f"{name}: jobs is {jobs!r}, expected a number of at least 1")
         if not isinstance(devices, list) or not all(map(_is_count, devices)) or len(set(devices)) != len(devices):
-            raise ValueError(f"{path}: devices is {devices!r}, expected a list of different GPU numbers")
+            raise ValueError(f"{name}: devices is {devices!r}, expected a list of different GPU numbers")
         if not isinstance(folder, str) or not folder:
             raise ValueError(
-                f"{path}: output_dir is " + ("missing" if folder is None else f"{folder!r}, expected a path")
+                f"{name}: output_dir is " + ("missing" if folder is None else f"{folder!r}, expected a path")
             )
         combinations = [
             {**row, **dict(zip(grid, chosen))} for row in listed for chosen in itertools.product(*grid.values())
@@ -149,11 +161,11 @@ class Sweep:
                 config = TrainConfig(**{**settings, **varied})  # refuses a wrong setting before any run starts
                 check_effects(config)
             except ValueError as e:
-                raise ValueError(f"{path}: {e}") from e
+                raise ValueError(f"{name}: {e}") from e
             if devices and config.device not in ("auto", "cuda"):
-                raise ValueError(f"{path}: device is '{config.device}', but devices lists GPUs: leave one of them out")
+                raise ValueError(f"{name}: device is '{config.device}', but devices lists GPUs: leave one of them out")
             if config in configs:
-                raise ValueError(f"{path}: two runs are the same: {_name(varied)}")
+                raise ValueError(f"{name}: two runs are the same: {_name(varied)}")
             configs.append(config)
         runs = [SweepRun(n, v, {**settings, **v}) for n, v in zip(_names(combinations), combinations)]
         return Sweep(Path(folder), runs, jobs, devices)

@@ -44,6 +44,7 @@ LEFT_OUT = {
     "pytest*": "it is what runs this",
     "cmake *": "compiles for minutes; dev/ci/emulation.sh does",
     "python dev/make_stubs.py*": "needs the developers' tools; .ci/run does it",
+    "python dev/check_links.py*": "changes the documents; tests/project/test_docs.py",
     "python dev/ci/check_sass.py*": "needs a CUDA build; dev/ci/cuda.sh does it",
     "python dev/bench/*": "measures, for minutes",
     "python dev/profile.py*": "measures; tests/programs/test_profile.py",

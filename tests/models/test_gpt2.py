@@ -649,6 +649,80 @@ def test_parameters_are_views(tokens, dtype):
     assert view.any()
 
 
+# ---- activations as arrays ----
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_are_what_forward_computed(tiny, tokens, dtype, recompute):
+    """Each from another one, by its formula in float64; and backward leaves them as they are."""
+    model, x = tiny(dtype=dtype, recompute=recompute), tokens(2, 5)
+    with pytest.raises(llmc.Error, match="no activations"):
+        model.activations  # noqa: B018
+    model.forward(x)
+    a = {name: np.array(array, np.float64) for name, array in model.activations.items()}
+    p = {name: np.array(array, np.float64) for name, array in model.parameters.items()}
+    shared = {0: set(), 1: {"fch_gelu"}, 2: {"fch_gelu", "ln1", "ln2"}}[recompute]
+    B, T, L, NH, C = 2, 5, 2, 3, 33
+    of_layers = {
+        "ln1": (C,),
+        "ln1_mean": (),
+        "ln1_rstd": (),
+        "qkv": (3 * C,),
+        "atty": (C,),
+        "residual2": (C,),
+        "ln2": (C,),
+    }
+    of_layers |= {"ln2_mean": (), "ln2_rstd": (), "fch": (4 * C,), "fch_gelu": (4 * C,), "residual3": (C,)}
+    shapes = {name: (L, B, T, *shape) for name, shape in of_layers.items() if name not in shared}
+    shapes |= {"encoded": (B, T, C), "lse": (L, B, NH, T), "lnf": (B, T, C), "lnf_mean": (B, T), "lnf_rstd": (B, T)}
+    assert {name: array.shape for name, array in a.items()} == shapes
+
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == "f32" else {"rtol": 0.03, "atol": 0.1}
+    np.testing.assert_allclose(a["encoded"], p["wte"][x] + p["wpe"][:T], **close)
+    stream = [a["encoded"], *a["residual3"]]
+    for l in range(L):
+        np.testing.assert_allclose(a["ln1_mean"][l], stream[l].mean(-1), **close)
+        np.testing.assert_allclose(a["ln2_rstd"][l], (a["residual2"][l].var(-1) + 1e-5) ** -0.5, **close)
+        np.testing.assert_allclose(
+            a["residual2"][l], stream[l] + a["atty"][l] @ p["attprojw"][l].T + p["attprojb"][l], **close
+        )
+        q, k, v = a["qkv"][l].reshape(B, T, 3, NH, C // NH).transpose(2, 0, 3, 1, 4)
+        scores = np.where(np.tri(T, dtype=bool), q @ k.swapaxes(2, 3) / np.sqrt(C // NH), -np.inf)
+        np.testing.assert_allclose(a["lse"][l], np.log(np.exp(scores).sum(-1)), **close)
+        att = np.exp(scores - a["lse"][l][..., None]) @ v
+        np.testing.assert_allclose(a["atty"][l], att.swapaxes(1, 2).reshape(B, T, C), **close)
+    np.testing.assert_allclose(a["lnf_mean"], stream[L].mean(-1), **close)
+    model.backward(x)
+    for name, array in model.activations.items():
+        np.testing.assert_array_equal(array.astype(np.float64), a[name], err_msg=name)
+
+
+def test_activations_are_views_that_keep_their_memory(tokens):
+    """Of a batch of the same size the next forward() writes into a view; for a larger one the model takes other memory."""
+    model, x = llmc.GPT2(TINY), tokens(2, 7)
+    model.forward(x)
+    view = model.activations["lnf"]
+    first = view.copy()
+    assert not view.flags.owndata and not view.flags.writeable
+    assert np.shares_memory(view, model.activations["lnf"])
+    model.forward(tokens(2, 7))
+    assert not np.array_equal(view, first) and np.array_equal(view, model.activations["lnf"])
+    model.forward(x)
+    model.forward(tokens(4, 19))
+    assert model.activations["lnf"].shape == (4, 19, 33)
+    np.testing.assert_array_equal(view, first)
+    with pytest.raises(KeyError):
+        model.activations["wte"]
+    model.evaluate(x, x)  # in the memory of one layer
+    with pytest.raises(llmc.Error, match="evaluate"):
+        model.activations  # noqa: B018
+    model.forward(x)
+    view = model.activations["lnf"]
+    del model
+    np.testing.assert_array_equal(view, first)
+
+
 def test_table_of_parameters(tiny):
     """The table's shapes are those of the tensors; matrices and embeddings decay; only wte is padded."""
     table = _llmc.parameter_table(TINY.native())

@@ -22,6 +22,7 @@ from runs import tiny_settings
 import llmc.sweep
 from llmc import _llmc
 from llmc.sweep import Sweep
+from llmc.system.toml import load_toml_file
 
 
 def write(folder: Path, changes: dict[str, Any] | None = None, **tables: str) -> Path:
@@ -374,6 +375,15 @@ def test_values_of_the_wrong_kind(tmp_path: Path, line: str, message: str) -> No
     path.write_text("\n".join([line, *kept]))
     with pytest.raises(ValueError, match=message):
         Sweep.load(path)
+
+
+def test_a_sweep_of_a_dictionary(tmp_path: Path) -> None:
+    """It is what the same TOML file makes, and errors name no file."""
+    path = write(tmp_path, grid="learning_rate = [1e-3, 1e-2]")
+    values = load_toml_file(path)
+    assert Sweep.from_dict(values) == Sweep.load(path)
+    with pytest.raises(ValueError, match=r"^the sweep: grid\.learning_rate is 0\.1, expected a list of values"):
+        Sweep.from_dict({**values, "grid": {"learning_rate": 0.1}})
 
 
 def test_settings_that_are_no_table(tmp_path: Path) -> None:

@@ -84,6 +84,34 @@ class Tensors(Mapping[str, NDArray[Any]]):
         return f"Tensors({len(self)} {kind}, {dtype} on {self._model.device}: {', '.join(self)})"
 
 
+class Activations(Mapping[str, NDArray[Any]]):
+    """What the last forward() has left for backward(), by the names of csrc/model/gpt2.h, in the order in which it is computed.
+
+    On the CPU an item is a view without a copy, into which the next forward() writes; elsewhere it is a copy. It may not be written
+    to. What all layers have is stacked: "qkv" is (L, B, T, 3C). What backward() computes again is not there: "fch_gelu" is with
+    recompute 0 alone, "ln1" and "ln2" with 0 and 1. bf16 items have dtype ml_dtypes.bfloat16.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._names: list[str] = model._native.activation_names()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        array: NDArray[Any] = self._model._native.activation(name)
+        return array.view(VALUE_DTYPES["bf16"]) if array.dtype == np.uint16 else array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"Activations({len(self)}, {self._model.dtype} on {self._model.device}: {', '.join(self)})"
+
+
 class Model:
     """A model of any family on a device: the base of GPT2, which explains the options.
 
@@ -197,6 +225,15 @@ class Model:
     def gradients(self) -> Tensors:
         """Their gradients likewise; zeros if no backward() came after zero_grad()."""
         return Tensors(self, gradients=True)
+
+    @property
+    def activations(self) -> Activations:
+        """What the last forward() has left for backward(), as NumPy arrays by name.
+
+        Raises:
+            llmc.Error: if there was no forward(), or evaluate() or logits() came after it, which keep the activations of no layer.
+        """
+        return Activations(self)
 
     def parameter_tensors(self) -> dict[str, _llmc.Tensor]:
         """Return the parameters by llm.c's names, in file order, as tensors in the device's memory.

@@ -661,14 +661,20 @@ class Trainer:
 
 
 def train(*, callbacks: Iterable[Hook] = (), **settings: Any) -> TrainResult:
-    """Trains a model: everything that `llmc-train` can do, as keywords (the fields of TrainConfig).
+    """Train a model: everything that `llmc-train` can do, as keywords.
 
-    >>> result = llmc.train(data="my.txt", model="d6", seq_len=256, max_steps=1000, output_dir="runs/mine")
+    >>> result = llmc.train(data="my.txt", model="d6", max_steps=1000, output_dir="runs/mine")
     >>> print(result.history["val_loss"][-1], result.model.num_parameters)
 
-    callbacks: a list of functions f(trainer, info), called after each update, or of Callbacks.
+    Args:
+        callbacks: a list of functions f(trainer, info), called after each update, or of Callbacks.
+        settings: fields of TrainConfig, by name.
 
-    ValueError for an unknown or impossible setting; else see Trainer and Trainer.fit().
+    Returns:
+        What Trainer.fit() returns.
+
+    Raises:
+        ValueError: if a setting is unknown or impossible. Other errors are those of Trainer and Trainer.fit().
     """
     for name in settings:
         if name in ("callback", *hooks_of(Callback)):

@@ -1,0 +1,148 @@
+"""What the site has besides documents: pages of the code that they link to, the help of commands, and the order of everything."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from html import escape
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from pygments import highlight, lexers
+from pygments.formatters import HtmlFormatter
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^()#\s]+)(#[^()\s]*)?(?=\))")  # [text](PATH#ANCHOR), without a scheme
+ENTRY = re.compile(r"^(?:-|\d+\.) \[([^\]]+)\]\(([^)]+)\)", re.MULTILINE)
+
+
+def add_tables_of_contents(app: Sphinx, document: str, source: list[str]) -> None:
+    """Make the site's order of doc/index.md: of each of its sections the lists of links."""
+    if document == app.config.root_doc:
+        for section in source[0].split("\n## ")[1:]:
+            entries = "\n".join(f"{title} <{path}>" for title, path in ENTRY.findall(section))
+            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {section.splitlines()[0]}\n\n{entries}\n```\n"
+
+
+def mark_links_to_code(app: Sphinx, document: str, source: list[str]) -> None:
+    """Turn links to files and folders that are no documents into source:PATH#ANCHOR, PATH from the root of the clone."""
+    folder = Path(app.env.doc2path(document)).parent
+
+    def marked(link: re.Match[str]) -> str:
+        path = (folder / link[1]).resolve()
+        if path.suffix in (".svg", ".png") or not path.is_relative_to(app.srcdir) or not path.exists():
+            return link[0]
+        if app.env.path2doc(path) in app.env.found_docs:
+            return link[0]
+        return f"source:{path.relative_to(app.srcdir).as_posix()}{link[2] or ''}"
+
+    source[0] = LINK.sub(marked, source[0])
+
+
+def resolve_links_to_code(app: Sphinx, doctree: nodes.document, document: str) -> None:
+    """Lead them to the pages that pages_of_code() makes."""
+    for reference in doctree.findall(nodes.reference):
+        if reference.get("refuri", "").startswith("source:"):
+            path, _, anchor = reference["refuri"].removeprefix("source:").partition("#")
+            reference["refuri"] = app.builder.get_relative_uri(document, path) + (anchor and f"#{anchor}")
+
+
+def pages_of_code(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield a page for each file or folder that documents link to, and for each file of such a folder."""
+    wanted = {
+        reference["refuri"].removeprefix("source:").partition("#")[0]
+        for document in app.env.found_docs
+        for reference in app.env.get_doctree(document).findall(nodes.reference)
+        if reference.get("refuri", "").startswith("source:")
+    }
+    for name in list(wanted):
+        if (app.srcdir / name).is_dir():
+            wanted |= {path.relative_to(app.srcdir).as_posix() for path in files_in(app.srcdir / name)}
+    for name in sorted(wanted):
+        path = app.srcdir / name
+        body = listing(path) if path.is_dir() else code(path)
+        yield name, {"title": name, "body": f"<h1>{escape(name)}</h1>{body}"}, "page.html"
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of text in a folder, without those that are made."""
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix not in (".so", ".pyd", ".pyc")]
+
+
+def listing(folder: Path) -> str:
+    """Return a list of links to the files of a folder, whose page lies beside it."""
+    links = (f'<li><a href="{folder.name}/{path.name}.html">{escape(path.name)}</a></li>' for path in files_in(folder))
+    return f"<ul>{''.join(links)}</ul>"
+
+
+def code(path: Path) -> str:
+    """Return a file as highlighted code, whose line n has the anchor Ln, as on GitHub."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        lexer = lexers.get_lexer_for_filename(path.with_suffix(".cpp") if path.suffix == ".h" else path)
+    except lexers.ClassNotFound:
+        lexer = lexers.guess_lexer(text) if text.startswith("#!") else lexers.TextLexer()
+    lexer.stripnl = False  # empty lines at the beginning count
+    lines = highlight(text, lexer, HtmlFormatter(nowrap=True)).splitlines()
+    numbered = (f'<span id="L{n}"><a href="#L{n}"></a>{line}\n</span>' for n, line in enumerate(lines, 1))
+    return f'<div class="highlight source"><pre>{"".join(numbered)}</pre></div>'
+
+
+def escape_markup(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Take docstrings for plain text with code in backticks: other marks of reStructuredText mean themselves."""
+    for i, line in enumerate(lines):
+        parts = re.split("(`+[^`]*`+)", line)
+        parts[::2] = [re.sub(r"[*|\\]|_(?!\w)", r"\\\g<0>", text) for text in parts[::2]]
+        parts[1::2] = [f"``{text.strip('`')}``" for text in parts[1::2]]
+        lines[i] = "".join(parts)
+
+
+def unlink_builtins(app: Sphinx, doctree: nodes.document) -> None:
+    """Make plain text of Python's own types in signatures: "bytes" would be looked for among our attributes."""
+    for reference in list(doctree.findall(addnodes.pending_xref)):
+        if reference.get("refdomain") == "py" and hasattr(builtins, reference["reftarget"]):
+            reference.replace_self(reference.children)
+
+
+class CommandHelp(SphinxDirective):
+    """The help of a command of llmc: {command-help} data text."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Return it as a block of code."""
+        from llmc.cli import main
+
+        os.environ["COLUMNS"] = "92"
+        with redirect_stdout(StringIO()) as printed, suppress(SystemExit):
+            main([*self.arguments[0].split(), "--help"])
+        return [nodes.literal_block(printed.getvalue(), printed.getvalue(), language="text")]
+
+
+def lead_to_index(app: Sphinx, error: Exception | None) -> None:
+    """Write the page at the root of the site, which leads to that of the root document."""
+    if error is None and app.builder.format == "html":
+        url = app.builder.get_target_uri(app.config.root_doc)
+        page = f'<!doctype html><meta charset="utf-8"><title>llmc</title><meta http-equiv="refresh" content="0; url={url}">\n'
+        (app.outdir / "index.html").write_text(f'{page}<a href="{url}">llmc</a>\n', encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect all of it."""
+    app.add_directive("command-help", CommandHelp)
+    app.connect("source-read", add_tables_of_contents)
+    app.connect("source-read", mark_links_to_code)
+    app.connect("autodoc-process-docstring", escape_markup, priority=400)  # before napoleon
+    app.connect("doctree-read", unlink_builtins)
+    app.connect("doctree-resolved", resolve_links_to_code)
+    app.connect("html-collect-pages", pages_of_code)
+    app.connect("build-finished", lead_to_index)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
