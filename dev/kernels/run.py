@@ -245,7 +245,16 @@ def source(path: str | Path, function: str | None = None) -> str:
         return text
     lines = text.split("\n")
     start = rf"[^\s#/}}].*\b{re.escape(function)}\("
-    found = [i for i, line in enumerate(lines) if re.match(start, line) and not line.endswith(";")]
+    # Of a kernel with launch bounds, the name may stand on the next line.
+    found = [
+        i
+        for i, line in enumerate(lines)
+        if not line.endswith(";")
+        and (
+            re.match(start, line)
+            or (lines[i - 1].startswith("__global__") and re.match(rf"\s+{re.escape(function)}\(", line))
+        )
+    ]
     if not found:
         raise KernelError(f"{path} has no function '{function}'")
     begin = end = found[0]
@@ -851,7 +860,15 @@ def _in_turns(contenders: Sequence[Bound], budget: float) -> list[float]:
     return [statistics.median(t[1:] or t) for t in times]
 
 
-def call(version: Version, device: str = "cpu", *, shape: Mapping[str, int], threads: int = 0, **inputs: Any) -> Arrays:
+def call(
+    version: Version,
+    device: str = "cpu",
+    *,
+    shape: Mapping[str, int],
+    threads: int = 0,
+    optimize: str = "-O3",
+    **inputs: Any,
+) -> Arrays:
     """Run one version on inputs of one's own, and return its outputs by name.
 
     Args:
@@ -859,6 +876,7 @@ def call(version: Version, device: str = "cpu", *, shape: Mapping[str, int], thr
         device: "cpu", "cuda" or "emulated".
         shape: all sizes by name.
         threads: of the CPU; 0 for as many as llmc would take.
+        optimize: the C++ compiler's flag.
         inputs: the op's inputs by name; arrays are rounded to the version's dtype.
     """
     op = find_op(version.op)
@@ -873,9 +891,9 @@ def call(version: Version, device: str = "cpu", *, shape: Mapping[str, int], thr
     }
     sizes = {name: shape[name] for name in op.shape}
     bound = (
-        CpuKernel(op, version, stored, sizes, threads or default_threads(), "-O3")
+        CpuKernel(op, version, stored, sizes, threads or default_threads(), optimize)
         if device == "cpu"
-        else CudaKernel(op, version, stored, sizes, device, "-O3", "native")
+        else CudaKernel(op, version, stored, sizes, device, optimize, "native")
     )
     bound.run()
     outputs = bound.results()
