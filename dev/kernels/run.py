@@ -98,7 +98,8 @@ def measure(
     Args:
         op: the op, or its name.
         device: "cpu", "cuda", or "emulated", where nothing is timed.
-        versions: the beginnings of names, as ["cpu_1", "cpu_3_vectors"]; all if None.
+        versions: the beginnings of names, as ["cpu_1", "cpu_3_vectors"]; all if None. Those of which something is missing() are
+            left out.
         shape: sizes that differ from the op's SHAPE, by name.
         threads: of the CPU; 0 for as many as llmc would take.
         budget: seconds for each version.
@@ -118,10 +119,7 @@ def measure(
     op = find_op(op) if isinstance(op, str) else op
     threads = threads or default_threads()
     timed = timed and device != "emulated"
-    chosen = op.versions(device, versions)
-    for version in [v for v in chosen if missing(v)]:
-        print(f"{op.name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}", file=sys.stderr)
-        chosen.remove(version)
+    chosen = [v for v in op.versions(device, versions) if not missing(v)]
     if not chosen:
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):
@@ -174,7 +172,15 @@ def _in_turns(running: Sequence[Contender], budget: float) -> list[float]:
     return [statistics.median(t[1:] or t) for t in times]
 
 
-def call(version: Version, device: str = "cpu", *, shape: Mapping[str, int], threads: int = 0, **inputs: Any) -> Arrays:
+def call(
+    version: Version,
+    device: str = "cpu",
+    *,
+    shape: Mapping[str, int],
+    threads: int = 0,
+    optimize: str = "-O3",
+    **inputs: Any,
+) -> Arrays:
     """Run one version on inputs of one's own, and return its outputs by name.
 
     Args:
@@ -182,6 +188,7 @@ def call(version: Version, device: str = "cpu", *, shape: Mapping[str, int], thr
         device: "cpu", "cuda" or "emulated".
         shape: all sizes by name.
         threads: of the CPU; 0 for as many as llmc would take.
+        optimize: the C++ compiler's flag.
         inputs: the op's inputs by name; arrays are rounded to the version's dtype.
     """
     op = find_op(version.op)
@@ -196,9 +203,9 @@ def call(version: Version, device: str = "cpu", *, shape: Mapping[str, int], thr
     }
     sizes = {name: shape[name] for name in op.shape}
     contender = (
-        CpuKernel(op, version, operands, sizes, threads or default_threads(), "-O3")
+        CpuKernel(op, version, operands, sizes, threads or default_threads(), optimize)
         if device == "cpu"
-        else CudaKernel(op, version, operands, sizes, device, "-O3", "native")
+        else CudaKernel(op, version, operands, sizes, device, optimize, "native")
     )
     contender.run()
     outputs = contender.results()
@@ -298,7 +305,10 @@ def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
     wrong = False
     for name in names:
         op = find_op(name)
-        if not op.versions(args.device, args.versions):
+        found = op.versions(args.device, args.versions)
+        for version in filter(missing, found):
+            print(f"{name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}")
+        if all(map(missing, found)):
             continue
         results = measure(
             op,

@@ -77,7 +77,7 @@ class Op:
     """An op: its folder, and what its op.py says.
 
     op.py has:
-        SHAPE: sizes by name, in the order in which kernels take them; SMALL: a list of such, for checks; CUDA, if there: sizes that
+        SHAPE: sizes by name, in the order in which kernels take them; SMALL: a list of such, for checks; GPU_SHAPE, if there: sizes that
             differ on a GPU, for which SHAPE is too small.
         OUTPUTS: the names of the outputs, in the order in which kernels take them, with their sizes: names, or products as "3*NH". An
             output that is also an input starts from that input's values (it is added to, or computed in place); others start as NaNs.
@@ -104,7 +104,7 @@ class Op:
 
     def shape_on(self, device: str) -> dict[str, int]:
         """Return the sizes at which the op is timed."""
-        return {**self.shape, **(getattr(self.module, "CUDA", {}) if device == "cuda" else {})}
+        return {**self.shape, **(getattr(self.module, "GPU_SHAPE", {}) if device == "cuda" else {})}
 
     def versions(self, device: str = "cpu", names: Sequence[str] | None = None) -> list[Version]:
         """Return the versions for a device, by their numbers. names: only those whose names begin with one of these."""
@@ -211,7 +211,16 @@ def source(path: str | Path, function: str | None = None) -> str:
         return text
     lines = text.split("\n")
     start = rf"[^\s#/}}].*\b{re.escape(function)}\("
-    found = [i for i, line in enumerate(lines) if re.match(start, line) and not line.endswith(";")]
+    # Of a kernel with launch bounds, the name may stand on the next line.
+    found = [
+        i
+        for i, line in enumerate(lines)
+        if not line.endswith(";")
+        and (
+            re.match(start, line)
+            or (lines[i - 1].startswith("__global__") and re.match(rf"\s+{re.escape(function)}\(", line))
+        )
+    ]
     if not found:
         raise KernelError(f"{path} has no function '{function}'")
     begin = end = found[0]
