@@ -216,10 +216,11 @@ def build(version: Version, device: str = "cpu", optimize: str = "-O3", arch: st
 
 def build_all(versions: Iterable[Version], device: str, optimize: str = "-O3", arch: str = "native") -> None:
     """Compile versions side by side."""
-    first, *others = list(versions)
-    build(first, device, optimize, arch)  # and what they share
+    versions = list(versions)
+    for version in versions[:1]:  # what they share is built with the first
+        build(version, device, optimize, arch)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done in [pool.submit(build, version, device, optimize, arch) for version in others]:
+        for done in [pool.submit(build, version, device, optimize, arch) for version in versions[1:]]:
             done.result()
 
 
