@@ -726,7 +726,7 @@ def _contenders(
     threads: int,
     optimize: str,
     arch: str,
-    peers: bool,
+    peers: Sequence[str],
     shape: Mapping[str, int],
     inputs: Callable[[str], Arrays],
 ) -> Iterable[Callable[[], Bound]]:
@@ -736,16 +736,14 @@ def _contenders(
             yield lambda v=version: CpuKernel(op, v, inputs(v.dtype), shape, threads, optimize)
         else:
             yield lambda v=version: CudaKernel(op, v, inputs(v.dtype), shape, device, optimize, arch)
-    if not peers:
-        return
     dtypes = [d for d in ("f32", "bf16") if any(v.dtype == d for v in versions)]
     if device == "cpu":
-        if hasattr(op.module, "numpy") and "f32" in dtypes:
+        if "numpy" in peers and hasattr(op.module, "numpy") and "f32" in dtypes:
             yield lambda: Peer("numpy", op, inputs("f32"), shape, "f32", threads)
-        if hasattr(op.module, "torch") and importlib.util.find_spec("torch"):
+        if "torch" in peers and hasattr(op.module, "torch") and importlib.util.find_spec("torch"):
             for dtype in [d for d in dtypes if d in getattr(op.module, "TORCH", dtypes)]:
                 yield lambda d=dtype: Peer("torch", op, inputs(d), shape, d, threads)
-    if hasattr(op.module, "llmc") and (device == "cpu" or (device == "cuda" and _has_cuda())):
+    if "llmc" in peers and hasattr(op.module, "llmc") and (device == "cpu" or (device == "cuda" and _has_cuda())):
         for dtype in dtypes:
             yield lambda d=dtype: LlmcOp(op, inputs(d), shape, d, device, threads)
 
@@ -768,7 +766,7 @@ def measure(
     budget: float = 0.5,
     timed: bool = True,
     small: bool = False,
-    peers: bool = True,
+    peers: bool | Sequence[str] = True,
     optimize: str = "-O3",
     arch: str = "native",
     seed: int = 0,
@@ -785,7 +783,7 @@ def measure(
         budget: seconds for each version.
         timed: False checks at the shapes of SMALL alone.
         small: times at the last of SMALL in place of SHAPE.
-        peers: whether NumPy, PyTorch and llmc's own op are there too.
+        peers: whether NumPy, PyTorch and llmc's own op are there too, or which of them: ["numpy", "torch", "llmc"].
         optimize: the C++ compiler's flag.
         arch: nvcc's -arch.
         seed: of the operands.
@@ -798,6 +796,7 @@ def measure(
     """
     op = find_op(op) if isinstance(op, str) else op
     threads = threads or default_threads()
+    others = peers if not isinstance(peers, bool) else ["numpy", "torch", "llmc"] if peers else []
     timed = timed and device != "emulated"
     chosen = [v for v in op.versions(device, versions) if not missing(v)]
     if not chosen:
@@ -812,7 +811,7 @@ def measure(
         of_dtype = functools.cache(functools.partial(op.inputs, sizes, seed=seed + number))
         truth = functools.cache(lambda dtype, of_dtype=of_dtype: op.truth(of_dtype(dtype), dtype))
         kept: list[Bound] = []
-        make_all = _contenders(op, device, chosen, threads, optimize, arch, peers, sizes, of_dtype)
+        make_all = _contenders(op, device, chosen, threads, optimize, arch, others, sizes, of_dtype)
         for position, make in enumerate(make_all):
             bound = make()
             bound.run()
