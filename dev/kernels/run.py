@@ -88,7 +88,7 @@ def measure(
     budget: float = 0.5,
     timed: bool = True,
     small: bool = False,
-    peers: bool = True,
+    peers: bool | Sequence[str] = True,
     optimize: str = "-O3",
     arch: str = "native",
     seed: int = 0,
@@ -105,7 +105,7 @@ def measure(
         budget: seconds for each version.
         timed: False checks at the shapes of SMALL alone.
         small: times at the last of SMALL in place of SHAPE.
-        peers: whether NumPy, PyTorch and llmc's own op are there too.
+        peers: whether NumPy, PyTorch and llmc's own op are there too, or which of them: ["numpy", "torch", "llmc"].
         optimize: the C++ compiler's flag.
         arch: nvcc's -arch.
         seed: of the operands.
@@ -118,6 +118,7 @@ def measure(
     """
     op = find_op(op) if isinstance(op, str) else op
     threads = threads or default_threads()
+    others = peers if not isinstance(peers, bool) else ["numpy", "torch", "llmc"] if peers else []
     timed = timed and device != "emulated"
     chosen = [v for v in op.versions(device, versions) if not missing(v)]
     if not chosen:
@@ -132,7 +133,7 @@ def measure(
         of_dtype = functools.cache(functools.partial(op.inputs, sizes, seed=seed + number))
         truth = functools.cache(lambda dtype, of_dtype=of_dtype: op.truth(of_dtype(dtype), dtype))
         kept: list[Contender] = []
-        all_of_them = contenders(op, device, chosen, sizes, of_dtype, threads, optimize, arch, peers)
+        all_of_them = contenders(op, device, chosen, sizes, of_dtype, threads, optimize, arch, others)
         for position, contender in enumerate(all_of_them):
             contender.run()
             shares = op.errors(contender.results(), truth(contender.dtype), contender.dtype)
