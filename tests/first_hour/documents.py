@@ -14,6 +14,7 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("doc/*.md")),
     ROOT / "scripts" / "README.md",
+    ROOT / "examples" / "README.md",
 ]
 
 _BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<fenced>[\s\S]*?)^```|(?P<indented>(?:^ {4}.*\n)+)", re.MULTILINE)

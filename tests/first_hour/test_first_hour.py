@@ -79,6 +79,7 @@ LEFT_OUT = {
     "scripts/multi_node/*": "needs two machines; tests/programs/test_scripts.py",
     "sbatch *": "needs Slurm; tests/programs/test_scripts.py",
     "powershell *": "needs the data; tests/programs/test_scripts.py",
+    "python examples/*": "trains for minutes; tests/programs/test_examples.py",
     "llmc sweep scripts/sweep_lr.toml": "trains 124M on four GPUs; tests/programs/test_scripts.py",
 }
 
