@@ -12,7 +12,8 @@ A folder is an op; its op.py says what the op computes (README.md). Each version
 shapes whose sizes are odd, and the op's formula in float64, from which no element of an output may be farther than op.py allows. Then
 versions are timed in turns; the table has medians. The last lines are other libraries, and llmc's own op.
 
-Columns: error is the largest, relative to the largest element of the output; GFLOP/s by the operations that the formula needs, GB/s
+Columns: error is the largest, relative to the largest element of the output, or the norm of all relative to the output's norm, if that is
+larger, as a share of what op.py allows; GFLOP/s by the operations that the formula needs, GB/s
 by reading each input and writing each output once, whatever a version really does. The lines above a table are what the machine reaches
 at most.
 """
@@ -129,6 +130,7 @@ class Op:
         self.name, self.folder = name, FOLDER / name
         self.module = _module(self.folder / "op.py")
         self.shape: dict[str, int] = self.module.SHAPE
+        self.gpu_shape: dict[str, int] = self.shape | getattr(self.module, "GPU_SHAPE", {})
         self.small: list[dict[str, int]] = self.module.SMALL
         self.outputs: dict[str, tuple[str, ...]] = self.module.OUTPUTS
 
@@ -243,7 +245,16 @@ def source(path: str | Path, function: str | None = None) -> str:
         return text
     lines = text.split("\n")
     start = rf"[^\s#/}}].*\b{re.escape(function)}\("
-    found = [i for i, line in enumerate(lines) if re.match(start, line) and not line.endswith(";")]
+    # Of a kernel with launch bounds, the name may stand on the next line.
+    found = [
+        i
+        for i, line in enumerate(lines)
+        if not line.endswith(";")
+        and (
+            re.match(start, line)
+            or (lines[i - 1].startswith("__global__") and re.match(rf"\s+{re.escape(function)}\(", line))
+        )
+    ]
     if not found:
         raise KernelError(f"{path} has no function '{function}'")
     begin = end = found[0]
@@ -296,7 +307,9 @@ def _error(x: np.ndarray, truth: np.ndarray) -> float:
         raise KernelError(f"an output has shape {x.shape}, expected {truth.shape}")
     if not np.isfinite(x).all():
         return float("inf")
-    return float(np.abs(x - truth).max(initial=0.0) / max(np.abs(truth).max(initial=0.0), 1e-30))
+    largest = np.abs(x - truth).max(initial=0.0) / max(np.abs(truth).max(initial=0.0), 1e-30)
+    norm = np.linalg.norm(x - truth) / max(np.linalg.norm(truth), 1e-30)
+    return float(max(largest, norm))
 
 
 # ---- compiling ----
@@ -413,8 +426,9 @@ def _compile(command: Sequence[str | Path], key: str, name: str, suffix: str, te
     if done.returncode != 0:
         raise KernelError(f"{name} does not compile:\n{' '.join(words)}\n{done.stderr.strip()}")
     target.with_suffix(".log").write_text(done.stdout + done.stderr, encoding="utf-8")
+    of_text = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{16}}{re.escape(suffix.rpartition('.')[0])}\.(so|o|log)")
     for old in BUILD.glob(f"{name}.*"):  # of earlier texts
-        if old.suffix in (suffix, ".log") and old.stem != target.stem and old.stem.count(".") == target.stem.count("."):
+        if of_text.fullmatch(old.name) and old.stem != target.stem:
             old.unlink(missing_ok=True)
     partial.replace(target)
     return target
@@ -773,7 +787,8 @@ def measure(
     Args:
         op: the op, or its name.
         device: "cpu", "cuda", or "emulated", where nothing is timed.
-        versions: the beginnings of names, as ["cpu_1", "cpu_3_vectors"]; all if None.
+        versions: the beginnings of names, as ["cpu_1", "cpu_3_vectors"]; all if None. Those of which something is missing() are
+            left out.
         shape: sizes that differ from the op's SHAPE, by name.
         threads: of the CPU; 0 for as many as llmc would take.
         budget: seconds for each version.
@@ -793,10 +808,7 @@ def measure(
     op = find_op(op) if isinstance(op, str) else op
     threads = threads or default_threads()
     timed = timed and device != "emulated"
-    chosen = op.versions(device, versions)
-    for version in [v for v in chosen if missing(v)]:
-        print(f"{op.name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}", file=sys.stderr)
-        chosen.remove(version)
+    chosen = [v for v in op.versions(device, versions) if not missing(v)]
     if not chosen:
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):
@@ -848,7 +860,15 @@ def _in_turns(contenders: Sequence[Bound], budget: float) -> list[float]:
     return [statistics.median(t[1:] or t) for t in times]
 
 
-def call(version: Version, device: str = "cpu", *, shape: Mapping[str, int], threads: int = 0, **inputs: Any) -> Arrays:
+def call(
+    version: Version,
+    device: str = "cpu",
+    *,
+    shape: Mapping[str, int],
+    threads: int = 0,
+    optimize: str = "-O3",
+    **inputs: Any,
+) -> Arrays:
     """Run one version on inputs of one's own, and return its outputs by name.
 
     Args:
@@ -856,6 +876,7 @@ def call(version: Version, device: str = "cpu", *, shape: Mapping[str, int], thr
         device: "cpu", "cuda" or "emulated".
         shape: all sizes by name.
         threads: of the CPU; 0 for as many as llmc would take.
+        optimize: the C++ compiler's flag.
         inputs: the op's inputs by name; arrays are rounded to the version's dtype.
     """
     op = find_op(version.op)
@@ -870,9 +891,9 @@ def call(version: Version, device: str = "cpu", *, shape: Mapping[str, int], thr
     }
     sizes = {name: shape[name] for name in op.shape}
     bound = (
-        CpuKernel(op, version, stored, sizes, threads or default_threads(), "-O3")
+        CpuKernel(op, version, stored, sizes, threads or default_threads(), optimize)
         if device == "cpu"
-        else CudaKernel(op, version, stored, sizes, device, "-O3", "native")
+        else CudaKernel(op, version, stored, sizes, device, optimize, "native")
     )
     bound.run()
     outputs = bound.results()
@@ -972,7 +993,10 @@ def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
     wrong = False
     for name in names:
         op = find_op(name)
-        if not op.versions(args.device, args.versions):
+        found = op.versions(args.device, args.versions)
+        for version in filter(missing, found):
+            print(f"{name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}")
+        if all(map(missing, found)):
             continue
         results = measure(
             op,
