@@ -36,9 +36,8 @@ def oracle(dout: np.ndarray, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray) 
 def limit(name: str, dtype: str) -> float:
     """Return the error that is allowed, relative to the largest element."""
     if dtype == "bf16":
-        return (
-            2.0**-7
-        )  # p and ds are rounded to bf16, and so is the result; the first rows have too few terms to average it out
+        # p and ds are rounded to bf16, and so is the result; the first rows have too few terms to average it out.
+        return 2.0**-7
     return 32 * 2.0**-23  # twice that of the forward pass: dp - delta is a difference of two sums
 
 
