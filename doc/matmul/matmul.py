@@ -135,18 +135,19 @@ backend.zero(floats)
 total_of_them = backend.empty([1])
 
 
-def seconds(function, repeats=3 if SMALL else 7):
-    """Return the median of some measurements, after one that warms up."""
+def seconds(function, *arguments, before=lambda: None, repeats=3 if SMALL else 7):
+    """Return the median time of some calls, after one that warms up. before: is called before each, and not counted."""
     times = []
     for _ in range(repeats + 1):
+        before()
         begin = time.perf_counter()
-        function()
+        function(*arguments)
         times.append(time.perf_counter() - begin)
     return float(np.median(times[1:]))
 
 
 peak = {dtype: _llmc.cpu_peak_flops(dtype, 1) / 1e9 for dtype in ("f32", "bf16")}
-bandwidth = 4 * count / 1e9 / seconds(lambda: backend.sum(total_of_them, floats))
+bandwidth = 4 * count / 1e9 / seconds(backend.sum, total_of_them, floats)
 info = backend.info()
 print(f"{info.description}, kernels for {info.isa}")
 print(f"one core: {peak['f32']:.0f} GFLOP/s in f32, {peak['bf16']:.0f} in bf16, reads {bandwidth:.1f} GB/s")
@@ -162,9 +163,63 @@ print(f"so a float from memory takes as long as {4 * peak['f32'] / bandwidth:.0f
 # 2009](https://doi.org/10.1145/1498765.1498785)), has both bounds: no kernel can be above the roof. The points are
 # llmc's op, for $C = 768$ and $O = 3072$, the layer `fc` of GPT-2 124M, and growing $N$.
 
+# Before each measurement half a gigabyte of something else is read, so that the operands have left the caches.
+
+# %%
+FC = {"C": 48, "OC": 64} if SMALL else {"C": 768, "OC": 3072}
+
+
+def on_backend(backend, *shape):
+    """Return a tensor of the backend with normally distributed numbers, and the same numbers for NumPy."""
+    tensor, x = backend.empty(list(shape)), rng.standard_normal(shape, dtype=np.float32)
+    tensor.from_host(x)
+    return tensor, x
+
+
+def read_something_else():
+    backend.sum(total_of_them, floats)
+
+
+tokens = [1, 8, 32] if SMALL else [1, 4, 16, 64, 256, 1024]
+points = {"llmc": [], "NumPy": []}
+(w, weight), (b, bias) = on_backend(backend, FC["OC"], FC["C"]), on_backend(backend, FC["OC"])
+for N in tokens:
+    (i, inp), (o, out) = on_backend(backend, N, FC["C"]), on_backend(backend, N, FC["OC"])
+    flop, byte = 2 * N * FC["C"] * FC["OC"], 4 * (inp.size + weight.size + bias.size + out.size)
+    for name, call in {
+        "llmc": (backend.matmul_forward, o, i, w, b),
+        "NumPy": (formulas.matmul, inp, weight, bias),
+    }.items():
+        points[name].append((flop / byte, flop / seconds(*call, before=read_something_else) / 1e9))
+
+x = np.array([0.1, 1000.0])
+plt.figure()
+plt.loglog(x, np.minimum(peak["f32"], x * bandwidth), color="black", label="the roof, f32, one core")
+for name, of_n in points.items():
+    plt.plot(*zip(*of_n, strict=True), "o-", label=name)
+    print(
+        f"{name:6s}",
+        *(f"N={n}: {gflops:.1f}" for n, (_, gflops) in zip(tokens, of_n, strict=True)),
+        "GFLOP/s",
+        sep="  ",
+    )
+for N, at in zip(tokens, points["llmc"], strict=True):
+    plt.annotate(f"N={N}", at, xytext=(5, -11), textcoords="offset points")
+plt.xlabel("FLOP per byte of all operands")
+plt.ylabel("GFLOP/s")
+plt.legend(loc="lower right")
+plt.show()
+
+# %% [markdown]
+# For training, $N$ is a thousand tokens and more. There the roof is the peak, and the task is: **keep the
+# multiply-adds busy**. Everything that follows is about getting their operands to them in time.
+#
+# ## 4. One step at a time
+#
+# All versions are measured now, in turns, with one thread. Below, each one's result is printed beside its code.
+
 # %%
 QUICK = {"budget": 0.01, "optimize": "-O1"} if SMALL else {"budget": 0.5}
-FC = {"C": 48, "OC": 64} if SMALL else {"C": 768, "OC": 3072}
 
 
 def measured(versions, threads=1, peers=("numpy", "llmc"), **shape):
@@ -175,38 +230,6 @@ def measured(versions, threads=1, peers=("numpy", "llmc"), **shape):
     return {r.version: r for r in results}
 
 
-def intensity(r):
-    return r.flops / r.bytes
-
-
-tokens = [1, 8, 32] if SMALL else [1, 4, 16, 64, 256, 1024]
-of_n = [measured(["cpu_5"], N=N) for N in tokens]
-x = np.array([0.1, 1000.0])
-plt.figure()
-plt.loglog(x, np.minimum(peak["f32"], x * bandwidth), color="black", label="the roof, f32, one core")
-for name, label in {"llmc_f32": "llmc", "numpy_f32": "NumPy"}.items():
-    plt.plot([intensity(r[name]) for r in of_n], [r[name].gflops for r in of_n], "o-", label=label)
-for N, r in zip(tokens, of_n, strict=True):
-    plt.annotate(
-        f"N={N}", (intensity(r["llmc_f32"]), r["llmc_f32"].gflops), xytext=(4, -12), textcoords="offset points"
-    )
-plt.xlabel("FLOP per byte of all operands")
-plt.ylabel("GFLOP/s")
-plt.legend()
-plt.show()
-
-# %% [markdown]
-# (A point above the sloping part of the roof is no miracle: the weight has not come from memory but from a cache,
-# where the run before had left it.)
-#
-# For training, $N$ is a thousand tokens and more. There the roof is the peak, and the task is: **keep the
-# multiply-adds busy**. Everything that follows is about getting their operands to them in time.
-#
-# ## 4. One step at a time
-#
-# All versions are measured now, in turns, with one thread. Below, each one's result is printed beside its code.
-
-# %%
 N = 32 if SMALL else 1024
 found = measured(None, peers=("numpy", "llmc") if SMALL else ("numpy", "torch", "llmc"), N=N)
 
@@ -325,24 +348,17 @@ matrices = {
 for name, (left, bottom, width, height) in matrices.items():
     axis.add_patch(Rectangle((left, bottom), width, height, facecolor="0.94", edgecolor="0.4"))
     axis.text(left + 12, bottom + height - 16, name, va="top", fontsize=9)
-pieces = [
-    (-C0 - gap + 384, -650, 384, 192, "#9ecae1", "block of inp:\nL2"),
-    (0, gap, O0, 384, "#fdd0a2", "stretch of the weight: L3"),
-    (560, gap, 70, 384, "#e6550d", "strip:\nL1"),
-    (-C0 - gap + 384, -560, 384, 36, "#3182bd", "panel"),
-    (560, -560, 70, 36, "#31a354", "tile: registers"),
+block = -C0 - gap + 384  # where the block of inp begins
+pieces = [  # left, bottom, width, height, color, name, where it stands
+    (block, -650, 384, 192, "#9ecae1", "block: L2", (block, -448), "left"),
+    (0, gap, O0, 384, "#fdd0a2", "stretch: L3", (660, gap + 330), "left"),
+    (560, gap, 70, 384, "#e6550d", "strip: L1", (545, gap + 330), "right"),
+    (block, -560, 384, 36, "#3182bd", "panel", (block - 15, -560), "right"),
+    (560, -560, 70, 36, "#31a354", "tile: registers", (645, -560), "left"),
 ]
-for left, bottom, width, height, color, _ in pieces:
+for left, bottom, width, height, color, name, (x, y), align in pieces:
     axis.add_patch(Rectangle((left, bottom), width, height, facecolor=color, edgecolor="0.3", linewidth=0.6))
-places = [
-    (-C0 - gap + 392, -640, "bottom"),
-    (20, gap + 370, "top"),
-    (640, gap + 60, "bottom"),
-    (-60, -522, "bottom"),
-    (640, -560, "bottom"),
-]
-for (left, bottom, align), (*_, name) in zip(places, pieces, strict=True):
-    axis.text(left, bottom, name, va=align, ha="right" if name == "panel" else "left", fontsize=9)
+    axis.text(x, y, name, va="bottom", ha=align, fontsize=9)
 axis.set_xlim(-C0 - gap - 20, O0 + 20)
 axis.set_ylim(-N0 - 20, C0 + gap + 20)
 plt.show()
@@ -448,18 +464,16 @@ if amx.stem not in found:
 print(run.source("csrc/cpu/simd/gemm.h", "pack_columns"))
 
 everyone = _llmc.Backend("cpu", threads)
-shapes = {"inp": (N, FC["C"]), "weight": (FC["OC"], FC["C"]), "dout": (N, FC["OC"]), "bias": (FC["OC"],)}
-t = {name: everyone.empty(list(shape)) for name, shape in shapes.items()}
-for tensor in t.values():
-    tensor.from_host(rng.standard_normal(tensor.shape, dtype=np.float32))
-out, dinp, dweight = (everyone.empty(list(shapes[name])) for name in ("dout", "inp", "weight"))
+(i, _), (dinp, _) = on_backend(everyone, N, FC["C"]), on_backend(everyone, N, FC["C"])
+(w, _), (dweight, _) = on_backend(everyone, FC["OC"], FC["C"]), on_backend(everyone, FC["OC"], FC["C"])
+(dout, _), (out, _) = on_backend(everyone, N, FC["OC"]), on_backend(everyone, N, FC["OC"])
 products = {
-    "forward": lambda: everyone.matmul_forward(out, t["inp"], t["weight"], t["bias"]),
-    "dinp": lambda: everyone.matmul_backward(dinp, None, None, t["dout"], None, t["weight"], False),
-    "dweight": lambda: everyone.matmul_backward(None, dweight, None, t["dout"], t["inp"], t["weight"], False),
+    "forward": (everyone.matmul_forward, out, i, w, None),
+    "dinp": (everyone.matmul_backward, dinp, None, None, dout, None, w, False),
+    "dweight": (everyone.matmul_backward, None, dweight, None, dout, i, w, False),
 }
-for name, product in products.items():
-    print(f"// llmc, {threads} threads, {name:8s} {2 * N * FC['C'] * FC['OC'] / seconds(product) / 1e9:7.1f} GFLOP/s")
+for name, call in products.items():
+    print(f"// llmc, {threads} threads, {name:8s} {2 * N * FC['C'] * FC['OC'] / seconds(*call) / 1e9:7.1f} GFLOP/s")
 
 # %% [markdown]
 # Beyond `cpu_7`, [`gemm.h`](../../csrc/cpu/simd/gemm.h) has these, each of which was measured before it stayed
