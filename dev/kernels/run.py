@@ -100,8 +100,8 @@ class Version:
 
     @property
     def needs(self) -> list[str]:
-        """Return what a line `// needs: ...` says: macros that the compiler defines if the CPU has the instructions."""
-        return [macro for line in re.findall(r"^// needs:(.*)$", self.source, re.MULTILINE) for macro in line.split()]
+        """Return what a line `// needs: ...` says: macros that the compiler defines if the CPU has the instructions, or a GPU's arch."""
+        return [need for line in re.findall(r"^// needs:(.*)$", self.source, re.MULTILINE) for need in line.split()]
 
     @property
     def number(self) -> int:
@@ -354,9 +354,23 @@ def _macros() -> frozenset[str]:
     return frozenset(re.findall(r"^#define (\w+)", done.stdout, re.MULTILINE))
 
 
-def missing(version: Version) -> list[str]:
-    """Return what a version for the CPU needs and this CPU, or the compiler, does not have."""
-    return [macro for macro in version.needs if macro not in _macros()]
+@functools.cache
+def _gpu_arch() -> str:
+    """Return what nvcc calls the GPU's architecture, as "sm_90"."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as e:
+        raise KernelError(f"nvidia-smi does not say what GPU there is: {e}") from None
+    return "sm_" + done.stdout.strip().replace(".", "")
+
+
+def missing(version: Version, device: str) -> list[str]:
+    """Return what a version needs and the CPU, or its compiler, or the GPU does not have."""
+    if device == "emulated" or not version.needs:
+        return []
+    there = _macros() if device == "cpu" else {_gpu_arch(), _gpu_arch() + "a"}
+    return [need for need in version.needs if need not in there]
 
 
 def emulated(text: str, path: Path) -> str:
@@ -454,7 +468,10 @@ def build(version: Version, device: str = "cpu", optimize: str = "-O3", arch: st
         command = [cxx(), *_cpu_flags(), optimize, *version.flags, "-shared", "-fPIC", "-fvisibility=hidden", *include]
         return _compile([*command, version.path], text, name, ".so")
     if device == "cuda":
-        options = ["-std=c++20", "-O3", f"-arch={arch}", "--expt-relaxed-constexpr", "-Xptxas=-v", "-shared"]
+        code = f"-arch={arch}"
+        for arch in version.needs:  # for that alone, because other code would lack its instructions
+            code = f"--generate-code=arch={arch.replace('sm', 'compute')},code={arch}"
+        options = ["-std=c++20", "-O3", code, "--expt-relaxed-constexpr", "-Xptxas=-v", "-shared"]
         options += ["-Xcompiler=-fPIC,-fvisibility=hidden", *version.flags, *include]
         return _compile([nvcc(), *options, version.path], text, name, f".{arch}.so")
     command = [cxx(), *_emulation_flags(optimize), "-shared", "@", _emulator(optimize)]
@@ -798,7 +815,7 @@ def measure(
     threads = threads or default_threads()
     others = peers if not isinstance(peers, bool) else ["numpy", "torch", "llmc"] if peers else []
     timed = timed and device != "emulated"
-    chosen = [v for v in op.versions(device, versions) if not missing(v)]
+    chosen = [v for v in op.versions(device, versions) if not missing(v, device)]
     if not chosen:
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):
@@ -949,6 +966,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _build_only(args: argparse.Namespace, names: Sequence[str]) -> int:
     for name in names:
         versions = find_op(name).versions(args.device, args.versions)
+        if args.device == "cpu":
+            versions = [v for v in versions if not missing(v, "cpu")]
         build_all(versions, args.device, arch=args.arch)
         for version in versions:
             library = build(version, args.device, arch=args.arch)
@@ -975,9 +994,11 @@ def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
     for name in names:
         op = find_op(name)
         found = op.versions(args.device, args.versions)
-        for version in filter(missing, found):
-            print(f"{name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}")
-        if all(map(missing, found)):
+        lacking = {version.name: missing(version, args.device) for version in found}
+        for version, needs in lacking.items():
+            if needs:
+                print(f"{name}/{version} is left out: there is no {' '.join(needs)} here")
+        if all(lacking.values()):
             continue
         results = measure(
             op,

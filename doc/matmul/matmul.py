@@ -192,7 +192,7 @@ for N in tokens:
     }.items():
         points[name].append((flop / byte, flop / seconds(*call, before=read_something_else) / 1e9))
 
-x = np.array([0.1, 1000.0])
+x = np.geomspace(0.1, 1000, 200)
 plt.figure()
 plt.loglog(x, np.minimum(peak["f32"], x * bandwidth), color="black", label="the roof, f32, one core")
 for name, of_n in points.items():
@@ -351,8 +351,8 @@ for name, (left, bottom, width, height) in matrices.items():
 block = -C0 - gap + 384  # where the block of inp begins
 pieces = [  # left, bottom, width, height, color, name, where it stands
     (block, -650, 384, 192, "#9ecae1", "block: L2", (block, -448), "left"),
-    (0, gap, O0, 384, "#fdd0a2", "stretch: L3", (660, gap + 330), "left"),
-    (560, gap, 70, 384, "#e6550d", "strip: L1", (545, gap + 330), "right"),
+    (0, gap, O0, 384, "#fdd0a2", "stretch: L3", (660, gap + 300), "left"),
+    (560, gap, 70, 384, "#e6550d", "strip: L1", (545, gap + 300), "right"),
     (block, -560, 384, 36, "#3182bd", "panel", (block - 15, -560), "right"),
     (560, -560, 70, 36, "#31a354", "tile: registers", (645, -560), "left"),
 ]
@@ -502,17 +502,20 @@ for name, call in products.items():
 # | `cuda_4`: vectors, and two buffers | vectors; prefetching |
 # | `cuda_5`: tensor cores, bf16 | AMX |
 # | `cuda_6`: a pipeline of asynchronous copies | what a CPU's out-of-order execution does by itself |
+# | `cuda_7`: Hopper's warpgroup matmul | nothing is like it: operands are read from shared memory by the unit itself |
 
 # %%
 print(run.source("dev/kernels/matmul/cuda_3_register_tiles.cu", "matmul"))
 
 # %% [markdown]
-# In the last version a warp of 32 threads holds 64 x 64 sums. Its operands come by `ldmatrix`, which hands each
-# thread the numbers that `mma` wants from it, and the tiles in shared memory are filled by copies that nobody waits
-# for until three steps later:
+# With tensor cores a warp of 32 threads holds the sums together, and operands have to reach its threads just as the
+# instruction wants them. `cuda_6` has all that a GPU since Ampere offers: `ldmatrix` brings operands into place, and
+# tiles in shared memory are filled by copies that nobody waits for until three steps later. On Hopper an instruction
+# of four warps reads its operands from shared memory by itself, and runs on while they do something else. Its loop is
+# the shortest:
 
 # %%
-print(run.source("dev/kernels/matmul/cuda_6_bf16_pipeline.cu", "matmul"))
+print(run.source("dev/kernels/matmul/cuda_7_bf16_wgmma.cu", "matmul"))
 
 # %% [markdown]
 # CUDA kernels run here too, without a GPU, on an emulated device that checks them but cannot time them:
@@ -542,9 +545,9 @@ if not any(results for _, results in cards):
     print("dev/kernels/results has no matmul: run.py was not run on a GPU")
 
 # %% [markdown]
-# llmc leaves the large matmuls of a GPU to NVIDIA's cuBLASLt, the last lines of such a table. On Hopper it has an
-# instruction that ours lack, `wgmma`, which reads both operands from shared memory past the registers; llmc uses it
-# for [attention](../../csrc/cuda/wgmma_forward.cu).
+# llmc leaves the large matmuls of a GPU to NVIDIA's cuBLASLt, which such a table has as llmc's own op. Its kernels
+# use wider instructions of the same kind, have copies made by a unit of their own (TMA), and give some warps nothing
+# else to do than to start them.
 #
 # ## 10. Exercises
 #
