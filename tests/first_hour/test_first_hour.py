@@ -46,6 +46,9 @@ LEFT_OUT = {
     "python dev/make_stubs.py*": "needs the developers' tools; .ci/run does it",
     "python dev/check_links.py*": "changes the documents; tests/project/test_docs.py",
     "python dev/ci/check_sass.py*": "needs a CUDA build; dev/ci/cuda.sh does it",
+    "python doc/*": "measures, for minutes; tests/docs/test_tutorials.py",
+    "python dev/make_notebooks.py*": "measures, for minutes; tests/docs/test_tutorials.py",
+    "sphinx-build*": "needs its extra; .ci/run does it",
     "python dev/bench/*": "measures, for minutes",
     "python dev/profile.py*": "measures; tests/programs/test_profile.py",
     "*dev/stress/*": "runs for minutes to hours",
@@ -76,6 +79,7 @@ LEFT_OUT = {
     "scripts/multi_node/*": "needs two machines; tests/programs/test_scripts.py",
     "sbatch *": "needs Slurm; tests/programs/test_scripts.py",
     "powershell *": "needs the data; tests/programs/test_scripts.py",
+    "python examples/*": "trains for minutes; tests/programs/test_examples.py",
     "llmc sweep scripts/sweep_lr.toml": "trains 124M on four GPUs; tests/programs/test_scripts.py",
 }
 

@@ -48,10 +48,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_example_is_tested_and_explained() -> None:
+    """In this file and in README.md; and the commands of its docstring have options that there are."""
     tested = Path(__file__).read_text(encoding="utf-8")
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     for path in EXAMPLES.glob("*.py"):
         assert f'"{path.stem}"' in tested and f"({path.name})" in readme, path.name
+        text = example(path.stem).__doc__ or ""
+        commands = re.findall(r"^ {4}python examples/(\S+)(.*)", text, re.MULTILINE)
+        assert {name for name, _ in commands} == {path.name}
+        options = {word for _, line in commands for word in re.findall(r" (--[a-z-]+)", line)}
+        assert options <= set(re.findall(r'add_argument\("(--[a-z-]+)"', path.read_text(encoding="utf-8"))), path.name
 
 
 def test_finetuning_begins_at_the_models_weights_and_lowers_the_loss(folder: Path) -> None:
