@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Matmul, from three loops to the peak
 #
-# Nearly all the time of a training step goes into one operation, the product of two matrices. Three loops compute it.
-# The same three loops, in another order and cut into pieces, are some hundred times faster, and this text goes there
-# step by step. Each step is a file of [`dev/kernels/matmul`](../../dev/kernels/README.md), is explained, and is
-# measured.
+# More than nine tenths of the arithmetic of a training step are one operation, the product of two matrices. Three
+# loops compute it. The same three loops, in another order and cut into pieces, are some hundred times faster, and
+# this text goes there step by step. Each step is a file of [`dev/kernels/matmul`](../../dev/kernels/README.md), is
+# explained, and is measured.
 #
 # You need Python and some C. Every number below is printed by the code above it, and
 #
@@ -75,7 +75,7 @@ for name, flop in layers.items():
 # $dW$ and $db$ are meant in the same way.
 #
 # **Input.** $\text{inp}_{n,c}$ is in all $O$ outputs of its row, in each with the factor $W_{o,c}$. What reaches the
-# loss on several ways adds up:
+# loss by several ways adds up:
 #
 # $$d\text{inp}_{n,c} = \sum_o d\text{out}_{n,o}\, W_{o,c} \quad\text{or}\quad d\text{inp} = d\text{out}\; W$$
 #
@@ -95,9 +95,12 @@ for name, flop in layers.items():
 # | dinp | (N, C) | O | dout | W |
 # | dweight | (O, C) | N | dout, transposed | inp |
 #
-# Is the derivation right? The complex step gives derivatives to the last bit: for real $x$, $f(x + ih) = f(x) + ih
-# f'(x) + O(h^2)$, so $f'(x)$ is the imaginary part over $h$, and with $h = 10^{-30}$ nothing is left of the rest.
-# Here for the loss $\sum d\text{out}\cdot\text{out}$:
+# Is the derivation right? The complex step tells it to the last bit. For a function that is real for real numbers,
+#
+# $$f(x + ih) = f(x) + i h f'(x) + O(h^2)$$
+#
+# so $f'(x)$ is the imaginary part over $h$, and with $h = 10^{-30}$ nothing is left of the rest. Here for the loss
+# $\sum d\text{out}\cdot\text{out}$:
 
 # %%
 inp, weight, dout = rng.standard_normal((3, 5)), rng.standard_normal((4, 5)), rng.standard_normal((3, 4))
@@ -161,9 +164,8 @@ print(f"so a float from memory takes as long as {4 * peak['f32'] / bandwidth:.0f
 # For $N = 1$, one token as in generation, that is about ½: each weight is loaded for one multiply-add, and memory is
 # all that matters. For many tokens it is hundreds. The graph below, a *roofline* ([Williams, Waterman & Patterson
 # 2009](https://doi.org/10.1145/1498765.1498785)), has both bounds: no kernel can be above the roof. The points are
-# llmc's op, for $C = 768$ and $O = 3072$, the layer `fc` of GPT-2 124M, and growing $N$.
-
-# Before each measurement half a gigabyte of something else is read, so that the operands have left the caches.
+# llmc's op, for $C = 768$ and $O = 3072$, the layer `fc` of GPT-2 124M, and growing $N$. Before each measurement half
+# a gigabyte of something else is read, so that the operands have left the caches.
 
 # %%
 FC = {"C": 48, "OC": 64} if SMALL else {"C": 768, "OC": 3072}
@@ -253,9 +255,9 @@ def show(version, function="run"):
 show("cpu_1")
 
 # %% [markdown]
-# The sum is the trouble. Each addition needs the result of the one before, and a multiply-add takes 4 cycles on most
-# CPUs. One multiply-add in 4 cycles, where two a cycle could begin, and each of them on a vector of 8 or 16 numbers:
-# that is what a core could do, and the ratio is 64 or 128.
+# The sum is the trouble. Each addition needs the result of the one before, and takes 4 cycles on most CPUs. A core
+# could begin two multiply-adds a cycle, each on a vector of 8 or 16 numbers. We get one number in 4 cycles: a 64th or
+# 128th of that.
 #
 # Could the compiler not make 16 sums of the one, and add them at the end? It may not. Addition of floats is not
 # associative, another order gives other bits, and a compiler keeps the bits that the program asks for (but for
@@ -322,7 +324,7 @@ show("cpu_5", "tile")
 # $C = 3072$ has strips of 590 KB, and rows of inp that are a multiple of 4096 bytes apart.
 #
 # So the reduction is cut too, into *stretches*, and the rows into *blocks*, which are packed as the strips are. Five
-# loops around the micro-kernel keep near what is needed soon. This is how all fast matrix libraries do it ([Goto &
+# loops around the micro-kernel keep near what is needed soon. This is how the fast matrix libraries do it ([Goto &
 # van de Geijn 2008](https://doi.org/10.1145/1356052.1356053), [Van Zee & van de Geijn
 # 2015](https://doi.org/10.1145/2764454)).
 
@@ -384,8 +386,8 @@ plt.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
-# Does it hold for other sizes? Square matrices, from those that fit into L1 to those that fit into no L2. Sizes that
-# are a multiple of 1024 (4096 bytes) are the hard ones, see 4.4: compare each with its neighbour.
+# Does it hold for other sizes? Square matrices, from those that fit into L1 to those that need L3. Sizes that are a
+# multiple of 1024 (4096 bytes) are the hard ones, see 4.4: compare each with its neighbour.
 
 # %%
 sizes = [16, 33] if SMALL else [32, 64, 128, 256, 512, 768, 1000, 1024, 1536, 2040, 2048]
@@ -409,8 +411,8 @@ for name in curves:
 #
 # A matmul is easy to share: each thread takes blocks of rows. The strips of a stretch are packed once, by all threads
 # together. No element of out has two owners, so nothing has to be added up between threads, and the order of each sum
-# is that of one thread. The result is the same bits for any number of threads: a promise that llmc makes for all its
-# ops.
+# is that of one thread. The result is the same bits for any number of threads. llmc promises that of all its ops
+# ([doc/design.md](../design.md)).
 
 # %%
 show("cpu_7")
@@ -479,8 +481,7 @@ for name, call in products.items():
 # Beyond `cpu_7`, [`gemm.h`](../../csrc/cpu/simd/gemm.h) has these, each of which was measured before it stayed
 # ([doc/performance.md](../performance.md)):
 #
-# - Packing goes by vectors, and fetches the next strip ahead. inp is read in place, unless its rows are a multiple of
-#   4096 bytes apart.
+# - Packing fetches the next strip ahead. inp is read in place, unless its rows are a multiple of 4096 bytes apart.
 # - What is done to the result (bias, GELU, its gradient, addition to earlier gradients, rounding) happens while a
 #   strip of it is in the cache: the *epilogue*.
 # - Blocks follow from the sizes of this machine's caches, and tasks from the number of threads. The order of sums
@@ -559,7 +560,8 @@ if not any(results for _, results in cards):
 # 2. Read inp in place in `cpu_6`, instead of packing it. For which $C$ is it faster, for which slower, and why?
 # 3. `cpu_7` gives a thread whole blocks of rows. With 64 tokens and 16 threads most of them have nothing to do. Share
 #    out the columns, too. (llmc's way is `Grid` in [`csrc/cpu/matmul.cpp`](../../csrc/cpu/matmul.cpp).)
-# 4. Write dweight: out (O, C) = dout (N, O) transposed times inp (N, C). Only `pack` changes.
+# 4. What has to change in `cpu_6` to compute dweight, (O, C) = dout (N, O) transposed times inp (N, C)? (Only
+#    `pack`.)
 # 5. `cuda_5` asks for the next step's numbers only when the last step is done. Let it ask before, as `cuda_4` does.
 # 6. Let `cuda_6` walk through the blocks in another order, so that those that run at the same time share more of what
 #    is in the L2 cache.
