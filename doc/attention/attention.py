@@ -206,6 +206,9 @@ T = 150  # two blocks, and a part of one
 q, k, v = rng.standard_normal((3, T, HS))
 print(f"largest difference from the formula: {np.abs(flash(q, k, v)[0] - naive(q, k, v)).max():.0e}")
 
+# %% [markdown]
+# Which blocks are there? Empty ones are never touched:
+
 # %%
 n = 8
 fig, ax = plt.subplots(figsize=(3.6, 3.6))
@@ -257,14 +260,12 @@ for T, a, b in zip(lengths, *peaks.values()):
 
 
 # %%
-def gib(x):
-    return f"{x / 2**30:8.2f} GiB"
-
-
 for B, T in ((4, 1024), (64, 1024), (4, 8192)):
     layers, heads = 12, 12
     matrix, kept = layers * B * heads * T * T * 2, layers * B * heads * T * 4
-    print(f"B = {B:2d}, T = {T:4d}: probabilities in bf16 {gib(matrix)}, lse in float32 {gib(kept)}")
+    print(
+        f"B = {B:2d}, T = {T:4d}: probabilities in bf16 {matrix / 2**20:7.0f} MiB, lse in float32 {kept / 2**20:4.1f} MiB"
+    )
 
 # %% [markdown]
 # ## 5. Backward, on paper
@@ -308,8 +309,8 @@ for B, T in ((4, 1024), (64, 1024), (4, 8192)):
 #
 # So the forward pass keeps one number for each query, and the backward pass makes the scores again, block by block.
 # That is a matmul more: backward has five, $q k^T$, $do\,v^T$, $p^T do$, $ds\,k$ and $ds^T q$, where with the matrix
-# at hand it would have four. It is faster all the same, because reading the matrix would take longer than making it
-# again.
+# at hand it would have four. On GPUs Dao et al. found it faster all the same: reading the matrix took longer than
+# making it again.
 
 
 # %%
@@ -406,9 +407,9 @@ print(f"{info.description}, {info.threads} threads; llmc's kernels: {info.isa}\n
 forward = measured("attention_forward", ["cpu_2", "cpu_4"])
 
 # %% [markdown]
-# **1, naive.** Twice the scores that are needed, and a matrix that is written and read five times. Each score is a
-# chain of 64 additions of which each waits for the one before. The last product walks down the columns of $v$, so
-# each number comes from another cache line.
+# **1, naive.** Twice the scores that are needed, and a matrix that is written three times and read four times. Each
+# score is a chain of 64 additions of which each waits for the one before. The last product walks down the columns of
+# $v$, so each number comes from another cache line.
 #
 # **2, rows.** A row of scores at a time, which stays in the first cache and ends at the diagonal. The loops of the
 # last product are exchanged, so the compiler can make vectors of it.
@@ -435,8 +436,8 @@ print(run.source("dev/kernels/attention_forward/cpu_5_vectors_threads.cpp", "exp
 
 
 # %% [markdown]
-# How much do exponentials matter? There is one for each 256 operations of the two products. That is little if it
-# costs what 256 operations cost, and they are cheap:
+# How much do exponentials matter? There is one for each 256 operations of the two products. What does it cost beside
+# them?
 
 
 # %%
@@ -458,6 +459,9 @@ print(
 )
 
 # %% [markdown]
+# So an exponential costs a good part of what its 256 operations cost, even if whole vectors of them are computed, as
+# NumPy does. In bf16, where the products are faster, it weighs more still.
+#
 # ### Time against length
 #
 # All versions do work that grows with $T^2$; what differs is the factor. The naive one gets worse when its matrix

@@ -1,4 +1,4 @@
-// bf16 on tensor cores, the next tile coming while this one is computed
+// bf16 on tensor cores, scores in registers, the next tile copied meanwhile
 //
 // The products are those of attention_forward's version 5: 16 rows for each of 4 warps, and a result, rounded to bf16, is the left operand
 // of the next product as it lies in registers. For that the kernel that owns keys has everything transposed, a row of its

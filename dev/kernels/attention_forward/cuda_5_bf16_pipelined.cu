@@ -1,4 +1,4 @@
-// The next tile comes while this one is computed
+// bf16 on tensor cores, the next tile copied meanwhile
 //
 // Version 4 waits for each tile: first memory works, then the tensor cores. cp.async (from sm_80 on) copies from global to shared
 // memory without passing through registers, and does not wait: a block has two buffers, and asks for the next keys and values before it
