@@ -57,21 +57,21 @@ plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 110, "axes.grid":
 
 
 # %%
+def probabilities(q, k):
+    s = q @ k.T / q.shape[1] ** 0.5
+    s = np.where(np.tri(len(s), dtype=bool), s, -np.inf)
+    e = np.exp(s)
+    return e / e.sum(axis=1, keepdims=True)
+
+
 def naive(q, k, v):
     """Attention of one head by the formula: q, k, v are (T, HS)."""
-    s = q @ k.T / np.sqrt(q.shape[1])
-    s[np.triu_indices(len(s), 1)] = -np.inf
-    e = np.exp(s)
-    p = e / e.sum(axis=1, keepdims=True)
-    return p @ v
+    return probabilities(q, k) @ v
 
 
 T, HS = 6, 64
 q, k, v = rng.standard_normal((3, T, HS))
-s = q @ k.T / np.sqrt(HS)
-s[np.triu_indices(T, 1)] = -np.inf
-p = np.exp(s) / np.exp(s).sum(axis=1, keepdims=True)
-print(np.array2string(p, precision=2, suppress_small=True))
+print(np.array2string(probabilities(q, k), precision=2, suppress_small=True))
 print("differs from the formula that judges llmc's kernels by at most", end=" ")
 expected, _ = formulas.attention(np.concatenate([q, k, v], axis=1)[None], 1)
 print(f"{np.abs(naive(q, k, v) - expected[0]).max():.0e}")
@@ -191,7 +191,7 @@ def flash(q, k, v, block=64):
         m, l, a = np.full(len(rows), -np.inf, v.dtype), np.zeros(len(rows), v.dtype), np.zeros((len(rows), HS), v.dtype)
         for j0 in range(0, i0 + 1, block):
             keys = np.arange(j0, min(j0 + block, T))
-            s = q[rows] @ k[keys].T * v.dtype.type(HS**-0.5)
+            s = q[rows] @ k[keys].T * HS**-0.5
             if j0 == i0:
                 s[keys[None, :] > rows[:, None]] = -np.inf
             larger = np.maximum(m, s.max(axis=1))
@@ -246,17 +246,19 @@ for T in lengths:
     peaks["flash"].append(peak_bytes(flash, q, k, v))
 fig, ax = plt.subplots()
 for name, values in peaks.items():
-    ax.loglog(lengths, values, ".-", base=2, label=f"{name}, measured")
-ax.loglog(lengths, [4 * T * T for T in lengths], ":", base=2, color="gray", label="one matrix of $T^2$ float32")
-ax.set(xlabel="T", ylabel="bytes for one head", yscale="log")
-ax.set_yscale("log", base=10)
+    ax.loglog(lengths, np.array(values) / 2**20, ".-", label=f"{name}, measured")
+ax.loglog(lengths, [4 * T * T / 2**20 for T in lengths], ":", color="gray", label="one matrix of $T^2$ float32")
+ax.set(xlabel="T", ylabel="MiB for one head")
+ax.set_xticks(lengths, lengths)
+ax.minorticks_off()
 _ = ax.legend()
 for T, a, b in zip(lengths, *peaks.values()):
     print(f"T = {T:5d}: naive {a / 2**20:8.2f} MiB, flash {b / 2**20:6.2f} MiB")
 
 # %% [markdown]
-# Flash grows with $T$, because its output does. What the naive way needs is worse in training than it looks here: the
-# backward pass needs the probabilities again, so those of all heads and layers would have to be kept. For GPT-2 124M:
+# The naive way has three such matrices at a time: the scores, their exponentials, the probabilities. Flash grows with
+# $T$, because its output does. What the naive way needs is worse in training than it looks here: the backward pass
+# needs the probabilities again, so those of all heads and layers would have to be kept. For GPT-2 124M:
 
 
 # %%
@@ -481,6 +483,8 @@ for name, seconds in curves.items():
 steep = curves[next(iter(curves))][0] * 1e3 / lengths[0] ** 2
 ax.loglog(lengths, [steep * T * T for T in lengths], ":", color="gray", label="proportional to $T^2$")
 ax.set(xlabel="T", ylabel="ms for two heads")
+ax.set_xticks(lengths, lengths)
+ax.minorticks_off()
 _ = ax.legend(fontsize=8)
 for name, seconds in curves.items():
     print(f"{name:24s}", *(f"{1e3 * s:9.3f} ms" for s in seconds))
