@@ -101,9 +101,9 @@ print("less its max:", np.exp(row - row.max()) / np.exp(row - row.max()).sum())
 #
 # ## 3. The online softmax
 #
-# Does it? Suppose that we walk along the keys, and keep the maximum so far, $m$, and the sum that belongs to it, $l =
-# \sum e^{s_j - m}$. Now comes a new score $s$ that is larger than $m$. The sum was taken with the wrong maximum, but
-# all its terms are wrong by the same factor, and it can be put right at once ([Milakov & Gimelshein
+# Does it? Suppose that we walk along the keys, and keep the maximum so far, $m$, and the sum that belongs to it,
+# $l = \sum e^{s_j - m}$. Now comes a new score $s$ that is larger than $m$. The sum was taken with the wrong maximum,
+# but all its terms are wrong by the same factor, and it can be put right at once ([Milakov & Gimelshein
 # 2018](https://arxiv.org/abs/1805.02867)):
 #
 # $$m' = \max(m, s) \qquad l' = l\,e^{m - m'} + e^{s - m'}$$
@@ -365,8 +365,8 @@ for name, x, gradient in zip("qkv", (q, k, v), gradients):
 
 # %% [markdown]
 # There is a property to check, too. Adding a number to all scores of a row changes nothing, so the gradients of a
-# row's scores must sum to zero. And then $\sum_i q_i \cdot dq_i = \sum_j k_j \cdot dk_j$: both are $\sum_{ij}
-# ds_{ij}\,s_{ij}$.
+# row's scores must sum to zero. And then $\sum_i q_i \cdot dq_i = \sum_j k_j \cdot dk_j$: both are
+# $\sum_{ij} ds_{ij}\,s_{ij}$.
 
 # %%
 dq, dk, dv = gradients
@@ -466,8 +466,8 @@ print(
 #
 # ### Time against length
 #
-# All versions do work that grows with $T^2$; what differs is the factor. The naive one gets worse when its matrix
-# leaves a cache:
+# All versions do work that grows with $T^2$; what differs is the factor. The naive one's matrix, $4T^2$ bytes,
+# outgrows the caches one after the other:
 
 # %%
 lengths = [64, 128] if SMALL else [128, 256, 512, 1024, 2048]
@@ -499,7 +499,7 @@ for name, seconds in curves.items():
 print(run.source("dev/kernels/attention_backward/cpu_2_rows.cpp", "run"))
 
 # %%
-backward = measured("attention_backward", ["cpu_2", "cpu_3"])
+backward = measured("attention_backward", ["cpu_3"])
 
 # %% [markdown]
 # **3, blocks** is `flash_backward` above. The block of keys stays with its $dk$ and $dv$, and queries pass by, from
@@ -547,8 +547,8 @@ for dtype in ("f32", "bf16"):
 # %% [markdown]
 # ## 8. On the GPU
 #
-# On a GPU the gap between arithmetic and memory is wider still, and a matrix that goes through memory is what one
-# must not have. How many bytes does each way move?
+# On a GPU the first question is how many bytes go through memory. A matrix of scores is too large for what is inside
+# the chip, so each pass over it is counted:
 
 # %%
 B, T, NH = 8, 1024, 12
@@ -566,8 +566,8 @@ print(
 # 1. Three kernels, with the matrix between them.
 # 2. The online softmax: a thread for each query, with the query and its output in registers. Nothing is stored
 #    between.
-# 3. Flash: a block of threads owns 64 queries and takes 64 keys at a time to shared memory. Each thread computes $4
-#    \times 4$ numbers of a product, so that a number that is loaded is used four times.
+# 3. Flash: a block of threads owns 64 queries and takes 64 keys at a time to shared memory. Each thread computes
+#    $4 \times 4$ numbers of a product, so that a number that is loaded is used four times.
 # 4. bf16 on *tensor cores*, which multiply a $16 \times 16$ matrix by a $16 \times 8$ one in one instruction. A warp
 #    holds its scores in registers, in just the layout in which the next instruction wants its left operand. So scores
 #    become probabilities, and these are multiplied by the values, without a detour ([Dao
@@ -599,7 +599,7 @@ print(run.source("dev/kernels/attention_backward/cuda_2_owners.cu", "backward"))
 
 # %%
 try:
-    for name in ("attention_forward", "attention_backward"):
+    for name in ("attention_forward", "attention_backward")[: 1 if SMALL else 2]:
         few = QUICK | {"versions": ["cuda_2"]} if SMALL else {"peers": False}
         for r in run.measure(name, "emulated", **few):
             print(f"{name} {r.version:26s} error {r.error:.2f} of what is allowed")
@@ -630,7 +630,7 @@ if not found:
 # ## Where to go from here
 #
 # llmc's kernels for GPUs are [`flash_forward.cu`](../../csrc/cuda/flash_forward.cu) and
-# [`flash_backward.cu`](../../csrc/cuda/flash_backward.cu), for all head sizes, and for Hopper
+# [`flash_backward.cu`](../../csrc/cuda/flash_backward.cu), for head sizes from 64 to 128, and for Hopper
 # [`wgmma_forward.cu`](../../csrc/cuda/wgmma_forward.cu), whose tensor cores read their operands from shared memory by
 # themselves. [performance.md](../performance.md) has what each gained, and what was tried and did not help. In
 # generation one query meets all keys so far: there is no block of queries, and the cache of keys and values is what

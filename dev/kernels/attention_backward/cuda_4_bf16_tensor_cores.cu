@@ -4,8 +4,8 @@
 // of the next product as it lies in registers. For that the kernel that owns keys has everything transposed, a row of its
 // scores being a key:
 //   s^T = k q^T;  p^T = exp(s^T scale - lse);  dp^T = v dout^T;  ds^T = p^T (dp^T - delta);  dv += p^T dout;  dk += ds^T q
-// So nothing but tiles of inputs is in shared memory, in two buffers in turns. csrc/cuda/flash_backward.cu is this for all
-// head sizes.
+// So nothing but tiles of inputs is in shared memory, in two buffers in turns. csrc/cuda/flash_backward.cu is this for
+// head sizes from 64 to 128.
 #include "kernel.cuh"
 
 namespace ptx = llmc::ptx;
