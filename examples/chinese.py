@@ -4,7 +4,7 @@
 
 GPT-2's vocabulary is made for English: a Chinese character costs it about two tokens. One that is trained on the text has tokens for
 characters, and for words of several. Any UTF-8 text will do, or a folder of texts; a few megabytes and more are worth training on, as
-a novel from Project Gutenberg (紅樓夢 is its number 24264), or articles of the Chinese Wikipedia (dumps.wikimedia.org). The defaults, a
+a novel from Project Gutenberg (紅樓夢), or articles of the Chinese Wikipedia (dumps.wikimedia.org). The defaults, a
 model of 1.3 million parameters and 900 updates of 2,048 tokens, take two to three minutes on two CPU cores.
 """
 
