@@ -4,8 +4,9 @@
     python dev/check_links.py --fix        # moves links to lines to where these stand now, then lists the rest
 
 A link to a line shows code of that line: [`train_step`](../src/llmc/training/trainer.py#L309) is right as long as line 309 has
-train_step in it. If the line has moved, --fix writes its new number: that of the one line with this code, or of the one that defines it, or
-else the nearest, which it names for you to look at. Markdown files are read, and the text cells of the tutorials' scripts (doc/*/*.py).
+train_step in it; of [`launch(kernel, …)`](...) what is before the ellipsis counts. If the line has moved, --fix writes its new
+number: that of the one line with this code, or of the one that defines it, or else the nearest, which it names for you to look at.
+Markdown files are read, and the text cells of the tutorials' scripts (doc/*/*.py).
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Link:
 
     @property
     def code(self) -> str | None:
-        """The code that the text is, if it is nothing else, without the parentheses of a call."""
-        match = re.fullmatch(r"`([^`]+)`", self.text.strip())
+        """The code that the text is, if it is nothing else: up to an ellipsis, without the empty parentheses of a call."""
+        match = re.fullmatch(r"`([^`…]+)(?:…[^`]*)?`", self.text.strip())
         return " ".join(match[1].split()).removesuffix("()") if match else None
 
     def __str__(self) -> str:

@@ -265,11 +265,11 @@ def compare(a, b, what):
 ours = by_llmc()
 assert compare(ours, by_formula(), "llmc and the formula in float64:") < 16
 try:
-    theirs = by_torch()
+    theirs = None if SMALL else by_torch()  # its import alone takes longer than all the rest
 except ImportError:
     theirs = None
     print("PyTorch is not installed: nothing to compare with")
-else:
+if theirs is not None:
     compare(theirs, by_formula(), "PyTorch and the formula:")
     compare(ours, theirs, "llmc and PyTorch:")
 
@@ -320,8 +320,8 @@ if theirs is not None:
 # ## 5. Weights of 16 bits
 #
 # A bfloat16 is the upper half of a float32: sign, 8 bits of exponent, and 7 bits of the mantissa instead of 23. It
-# covers the same range, with two to three decimal digits. Matmuls on it are several times as fast, on a GPU and on a
-# CPU that has the instructions, and all weights are half as large.
+# covers the same range, with two to three decimal digits. Matmuls on it are faster, on a GPU and on a CPU that has
+# the instructions ([performance.md](../performance.md)), and all weights are half as large.
 #
 # Between 1 and 2 the next bfloat16 is $2^{-7}$ away. A weight that is rounded to nearest therefore stays where it is
 # if the update is less than $2^{-8}$, half of that: relative to the weight, between 0.2 and 0.4 %. How large are real
@@ -488,7 +488,7 @@ for name, parts in table.items():
     print(f"{name:30s} {parts[0]:6d}  {parts[1]:8d}  {parts[2]:12d}  {total:4d} ", *sizes)
 
 # %% [markdown]
-# And time. For each weight the kernel does some 15 operations, on 22 to 28 bytes that are read or written. That is
+# And time. For each weight the kernel does some 20 operations, on 22 to 28 bytes that are read or written. That is
 # far less arithmetic than a CPU or a GPU can do while the memory delivers 28 bytes, so AdamW is as fast as the
 # memory. Beside it the copy of a large array, which does nothing else:
 

@@ -13,20 +13,22 @@
 
 # %%
 import inspect
+import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
+from llmc import _llmc
+from llmc.selfcheck import formulas
+
 here = Path(__file__).parent if "__file__" in globals() else Path.cwd()
 root = next(p for p in [here, *here.parents] if (p / "dev" / "kernels").is_dir())
 sys.path.insert(0, str(root / "dev" / "kernels"))
 import run  # noqa: E402  the kernels of dev/kernels, and the stopwatch
-
-from llmc import _llmc  # noqa: E402
-from llmc.selfcheck import formulas  # noqa: E402
 
 SMALL = os.environ.get("LLMC_SMALL") == "1"  # tests set it: small sizes, few repeats, the same code
 rng = np.random.default_rng(1)
@@ -101,7 +103,8 @@ print("variances of the rows of n:", np.array2string(normal.var(axis=1), precisi
 # It remains to sum over everything that $x_i$ reaches:
 #
 # $$\frac{\partial L}{\partial x_i} = \sum_j g_j\,\frac{\partial n_j}{\partial x_i}
-#   = r\Big(g_i - \underbrace{\tfrac1C\textstyle\sum_j g_j}_{\text{avg}(g)} - n_i\,\underbrace{\tfrac1C\textstyle\sum_j g_j n_j}_{\text{avg}(g\,n)}\Big)$$
+#   = r\Big(g_i - \underbrace{\tfrac1C\textstyle\sum_j g_j}_{\text{avg}(g)} - n_i\,
+#   \underbrace{\tfrac1C\textstyle\sum_j g_j n_j}_{\text{avg}(g\,n)}\Big)$$
 #
 # That is all. The matrix of $C \times C$ derivatives never has to exist: two averages over the row are enough. And of
 # the forward pass only $\mu$ and $r$ have to be kept, two numbers for each row, because $n$ follows from them and
@@ -149,7 +152,8 @@ def gradient_by_steps(dout, x, weight):
 
 dout = rng.standard_normal((N, C))
 dx, dweight, dbias = formulas.layernorm_gradient(dout, x, weight)
-print(f"largest difference: {np.abs(gradient_by_steps(dout, x, weight) - dx).max():.1e}, of values up to {np.abs(dx).max():.2f}")
+difference = np.abs(gradient_by_steps(dout, x, weight) - dx).max()
+print(f"largest difference: {difference:.1e}, of values up to {np.abs(dx).max():.2f}")
 
 # %% [markdown]
 # ## 3. Is it right?
@@ -170,7 +174,8 @@ print(f"largest difference: {np.abs(gradient_by_steps(dout, x, weight) - dx).max
 # The way out is the **complex step** ([Squire & Trapp 1998](https://doi.org/10.1137/S003614459631241X)). Let $h$ go
 # in the imaginary direction:
 #
-# $$f(x + ih) = f(x) + ih\,f'(x) - \frac{h^2}2 f''(x) - \dots \qquad\Longrightarrow\qquad f'(x) = \frac{\operatorname{Im} f(x+ih)}{h} + O(h^2)$$
+# $$f(x + ih) = f(x) + ih\,f'(x) - \frac{h^2}2 f''(x) - \dots \qquad\Longrightarrow\qquad
+# f'(x) = \frac{\operatorname{Im} f(x+ih)}{h} + O(h^2)$$
 #
 # Nothing is subtracted, so nothing cancels, and $h$ can be $10^{-30}$: then $h^2$ is below any rounding. All it needs
 # is a forward pass that takes complex numbers, without `abs`, `max` or a branch on a value. `formulas.layernorm` is
@@ -194,7 +199,8 @@ def quotients(f, x, h, kind):
 
 
 def loss(z):
-    return (dout.astype(z.real.dtype) * formulas.layernorm(z, weight.astype(z.real.dtype), bias.astype(z.real.dtype))[0]).sum()
+    d, w, b = (t.astype(z.real.dtype) for t in (dout, weight, bias))
+    return (d * formulas.layernorm(z, w, b)[0]).sum()
 
 
 def error_of(gradient):
@@ -302,13 +308,18 @@ ax.set(xlabel="mean of the row / its standard deviation", ylabel="relative error
 _ = ax.legend()
 for distance in (1, 100, 1e4):
     at = int(np.argmin(np.abs(np.log(distances / distance))))
-    print(f"mean / std = {distances[at]:8.0f}:", *(f"{name} {values[at]:.0e}" for name, values in errors.items()), sep="   ")
+    print(
+        f"mean / std = {distances[at]:8.0f}:",
+        *(f"{name} {values[at]:.0e}" for name, values in errors.items()),
+        sep="   ",
+    )
 
 # %% [markdown]
 # Read the figure from the left. One pass fails early. Two passes lose digits only if the mean is thousands of
 # standard deviations away, because the mean itself is rounded, and its error enters squared. There the shifted pass
-# is better: differences of neighbours are exact. But it hangs on one element. In a trained GPT-2 a few channels are
-# hundreds of times as large as the others; if the shift is one of them, it is the one-pass formula again:
+# is better: differences of neighbours are exact. But it hangs on one element. In trained transformers a few channels
+# are hundreds of times as large as the others ([Sun et al. 2024](https://arxiv.org/abs/2402.17762)); if the shift is
+# one of them, it is the one-pass formula again:
 
 # %%
 outlier = rows.copy()
@@ -324,3 +335,334 @@ print(f"two passes:                      relative error {np.sqrt(np.mean((two_pa
 # saves a reading that was free, and pays with a division for each element and with a chain in which each step waits
 # for the one before. It is the right one if data come as a stream that nobody can keep. llmc takes two passes,
 # everywhere.
+#
+# ## 5. The loop in C++
+#
+# Now the same in C++, as one would first write it. This file is version 1 of
+# [`dev/kernels/layernorm_forward`](../../dev/kernels/README.md), a folder with one file for each step of what
+# follows, and with a program that checks and times them, [`run.py`](../../dev/kernels/run.py).
+
+# %%
+print(run.source("dev/kernels/layernorm_forward/cpu_1_naive.cpp"))
+
+# %% [markdown]
+# `mean` and `rstd` are outputs too: backward needs them. Here are all versions for the CPU, from this first one on,
+# then NumPy, PyTorch if it is installed, and llmc's own op. Each is first checked: random numbers, odd sizes, outputs
+# full of NaNs beforehand, and float64 as the judge; "error" is a share of what is allowed.
+
+
+# %%
+def measured(op, versions):
+    """Check and time an op's versions for the CPU, and print the table."""
+    quick = {"versions": versions, "small": True, "budget": 0.02, "optimize": "-O1", "peers": False} if SMALL else {}
+    results = run.measure(op, **quick)
+    print(f"{op}, {', '.join(f'{name}={size}' for name, size in results[0].shape.items())}")
+    print(f"{'version':20s} {'error':>5s} {'ms':>9s} {'GB/s':>6s} {'times the first':>16s}")
+    for r in results:
+        print(
+            f"{r.version:20s} {r.error:5.2f} {r.seconds * 1e3:9.3f} {r.gbs:6.1f} {results[0].seconds / r.seconds:16.1f}"
+        )
+    return results
+
+
+info = _llmc.Backend("cpu").info()
+print(f"{info.description}, {info.threads} threads; llmc's kernels: {info.isa}\n")
+forward = measured("layernorm_forward", ["cpu_1", "cpu_4"])
+
+# %% [markdown]
+# Go through them in order.
+#
+# **1, naive.** The sum of a row is a chain: each addition waits until the one before is done, and that takes three or
+# four cycles. The compiler must not break the chain, because the sum of floats depends on the order, and C++ promises
+# the order that is written. So the CPU, which could do dozens of additions in that time, does one.
+#
+# **2, Welford** and **3, shifted**: fewer passes, as in section 4. Welford's division makes the chain longer. The
+# shifted pass (by the mean of the first 16 numbers, in case that one of them is an outlier) has two chains that run
+# side by side, and one loop less.
+#
+# **4, `omp simd`** allows the compiler to make several partial sums, as many as a vector register has places. This is
+# the step that counts, and it costs one line.
+#
+# **5, vectors** spelled out, with four independent sums, so that the chain of one does not hold up the others:
+
+# %%
+print(run.source("dev/kernels/layernorm_forward/cpu_5_vectors.cpp"))
+
+# %% [markdown]
+# `Vec` is a vector of as many floats as the CPU has in a register, 16 with AVX-512; `load(p, n)` takes the first `n`
+# of them and zeros for the rest, so that rows of any length have no separate end. llmc's own kernel is this one, in
+# [`rows.h`](../../csrc/cpu/simd/rows.h), compiled for each instruction set.
+#
+# **6, threads.** Rows know nothing of each other, so each thread takes some. **7, stores past the caches** and **8,
+# bfloat16** change only how many bytes move. That they help says what the kernel now waits for.
+#
+# ## 6. Bound by memory
+#
+# Count the work for one element. Arithmetic: 1 addition for the mean, 3 operations for the variance, 4 for the
+# output. Memory: 4 bytes to read and 4 to write. That is one operation for each byte. What can the machine do?
+
+
+# %%
+def fastest(function, repeats=3 if SMALL else 20):
+    """The shortest time of several, in seconds."""
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+backend = _llmc.Backend("cpu")
+
+
+def filled(*shape, dtype="f32"):
+    t = backend.empty(list(shape), dtype)
+    backend.zero(t)  # so that the system has assigned memory to all pages
+    return t
+
+
+def copy_speed(size):
+    """Bytes a second, read and written, of a copy of so many bytes."""
+    a, b = filled(size // 4), filled(size // 4)
+    return 2 * size / fastest(lambda: backend.copy(b, a))
+
+
+peak = _llmc.cpu_peak_flops("f32", info.threads)
+memory = copy_speed(1 << (20 if SMALL else 28))
+print(f"multiply-adds on registers alone: {peak / 1e9:7.1f} GFLOP/s")
+print(f"a copy of a large array:          {memory / 1e9:7.1f} GB/s")
+print(f"operations that fit into the time of a byte: {peak / memory:.0f}")
+
+
+def bars(results):
+    """Draw how long each version takes, beside a copy of as many bytes."""
+    _, ax = plt.subplots(figsize=(7, 0.5 + 0.28 * len(results)))
+    names = [r.version for r in results]
+    colors = {"cpu": "tab:blue", "llmc": "tab:orange"}
+    ms, copy_ms = [r.seconds * 1e3 for r in results], results[0].bytes / memory * 1e3
+    bar = ax.barh(names, ms, color=[colors.get(name.split("_")[0], "gray") for name in names])
+    ax.bar_label(bar, [f" {value:.3g}" for value in ms])
+    ax.axvline(copy_ms, color="black", ls=":", label="a copy of as many bytes, in float32")
+    ax.set(xlabel=f"{results[0].op}, ms", xscale="log", xlim=(min(copy_ms, *ms) / 3, max(ms) * 3))
+    ax.xaxis.set_minor_formatter("")
+    ax.invert_yaxis()
+    ax.grid(False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+bars(forward)
+
+# %% [markdown]
+# Layernorm offers one operation for each byte where the machine could do so many. So its arithmetic, once it is
+# vectorised, is free, and the best that it can do is to be as fast as a copy. (A matmul is the opposite: $N \times C$
+# times $C \times C$ does $2C$ operations for each element, hundreds for each byte.) The *roofline* shows both limits:
+# no op can be above the line.
+
+# %%
+naive, *_, ours = (r for r in forward if r.dtype == "f32")
+intensity = np.logspace(-1, 3, 50)
+fig, ax = plt.subplots()
+ax.loglog(intensity, np.minimum(intensity * memory, peak) / 1e9, color="black", label="what the machine can do")
+for r, marker in ((naive, "o"), (ours, "s")):
+    ax.plot(r.flops / r.bytes, r.gflops, marker, label=f"layernorm forward, {r.version}")
+ax.axvline(2 * 768 / 8, color="gray", ls=":", label="a matmul of 768 x 768 (where, not how fast)")
+ax.set(xlabel="operations for each byte", ylabel="GFLOP/s")
+_ = ax.legend()
+
+# %% [markdown]
+# How much is a byte? It depends on where the bytes are. If input and output fit into the caches, all is faster. Here
+# are llmc's op and the copy, for more and more rows:
+
+# %%
+C = 768
+weight_t, bias_t = filled(C), filled(C)
+counts = [2**k for k in range(4, 9 if SMALL else 17)]
+speeds = {"layernorm forward": [], "copy": []}
+for N in counts:
+    x_t, y_t, mean_t, rstd_t = filled(N, C), filled(N, C), filled(N), filled(N)
+    seconds = fastest(lambda: backend.layernorm_forward(y_t, mean_t, rstd_t, x_t, weight_t, bias_t))  # noqa: B023
+    speeds["layernorm forward"].append(8 * N * C / seconds / 1e9)
+    speeds["copy"].append(copy_speed(4 * N * C) / 1e9)
+fig, ax = plt.subplots()
+for name, values in speeds.items():
+    ax.semilogx([8 * N * C for N in counts], values, ".-", label=name)
+for name, size in (("L1", info.l1_bytes), ("L2", info.l2_bytes)):
+    ax.axvline(size * info.threads, color="gray", ls=":")
+    ax.text(size * info.threads, 0.5, f" {name} of all threads", color="gray")
+ax.set(xlabel="bytes of input and output", ylabel="GB/s, read and written", ylim=(0, None))
+_ = ax.legend(loc="upper right")
+for N, a, b in zip(counts, *speeds.values()):
+    print(f"N = {N:6d}: {8 * N * C / 2**20:7.2f} MiB, layernorm {a:6.1f} GB/s, copy {b:6.1f} GB/s: {a / b:.0%}")
+
+# %% [markdown]
+# For few rows the start of the threads counts, then arithmetic, while all is in the caches; on the right, where
+# training is, layernorm goes the way of the copy.
+#
+# So one optimization is left: to move fewer bytes. The addition before a layernorm, $residual = a + b$, reads two
+# arrays and writes one, and layernorm then reads that one again. llmc's fused op does both with a row while it is in
+# the cache:
+
+# %%
+N = 64 if SMALL else 8192
+a_t, b_t, r_t, y_t, mean_t, rstd_t = filled(N, C), filled(N, C), filled(N, C), filled(N, C), filled(N), filled(N)
+apart = fastest(
+    lambda: (
+        backend.residual_forward(r_t, a_t, b_t),
+        backend.layernorm_forward(y_t, mean_t, rstd_t, r_t, weight_t, bias_t),
+    )
+)
+fused = fastest(lambda: backend.fused_residual_layernorm_forward(r_t, y_t, mean_t, rstd_t, a_t, b_t, weight_t, bias_t))
+print(f"addition, then layernorm: {apart * 1e3:.3f} ms for 5 passes over N C elements")
+print(f"fused:                    {fused * 1e3:.3f} ms for 4 ({apart / fused:.2f} times)")
+
+# %% [markdown]
+# ## 7. Backward
+#
+# The formula of section 2, as loops. All three outputs are *added to* what is there: `dinp`, because the residual
+# stream also has a way past the layernorm, on which its gradient has already arrived; `dweight` and `dbias`, because
+# an update may consist of several micro-batches.
+
+# %%
+print(run.source("dev/kernels/layernorm_backward/cpu_1_naive.cpp"))
+backward = measured("layernorm_backward", ["cpu_1", "cpu_4"])
+bars(backward)
+
+# %% [markdown]
+# **2** and **3** are what they were in forward. New is **4, threads**. Rows of `dinp` are independent, but `dweight`
+# is a sum over all rows, to which every thread wants to add.
+#
+# The obvious way is a sum for each thread, and their total at the end. It is fast and right, but then the total
+# depends on how many threads there are, because floats add up differently in another order:
+
+# %%
+rows_dout = rng.standard_normal((4096, C)).astype(np.float32)
+
+
+def total_of(parts):
+    """Sum the rows in float32, in so many parts, and the parts in their order."""
+    sums = [np.add.accumulate(part, axis=0)[-1] for part in np.array_split(rows_dout, parts)]
+    return np.add.accumulate(sums, axis=0)[-1]
+
+
+for threads in (2, 3, 4):
+    other = np.mean(total_of(threads) != total_of(1))
+    print(f"{threads} threads: {other:.0%} of the sums have other bits than those of one thread")
+
+# %% [markdown]
+# The errors are tiny, but a training run that cannot be repeated cannot be debugged. So the rows are cut into blocks
+# of 128, whatever the number of threads; each block has a sum of its own, and in the end the sums of the blocks are
+# added in order. Threads may take the blocks as they come:
+
+# %%
+print(run.source("dev/kernels/layernorm_backward/cpu_4_threads.cpp", "run"))
+
+op = run.find_op("layernorm_backward")
+shape = {"N": 1000, "C": C}
+inputs = op.module.inputs(np.random.default_rng(5), **shape)
+one, two = (run.call(op.version("cpu_4"), shape=shape, threads=t, **inputs) for t in (1, 2))
+print("the same bits with 1 and 2 threads:", all(np.array_equal(one[name], two[name]) for name in one))
+
+# %% [markdown]
+# llmc does it so, [on the CPU](../../csrc/cpu/layernorm.cpp) and [on the GPU](../../csrc/cuda/layernorm.cu), and for
+# every sum of this kind. Such a sum costs nothing in speed: the blocks' sums are small beside the rows.
+#
+# ### A sum for free
+#
+# Backward waits for memory, too: it reads `dout`, `inp` and `dinp`, and writes `dinp`. While it has a row of `dinp`
+# in its registers, anything else that somebody wants to know of it is free. And somebody does. The layer below ended
+# in $residual = \dots + x W^T + b$. The gradient of that bias is the sum over all rows of the residual stream's
+# gradient, which is just what layernorm's backward has written. So llmc's op has one more output, `dinp_sum`:
+
+# %%
+sizes = {"dinp": (N, C), "dout": (N, C), "inp": (N, C), "dweight": (C,), "dbias": (C,), "dinp_sum": (C,), "total": (1,)}
+t = {name: filled(*shape) for name, shape in sizes.items()}
+given = t["dout"], t["inp"], weight_t, mean_t, rstd_t
+outputs = t["dinp"], t["dweight"], t["dbias"]
+without = fastest(lambda: backend.layernorm_backward(*outputs, None, *given))
+with_sum = fastest(lambda: backend.layernorm_backward(*outputs, t["dinp_sum"], *given))
+again = fastest(lambda: backend.sum(t["total"], t["dinp"]))
+print(f"backward:                    {without * 1e3:.3f} ms")
+print(f"backward with dinp_sum:      {with_sum * 1e3:.3f} ms, {(with_sum - without) * 1e3:+.3f}")
+print(f"reading dinp again, at least {again * 1e3:.3f} ms more")
+
+# %% [markdown]
+# In [`gpt2.cpp`](../../csrc/model/gpt2.cpp) the biases of the attention's projection and of the feed-forward layer's
+# get their gradients in this way. On an H100 the sum adds 1 % to the kernel where a kernel of its own would add 28 %
+# ([performance.md](../performance.md), "Bias gradients are sums over rows").
+#
+# ## 8. On the GPU
+#
+# A GPU has thousands of threads, which run in *warps* of 32 that do the same instruction at once. What matters for an
+# op that is bound by memory is how a warp reads: if its 32 threads ask for 32 neighbouring floats, that is one access
+# of 128 bytes; if they ask for 32 floats far apart, it is 32 accesses of 32 bytes each, of which an eighth is used.
+#
+# So the first version, which gives each thread a row as a CPU would, is the slowest that one can write:
+
+# %%
+print(run.source("dev/kernels/layernorm_forward/cuda_1_naive.cu", "layernorm_forward"))
+
+# %% [markdown]
+# The next give a row to a block of threads (2), then to a single warp (3), whose threads add up by *shuffles*: each
+# reads a register of its neighbour 16 places away, then 8, 4, 2, 1, and all have the sum. No shared memory, no
+# barrier:
+
+# %%
+print(run.source("dev/kernels/layernorm_forward/cuda_3_warp.cu", "warp_sum"))
+print(run.source("dev/kernels/layernorm_forward/cuda_3_warp.cu", "layernorm_forward"))
+
+# %% [markdown]
+# The last step (4) is to read 16 bytes in each access, and to keep the row in shared memory between the passes, so
+# that it comes from memory once. In bfloat16 (5) that is eight numbers at a time. Both are how
+# [`layernorm.cu`](../../csrc/cuda/layernorm.cu) does it.
+#
+# These kernels run without a GPU too, over [`dev/cuda_emulation`](../cuda.md), which is slow but finds wrong sums and
+# accesses outside of an array. So all are checked here, before any is timed:
+
+# %%
+emulated = ["cuda_1", "cuda_3"] if SMALL else None
+try:
+    checked = run.measure(
+        "layernorm_forward", "emulated", emulated, peers=False, **({"optimize": "-O1"} if SMALL else {})
+    )
+except run.KernelError as e:
+    print("no emulation here:", str(e).split("\n")[0])
+else:
+    for r in checked:
+        print(f"{r.version:18s} {r.title:62s} error {r.error:.2f} of what is allowed")
+
+# %% [markdown]
+# And these are times of a real GPU, from the files that `run.py --device cuda --json` has written:
+
+# %%
+found = sorted((root / "dev" / "kernels" / "results").glob("*.json"))
+for path in found:
+    data = json.loads(path.read_text())
+    print(f"{data['machine']['card']}, {data['machine']['date']}")
+    for op in ("layernorm_forward", "layernorm_backward"):
+        results = [r for r in data["results"] if r["op"] == op and r["seconds"]]
+        if results:
+            print(f"\n{op}, {', '.join(f'{name}={size}' for name, size in results[0]['shape'].items())}")
+        for r in results:
+            times = results[0]["seconds"] / r["seconds"]
+            print(f"{r['version']:20s} {r['seconds'] * 1e6:9.1f} us {r['gbs']:8.0f} GB/s {times:6.1f} times the first")
+if not found:
+    print("dev/kernels/results has no file: run.py was not run on a GPU")
+
+# %% [markdown]
+# ## Where to go from here
+#
+# You have seen one op in all its forms: formula, gradient, oracle, loop, vectors, threads, GPU. Every other op of
+# llmc is made in the same way, and [adding a kernel](../adding_a_kernel.md) does it for RMSNorm, a simpler relative
+# of layernorm, with each file that has to change.
+#
+# Try it:
+#
+# - Derive the gradient of RMSNorm, $y_i = x_i\,w_i / \sqrt{\text{avg}(x^2)+\epsilon}$, and check it by the complex
+#   step. What is in its null space?
+# - Compute `dweight` in section 3 with a wrong sign in one element. Which of the four checks finds it in float32?
+# - Write `dev/kernels/layernorm_forward/cpu_9_mine.cpp`: a version of 5 with one sum, or eight, in place of four.
+#   `python dev/kernels/run.py layernorm_forward --versions cpu_5 cpu_9 --threads 1` says whether it is right and how
+#   fast. Why does it matter less with `--shape N=100000`?
+# - Backward version 4 reads `inp` and `dout` twice. Does the second time cost? Estimate, from the sizes of a row and
+#   of the caches, then measure.

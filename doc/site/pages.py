@@ -104,6 +104,17 @@ def escape_markup(app: Sphinx, what: str, name: str, thing: Any, options: Any, l
         lines[i] = "".join(parts)
 
 
+def shorten_signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, arguments: str, returned: str
+) -> Any:
+    """Show types by their last names, and no self: signatures of bindings have both."""
+
+    def short(signature: str | None) -> str | None:
+        return signature and re.sub(r"(?<![~\w.'\"])(?=(?:[a-z_]\w*\.)+[A-Z])", "~", signature)
+
+    return short(arguments and re.sub(r"^\(self: [\w.]+(, )?", "(", arguments)), short(returned)
+
+
 def unlink_builtins(app: Sphinx, doctree: nodes.document) -> None:
     """Make plain text of Python's own types in signatures: "bytes" would be looked for among our attributes."""
     for reference in list(doctree.findall(addnodes.pending_xref)):
@@ -141,6 +152,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", add_tables_of_contents)
     app.connect("source-read", mark_links_to_code)
     app.connect("autodoc-process-docstring", escape_markup, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", shorten_signature)
     app.connect("doctree-read", unlink_builtins)
     app.connect("doctree-resolved", resolve_links_to_code)
     app.connect("html-collect-pages", pages_of_code)

@@ -20,7 +20,7 @@ DOCUMENTS = [
 _BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<fenced>[\s\S]*?)^```|(?P<indented>(?:^ {4}.*\n)+)", re.MULTILINE)
 _ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 _PROGRAMS = {"llmc", "llmc-train", "python", "python3", "py", "pydoc", "pip", "pytest", "cmake", "git"}
-_PROGRAMS |= {"mpirun", "srun", "sbatch", "torchrun", "powershell"}
+_PROGRAMS |= {"mpirun", "srun", "sbatch", "torchrun", "powershell", "sphinx-build"}
 _SHELLS = {"": "\\", "bash": "\\", "sh": "\\", "powershell": "`", "bat": "^"}  # their mark of a line that goes on
 
 

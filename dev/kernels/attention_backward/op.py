@@ -16,7 +16,7 @@ from llmc.selfcheck import formulas
 HS = 64
 
 SHAPE = {"B": 1, "T": 1024, "NH": 12}  # GPT-2 124M, one sequence of 1024 tokens
-CUDA = {"B": 8}
+GPU_SHAPE = {"B": 8}
 SMALL = [{"B": B, "T": T, "NH": NH} for B, T, NH in ((1, 1, 1), (2, 7, 3), (1, 64, 2), (1, 65, 1), (1, 130, 2))]
 
 OUTPUTS = {"dqkv": ("B", "T", "3*NH*64")}
@@ -36,9 +36,8 @@ def oracle(dout: np.ndarray, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray) 
 def limit(name: str, dtype: str) -> float:
     """Return the error that is allowed, relative to the largest element."""
     if dtype == "bf16":
-        return (
-            2.0**-7
-        )  # p and ds are rounded to bf16, and so is the result; the first rows have too few terms to average it out
+        # p and ds are rounded to bf16, and so is the result; the first rows have too few terms to average it out.
+        return 2.0**-7
     return 32 * 2.0**-23  # twice that of the forward pass: dp - delta is a difference of two sums
 
 
@@ -65,6 +64,13 @@ def numpy(t: dict[str, np.ndarray], shape: dict[str, int]) -> dict[str, np.ndarr
 def torch(t: dict[str, Any], shape: dict[str, int]) -> dict[str, Any]:
     import torch
 
+    if t["qkv"].is_cuda:  # the kernels behind autograd, whose forward pass runs once, with the check
+        if "graph" not in t:
+            qkv = t["qkv"].requires_grad_()
+            q, k, v = qkv.unflatten(-1, (3, shape["NH"], HS)).permute(2, 0, 3, 1, 4)
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            t["graph"] = out.transpose(1, 2).flatten(2), qkv
+        return {"dqkv": torch.autograd.grad(*t["graph"], t["dout"], retain_graph=True)[0]}
     q, k, v = t["qkv"].unflatten(-1, (3, shape["NH"], HS)).permute(2, 0, 3, 1, 4)
     dout, out = (t[name].unflatten(-1, (shape["NH"], HS)).transpose(1, 2) for name in ("dout", "out"))
     # What autograd calls for scaled_dot_product_attention on a CPU.

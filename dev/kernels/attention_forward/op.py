@@ -17,7 +17,7 @@ from llmc.selfcheck import formulas
 HS = 64
 
 SHAPE = {"B": 1, "T": 1024, "NH": 12}  # GPT-2 124M, one sequence of 1024 tokens
-CUDA = {"B": 8}
+GPU_SHAPE = {"B": 8}
 # The blocks of the kernels have 32, 64 or 128 rows: one row, less than a block, whole blocks, a row more.
 SMALL = [{"B": B, "T": T, "NH": NH} for B, T, NH in ((1, 1, 1), (2, 7, 3), (1, 64, 2), (1, 65, 1), (1, 130, 2))]
 

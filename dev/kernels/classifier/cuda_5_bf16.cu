@@ -65,8 +65,8 @@ struct OnlineSum {
     }
 };
 
-__global__ void __launch_bounds__(1024)
-    fused_classifier(float* losses, bf16* logits, const int32_t* targets, float dloss, int V, int Vp) {
+__global__ void fused_classifier(float* losses, bf16* logits, const int32_t* targets, float dloss, int V,
+                                 int Vp) {
     bf16* x = logits + static_cast<int64_t>(blockIdx.x) * Vp;
     const int target = targets[blockIdx.x], first = threadIdx.x * W, step = blockDim.x * W;
     OnlineSum sum;

@@ -17,7 +17,15 @@ import numpy as np
 from llmc.selfcheck import formulas
 
 SHAPE = {"N": 8 * 1024, "C": 768}  # GPT-2 124M, 8 sequences of 1024 tokens
-SMALL = [{"N": 1, "C": 2}, {"N": 5, "C": 33}, {"N": 300, "C": 40}, {"N": 67, "C": 264}, {"N": 19, "C": 768}]
+GPU_SHAPE = {"N": 32 * 1024}
+SMALL = [
+    {"N": 1, "C": 2},
+    {"N": 5, "C": 33},
+    {"N": 300, "C": 40},
+    {"N": 1100, "C": 8},
+    {"N": 67, "C": 264},
+    {"N": 19, "C": 768},
+]
 
 OUTPUTS = {"dinp": ("N", "C"), "dweight": ("C",), "dbias": ("C",)}
 F32 = {"dweight", "dbias", "mean", "rstd"}  # f32 in versions for bf16, too

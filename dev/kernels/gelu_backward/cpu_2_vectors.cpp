@@ -1,0 +1,39 @@
+// By one exponential, in vectors, on all threads
+//
+// With e = e^-2u and s = 1 / (1 + e), 1 - s is e s: no subtraction, so nothing cancels where s is close to 1. gelu_forward's versions say
+// how the exponential is made.
+#include "vectors.h"
+
+static Vec exponential(Vec x) {
+    x = min(set1(88.3762588f), max(set1(-87.3365402f), x));  // beyond, n would not fit into the exponent
+    const Vec n = round(x * set1(1.44269504f));              // x / ln 2
+    Vec r = fnma(n, set1(0.693359375f), x);
+    r = fnma(n, set1(-2.12194440e-4f), r);
+    Vec p = set1(1.9875691500e-4f);
+    p = fma(p, r, set1(1.3981999507e-3f));
+    p = fma(p, r, set1(8.3334519073e-3f));
+    p = fma(p, r, set1(4.1665795894e-2f));
+    p = fma(p, r, set1(1.6666665459e-1f));
+    p = fma(p, r, set1(5.0000001201e-1f));
+    return scale2(fma(p * r, r, r) + set1(1.0f), n);  // (1 + r + r^2 p) 2^n
+}
+
+static Vec gradient(Vec x) {
+    const Vec e =
+        exponential(x * fma(x * x, set1(-1.5957691216f * 0.044715f), set1(-1.5957691216f)));  // e^-2u
+    const Vec s = set1(1.0f) / (set1(1.0f) + e);
+    const Vec slope = fma(x * x, set1(3.0f * 1.5957691216f * 0.044715f), set1(1.5957691216f));
+    return fma(x * slope * s, e * s, s);
+}
+
+KERNEL void run(float* dinp, const float* inp, const float* dout, int64_t N) {
+    constexpr int64_t piece = 4096;
+#pragma omp parallel for
+    for (int64_t begin = 0; begin < N; begin += piece) {
+        float* dx = dinp + begin;
+        const float *from = inp + begin, *dy = dout + begin;
+        for_vectors(N - begin < piece ? N - begin : piece, [=](int64_t i, int n) {
+            store(dx + i, load(dy + i, n) * gradient(load(from + i, n)), n);
+        });
+    }
+}
