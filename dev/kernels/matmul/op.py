@@ -40,7 +40,8 @@ def oracle(inp: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
 def limit(name: str, dtype: str) -> float:
     """Return the error that is allowed, relative to the largest element."""
     if dtype == "bf16":
-        return 2.0**-8  # rounding once costs half of it; sums are f32
+        # Rounding once costs a quarter of it. llmc's op on a GPU rounds odd sizes before it adds the bias, too.
+        return 2.0**-7
     # A sum of C products in f32 is off by up to C units in the last place, in practice by sqrt(C) of them at most.
     return 32 * 2.0**-23
 
