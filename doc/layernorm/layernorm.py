@@ -443,7 +443,7 @@ def bars(results, copy_speed):
     colors = {"cpu": "tab:blue", "cuda": "tab:blue", "llmc": "tab:orange"}
     ms, copy_ms = [r.seconds * 1e3 for r in results], results[0].bytes / copy_speed * 1e3
     bar = ax.barh(names, ms, color=[colors.get(name.split("_")[0], "gray") for name in names])
-    ax.bar_label(bar, [f" {value:.3g}" for value in ms])
+    ax.bar_label(bar, [f"{value:.3g}" for value in ms], padding=3, bbox={"fc": "white", "ec": "none", "pad": 1})
     ax.axvline(copy_ms, color="black", ls=":", label="a copy of as many bytes, in float32")
     ax.set(xlabel=f"{results[0].op}, ms", xscale="log", xlim=(min(copy_ms, *ms) / 3, max(ms) * 3))
     ax.xaxis.set_minor_formatter("")
@@ -677,7 +677,8 @@ for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
 #
 # - Derive the gradient of RMSNorm, $y_i = x_i\,w_i / \sqrt{\text{avg}(x^2)+\epsilon}$, and check it by the complex
 #   step. What is in its null space?
-# - Compute `dweight` in section 3 with a wrong sign in one element. Which of the four checks finds it in float32?
+# - Leave the last term of `dx` out, $n_i\,\text{avg}(g\,n)$. How wrong is the gradient then? Would central
+#   differences in float32 have shown it? And with $C = 768$ in place of 8?
 # - Write `dev/kernels/layernorm_forward/cpu_9_mine.cpp`: a version of 5 with one sum, or eight, in place of four.
 #   `python dev/kernels/run.py layernorm_forward --versions cpu_5 cpu_9 --threads 1` says whether it is right and how
 #   fast. Why does it matter less with `--shape N=100000`?
