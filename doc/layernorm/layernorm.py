@@ -317,8 +317,9 @@ for distance in (1, 100, 1e4):
 # %% [markdown]
 # Read the figure from the left. One pass fails early. Two passes lose digits only if the mean is thousands of
 # standard deviations away, because the mean itself is rounded, and its error enters squared. There the shifted pass
-# is better: differences of neighbours are exact. But it hangs on one element. In a trained GPT-2 a few channels are
-# hundreds of times as large as the others; if the shift is one of them, it is the one-pass formula again:
+# is better: differences of neighbours are exact. But it hangs on one element. In trained transformers a few channels
+# are hundreds of times as large as the others ([Sun et al. 2024](https://arxiv.org/abs/2402.17762)); if the shift is
+# one of them, it is the one-pass formula again:
 
 # %%
 outlier = rows.copy()
@@ -334,8 +335,7 @@ print(f"two passes:                      relative error {np.sqrt(np.mean((two_pa
 # saves a reading that was free, and pays with a division for each element and with a chain in which each step waits
 # for the one before. It is the right one if data come as a stream that nobody can keep. llmc takes two passes,
 # everywhere.
-
-# %% [markdown]
+#
 # ## 5. The loop in C++
 #
 # Now the same in C++, as one would first write it. This file is version 1 of
@@ -372,12 +372,13 @@ forward = measured("layernorm_forward", ["cpu_1", "cpu_4"])
 # %% [markdown]
 # Go through them in order.
 #
-# **1, naive.** The sum of a row is a chain: each addition waits until the one before is done, and that takes about
+# **1, naive.** The sum of a row is a chain: each addition waits until the one before is done, and that takes three or
 # four cycles. The compiler must not break the chain, because the sum of floats depends on the order, and C++ promises
-# the order that is written. So the CPU, which could do dozens of additions in four cycles, does one.
+# the order that is written. So the CPU, which could do dozens of additions in that time, does one.
 #
 # **2, Welford** and **3, shifted**: fewer passes, as in section 4. Welford's division makes the chain longer. The
-# shifted pass has two chains that run side by side, and one loop less.
+# shifted pass (by the mean of the first 16 numbers, in case that one of them is an outlier) has two chains that run
+# side by side, and one loop less.
 #
 # **4, `omp simd`** allows the compiler to make several partial sums, as many as a vector register has places. This is
 # the step that counts, and it costs one line.
@@ -433,6 +434,25 @@ print(f"multiply-adds on registers alone: {peak / 1e9:7.1f} GFLOP/s")
 print(f"a copy of a large array:          {memory / 1e9:7.1f} GB/s")
 print(f"operations that fit into the time of a byte: {peak / memory:.0f}")
 
+
+def bars(results):
+    """Draw how long each version takes, beside a copy of as many bytes."""
+    _, ax = plt.subplots(figsize=(7, 0.5 + 0.28 * len(results)))
+    names = [r.version for r in results]
+    colors = {"cpu": "tab:blue", "llmc": "tab:orange"}
+    ms, copy_ms = [r.seconds * 1e3 for r in results], results[0].bytes / memory * 1e3
+    bar = ax.barh(names, ms, color=[colors.get(name.split("_")[0], "gray") for name in names])
+    ax.bar_label(bar, [f" {value:.3g}" for value in ms])
+    ax.axvline(copy_ms, color="black", ls=":", label="a copy of as many bytes, in float32")
+    ax.set(xlabel=f"{results[0].op}, ms", xscale="log", xlim=(min(copy_ms, *ms) / 3, max(ms) * 3))
+    ax.xaxis.set_minor_formatter("")
+    ax.invert_yaxis()
+    ax.grid(False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+bars(forward)
+
 # %% [markdown]
 # Layernorm offers one operation for each byte where the machine could do so many. So its arithmetic, once it is
 # vectorised, is free, and the best that it can do is to be as fast as a copy. (A matmul is the opposite: $N \times C$
@@ -466,11 +486,11 @@ for N in counts:
     speeds["copy"].append(copy_speed(4 * N * C) / 1e9)
 fig, ax = plt.subplots()
 for name, values in speeds.items():
-    ax.loglog([8 * N * C for N in counts], values, ".-", label=name)
+    ax.semilogx([8 * N * C for N in counts], values, ".-", label=name)
 for name, size in (("L1", info.l1_bytes), ("L2", info.l2_bytes)):
     ax.axvline(size * info.threads, color="gray", ls=":")
-    ax.text(size * info.threads, ax.get_ylim()[0] * 1.1, f" {name} of all threads", color="gray")
-ax.set(xlabel="bytes of input and output", ylabel="GB/s, read and written")
+    ax.text(size * info.threads, 0.5, f" {name} of all threads", color="gray")
+ax.set(xlabel="bytes of input and output", ylabel="GB/s, read and written", ylim=(0, None))
 _ = ax.legend(loc="upper right")
 for N, a, b in zip(counts, *speeds.values()):
     print(f"N = {N:6d}: {8 * N * C / 2**20:7.2f} MiB, layernorm {a:6.1f} GB/s, copy {b:6.1f} GB/s: {a / b:.0%}")
@@ -506,6 +526,7 @@ print(f"fused:                    {fused * 1e3:.3f} ms for 4 ({apart / fused:.2f
 # %%
 print(run.source("dev/kernels/layernorm_backward/cpu_1_naive.cpp"))
 backward = measured("layernorm_backward", ["cpu_1", "cpu_4"])
+bars(backward)
 
 # %% [markdown]
 # **2** and **3** are what they were in forward. New is **4, threads**. Rows of `dinp` are independent, but `dweight`
@@ -595,8 +616,8 @@ print(run.source("dev/kernels/layernorm_forward/cuda_3_warp.cu", "layernorm_forw
 # that it comes from memory once. In bfloat16 (5) that is eight numbers at a time. Both are how
 # [`layernorm.cu`](../../csrc/cuda/layernorm.cu) does it.
 #
-# These kernels run without a GPU too, over [`dev/cuda_emulation`](../../doc/cuda.md), which is slow but finds wrong
-# sums and accesses outside of an array. So all are checked here, before any is timed:
+# These kernels run without a GPU too, over [`dev/cuda_emulation`](../cuda.md), which is slow but finds wrong sums and
+# accesses outside of an array. So all are checked here, before any is timed:
 
 # %%
 emulated = ["cuda_1", "cuda_3"] if SMALL else None
