@@ -254,9 +254,9 @@ config = llmc.GPT2Config()  # 124M
 print(f"all weights of GPT-2 124M{config.num_parameters * 4 / 1e9:>19.2f} GB{config.num_parameters * 2 / 1e9:>9.2f} GB")
 
 # %% [markdown]
-# A program that keeps logits, probabilities and gradient apart has them three times. llm.c keeps them once, and lets the gradient take
-# their place, as version 2 does. Beside all else that a training step has to keep, that is still much. llmc can be asked what a step of
-# GPT-2 124M would need, without making the model:
+# A program that keeps logits, probabilities and gradient apart, as llm.c's `train_gpt2.c`, has them three times. Its `train_gpt2.cu` has
+# them once, and lets the gradient take their place, as version 2 does. Beside all else that a training step has to keep, that is still
+# much. llmc can be asked what a step of GPT-2 124M would need, without making the model:
 
 
 # %%
@@ -531,8 +531,7 @@ if not found:
 #
 # - **PyTorch**'s `cross_entropy` keeps the log-probabilities for its backward pass, and its gradient is a third array. Its logits in bf16
 #   are usually widened to float32 first.
-# - **llm.c** has the logits of a micro-batch in one buffer, in which its `fused_classifier` writes the gradient in place, from the
-#   forward pass on.
+# - **llm.c** has the logits of a micro-batch in one buffer, in which its `fused_classifier` writes the gradient in place.
 # - **Liger Kernel** ([Hsu et al. 2024](https://arxiv.org/abs/2410.10989)) brings the chunks of section 5 to PyTorch, as
 #   `FusedLinearCrossEntropy`.
 # - **Cut Cross-Entropy** ([Wijmans et al. 2024](https://arxiv.org/abs/2411.09009)) goes to the end of this road. It makes the logits tile
