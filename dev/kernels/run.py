@@ -120,7 +120,7 @@ def measure(
     threads = threads or default_threads()
     others = peers if not isinstance(peers, bool) else ["numpy", "torch", "llmc"] if peers else []
     timed = timed and device != "emulated"
-    chosen = [v for v in op.versions(device, versions) if not missing(v)]
+    chosen = [v for v in op.versions(device, versions) if not missing(v, device)]
     if not chosen:
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):
@@ -281,6 +281,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _build_only(args: argparse.Namespace, names: Sequence[str]) -> int:
     for name in names:
         versions = find_op(name).versions(args.device, args.versions)
+        if args.device == "cpu":  # nvcc compiles for a GPU that is not there
+            versions = [v for v in versions if not missing(v, "cpu")]
+        if not versions:
+            continue
         build_all(versions, args.device, arch=args.arch)
         for version in versions:
             library = build(version, args.device, arch=args.arch)
@@ -307,9 +311,11 @@ def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
     for name in names:
         op = find_op(name)
         found = op.versions(args.device, args.versions)
-        for version in filter(missing, found):
-            print(f"{name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}")
-        if all(map(missing, found)):
+        lacking = {version.name: missing(version, args.device) for version in found}
+        for version, needs in lacking.items():
+            if needs:
+                print(f"{name}/{version} is left out: there is no {' '.join(needs)} here")
+        if all(lacking.values()):
             continue
         results = measure(
             op,

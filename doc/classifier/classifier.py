@@ -214,7 +214,7 @@ if SMALL:
     results = run.measure("classifier", **quick)
 else:
     top = measured_ceilings(backend, "f32")
-    results = run.measure("classifier", budget=3.0)
+    results = run.measure("classifier", shape={"N": 512}, budget=1.5)
 sizes = ", ".join(f"{name}={size}" for name, size in results[0].shape.items())
 print(f"{sizes}; {backend.info().threads} threads; a copy of memory: {top.copy / 1e9:.1f} GB/s\n")
 run.print_table(run.HEADER, run.table(results))

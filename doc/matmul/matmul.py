@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Matmul, from three loops to the peak
 #
-# Nearly all the time of a training step goes into one operation, the product of two matrices. Three loops compute it.
-# The same three loops, in another order and cut into pieces, are some hundred times faster, and this text goes there
-# step by step. Each step is a file of [`dev/kernels/matmul`](../../dev/kernels/README.md), is explained, and is
-# measured.
+# More than nine tenths of the arithmetic of a training step are one operation, the product of two matrices. Three
+# loops compute it. The same three loops, in another order and cut into pieces, are some hundred times faster, and
+# this text goes there step by step. Each step is a file of [`dev/kernels/matmul`](../../dev/kernels/README.md), is
+# explained, and is measured.
 #
 # You need Python and some C. Every number below is printed by the code above it, and
 #
@@ -75,7 +75,7 @@ for name, flop in layers.items():
 # $dW$ and $db$ are meant in the same way.
 #
 # **Input.** $\text{inp}_{n,c}$ is in all $O$ outputs of its row, in each with the factor $W_{o,c}$. What reaches the
-# loss on several ways adds up:
+# loss by several ways adds up:
 #
 # $$d\text{inp}_{n,c} = \sum_o d\text{out}_{n,o}\, W_{o,c} \quad\text{or}\quad d\text{inp} = d\text{out}\; W$$
 #
@@ -95,9 +95,12 @@ for name, flop in layers.items():
 # | dinp | (N, C) | O | dout | W |
 # | dweight | (O, C) | N | dout, transposed | inp |
 #
-# Is the derivation right? The complex step gives derivatives to the last bit: for real $x$, $f(x + ih) = f(x) + ih
-# f'(x) + O(h^2)$, so $f'(x)$ is the imaginary part over $h$, and with $h = 10^{-30}$ nothing is left of the rest.
-# Here for the loss $\sum d\text{out}\cdot\text{out}$:
+# Is the derivation right? The complex step tells it to the last bit. For a function that is real for real numbers,
+#
+# $$f(x + ih) = f(x) + i h f'(x) + O(h^2)$$
+#
+# so $f'(x)$ is the imaginary part over $h$, and with $h = 10^{-30}$ nothing is left of the rest. Here for the loss
+# $\sum d\text{out}\cdot\text{out}$:
 
 # %%
 inp, weight, dout = rng.standard_normal((3, 5)), rng.standard_normal((4, 5)), rng.standard_normal((3, 4))
@@ -135,18 +138,19 @@ backend.zero(floats)
 total_of_them = backend.empty([1])
 
 
-def seconds(function, repeats=3 if SMALL else 7):
-    """Return the median of some measurements, after one that warms up."""
+def seconds(function, *arguments, before=lambda: None, repeats=3 if SMALL else 7):
+    """Return the median time of some calls, after one that warms up. before: is called before each, and not counted."""
     times = []
     for _ in range(repeats + 1):
+        before()
         begin = time.perf_counter()
-        function()
+        function(*arguments)
         times.append(time.perf_counter() - begin)
     return float(np.median(times[1:]))
 
 
 peak = {dtype: _llmc.cpu_peak_flops(dtype, 1) / 1e9 for dtype in ("f32", "bf16")}
-bandwidth = 4 * count / 1e9 / seconds(lambda: backend.sum(total_of_them, floats))
+bandwidth = 4 * count / 1e9 / seconds(backend.sum, total_of_them, floats)
 info = backend.info()
 print(f"{info.description}, kernels for {info.isa}")
 print(f"one core: {peak['f32']:.0f} GFLOP/s in f32, {peak['bf16']:.0f} in bf16, reads {bandwidth:.1f} GB/s")
@@ -160,11 +164,64 @@ print(f"so a float from memory takes as long as {4 * peak['f32'] / bandwidth:.0f
 # For $N = 1$, one token as in generation, that is about ½: each weight is loaded for one multiply-add, and memory is
 # all that matters. For many tokens it is hundreds. The graph below, a *roofline* ([Williams, Waterman & Patterson
 # 2009](https://doi.org/10.1145/1498765.1498785)), has both bounds: no kernel can be above the roof. The points are
-# llmc's op, for $C = 768$ and $O = 3072$, the layer `fc` of GPT-2 124M, and growing $N$.
+# llmc's op, for $C = 768$ and $O = 3072$, the layer `fc` of GPT-2 124M, and growing $N$. Before each measurement half
+# a gigabyte of something else is read, so that the operands have left the caches.
+
+# %%
+FC = {"C": 48, "OC": 64} if SMALL else {"C": 768, "OC": 3072}
+
+
+def on_backend(backend, *shape):
+    """Return a tensor of the backend with normally distributed numbers, and the same numbers for NumPy."""
+    tensor, x = backend.empty(list(shape)), rng.standard_normal(shape, dtype=np.float32)
+    tensor.from_host(x)
+    return tensor, x
+
+
+def read_something_else():
+    backend.sum(total_of_them, floats)
+
+
+tokens = [1, 8, 32] if SMALL else [1, 4, 16, 64, 256, 1024]
+points = {"llmc": [], "NumPy": []}
+(w, weight), (b, bias) = on_backend(backend, FC["OC"], FC["C"]), on_backend(backend, FC["OC"])
+for N in tokens:
+    (i, inp), (o, out) = on_backend(backend, N, FC["C"]), on_backend(backend, N, FC["OC"])
+    flop, byte = 2 * N * FC["C"] * FC["OC"], 4 * (inp.size + weight.size + bias.size + out.size)
+    for name, call in {
+        "llmc": (backend.matmul_forward, o, i, w, b),
+        "NumPy": (formulas.matmul, inp, weight, bias),
+    }.items():
+        points[name].append((flop / byte, flop / seconds(*call, before=read_something_else) / 1e9))
+
+x = np.geomspace(0.1, 1000, 200)
+plt.figure()
+plt.loglog(x, np.minimum(peak["f32"], x * bandwidth), color="black", label="the roof, f32, one core")
+for name, of_n in points.items():
+    plt.plot(*zip(*of_n, strict=True), "o-", label=name)
+    print(
+        f"{name:6s}",
+        *(f"N={n}: {gflops:.1f}" for n, (_, gflops) in zip(tokens, of_n, strict=True)),
+        "GFLOP/s",
+        sep="  ",
+    )
+for N, at in zip(tokens, points["llmc"], strict=True):
+    plt.annotate(f"N={N}", at, xytext=(5, -11), textcoords="offset points")
+plt.xlabel("FLOP per byte of all operands")
+plt.ylabel("GFLOP/s")
+plt.legend(loc="lower right")
+plt.show()
+
+# %% [markdown]
+# For training, $N$ is a thousand tokens and more. There the roof is the peak, and the task is: **keep the
+# multiply-adds busy**. Everything that follows is about getting their operands to them in time.
+#
+# ## 4. One step at a time
+#
+# All versions are measured now, in turns, with one thread. Below, each one's result is printed beside its code.
 
 # %%
 QUICK = {"budget": 0.01, "optimize": "-O1"} if SMALL else {"budget": 0.5}
-FC = {"C": 48, "OC": 64} if SMALL else {"C": 768, "OC": 3072}
 
 
 def measured(versions, threads=1, peers=("numpy", "llmc"), **shape):
@@ -175,38 +232,6 @@ def measured(versions, threads=1, peers=("numpy", "llmc"), **shape):
     return {r.version: r for r in results}
 
 
-def intensity(r):
-    return r.flops / r.bytes
-
-
-tokens = [1, 8, 32] if SMALL else [1, 4, 16, 64, 256, 1024]
-of_n = [measured(["cpu_5"], N=N) for N in tokens]
-x = np.array([0.1, 1000.0])
-plt.figure()
-plt.loglog(x, np.minimum(peak["f32"], x * bandwidth), color="black", label="the roof, f32, one core")
-for name, label in {"llmc_f32": "llmc", "numpy_f32": "NumPy"}.items():
-    plt.plot([intensity(r[name]) for r in of_n], [r[name].gflops for r in of_n], "o-", label=label)
-for N, r in zip(tokens, of_n, strict=True):
-    plt.annotate(
-        f"N={N}", (intensity(r["llmc_f32"]), r["llmc_f32"].gflops), xytext=(4, -12), textcoords="offset points"
-    )
-plt.xlabel("FLOP per byte of all operands")
-plt.ylabel("GFLOP/s")
-plt.legend()
-plt.show()
-
-# %% [markdown]
-# (A point above the sloping part of the roof is no miracle: the weight has not come from memory but from a cache,
-# where the run before had left it.)
-#
-# For training, $N$ is a thousand tokens and more. There the roof is the peak, and the task is: **keep the
-# multiply-adds busy**. Everything that follows is about getting their operands to them in time.
-#
-# ## 4. One step at a time
-#
-# All versions are measured now, in turns, with one thread. Below, each one's result is printed beside its code.
-
-# %%
 N = 32 if SMALL else 1024
 found = measured(None, peers=("numpy", "llmc") if SMALL else ("numpy", "torch", "llmc"), N=N)
 
@@ -230,9 +255,9 @@ def show(version, function="run"):
 show("cpu_1")
 
 # %% [markdown]
-# The sum is the trouble. Each addition needs the result of the one before, and a multiply-add takes 4 cycles on most
-# CPUs. One multiply-add in 4 cycles, where two a cycle could begin, and each of them on a vector of 8 or 16 numbers:
-# that is what a core could do, and the ratio is 64 or 128.
+# The sum is the trouble. Each addition needs the result of the one before, and takes 4 cycles on most CPUs. A core
+# could begin two multiply-adds a cycle, each on a vector of 8 or 16 numbers. We get one number in 4 cycles: a 64th or
+# 128th of that.
 #
 # Could the compiler not make 16 sums of the one, and add them at the end? It may not. Addition of floats is not
 # associative, another order gives other bits, and a compiler keeps the bits that the program asks for (but for
@@ -299,7 +324,7 @@ show("cpu_5", "tile")
 # $C = 3072$ has strips of 590 KB, and rows of inp that are a multiple of 4096 bytes apart.
 #
 # So the reduction is cut too, into *stretches*, and the rows into *blocks*, which are packed as the strips are. Five
-# loops around the micro-kernel keep near what is needed soon. This is how all fast matrix libraries do it ([Goto &
+# loops around the micro-kernel keep near what is needed soon. This is how the fast matrix libraries do it ([Goto &
 # van de Geijn 2008](https://doi.org/10.1145/1356052.1356053), [Van Zee & van de Geijn
 # 2015](https://doi.org/10.1145/2764454)).
 
@@ -325,24 +350,17 @@ matrices = {
 for name, (left, bottom, width, height) in matrices.items():
     axis.add_patch(Rectangle((left, bottom), width, height, facecolor="0.94", edgecolor="0.4"))
     axis.text(left + 12, bottom + height - 16, name, va="top", fontsize=9)
-pieces = [
-    (-C0 - gap + 384, -650, 384, 192, "#9ecae1", "block of inp:\nL2"),
-    (0, gap, O0, 384, "#fdd0a2", "stretch of the weight: L3"),
-    (560, gap, 70, 384, "#e6550d", "strip:\nL1"),
-    (-C0 - gap + 384, -560, 384, 36, "#3182bd", "panel"),
-    (560, -560, 70, 36, "#31a354", "tile: registers"),
+block = -C0 - gap + 384  # where the block of inp begins
+pieces = [  # left, bottom, width, height, color, name, where it stands
+    (block, -650, 384, 192, "#9ecae1", "block: L2", (block, -448), "left"),
+    (0, gap, O0, 384, "#fdd0a2", "stretch: L3", (660, gap + 300), "left"),
+    (560, gap, 70, 384, "#e6550d", "strip: L1", (545, gap + 300), "right"),
+    (block, -560, 384, 36, "#3182bd", "panel", (block - 15, -560), "right"),
+    (560, -560, 70, 36, "#31a354", "tile: registers", (645, -560), "left"),
 ]
-for left, bottom, width, height, color, _ in pieces:
+for left, bottom, width, height, color, name, (x, y), align in pieces:
     axis.add_patch(Rectangle((left, bottom), width, height, facecolor=color, edgecolor="0.3", linewidth=0.6))
-places = [
-    (-C0 - gap + 392, -640, "bottom"),
-    (20, gap + 370, "top"),
-    (640, gap + 60, "bottom"),
-    (-60, -522, "bottom"),
-    (640, -560, "bottom"),
-]
-for (left, bottom, align), (*_, name) in zip(places, pieces, strict=True):
-    axis.text(left, bottom, name, va=align, ha="right" if name == "panel" else "left", fontsize=9)
+    axis.text(x, y, name, va="bottom", ha=align, fontsize=9)
 axis.set_xlim(-C0 - gap - 20, O0 + 20)
 axis.set_ylim(-N0 - 20, C0 + gap + 20)
 plt.show()
@@ -368,8 +386,8 @@ plt.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
-# Does it hold for other sizes? Square matrices, from those that fit into L1 to those that fit into no L2. Sizes that
-# are a multiple of 1024 (4096 bytes) are the hard ones, see 4.4: compare each with its neighbour.
+# Does it hold for other sizes? Square matrices, from those that fit into L1 to those that need L3. Sizes that are a
+# multiple of 1024 (4096 bytes) are the hard ones, see 4.4: compare each with its neighbour.
 
 # %%
 sizes = [16, 33] if SMALL else [32, 64, 128, 256, 512, 768, 1000, 1024, 1536, 2040, 2048]
@@ -393,8 +411,8 @@ for name in curves:
 #
 # A matmul is easy to share: each thread takes blocks of rows. The strips of a stretch are packed once, by all threads
 # together. No element of out has two owners, so nothing has to be added up between threads, and the order of each sum
-# is that of one thread. The result is the same bits for any number of threads: a promise that llmc makes for all its
-# ops.
+# is that of one thread. The result is the same bits for any number of threads. llmc promises that of all its ops
+# ([doc/design.md](../design.md)).
 
 # %%
 show("cpu_7")
@@ -448,25 +466,22 @@ if amx.stem not in found:
 print(run.source("csrc/cpu/simd/gemm.h", "pack_columns"))
 
 everyone = _llmc.Backend("cpu", threads)
-shapes = {"inp": (N, FC["C"]), "weight": (FC["OC"], FC["C"]), "dout": (N, FC["OC"]), "bias": (FC["OC"],)}
-t = {name: everyone.empty(list(shape)) for name, shape in shapes.items()}
-for tensor in t.values():
-    tensor.from_host(rng.standard_normal(tensor.shape, dtype=np.float32))
-out, dinp, dweight = (everyone.empty(list(shapes[name])) for name in ("dout", "inp", "weight"))
+(i, _), (dinp, _) = on_backend(everyone, N, FC["C"]), on_backend(everyone, N, FC["C"])
+(w, _), (dweight, _) = on_backend(everyone, FC["OC"], FC["C"]), on_backend(everyone, FC["OC"], FC["C"])
+(dout, _), (out, _) = on_backend(everyone, N, FC["OC"]), on_backend(everyone, N, FC["OC"])
 products = {
-    "forward": lambda: everyone.matmul_forward(out, t["inp"], t["weight"], t["bias"]),
-    "dinp": lambda: everyone.matmul_backward(dinp, None, None, t["dout"], None, t["weight"], False),
-    "dweight": lambda: everyone.matmul_backward(None, dweight, None, t["dout"], t["inp"], t["weight"], False),
+    "forward": (everyone.matmul_forward, out, i, w, None),
+    "dinp": (everyone.matmul_backward, dinp, None, None, dout, None, w, False),
+    "dweight": (everyone.matmul_backward, None, dweight, None, dout, i, w, False),
 }
-for name, product in products.items():
-    print(f"// llmc, {threads} threads, {name:8s} {2 * N * FC['C'] * FC['OC'] / seconds(product) / 1e9:7.1f} GFLOP/s")
+for name, call in products.items():
+    print(f"// llmc, {threads} threads, {name:8s} {2 * N * FC['C'] * FC['OC'] / seconds(*call) / 1e9:7.1f} GFLOP/s")
 
 # %% [markdown]
 # Beyond `cpu_7`, [`gemm.h`](../../csrc/cpu/simd/gemm.h) has these, each of which was measured before it stayed
 # ([doc/performance.md](../performance.md)):
 #
-# - Packing goes by vectors, and fetches the next strip ahead. inp is read in place, unless its rows are a multiple of
-#   4096 bytes apart.
+# - Packing fetches the next strip ahead. inp is read in place, unless its rows are a multiple of 4096 bytes apart.
 # - What is done to the result (bias, GELU, its gradient, addition to earlier gradients, rounding) happens while a
 #   strip of it is in the cache: the *epilogue*.
 # - Blocks follow from the sizes of this machine's caches, and tasks from the number of threads. The order of sums
@@ -488,17 +503,20 @@ for name, product in products.items():
 # | `cuda_4`: vectors, and two buffers | vectors; prefetching |
 # | `cuda_5`: tensor cores, bf16 | AMX |
 # | `cuda_6`: a pipeline of asynchronous copies | what a CPU's out-of-order execution does by itself |
+# | `cuda_7`: Hopper's warpgroup matmul | nothing is like it: operands are read from shared memory by the unit itself |
 
 # %%
 print(run.source("dev/kernels/matmul/cuda_3_register_tiles.cu", "matmul"))
 
 # %% [markdown]
-# In the last version a warp of 32 threads holds 64 x 64 sums. Its operands come by `ldmatrix`, which hands each
-# thread the numbers that `mma` wants from it, and the tiles in shared memory are filled by copies that nobody waits
-# for until three steps later:
+# With tensor cores a warp of 32 threads holds the sums together, and operands have to reach its threads just as the
+# instruction wants them. `cuda_6` has all that a GPU since Ampere offers: `ldmatrix` brings operands into place, and
+# tiles in shared memory are filled by copies that nobody waits for until three steps later. On Hopper an instruction
+# of four warps reads its operands from shared memory by itself, and runs on while they do something else. Its loop is
+# the shortest:
 
 # %%
-print(run.source("dev/kernels/matmul/cuda_6_bf16_pipeline.cu", "matmul"))
+print(run.source("dev/kernels/matmul/cuda_7_bf16_wgmma.cu", "matmul"))
 
 # %% [markdown]
 # CUDA kernels run here too, without a GPU, on an emulated device that checks them but cannot time them:
@@ -528,9 +546,9 @@ if not any(results for _, results in cards):
     print("dev/kernels/results has no matmul: run.py was not run on a GPU")
 
 # %% [markdown]
-# llmc leaves the large matmuls of a GPU to NVIDIA's cuBLASLt, the last lines of such a table. On Hopper it has an
-# instruction that ours lack, `wgmma`, which reads both operands from shared memory past the registers; llmc uses it
-# for [attention](../../csrc/cuda/wgmma_forward.cu).
+# llmc leaves the large matmuls of a GPU to NVIDIA's cuBLASLt, which such a table has as llmc's own op. Its kernels
+# use wider instructions of the same kind, have copies made by a unit of their own (TMA), and give some warps nothing
+# else to do than to start them.
 #
 # ## 10. Exercises
 #
@@ -542,7 +560,8 @@ if not any(results for _, results in cards):
 # 2. Read inp in place in `cpu_6`, instead of packing it. For which $C$ is it faster, for which slower, and why?
 # 3. `cpu_7` gives a thread whole blocks of rows. With 64 tokens and 16 threads most of them have nothing to do. Share
 #    out the columns, too. (llmc's way is `Grid` in [`csrc/cpu/matmul.cpp`](../../csrc/cpu/matmul.cpp).)
-# 4. Write dweight: out (O, C) = dout (N, O) transposed times inp (N, C). Only `pack` changes.
+# 4. What has to change in `cpu_6` to compute dweight, (O, C) = dout (N, O) transposed times inp (N, C)? (Only
+#    `pack`.)
 # 5. `cuda_5` asks for the next step's numbers only when the last step is done. Let it ask before, as `cuda_4` does.
 # 6. Let `cuda_6` walk through the blocks in another order, so that those that run at the same time share more of what
 #    is in the L2 cache.
