@@ -88,7 +88,7 @@ def measure(
     budget: float = 0.5,
     timed: bool = True,
     small: bool = False,
-    peers: bool = True,
+    peers: bool | Sequence[str] = True,
     optimize: str = "-O3",
     arch: str = "native",
     seed: int = 0,
@@ -105,7 +105,7 @@ def measure(
         budget: seconds for each version.
         timed: False checks at the shapes of SMALL alone.
         small: times at the last of SMALL in place of SHAPE.
-        peers: whether NumPy, PyTorch and llmc's own op are there too.
+        peers: whether NumPy, PyTorch and llmc's own op are there too, or which of them: ["numpy", "torch", "llmc"].
         optimize: the C++ compiler's flag for versions for the CPU.
         arch: nvcc's -arch.
         seed: of the operands.
@@ -118,8 +118,9 @@ def measure(
     """
     op = find_op(op) if isinstance(op, str) else op
     threads = threads or default_threads()
+    others = peers if not isinstance(peers, bool) else ["numpy", "torch", "llmc"] if peers else []
     timed = timed and device != "emulated"
-    chosen = [v for v in op.versions(device, versions) if not missing(v)]
+    chosen = [v for v in op.versions(device, versions) if not missing(v, device)]
     if not chosen:
         raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
     if unknown := set(shape or ()) - set(op.shape):
@@ -132,7 +133,7 @@ def measure(
         of_dtype = functools.cache(functools.partial(op.inputs, sizes, seed=seed + number))
         truth = functools.cache(lambda dtype, of_dtype=of_dtype: op.truth(of_dtype(dtype), dtype))
         kept: list[Contender] = []
-        all_of_them = contenders(op, device, chosen, sizes, of_dtype, threads, optimize, arch, peers)
+        all_of_them = contenders(op, device, chosen, sizes, of_dtype, threads, optimize, arch, others)
         for position, contender in enumerate(all_of_them):
             contender.run()
             shares = op.errors(contender.results(), truth(contender.dtype), contender.dtype)
@@ -279,7 +280,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build_only(args: argparse.Namespace, names: Sequence[str]) -> int:
     for name in names:
-        versions = [v for v in find_op(name).versions(args.device, args.versions) if not missing(v)]
+        versions = find_op(name).versions(args.device, args.versions)
+        if args.device == "cpu":  # nvcc compiles for a GPU that is not there
+            versions = [v for v in versions if not missing(v, "cpu")]
         build_all(versions, args.device, arch=args.arch)
         for version in versions:
             library = build(version, args.device, arch=args.arch)
@@ -306,9 +309,11 @@ def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
     for name in names:
         op = find_op(name)
         found = op.versions(args.device, args.versions)
-        for version in filter(missing, found):
-            print(f"{name}/{version.name} is left out: this CPU has no {' '.join(missing(version))}")
-        if all(map(missing, found)):
+        lacking = {version.name: missing(version, args.device) for version in found}
+        for version, needs in lacking.items():
+            if needs:
+                print(f"{name}/{version} is left out: there is no {' '.join(needs)} here")
+        if all(lacking.values()):
             continue
         try:
             results = measure(

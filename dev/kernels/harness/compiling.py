@@ -73,9 +73,22 @@ def _macros() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def missing(version: Version) -> list[str]:
-    """Return what a version for the CPU needs and this CPU, or the compiler, does not have."""
-    return [macro for macro in version.needs if f"#define {macro} " not in _macros()]
+@functools.cache
+def _gpu_arch() -> str:
+    """Return what nvcc calls the GPU's architecture, as "sm_90"."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as e:
+        raise KernelError(f"nvidia-smi does not say what GPU there is: {e}") from None
+    return "sm_" + done.stdout.strip().replace(".", "")
+
+
+def missing(version: Version, device: str) -> list[str]:
+    """Return what a version needs and the CPU or its compiler, or the GPU, does not have."""
+    if device == "cpu":
+        return [macro for macro in version.needs if f"#define {macro} " not in _macros()]
+    return [arch for arch in version.needs if device == "cuda" and arch.rstrip("a") != _gpu_arch()]
 
 
 def _emulation_flags() -> list[str]:
@@ -197,10 +210,13 @@ def build(version: Version, device: str = "cpu", optimize: str = "-O3", arch: st
         flags = [*_cpu_flags(), optimize, *version.flags, *INCLUDE]
         return _compile("c++", [*flags, "-shared", version.path], f"{name}.*.so", _macros() + text)
     if device == "cuda":
+        code = f"-arch={arch}"
+        for arch in version.needs:  # for that alone: other code has not got its instructions
+            code = f"--generate-code=arch={arch.replace('sm', 'compute')},code={arch}"
         flags = [
             "-std=c++20",
             "-O3",
-            f"-arch={arch}",
+            code,
             "--expt-relaxed-constexpr",
             "-Xptxas=-v",
             *version.flags,

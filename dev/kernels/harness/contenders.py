@@ -269,7 +269,7 @@ def contenders(
     threads: int,
     optimize: str,
     arch: str,
-    peers: bool,
+    peers: Sequence[str],
 ) -> Iterator[Contender]:
     """Yield those that take part, in the order of the table. inputs: returns the inputs for a dtype."""
     for version in versions:
@@ -277,15 +277,15 @@ def contenders(
             yield CpuKernel(op, version, inputs(version.dtype), shape, threads, optimize)
         else:
             yield CudaKernel(op, version, inputs(version.dtype), shape, device, optimize, arch)
-    if not peers or device == "emulated":
+    if device == "emulated":
         return
     dtypes = [dtype for dtype in ("f32", "bf16") if any(v.dtype == dtype for v in versions)]
-    if hasattr(op.module, "numpy") and device == "cpu" and "f32" in dtypes:
+    if "numpy" in peers and hasattr(op.module, "numpy") and device == "cpu" and "f32" in dtypes:
         yield NumpyOp(op, inputs("f32"), shape)
-    if hasattr(op.module, "torch") and _torch_has(device):
+    if "torch" in peers and hasattr(op.module, "torch") and _torch_has(device):
         for dtype in [d for d in dtypes if d in getattr(op.module, "TORCH", dtypes)]:
             yield TorchOp(op, inputs(dtype), shape, dtype, device, threads)
-    if hasattr(op.module, "llmc") and (device == "cpu" or _llmc_has_a_gpu()):
+    if "llmc" in peers and hasattr(op.module, "llmc") and (device == "cpu" or _llmc_has_a_gpu()):
         for dtype in dtypes:
             yield LlmcOp(op, inputs(dtype), shape, dtype, device, threads)
 

@@ -65,8 +65,8 @@ class Version:
 
     @property
     def needs(self) -> list[str]:
-        """Return what a line `// needs: ...` says: macros that the compiler defines if the CPU has the instructions."""
-        return [macro for line in re.findall(r"^// needs:(.*)$", self.source, re.MULTILINE) for macro in line.split()]
+        """Return what a line `// needs: ...` says: macros that the compiler defines if the CPU has the instructions, or a GPU's arch."""
+        return [need for line in re.findall(r"^// needs:(.*)$", self.source, re.MULTILINE) for need in line.split()]
 
     @property
     def number(self) -> int:
