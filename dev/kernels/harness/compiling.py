@@ -117,7 +117,7 @@ def emulated(text: str, path: Path) -> str:
         r"([A-Za-z_][\w:]*\s*(?:<[^<>;{}]*(?:<[^<>;{}]*>[^<>;{}]*)*>)?\s*)<<<(.*?)>>>(\s*\()", re.DOTALL
     )
     text = launch.sub(
-        lambda m: f"emulated_launch({_launch(m[2])}, [](auto... arguments) {{ {m[1]}(arguments...); }}){m[3]}", text
+        lambda m: f"emulated_launch({_launch(m[2])}, [=](auto... arguments) {{ {m[1]}(arguments...); }}){m[3]}", text
     )
     return f'#line 1 "{path.as_posix()}"\n{text}'
 
