@@ -51,7 +51,6 @@ LEFT_OUT = {
     "python dev/make_notebooks.py*": "measures, for minutes; tests/docs/test_tutorials.py",
     "sphinx-build*": "needs its extra; .ci/run does it",
     "python dev/bench/*": "measures, for minutes",
-    "python dev/kernels/run.py*": "compiles and measures, for minutes; tests/kernels/test_kernels.py",
     "python dev/profile.py*": "measures; tests/programs/test_profile.py",
     "*dev/stress/*": "runs for minutes to hours",
     "LLMC_ISA=avx2 python dev/bench/*": "measures, for minutes",
