@@ -70,7 +70,12 @@ class Version:
 
     @property
     def number(self) -> int:
-        return int(self.name.split("_")[1])
+        number = self.name.split("_")[1]
+        if not number.isdecimal():
+            raise KernelError(
+                f"{self.op}/{self.path.name}: expected a number behind the device, as in {self.name.partition('_')[0]}_1_naive"
+            )
+        return int(number)
 
 
 class Op:
