@@ -565,7 +565,9 @@ if not any(results for _, results in cards):
 # 5. In `cpu_8` both operands of `multiply` come from L2. Let a part of the right strip stay in L1 while the rows of a
 #    block pass by, and the sums wait in memory meanwhile. ([`amx_gemm.h`](../../csrc/cpu/simd/amx_gemm.h) does that.)
 # 6. `cuda_5` asks for the next step's numbers only when the last step is done. Let it ask before, as `cuda_4` does.
-# 7. Let `cuda_6` walk through the blocks in another order, so that those that run at the same time share more of what
+# 7. `fetch` of `cuda_6` computes each address anew: 64-bit multiplications and four comparisons for 16 bytes. Let a
+#    thread keep what does not change from step to step. How much of the way to cuBLASLt is that?
+# 8. Let `cuda_6` walk through the blocks in another order, so that those that run at the same time share more of what
 #    is in the L2 cache.
 #
 # How to carry a version that is faster into `csrc/`: [dev/kernels/README.md](../../dev/kernels/README.md).
