@@ -330,8 +330,16 @@ show("cpu_5", "tile")
 
 # %%
 show("cpu_6")
+print("//")
+for depth in (60, 90) if SMALL else (3072, 8192):
+    longer = measured(["cpu_5", "cpu_6"], C=depth, OC=32 if SMALL else 768, N=N)
+    print(f"// C = {depth}:", *(f"{name} {r.gflops:.1f} GFLOP/s" for name, r in longer.items()), sep="   ")
 
 # %% [markdown]
+# How much the blocks bring depends on the CPU. An L2 cache of 2 MB, as servers have, holds whole strips even of a
+# long reduction, and rows that are read in order are fetched ahead by the CPU itself. On one with 256 or 512 KB,
+# neither strips nor rows would stay.
+#
 # Here are the pieces, for $N = 1024$, $C = 768$, $O = 3072$: a tile of out is the sum over the stretches of a panel
 # of inp times a strip of the weight. In a picture at true scale the strip is a line, and the panel and tile are not
 # visible at all, so these are drawn larger.
