@@ -12,6 +12,7 @@
 # in a clone prints all of them again, for your machine.
 
 # %%
+import dataclasses
 import inspect
 import json
 import os
@@ -435,14 +436,14 @@ print(f"a copy of a large array:          {memory / 1e9:7.1f} GB/s")
 print(f"operations that fit into the time of a byte: {peak / memory:.0f}")
 
 
-def bars(results):
-    """Draw how long each version takes, beside a copy of as many bytes."""
+def bars(results, copy_speed):
+    """Draw how long each version takes, beside a copy of as many bytes at a speed in bytes a second."""
     _, ax = plt.subplots(figsize=(7, 0.5 + 0.28 * len(results)))
     names = [r.version for r in results]
-    colors = {"cpu": "tab:blue", "llmc": "tab:orange"}
-    ms, copy_ms = [r.seconds * 1e3 for r in results], results[0].bytes / memory * 1e3
+    colors = {"cpu": "tab:blue", "cuda": "tab:blue", "llmc": "tab:orange"}
+    ms, copy_ms = [r.seconds * 1e3 for r in results], results[0].bytes / copy_speed * 1e3
     bar = ax.barh(names, ms, color=[colors.get(name.split("_")[0], "gray") for name in names])
-    ax.bar_label(bar, [f" {value:.3g}" for value in ms])
+    ax.bar_label(bar, [f"{value:.3g}" for value in ms], padding=3, bbox={"fc": "white", "ec": "none", "pad": 1})
     ax.axvline(copy_ms, color="black", ls=":", label="a copy of as many bytes, in float32")
     ax.set(xlabel=f"{results[0].op}, ms", xscale="log", xlim=(min(copy_ms, *ms) / 3, max(ms) * 3))
     ax.xaxis.set_minor_formatter("")
@@ -451,7 +452,7 @@ def bars(results):
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
-bars(forward)
+bars(forward, memory)
 
 # %% [markdown]
 # Layernorm offers one operation for each byte where the machine could do so many. So its arithmetic, once it is
@@ -526,7 +527,7 @@ print(f"fused:                    {fused * 1e3:.3f} ms for 4 ({apart / fused:.2f
 # %%
 print(run.source("dev/kernels/layernorm_backward/cpu_1_naive.cpp"))
 backward = measured("layernorm_backward", ["cpu_1", "cpu_4"])
-bars(backward)
+bars(backward, memory)
 
 # %% [markdown]
 # **2** and **3** are what they were in forward. New is **4, threads**. Rows of `dinp` are independent, but `dweight`
@@ -597,7 +598,7 @@ print(f"reading dinp again, at least {again * 1e3:.3f} ms more")
 # op that is bound by memory is how a warp reads: if its 32 threads ask for 32 neighbouring floats, that is one access
 # of 128 bytes; if they ask for 32 floats far apart, it is 32 accesses of 32 bytes each, of which an eighth is used.
 #
-# So the first version, which gives each thread a row as a CPU would, is the slowest that one can write:
+# So the first version, which gives each thread a row as a CPU would, is a bad one:
 
 # %%
 print(run.source("dev/kernels/layernorm_forward/cuda_1_naive.cu", "layernorm_forward"))
@@ -616,40 +617,56 @@ print(run.source("dev/kernels/layernorm_forward/cuda_3_warp.cu", "layernorm_forw
 # that it comes from memory once. In bfloat16 (5) that is eight numbers at a time. Both are how
 # [`layernorm.cu`](../../csrc/cuda/layernorm.cu) does it.
 #
+# In backward there are again the sums over all rows, and now some hundred blocks that want to add. Version 1 gives
+# them a kernel of their own, with a thread for each column: in order, but 768 threads are few for a GPU. Version 2
+# lets every warp add what it has by atomic additions, in whatever order they arrive: other bits in each run. Version
+# 3 sums pieces of the rows, then the pieces, in order, as section 7 does; but that is a second kernel, which reads
+# everything again. Version 4 reads once: a fixed number of blocks walks over the rows, each thread keeps in registers
+# the sums of its columns, and a small second kernel adds the blocks' sums in their order:
+
+# %%
+print(run.source("dev/kernels/layernorm_backward/cuda_4_one_read.cu", "layernorm_backward"))
+
+# %% [markdown]
 # These kernels run without a GPU too, over [`dev/cuda_emulation`](../cuda.md), which is slow but finds wrong sums and
 # accesses outside of an array. So all are checked here, before any is timed:
 
 # %%
-emulated = ["cuda_1", "cuda_3"] if SMALL else None
 try:
-    checked = run.measure(
-        "layernorm_forward", "emulated", emulated, peers=False, **({"optimize": "-O1"} if SMALL else {})
-    )
+    for op in ("layernorm_forward", "layernorm_backward"):
+        some = {"versions": ["cuda_1"], "optimize": "-O1"} if SMALL else {}
+        for r in run.measure(op, "emulated", peers=False, **some):
+            print(f"{op:19s} {r.version:17s} error {r.error:.2f} of what is allowed")
 except run.KernelError as e:
     print("no emulation here:", str(e).split("\n")[0])
-else:
-    for r in checked:
-        print(f"{r.version:18s} {r.title:62s} error {r.error:.2f} of what is allowed")
 
 # %% [markdown]
-# And these are times of a real GPU, from the files that `run.py --device cuda --json` has written:
+# And these are the times of a real GPU, which `run.py --device cuda --json` has written into
+# [`dev/kernels/results`](../../dev/kernels/README.md):
 
 # %%
-found = sorted((root / "dev" / "kernels" / "results").glob("*.json"))
-for path in found:
+fields = [field.name for field in dataclasses.fields(run.Result)]
+for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
     data = json.loads(path.read_text())
-    print(f"{data['machine']['card']}, {data['machine']['date']}")
+    about, copy_gbs = data["machine"], data["machine"]["copy_gbs"]
+    print(f"{about['card']}, {about['date'][:10]}; a copy: {copy_gbs:,.0f} GB/s")
     for op in ("layernorm_forward", "layernorm_backward"):
-        results = [r for r in data["results"] if r["op"] == op and r["seconds"]]
-        if results:
-            print(f"\n{op}, {', '.join(f'{name}={size}' for name, size in results[0]['shape'].items())}")
+        results = [run.Result(**{name: r[name] for name in fields}) for r in data["results"] if r["op"] == op]
+        if not results:
+            continue
+        print(f"\n{op}, {', '.join(f'{name}={size}' for name, size in results[0].shape.items())}")
         for r in results:
-            times = results[0]["seconds"] / r["seconds"]
-            print(f"{r['version']:20s} {r['seconds'] * 1e6:9.1f} us {r['gbs']:8.0f} GB/s {times:6.1f} times the first")
-if not found:
-    print("dev/kernels/results has no file: run.py was not run on a GPU")
+            times = results[0].seconds / r.seconds
+            print(f"{r.version:18s} {r.seconds * 1e6:9.1f} us {r.gbs:7,.0f} GB/s {times:7.1f} times the first")
+        bars(results, copy_gbs * 1e9)
+        plt.gca().set_title(about["card"], loc="left", fontsize="medium")
+    print()
 
 # %% [markdown]
+# To read and write side by side is the largest step, and after the last one forward is close to a copy. In backward
+# the order of a sum was worth more thought than its arithmetic: atomic additions are not even fast, because thousands
+# of rows queue up at the same few addresses.
+#
 # ## Where to go from here
 #
 # You have seen one op in all its forms: formula, gradient, oracle, loop, vectors, threads, GPU. Every other op of
@@ -660,7 +677,8 @@ if not found:
 #
 # - Derive the gradient of RMSNorm, $y_i = x_i\,w_i / \sqrt{\text{avg}(x^2)+\epsilon}$, and check it by the complex
 #   step. What is in its null space?
-# - Compute `dweight` in section 3 with a wrong sign in one element. Which of the four checks finds it in float32?
+# - Leave the last term of `dx` out, $n_i\,\text{avg}(g\,n)$. How wrong is the gradient then? Would central
+#   differences in float32 have shown it? And with $C = 768$ in place of 8?
 # - Write `dev/kernels/layernorm_forward/cpu_9_mine.cpp`: a version of 5 with one sum, or eight, in place of four.
 #   `python dev/kernels/run.py layernorm_forward --versions cpu_5 cpu_9 --threads 1` says whether it is right and how
 #   fast. Why does it matter less with `--shape N=100000`?
