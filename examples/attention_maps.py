@@ -61,13 +61,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
     size = 1.5 + 0.12 * min(len(tokens), 40)
+    past = np.tri(len(tokens), dtype=bool)
     fig = Figure(figsize=(columns * size, rows * size), layout="constrained")
     for head, panel in enumerate(fig.subplots(rows, columns, squeeze=False).flat):
         if head >= len(maps):
             panel.set_axis_off()
             continue
         # The first token takes what a head has no better use for. Its column would leave the rest dark.
-        panel.imshow(maps[head], cmap="magma", vmin=0, vmax=max(0.1, np.max(maps[head][:, 1:], initial=0)))
+        panel.imshow(
+            np.where(past, maps[head], np.nan),
+            cmap="magma",
+            vmin=0,
+            vmax=max(0.1, np.max(maps[head][:, 1:], initial=0)),
+        )
         panel.set_title(
             f"head {head}: {maps[head][1:, 0].mean():.0%} on the first" if len(tokens) > 1 else f"head {head}"
         )

@@ -4,7 +4,7 @@
 
 GPT-2's vocabulary is made for English: a Chinese character costs it about two tokens. One that is trained on the text has tokens for
 characters, and for words of several. Any UTF-8 text will do, or a folder of texts; a few megabytes and more are worth training on, as
-a novel from Project Gutenberg (紅樓夢 is its number 24264), or articles of the Chinese Wikipedia (dumps.wikimedia.org). The defaults, a
+a novel from Project Gutenberg (紅樓夢), or articles of the Chinese Wikipedia (dumps.wikimedia.org). The defaults, a
 model of 1.3 million parameters and 900 updates of 2,048 tokens, take two to three minutes on two CPU cores.
 """
 
@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import llmc
 
 
 def describe(tokenizer: llmc.Tokenizer, text: str) -> None:
-    """Print what a tokenizer makes of a text, and the longest tokens that it has learnt."""
+    """Print what a tokenizer makes of a text, and the longest words that it has learnt."""
     ids = tokenizer.encode(text)
-    print(f"{tokenizer.name}: {len(text):,} characters are {len(text.encode()):,} bytes and {len(ids):,} tokens")
-    beginning = [tokenizer.decode([i]) for i in tokenizer.encode(text[:40])]
-    print("  " + "|".join(beginning).replace("\n", "\\n"))
-    words = {tokenizer.decode([i]) for i in ids if "\ufffd" not in tokenizer.decode([i])}
-    print("  longest tokens: " + " ".join(sorted(filter(str.isalpha, words), key=lambda w: (-len(w), w))[:20]))
+    print(
+        f"\n{tokenizer.name} makes {len(ids):,} tokens of {len(text):,} characters ({len(text.encode()):,} bytes) of held-out text:"
+    )
+    print("|".join(tokenizer.decode([i]) for i in ids[:40]).replace("\n", "\\n"))
+    words = {token.decode(errors="replace") for token in tokenizer.tokens}
+    print("its longest words: " + " ".join(sorted(filter(str.isalpha, words), key=lambda w: (-len(w), w))[:20]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,13 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     tokenizer = result.tokenizer
     assert tokenizer is not None  # the data are text
+    held_out = llmc.DataLoader(Path(args.output, "data", "val.bin"), 1, args.seq_len).next_batch()[0][0]
+    describe(tokenizer, tokenizer.decode(t for t in held_out if t != tokenizer.eot_token))
     ids = tokenizer.encode(args.prompt) or [tokenizer.eot_token]
     new = result.model.generate(ids, 300, temperature=0.8, stop_token=tokenizer.eot_token)
     # Bytes of characters that the model has not put together rightly are shown as U+FFFD.
-    written = args.prompt + tokenizer.decode(new)
-    print()
-    describe(tokenizer, written)
-    print(f"\nafter {result.step} updates the model writes:\n{written}")
+    print(f"\nafter {result.step} updates the model writes:\n{args.prompt}{tokenizer.decode(new)}")
     # Bits per byte compare with models of any vocabulary; a character of Chinese has three bytes.
     if bits := result.history["val_bits_per_byte"]:
         print(f"\nvalidation: {bits[-1]:.4f} bits per byte")

@@ -1,6 +1,6 @@
 """Pretrain a GPT-2 of 51 million parameters on TinyStories (Eldan & Li 2023), on one GPU.
 
-    python examples/tinystories.py                                    # downloads 1.6 GB, tokenises, trains on a GPU
+    python examples/tinystories.py                                    # downloads the stories, tokenises, trains
     python examples/tinystories.py --device cpu --layers 4 --channels 128 --batch-size 16 --seq-len 128 --max-steps 500
 
 10,000 updates of 65,536 tokens are 655 million tokens. An H100 trains GPT-2 124M, more than twice as large, at 586,000 tokens/s

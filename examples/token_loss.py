@@ -29,7 +29,8 @@ body {{ font: 16px/1.7 system-ui, sans-serif; max-width: 46em; margin: 2em auto 
 pre {{ font: inherit; white-space: pre-wrap; overflow-wrap: anywhere }}
 pre span {{ background: rgb(230 60 30 / calc(var(--loss) * 7%)); border-radius: 3px }}
 pre span:hover, pre span:focus {{ outline: 2px solid }}
-pre i {{ display: none; position: fixed; inset: auto 0 0; padding: .6em 1em; background: Canvas; border-top: 1px solid }}
+pre i {{ display: none; position: fixed; inset: auto 0 0; padding: .6em 1em; font-style: normal }}
+pre i {{ background: Canvas; border-top: 1px solid }}
 span:hover > i, span:focus > i {{ display: block }}
 pre:hover span:not(:hover):focus > i {{ display: none }}
 </style>

@@ -209,3 +209,21 @@ KERNEL double stop_watch() {
 #endif
     return milliseconds * 1e-3;
 }
+
+// The seconds in which the device copies so many bytes.
+KERNEL double copy_seconds(std::int64_t bytes) {
+    double seconds = 0.0;
+#if !defined(LLMC_CUDA_EMULATION)
+    void *from = nullptr, *to = nullptr;
+    if (ok(cudaMalloc(&from, bytes)) && ok(cudaMalloc(&to, bytes))) {
+        start_watch();
+        ok(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, the_stream()));
+        seconds = stop_watch();
+    }
+    ok(cudaFree(from));
+    ok(cudaFree(to));
+#else
+    (void)bytes;
+#endif
+    return seconds;
+}

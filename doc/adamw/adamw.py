@@ -3,9 +3,9 @@
 #
 # The optimizer is the line that changes the weights. This text derives Adam, its correction of bias, and the weight
 # decay of AdamW; checks llmc's kernel against PyTorch, bit for bit where that can be; and then asks what happens if
-# the weights have only 16 bits. Most updates are smaller than half of a bfloat16's last place. Rounded to nearest
-# they are lost, and training stops learning. llmc keeps the 16 bits that are missing, in a way that costs two bytes
-# for each weight and not four.
+# the weights have only 16 bits. With small learning rates most updates are less than half of a bfloat16's last place.
+# Rounded to nearest they are lost, and training falls behind. llmc keeps the 16 bits that are missing, in a way that
+# costs two bytes for each weight and not four.
 #
 # Every number below is printed by the code above it, and
 #
@@ -320,8 +320,8 @@ if theirs is not None:
 # ## 5. Weights of 16 bits
 #
 # A bfloat16 is the upper half of a float32: sign, 8 bits of exponent, and 7 bits of the mantissa instead of 23. It
-# covers the same range, with two to three decimal digits. Matmuls on it are several times as fast, on a GPU and on a
-# CPU that has the instructions, and all weights are half as large.
+# covers the same range, with two to three decimal digits. Matmuls on it are faster, on a GPU and on a CPU that has
+# the instructions ([performance.md](../performance.md)), and all weights are half as large.
 #
 # Between 1 and 2 the next bfloat16 is $2^{-7}$ away. A weight that is rounded to nearest therefore stays where it is
 # if the update is less than $2^{-8}$, half of that: relative to the weight, between 0.2 and 0.4 %. How large are real
@@ -343,13 +343,12 @@ for rate in (1e-3, 3e-4, 1e-4, 3e-5, 1e-5):
     print(f"{rate:13.0e}   {lost / total:.1%}")
 
 # %% [markdown]
-# These updates are not delayed, they are lost: the next one starts from the same weight, and is lost too. Training
-# stalls, the earlier the smaller the rate, and every schedule ends with small rates.
+# These updates are not delayed, they are lost: the next one starts from the same weight, and is lost too. The smaller
+# the rate, the more of training is lost, and every schedule ends with small rates.
 #
-# There are two remedies. **Stochastic rounding** rounds up with a probability equal to the part that is cut off. One
-# update in a hundred then moves the weight by a hundred times too much: right on average, and noisy. **Master
-# weights** keep the weight in float32 and give the model a rounded copy. In miniature, a weight of 1 that gets a
-# thousand updates of $10^{-4}$:
+# There are two remedies. **Stochastic rounding** rounds up with a probability equal to the part that is cut off. Then
+# a few of the updates move the weight, by too much: right on average, and noisy. **Master weights** keep the weight
+# in float32 and give the model a rounded copy. In miniature, a weight of 1 that gets a thousand updates of $10^{-4}$:
 
 # %%
 count = 1000
@@ -400,8 +399,11 @@ every = rng.integers(0, 0x7F7F8000, 1 << (16 if SMALL else 22), dtype=np.uint32)
 every = np.concatenate([every, -every])
 high, low = split_master(every)
 assert np.array_equal(join_master(high, low).view(np.uint32), every.view(np.uint32))
-same = np.mean(high.view(bf16) == every.astype(bf16))
-print(f"{every.size:,} weights: all joined again to the bit; {same:.4%} of the bf16 are what ml_dtypes rounds to")
+same = high.view(bf16) == every.astype(bf16)
+assert np.all(every.view(np.uint32)[~same] % 2**16 == 2**15)  # ties
+print(
+    f"{every.size:,} weights: all joined again to the bit; {same.mean():.4%} of the bf16 are what ml_dtypes rounds to"
+)
 
 # %% [markdown]
 # (The few that are not are ties, in the middle between two bfloat16: this rounds them away from 0, IEEE to the even
@@ -488,7 +490,7 @@ for name, parts in table.items():
     print(f"{name:30s} {parts[0]:6d}  {parts[1]:8d}  {parts[2]:12d}  {total:4d} ", *sizes)
 
 # %% [markdown]
-# And time. For each weight the kernel does some 15 operations, on 22 to 28 bytes that are read or written. That is
+# And time. For each weight the kernel does some 20 operations, on 22 to 28 bytes that are read or written. That is
 # far less arithmetic than a CPU or a GPU can do while the memory delivers 28 bytes, so AdamW is as fast as the
 # memory. Beside it the copy of a large array, which does nothing else:
 
@@ -527,6 +529,10 @@ for name, weight, master in (("float32", "f32", None), ("split masters", "bf16",
     print(f"{name + ':':18s} {moved * size / seconds / 1e9:6.1f} GB/s   {seconds / size * 1e9:.2f} ns for each weight")
 
 # %% [markdown]
+# By this count AdamW may be faster than the copy. Nearly all that it writes it has read before, while the lines that
+# a copy overwrites come from memory first, which nobody counts. (Stochastic rounding also computes a hash for each
+# weight, one by one.)
+#
 # ## Try it
 #
 # - Set `beta1 = 0` above. What does the figure of section 1 show now, and why?

@@ -57,21 +57,21 @@ plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 110, "axes.grid":
 
 
 # %%
+def probabilities(q, k):
+    s = q @ k.T / q.shape[1] ** 0.5
+    s = np.where(np.tri(len(s), dtype=bool), s, -np.inf)
+    e = np.exp(s)
+    return e / e.sum(axis=1, keepdims=True)
+
+
 def naive(q, k, v):
     """Attention of one head by the formula: q, k, v are (T, HS)."""
-    s = q @ k.T / np.sqrt(q.shape[1])
-    s[np.triu_indices(len(s), 1)] = -np.inf
-    e = np.exp(s)
-    p = e / e.sum(axis=1, keepdims=True)
-    return p @ v
+    return probabilities(q, k) @ v
 
 
 T, HS = 6, 64
 q, k, v = rng.standard_normal((3, T, HS))
-s = q @ k.T / np.sqrt(HS)
-s[np.triu_indices(T, 1)] = -np.inf
-p = np.exp(s) / np.exp(s).sum(axis=1, keepdims=True)
-print(np.array2string(p, precision=2, suppress_small=True))
+print(np.array2string(probabilities(q, k), precision=2, suppress_small=True))
 print("differs from the formula that judges llmc's kernels by at most", end=" ")
 expected, _ = formulas.attention(np.concatenate([q, k, v], axis=1)[None], 1)
 print(f"{np.abs(naive(q, k, v) - expected[0]).max():.0e}")
@@ -101,9 +101,9 @@ print("less its max:", np.exp(row - row.max()) / np.exp(row - row.max()).sum())
 #
 # ## 3. The online softmax
 #
-# Does it? Suppose that we walk along the keys, and keep the maximum so far, $m$, and the sum that belongs to it, $l =
-# \sum e^{s_j - m}$. Now comes a new score $s$ that is larger than $m$. The sum was taken with the wrong maximum, but
-# all its terms are wrong by the same factor, and it can be put right at once ([Milakov & Gimelshein
+# Does it? Suppose that we walk along the keys, and keep the maximum so far, $m$, and the sum that belongs to it,
+# $l = \sum e^{s_j - m}$. Now comes a new score $s$ that is larger than $m$. The sum was taken with the wrong maximum,
+# but all its terms are wrong by the same factor, and it can be put right at once ([Milakov & Gimelshein
 # 2018](https://arxiv.org/abs/1805.02867)):
 #
 # $$m' = \max(m, s) \qquad l' = l\,e^{m - m'} + e^{s - m'}$$
@@ -191,7 +191,7 @@ def flash(q, k, v, block=64):
         m, l, a = np.full(len(rows), -np.inf, v.dtype), np.zeros(len(rows), v.dtype), np.zeros((len(rows), HS), v.dtype)
         for j0 in range(0, i0 + 1, block):
             keys = np.arange(j0, min(j0 + block, T))
-            s = q[rows] @ k[keys].T * v.dtype.type(HS**-0.5)
+            s = q[rows] @ k[keys].T * HS**-0.5
             if j0 == i0:
                 s[keys[None, :] > rows[:, None]] = -np.inf
             larger = np.maximum(m, s.max(axis=1))
@@ -205,6 +205,9 @@ def flash(q, k, v, block=64):
 T = 150  # two blocks, and a part of one
 q, k, v = rng.standard_normal((3, T, HS))
 print(f"largest difference from the formula: {np.abs(flash(q, k, v)[0] - naive(q, k, v)).max():.0e}")
+
+# %% [markdown]
+# Which blocks are there? Empty ones are never touched:
 
 # %%
 n = 8
@@ -243,28 +246,28 @@ for T in lengths:
     peaks["flash"].append(peak_bytes(flash, q, k, v))
 fig, ax = plt.subplots()
 for name, values in peaks.items():
-    ax.loglog(lengths, values, ".-", base=2, label=f"{name}, measured")
-ax.loglog(lengths, [4 * T * T for T in lengths], ":", base=2, color="gray", label="one matrix of $T^2$ float32")
-ax.set(xlabel="T", ylabel="bytes for one head", yscale="log")
-ax.set_yscale("log", base=10)
+    ax.loglog(lengths, np.array(values) / 2**20, ".-", label=f"{name}, measured")
+ax.loglog(lengths, [4 * T * T / 2**20 for T in lengths], ":", color="gray", label="one matrix of $T^2$ float32")
+ax.set(xlabel="T", ylabel="MiB for one head")
+ax.set_xticks(lengths, lengths)
+ax.minorticks_off()
 _ = ax.legend()
 for T, a, b in zip(lengths, *peaks.values()):
     print(f"T = {T:5d}: naive {a / 2**20:8.2f} MiB, flash {b / 2**20:6.2f} MiB")
 
 # %% [markdown]
-# Flash grows with $T$, because its output does. What the naive way needs is worse in training than it looks here: the
-# backward pass needs the probabilities again, so those of all heads and layers would have to be kept. For GPT-2 124M:
+# The naive way has three such matrices at a time: the scores, their exponentials, the probabilities. Flash grows with
+# $T$, because its output does. What the naive way needs is worse in training than it looks here: the backward pass
+# needs the probabilities again, so those of all heads and layers would have to be kept. For GPT-2 124M:
 
 
 # %%
-def gib(x):
-    return f"{x / 2**30:8.2f} GiB"
-
-
 for B, T in ((4, 1024), (64, 1024), (4, 8192)):
     layers, heads = 12, 12
     matrix, kept = layers * B * heads * T * T * 2, layers * B * heads * T * 4
-    print(f"B = {B:2d}, T = {T:4d}: probabilities in bf16 {gib(matrix)}, lse in float32 {gib(kept)}")
+    print(
+        f"B = {B:2d}, T = {T:4d}: probabilities in bf16 {matrix / 2**20:7.0f} MiB, lse in float32 {kept / 2**20:4.1f} MiB"
+    )
 
 # %% [markdown]
 # ## 5. Backward, on paper
@@ -308,8 +311,8 @@ for B, T in ((4, 1024), (64, 1024), (4, 8192)):
 #
 # So the forward pass keeps one number for each query, and the backward pass makes the scores again, block by block.
 # That is a matmul more: backward has five, $q k^T$, $do\,v^T$, $p^T do$, $ds\,k$ and $ds^T q$, where with the matrix
-# at hand it would have four. It is faster all the same, because reading the matrix would take longer than making it
-# again.
+# at hand it would have four. On GPUs Dao et al. found it faster all the same: reading the matrix took longer than
+# making it again.
 
 
 # %%
@@ -362,8 +365,8 @@ for name, x, gradient in zip("qkv", (q, k, v), gradients):
 
 # %% [markdown]
 # There is a property to check, too. Adding a number to all scores of a row changes nothing, so the gradients of a
-# row's scores must sum to zero. And then $\sum_i q_i \cdot dq_i = \sum_j k_j \cdot dk_j$: both are $\sum_{ij}
-# ds_{ij}\,s_{ij}$.
+# row's scores must sum to zero. And then $\sum_i q_i \cdot dq_i = \sum_j k_j \cdot dk_j$: both are
+# $\sum_{ij} ds_{ij}\,s_{ij}$.
 
 # %%
 dq, dk, dv = gradients
@@ -406,9 +409,9 @@ print(f"{info.description}, {info.threads} threads; llmc's kernels: {info.isa}\n
 forward = measured("attention_forward", ["cpu_2", "cpu_4"])
 
 # %% [markdown]
-# **1, naive.** Twice the scores that are needed, and a matrix that is written and read five times. Each score is a
-# chain of 64 additions of which each waits for the one before. The last product walks down the columns of $v$, so
-# each number comes from another cache line.
+# **1, naive.** Twice the scores that are needed, and a matrix that is written three times and read four times. Each
+# score is a chain of 64 additions of which each waits for the one before. The last product walks down the columns of
+# $v$, so each number comes from another cache line.
 #
 # **2, rows.** A row of scores at a time, which stays in the first cache and ends at the diagonal. The loops of the
 # last product are exchanged, so the compiler can make vectors of it.
@@ -435,8 +438,8 @@ print(run.source("dev/kernels/attention_forward/cpu_5_vectors_threads.cpp", "exp
 
 
 # %% [markdown]
-# How much do exponentials matter? There is one for each 256 operations of the two products. That is little if it
-# costs what 256 operations cost, and they are cheap:
+# How much do exponentials matter? There is one for each 256 operations of the two products. What does it cost beside
+# them?
 
 
 # %%
@@ -458,10 +461,13 @@ print(
 )
 
 # %% [markdown]
+# So an exponential costs a good part of what its 256 operations cost, even if whole vectors of them are computed, as
+# NumPy does. In bf16, where the products are faster, it weighs more still.
+#
 # ### Time against length
 #
-# All versions do work that grows with $T^2$; what differs is the factor. The naive one gets worse when its matrix
-# leaves a cache:
+# All versions do work that grows with $T^2$; what differs is the factor. The naive one's matrix, $4T^2$ bytes,
+# outgrows the caches one after the other:
 
 # %%
 lengths = [64, 128] if SMALL else [128, 256, 512, 1024, 2048]
@@ -477,6 +483,8 @@ for name, seconds in curves.items():
 steep = curves[next(iter(curves))][0] * 1e3 / lengths[0] ** 2
 ax.loglog(lengths, [steep * T * T for T in lengths], ":", color="gray", label="proportional to $T^2$")
 ax.set(xlabel="T", ylabel="ms for two heads")
+ax.set_xticks(lengths, lengths)
+ax.minorticks_off()
 _ = ax.legend(fontsize=8)
 for name, seconds in curves.items():
     print(f"{name:24s}", *(f"{1e3 * s:9.3f} ms" for s in seconds))
@@ -491,7 +499,7 @@ for name, seconds in curves.items():
 print(run.source("dev/kernels/attention_backward/cpu_2_rows.cpp", "run"))
 
 # %%
-backward = measured("attention_backward", ["cpu_2", "cpu_3"])
+backward = measured("attention_backward", ["cpu_3"])
 
 # %% [markdown]
 # **3, blocks** is `flash_backward` above. The block of keys stays with its $dk$ and $dv$, and queries pass by, from
@@ -539,8 +547,8 @@ for dtype in ("f32", "bf16"):
 # %% [markdown]
 # ## 8. On the GPU
 #
-# On a GPU the gap between arithmetic and memory is wider still, and a matrix that goes through memory is what one
-# must not have. How many bytes does each way move?
+# On a GPU the first question is how many bytes go through memory. A matrix of scores is too large for what is inside
+# the chip, so each pass over it is counted:
 
 # %%
 B, T, NH = 8, 1024, 12
@@ -558,8 +566,8 @@ print(
 # 1. Three kernels, with the matrix between them.
 # 2. The online softmax: a thread for each query, with the query and its output in registers. Nothing is stored
 #    between.
-# 3. Flash: a block of threads owns 64 queries and takes 64 keys at a time to shared memory. Each thread computes $4
-#    \times 4$ numbers of a product, so that a number that is loaded is used four times.
+# 3. Flash: a block of threads owns 64 queries and takes 64 keys at a time to shared memory. Each thread computes
+#    $4 \times 4$ numbers of a product, so that a number that is loaded is used four times.
 # 4. bf16 on *tensor cores*, which multiply a $16 \times 16$ matrix by a $16 \times 8$ one in one instruction. A warp
 #    holds its scores in registers, in just the layout in which the next instruction wants its left operand. So scores
 #    become probabilities, and these are multiplied by the values, without a detour ([Dao
@@ -591,7 +599,7 @@ print(run.source("dev/kernels/attention_backward/cuda_2_owners.cu", "backward"))
 
 # %%
 try:
-    for name in ("attention_forward", "attention_backward"):
+    for name in ("attention_forward", "attention_backward")[: 1 if SMALL else 2]:
         few = QUICK | {"versions": ["cuda_2"]} if SMALL else {"peers": False}
         for r in run.measure(name, "emulated", **few):
             print(f"{name} {r.version:26s} error {r.error:.2f} of what is allowed")
@@ -602,27 +610,27 @@ except run.KernelError as e:
 # And these are times of a real GPU, from the files that `run.py --device cuda --json` has written:
 
 # %%
-found = sorted((root / "dev" / "kernels" / "results").glob("*.json"))
-for path in found:
+measurements = 0
+for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
     data = json.loads(path.read_text())
-    print(f"{data['machine']['card']}, {data['machine']['date']}")
     for name in ("attention_forward", "attention_backward"):
         results = [r for r in data["results"] if r["op"] == name and r["seconds"]]
         if results:
-            print(f"\n{name}, {', '.join(f'{size}={n}' for size, n in results[0]['shape'].items())}")
+            sizes = ", ".join(f"{size}={n}" for size, n in results[0]["shape"].items())
+            print(f"{data['machine']['card']}, {data['machine']['date']}: {name}, {sizes}")
         for r in results:
             faster = results[0]["seconds"] / r["seconds"]
-            print(
-                f"{r['version']:26s} {r['seconds'] * 1e6:9.1f} us {r['gflops'] / 1e3:7.1f} TFLOP/s {faster:7.1f} times the first"
-            )
-if not found:
-    print("dev/kernels/results has no file: run.py was not run on a GPU")
+            speed = f"{r['seconds'] * 1e6:9.1f} us {r['gflops'] / 1e3:7.1f} TFLOP/s {faster:7.1f} times the first"
+            print(f"{r['version']:26s} {speed}")
+            measurements += 1
+if not measurements:
+    print("dev/kernels/results has no times of these ops: run.py was not run on a GPU")
 
 # %% [markdown]
 # ## Where to go from here
 #
 # llmc's kernels for GPUs are [`flash_forward.cu`](../../csrc/cuda/flash_forward.cu) and
-# [`flash_backward.cu`](../../csrc/cuda/flash_backward.cu), for all head sizes, and for Hopper
+# [`flash_backward.cu`](../../csrc/cuda/flash_backward.cu), for head sizes from 64 to 128, and for Hopper
 # [`wgmma_forward.cu`](../../csrc/cuda/wgmma_forward.cu), whose tensor cores read their operands from shared memory by
 # themselves. [performance.md](../performance.md) has what each gained, and what was tried and did not help. In
 # generation one query meets all keys so far: there is no block of queries, and the cache of keys and values is what

@@ -12,6 +12,7 @@
 # in a clone prints all of them again, for your machine.
 
 # %%
+import dataclasses
 import inspect
 import json
 import os
@@ -317,8 +318,9 @@ for distance in (1, 100, 1e4):
 # %% [markdown]
 # Read the figure from the left. One pass fails early. Two passes lose digits only if the mean is thousands of
 # standard deviations away, because the mean itself is rounded, and its error enters squared. There the shifted pass
-# is better: differences of neighbours are exact. But it hangs on one element. In a trained GPT-2 a few channels are
-# hundreds of times as large as the others; if the shift is one of them, it is the one-pass formula again:
+# is better: differences of neighbours are exact. But it hangs on one element. In trained transformers a few channels
+# are hundreds of times as large as the others ([Sun et al. 2024](https://arxiv.org/abs/2402.17762)); if the shift is
+# one of them, it is the one-pass formula again:
 
 # %%
 outlier = rows.copy()
@@ -334,8 +336,7 @@ print(f"two passes:                      relative error {np.sqrt(np.mean((two_pa
 # saves a reading that was free, and pays with a division for each element and with a chain in which each step waits
 # for the one before. It is the right one if data come as a stream that nobody can keep. llmc takes two passes,
 # everywhere.
-
-# %% [markdown]
+#
 # ## 5. The loop in C++
 #
 # Now the same in C++, as one would first write it. This file is version 1 of
@@ -372,12 +373,13 @@ forward = measured("layernorm_forward", ["cpu_1", "cpu_4"])
 # %% [markdown]
 # Go through them in order.
 #
-# **1, naive.** The sum of a row is a chain: each addition waits until the one before is done, and that takes about
+# **1, naive.** The sum of a row is a chain: each addition waits until the one before is done, and that takes three or
 # four cycles. The compiler must not break the chain, because the sum of floats depends on the order, and C++ promises
-# the order that is written. So the CPU, which could do dozens of additions in four cycles, does one.
+# the order that is written. So the CPU, which could do dozens of additions in that time, does one.
 #
 # **2, Welford** and **3, shifted**: fewer passes, as in section 4. Welford's division makes the chain longer. The
-# shifted pass has two chains that run side by side, and one loop less.
+# shifted pass (by the mean of the first 16 numbers, in case that one of them is an outlier) has two chains that run
+# side by side, and one loop less.
 #
 # **4, `omp simd`** allows the compiler to make several partial sums, as many as a vector register has places. This is
 # the step that counts, and it costs one line.
@@ -433,6 +435,25 @@ print(f"multiply-adds on registers alone: {peak / 1e9:7.1f} GFLOP/s")
 print(f"a copy of a large array:          {memory / 1e9:7.1f} GB/s")
 print(f"operations that fit into the time of a byte: {peak / memory:.0f}")
 
+
+def bars(results, copy_speed):
+    """Draw how long each version takes, beside a copy of as many bytes at a speed in bytes a second."""
+    _, ax = plt.subplots(figsize=(7, 0.5 + 0.28 * len(results)))
+    names = [r.version for r in results]
+    colors = {"cpu": "tab:blue", "cuda": "tab:blue", "llmc": "tab:orange"}
+    ms, copy_ms = [r.seconds * 1e3 for r in results], results[0].bytes / copy_speed * 1e3
+    bar = ax.barh(names, ms, color=[colors.get(name.split("_")[0], "gray") for name in names])
+    ax.bar_label(bar, [f"{value:.3g}" for value in ms], padding=3, bbox={"fc": "white", "ec": "none", "pad": 1})
+    ax.axvline(copy_ms, color="black", ls=":", label="a copy of as many bytes, in float32")
+    ax.set(xlabel=f"{results[0].op}, ms", xscale="log", xlim=(min(copy_ms, *ms) / 3, max(ms) * 3))
+    ax.xaxis.set_minor_formatter("")
+    ax.invert_yaxis()
+    ax.grid(False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+bars(forward, memory)
+
 # %% [markdown]
 # Layernorm offers one operation for each byte where the machine could do so many. So its arithmetic, once it is
 # vectorised, is free, and the best that it can do is to be as fast as a copy. (A matmul is the opposite: $N \times C$
@@ -466,11 +487,11 @@ for N in counts:
     speeds["copy"].append(copy_speed(4 * N * C) / 1e9)
 fig, ax = plt.subplots()
 for name, values in speeds.items():
-    ax.loglog([8 * N * C for N in counts], values, ".-", label=name)
+    ax.semilogx([8 * N * C for N in counts], values, ".-", label=name)
 for name, size in (("L1", info.l1_bytes), ("L2", info.l2_bytes)):
     ax.axvline(size * info.threads, color="gray", ls=":")
-    ax.text(size * info.threads, ax.get_ylim()[0] * 1.1, f" {name} of all threads", color="gray")
-ax.set(xlabel="bytes of input and output", ylabel="GB/s, read and written")
+    ax.text(size * info.threads, 0.5, f" {name} of all threads", color="gray")
+ax.set(xlabel="bytes of input and output", ylabel="GB/s, read and written", ylim=(0, None))
 _ = ax.legend(loc="upper right")
 for N, a, b in zip(counts, *speeds.values()):
     print(f"N = {N:6d}: {8 * N * C / 2**20:7.2f} MiB, layernorm {a:6.1f} GB/s, copy {b:6.1f} GB/s: {a / b:.0%}")
@@ -506,6 +527,7 @@ print(f"fused:                    {fused * 1e3:.3f} ms for 4 ({apart / fused:.2f
 # %%
 print(run.source("dev/kernels/layernorm_backward/cpu_1_naive.cpp"))
 backward = measured("layernorm_backward", ["cpu_1", "cpu_4"])
+bars(backward, memory)
 
 # %% [markdown]
 # **2** and **3** are what they were in forward. New is **4, threads**. Rows of `dinp` are independent, but `dweight`
@@ -576,7 +598,7 @@ print(f"reading dinp again, at least {again * 1e3:.3f} ms more")
 # op that is bound by memory is how a warp reads: if its 32 threads ask for 32 neighbouring floats, that is one access
 # of 128 bytes; if they ask for 32 floats far apart, it is 32 accesses of 32 bytes each, of which an eighth is used.
 #
-# So the first version, which gives each thread a row as a CPU would, is the slowest that one can write:
+# So the first version, which gives each thread a row as a CPU would, is a bad one:
 
 # %%
 print(run.source("dev/kernels/layernorm_forward/cuda_1_naive.cu", "layernorm_forward"))
@@ -595,40 +617,56 @@ print(run.source("dev/kernels/layernorm_forward/cuda_3_warp.cu", "layernorm_forw
 # that it comes from memory once. In bfloat16 (5) that is eight numbers at a time. Both are how
 # [`layernorm.cu`](../../csrc/cuda/layernorm.cu) does it.
 #
-# These kernels run without a GPU too, over [`dev/cuda_emulation`](../../doc/cuda.md), which is slow but finds wrong
-# sums and accesses outside of an array. So all are checked here, before any is timed:
+# In backward there are again the sums over all rows, and now some hundred blocks that want to add. Version 1 gives
+# them a kernel of their own, with a thread for each column: in order, but 768 threads are few for a GPU. Version 2
+# lets every warp add what it has by atomic additions, in whatever order they arrive: other bits in each run. Version
+# 3 sums pieces of the rows, then the pieces, in order, as section 7 does; but that is a second kernel, which reads
+# everything again. Version 4 reads once: a fixed number of blocks walks over the rows, each thread keeps in registers
+# the sums of its columns, and a small second kernel adds the blocks' sums in their order:
 
 # %%
-emulated = ["cuda_1", "cuda_3"] if SMALL else None
+print(run.source("dev/kernels/layernorm_backward/cuda_4_one_read.cu", "layernorm_backward"))
+
+# %% [markdown]
+# These kernels run without a GPU too, over [`dev/cuda_emulation`](../cuda.md), which is slow but finds wrong sums and
+# accesses outside of an array. So all are checked here, before any is timed:
+
+# %%
 try:
-    checked = run.measure(
-        "layernorm_forward", "emulated", emulated, peers=False, **({"optimize": "-O1"} if SMALL else {})
-    )
+    for op in ("layernorm_forward", "layernorm_backward"):
+        some = {"versions": ["cuda_1"], "optimize": "-O1"} if SMALL else {}
+        for r in run.measure(op, "emulated", peers=False, **some):
+            print(f"{op:19s} {r.version:17s} error {r.error:.2f} of what is allowed")
 except run.KernelError as e:
     print("no emulation here:", str(e).split("\n")[0])
-else:
-    for r in checked:
-        print(f"{r.version:18s} {r.title:62s} error {r.error:.2f} of what is allowed")
 
 # %% [markdown]
-# And these are times of a real GPU, from the files that `run.py --device cuda --json` has written:
+# And these are the times of a real GPU, which `run.py --device cuda --json` has written into
+# [`dev/kernels/results`](../../dev/kernels/README.md):
 
 # %%
-found = sorted((root / "dev" / "kernels" / "results").glob("*.json"))
-for path in found:
+fields = [field.name for field in dataclasses.fields(run.Result)]
+for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
     data = json.loads(path.read_text())
-    print(f"{data['machine']['card']}, {data['machine']['date']}")
+    about, copy_gbs = data["machine"], data["machine"]["copy_gbs"]
+    print(f"{about['card']}, {about['date'][:10]}; a copy: {copy_gbs:,.0f} GB/s")
     for op in ("layernorm_forward", "layernorm_backward"):
-        results = [r for r in data["results"] if r["op"] == op and r["seconds"]]
-        if results:
-            print(f"\n{op}, {', '.join(f'{name}={size}' for name, size in results[0]['shape'].items())}")
+        results = [run.Result(**{name: r[name] for name in fields}) for r in data["results"] if r["op"] == op]
+        if not results:
+            continue
+        print(f"\n{op}, {', '.join(f'{name}={size}' for name, size in results[0].shape.items())}")
         for r in results:
-            times = results[0]["seconds"] / r["seconds"]
-            print(f"{r['version']:20s} {r['seconds'] * 1e6:9.1f} us {r['gbs']:8.0f} GB/s {times:6.1f} times the first")
-if not found:
-    print("dev/kernels/results has no file: run.py was not run on a GPU")
+            times = results[0].seconds / r.seconds
+            print(f"{r.version:18s} {r.seconds * 1e6:9.1f} us {r.gbs:7,.0f} GB/s {times:7.1f} times the first")
+        bars(results, copy_gbs * 1e9)
+        plt.gca().set_title(about["card"], loc="left", fontsize="medium")
+    print()
 
 # %% [markdown]
+# To read and write side by side is the largest step, and after the last one forward is close to a copy. In backward
+# the order of a sum was worth more thought than its arithmetic: atomic additions are not even fast, because thousands
+# of rows queue up at the same few addresses.
+#
 # ## Where to go from here
 #
 # You have seen one op in all its forms: formula, gradient, oracle, loop, vectors, threads, GPU. Every other op of
@@ -639,7 +677,8 @@ if not found:
 #
 # - Derive the gradient of RMSNorm, $y_i = x_i\,w_i / \sqrt{\text{avg}(x^2)+\epsilon}$, and check it by the complex
 #   step. What is in its null space?
-# - Compute `dweight` in section 3 with a wrong sign in one element. Which of the four checks finds it in float32?
+# - Leave the last term of `dx` out, $n_i\,\text{avg}(g\,n)$. How wrong is the gradient then? Would central
+#   differences in float32 have shown it? And with $C = 768$ in place of 8?
 # - Write `dev/kernels/layernorm_forward/cpu_9_mine.cpp`: a version of 5 with one sum, or eight, in place of four.
 #   `python dev/kernels/run.py layernorm_forward --versions cpu_5 cpu_9 --threads 1` says whether it is right and how
 #   fast. Why does it matter less with `--shape N=100000`?

@@ -1,4 +1,4 @@
-// Row by row: nothing is kept but lse
+// Pair by pair: nothing is kept but lse
 //
 // The sum in dS is known before any probability is: sum_l P_il dP_il = dout_i (sum_l P_il v_l) = dout_i out_i, a product of two
 // rows that are there. So each pair of query and key can be done by itself: its probability from lse, the gradient of its score,

@@ -1,4 +1,4 @@
-// From lse, without a matrix: a warp for each query, and a warp for each key
+// From lse: a warp for each query, and a warp for each key
 //
 // delta = sum(dout out) takes the place of the sum over a row, and p is computed again from lse. If one kernel did all, a
 // query's warp would have to add to dk and dv of all keys before it, together with other warps: atomics, and another order

@@ -1,4 +1,4 @@
-// Flash attention: tiles in shared memory, 16 numbers of a product for each thread
+// Flash attention: tiles in shared memory, 4 x 4 results for each thread
 //
 // The two kernels of version 2, but a block owns 64 queries, or 64 keys, and takes 64 rows of the others at a time. All products are of
 // 64 x 64 tiles; each of 256 threads computes 4 x 4 numbers of a result, 8 loads from shared memory for 16 multiply-adds. p and ds

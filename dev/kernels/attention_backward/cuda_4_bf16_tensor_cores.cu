@@ -1,11 +1,11 @@
-// bf16 on tensor cores, the next tile coming while this one is computed
+// bf16 on tensor cores, scores in registers, the next tile copied meanwhile
 //
 // The products are those of attention_forward's version 5: 16 rows for each of 4 warps, and a result, rounded to bf16, is the left operand
 // of the next product as it lies in registers. For that the kernel that owns keys has everything transposed, a row of its
 // scores being a key:
 //   s^T = k q^T;  p^T = exp(s^T scale - lse);  dp^T = v dout^T;  ds^T = p^T (dp^T - delta);  dv += p^T dout;  dk += ds^T q
-// So nothing but tiles of inputs is in shared memory, in two buffers in turns. csrc/cuda/flash_backward.cu is this for all
-// head sizes.
+// So nothing but tiles of inputs is in shared memory, in two buffers in turns. csrc/cuda/flash_backward.cu is this for
+// head sizes from 64 to 128.
 #include "kernel.cuh"
 
 namespace ptx = llmc::ptx;

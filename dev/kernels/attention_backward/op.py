@@ -7,6 +7,7 @@ dq = ds k scale;  dk = ds^T q scale. dqkv is laid out as qkv; out and lse come f
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from llmc.selfcheck import formulas
 HS = 64
 
 SHAPE = {"B": 1, "T": 1024, "NH": 12}  # GPT-2 124M, one sequence of 1024 tokens
-CUDA = {"B": 8}
+GPU_SHAPE = {"B": 8}
 SMALL = [{"B": B, "T": T, "NH": NH} for B, T, NH in ((1, 1, 1), (2, 7, 3), (1, 64, 2), (1, 65, 1), (1, 130, 2))]
 
 OUTPUTS = {"dqkv": ("B", "T", "3*NH*64")}
@@ -25,20 +26,25 @@ F32 = {"lse"}
 
 def inputs(rng: np.random.Generator, B: int, T: int, NH: int) -> dict[str, Any]:
     qkv, dout = rng.standard_normal((B, T, 3 * NH * HS)), rng.standard_normal((B, T, NH * HS))
-    out, lse = formulas.attention(qkv, NH)
-    return {"dout": dout, "qkv": qkv, "out": out, "lse": lse}
+    with ThreadPoolExecutor() as pool:  # a sequence at a time: the matrices of all of them would take gigabytes
+        out, lse = zip(*pool.map(lambda x: formulas.attention(x[None], NH), qkv))
+    return {"dout": dout, "qkv": qkv, "out": np.concatenate(out), "lse": np.concatenate(lse)}
 
 
 def oracle(dout: np.ndarray, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray) -> np.ndarray:
-    return np.concatenate(formulas.attention_gradient(dout, qkv, out, lse, lse.shape[1]), axis=-1)
+    def one_sequence(*arrays: np.ndarray) -> np.ndarray:
+        gradients = formulas.attention_gradient(*(x[None] for x in arrays), lse.shape[1])
+        return np.concatenate(gradients, axis=-1)
+
+    with ThreadPoolExecutor() as pool:
+        return np.concatenate(list(pool.map(one_sequence, dout, qkv, out, lse)))
 
 
 def limit(name: str, dtype: str) -> float:
     """Return the error that is allowed, relative to the largest element."""
     if dtype == "bf16":
-        return (
-            2.0**-7
-        )  # p and ds are rounded to bf16, and so is the result; the first rows have too few terms to average it out
+        # p and ds are rounded to bf16, and so is the result; the first rows have too few terms to average it out.
+        return 2.0**-7
     return 32 * 2.0**-23  # twice that of the forward pass: dp - delta is a difference of two sums
 
 
@@ -65,6 +71,13 @@ def numpy(t: dict[str, np.ndarray], shape: dict[str, int]) -> dict[str, np.ndarr
 def torch(t: dict[str, Any], shape: dict[str, int]) -> dict[str, Any]:
     import torch
 
+    if t["qkv"].is_cuda:  # the kernels behind autograd, whose forward pass runs once, with the check
+        if "graph" not in t:
+            qkv = t["qkv"].requires_grad_()
+            q, k, v = qkv.unflatten(-1, (3, shape["NH"], HS)).permute(2, 0, 3, 1, 4)
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            t["graph"] = out.transpose(1, 2).flatten(2), qkv
+        return {"dqkv": torch.autograd.grad(*t["graph"], t["dout"], retain_graph=True)[0]}
     q, k, v = t["qkv"].unflatten(-1, (3, shape["NH"], HS)).permute(2, 0, 3, 1, 4)
     dout, out = (t[name].unflatten(-1, (shape["NH"], HS)).transpose(1, 2) for name in ("dout", "out"))
     # What autograd calls for scaled_dot_product_attention on a CPU.

@@ -1,4 +1,4 @@
-// The online softmax: a thread for each query, nothing stored between
+// The online softmax: a thread for each query
 //
 // A thread keeps its query, its output, a running maximum and a sum in registers, and walks along the keys. Scores exist one at a time.
 // All threads of a block belong to one head and read the same key at the same moment, which memory serves once for a warp.

@@ -1,4 +1,4 @@
-// Flash attention: tiles in shared memory, 16 numbers of a product for each thread
+// Flash attention: tiles in shared memory, 4 x 4 results for each thread
 //
 // Dao et al. 2022 (arXiv:2205.14135). A block owns 64 queries of a head and takes 64 keys at a time. Both products are of 64 x 64
 // tiles, and each of 256 threads computes 4 x 4 numbers of a result: 8 loads from shared memory for 16 multiply-adds, where version 2

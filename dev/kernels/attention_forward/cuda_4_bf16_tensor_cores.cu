@@ -1,4 +1,4 @@
-// bf16 on tensor cores: the scores become the left operand of the second product without leaving registers
+// bf16 on tensor cores, scores in registers
 //
 // A tensor core multiplies a 16 x 16 matrix of bf16 by a 16 x 8 one in one instruction of a whole warp, mma.m16n8k16, and adds in f32.
 // csrc/cuda/ptx.cuh says which lane holds which element. A block has 4 warps and 64 queries, 16 for each warp. A lane has the numbers of a

@@ -1,9 +1,9 @@
-// The next tile comes while this one is computed
+// bf16 on tensor cores, the next tile copied meanwhile
 //
 // Version 4 waits for each tile: first memory works, then the tensor cores. cp.async (from sm_80 on) copies from global to shared
 // memory without passing through registers, and does not wait: a block has two buffers, and asks for the next keys and values before it
 // computes with those that have arrived. Only tiles on the diagonal are masked, and the scale goes into one multiply-add with the
-// maximum. csrc/cuda/flash_forward.cu is this kernel for all head sizes.
+// maximum. csrc/cuda/flash_forward.cu is this kernel for head sizes from 64 to 128.
 #include "kernel.cuh"
 
 namespace ptx = llmc::ptx;

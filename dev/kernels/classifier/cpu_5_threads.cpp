@@ -1,7 +1,7 @@
 // Rows shared among threads
 //
-// Version 3, whose rows know nothing of each other. On few cores each of them computes, and two are twice as fast as one; on many
-// they end up waiting for memory together, which is the limit from then on.
+// Version 3, whose rows know nothing of each other, so each thread takes some of them. They share the arithmetic. Memory they have
+// in common, and from some number of threads on it is what all wait for.
 #include <initializer_list>
 
 #include "vectors.h"

@@ -1,8 +1,8 @@
 // Maximum and sum in one pass (online softmax)
 //
 // A row is read twice instead of three times: what a thread has summed is made relative to the new maximum whenever its maximum
-// rises (Milakov and Gimelshein 2018). That costs a second exponential for each logit. A GPU that waits for memory has time
-// for it; besides, most of the time the maximum does not rise, and the whole warp skips it.
+// rises (Milakov and Gimelshein 2018). That costs an exponential more each time, and a branch on which the threads of a warp
+// part. A GPU that waits for memory has time for both.
 #include "kernel.cuh"
 
 struct Max {

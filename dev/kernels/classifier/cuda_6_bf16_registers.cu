@@ -1,9 +1,9 @@
 // bf16, a row kept in registers
 //
-// 1,024 threads have registers for 57,344 logits in bf16, two in a register: a whole row. So it is read once, all of it on its way
-// at the same time, and there is no need for the online sum: the maximum comes first, then the sum, then the gradient, all from
-// registers. The price: half as many rows are under way, because one such block fills a multiprocessor, and while it computes,
-// nothing of the next row is on its way. Which of both counts for more is a question to the stopwatch.
+// 1,024 threads have registers for 57,344 logits in bf16, two in a register: a whole row. So it is read once, all of it on its
+// way at the same time, and there is no need for the online sum: the maximum comes first, then the sum, then the gradient,
+// all from registers. The price: one such block fills a multiprocessor, so half as many rows are under way, and while it
+// computes, nothing of the next row is on its way. Which of both counts for more is a question to the stopwatch.
 //
 // It takes rows of up to 57,344 logits, and says so if they are longer.
 #include "kernel.cuh"
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
     const int target = targets[blockIdx.x], first = threadIdx.x * W;
     constexpr int step = kThreads * W;
     const float at_target = to_float(x[target]);  // before a thread overwrites it
-    Packed row[kVectors];
+    Packed row[kVectors] = {};
 #pragma unroll
     for (int j = 0; j < kVectors; ++j)
         if (first + j * step < Vp) row[j] = *reinterpret_cast<const Packed*>(x + first + j * step);

@@ -12,6 +12,7 @@ import numpy as np
 from llmc.selfcheck import formulas
 
 SHAPE = {"N": 4 * 1024 * 3072}  # GPT-2 124M, 4 sequences of 1024 tokens, 4 * 768 channels
+GPU_SHAPE = {"N": 16 * 1024 * 3072}
 SMALL = [{"N": 1}, {"N": 33}, {"N": 4099}]
 
 OUTPUTS = {"out": ("N",)}

@@ -17,6 +17,7 @@ import numpy as np
 from llmc.selfcheck import formulas
 
 SHAPE = {"N": 8 * 1024, "C": 768}  # GPT-2 124M, 8 sequences of 1024 tokens
+GPU_SHAPE = {"N": 32 * 1024}
 SMALL = [
     {"N": 1, "C": 2},
     {"N": 5, "C": 33},

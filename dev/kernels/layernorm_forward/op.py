@@ -12,6 +12,7 @@ import numpy as np
 from llmc.selfcheck import formulas
 
 SHAPE = {"N": 8 * 1024, "C": 768}  # GPT-2 124M, 8 sequences of 1024 tokens
+GPU_SHAPE = {"N": 32 * 1024}
 SMALL = [{"N": 1, "C": 1}, {"N": 5, "C": 33}, {"N": 67, "C": 264}, {"N": 9, "C": 768}]
 
 OUTPUTS = {"out": ("N", "C"), "mean": ("N",), "rstd": ("N",)}

@@ -12,7 +12,7 @@ import numpy as np
 from llmc.selfcheck import formulas
 
 SHAPE = {"N": 1024, "C": 768, "OC": 3072}  # the first matmul of GPT-2 124M's feed-forward layer, 1024 tokens
-GPU_SHAPE = {"N": 16 * 1024}
+CUDA = {"N": 16 * 1024}  # on a GPU
 SMALL = [
     {"N": 1, "C": 1, "OC": 1},
     {"N": 5, "C": 33, "OC": 7},
@@ -40,7 +40,8 @@ def oracle(inp: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
 def limit(name: str, dtype: str) -> float:
     """Return the error that is allowed, relative to the largest element."""
     if dtype == "bf16":
-        return 2.0**-8  # rounding once costs half of it; sums are f32
+        # Rounding once costs a quarter of it. llmc's op on a GPU rounds odd sizes before it adds the bias, too.
+        return 2.0**-7
     # A sum of C products in f32 is off by up to C units in the last place, in practice by sqrt(C) of them at most.
     return 32 * 2.0**-23
 

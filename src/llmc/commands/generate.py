@@ -108,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write("\n")
     else:
         for tokens in model.generate([prompt] * args.samples, args.max_tokens, **options):
-            count += len(tokens)  # type: ignore[arg-type]
-            new = "".join(before_stop(tokenizer.stream(tokens), args.stop))  # type: ignore[arg-type]
+            count += len(tokens)
+            new = "".join(before_stop(tokenizer.stream(tokens), args.stop))
             sys.stdout.write(f"{text}{shown(new)}\n---\n")
     if args.stats:
         _print_stats(count, time.perf_counter() - start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -321,6 +321,45 @@ class Model:
     def kv_cache(self, sequences: int, max_len: int) -> _llmc.KVCache:
         """Return an empty cache for generation step by step, for `sequences` of max_len positions; generate() makes its own."""
         return _llmc.KVCache(self._native, sequences, max_len)
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[int],
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 1337,
+        stop_token: int | Sequence[int] | None = None,
+    ) -> list[int]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 1337,
+        stop_token: int | Sequence[int] | None = None,
+    ) -> list[list[int]]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: NDArray[Any],
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 1337,
+        stop_token: int | Sequence[int] | None = None,
+    ) -> list[Any]: ...
 
     def generate(
         self,

@@ -524,7 +524,7 @@ class Trainer:
             tokens = self.model.generate(
                 prompt, max(0, max_tokens), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
             )
-        return tokens  # type: ignore[return-value]
+        return tokens
 
     # ---- saving ----
 

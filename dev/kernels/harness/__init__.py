@@ -1,0 +1,1 @@
+"""What run.py is made of: the ops, compiling their versions, running them beside other libraries."""
