@@ -38,7 +38,7 @@ import run  # noqa: E402  source() shows code of the tree
 
 SMALL = os.environ.get("LLMC_SMALL") == "1"  # tests set it: small sizes, few steps, the same code
 rng = np.random.default_rng(1)
-plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 110, "axes.grid": True, "grid.alpha": 0.3})
+plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3})
 
 # %% [markdown]
 # ## 1. One rate for all weights?

@@ -33,7 +33,7 @@ import run  # noqa: E402  the kernels of dev/kernels, and the stopwatch
 
 SMALL = os.environ.get("LLMC_SMALL") == "1"  # tests set it: small sizes, few repeats, the same code
 rng = np.random.default_rng(1)
-plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 110, "axes.grid": True, "grid.alpha": 0.3})
+plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3})
 
 # %% [markdown]
 # ## 1. The formula
