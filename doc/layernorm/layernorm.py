@@ -13,6 +13,7 @@
 
 # %%
 import dataclasses
+import functools
 import inspect
 import json
 import os
@@ -404,14 +405,15 @@ print(run.source("dev/kernels/layernorm_forward/cpu_5_vectors.cpp"))
 
 
 # %%
-def fastest(function, repeats=3 if SMALL else 20):
-    """The shortest time of several, in seconds."""
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
+def fastest(*functions, repeats=3 if SMALL else 30):
+    """The shortest time of each function, in seconds. They take turns, so that what disturbs one disturbs all."""
+    times = [[] for _ in functions]
+    for _ in range(repeats):
+        for function, its in zip(functions, times):
+            begin = time.perf_counter()
+            function()
+            its.append(time.perf_counter() - begin)
+    return [min(its) for its in times]
 
 
 backend = _llmc.Backend("cpu")
@@ -423,14 +425,10 @@ def filled(*shape, dtype="f32"):
     return t
 
 
-def copy_speed(size):
-    """Bytes a second, read and written, of a copy of so many bytes."""
-    a, b = filled(size // 4), filled(size // 4)
-    return 2 * size / fastest(lambda: backend.copy(b, a))
-
-
+size = 1 << (20 if SMALL else 28)
+a, b = filled(size // 4), filled(size // 4)
 peak = _llmc.cpu_peak_flops("f32", info.threads)
-memory = copy_speed(1 << (20 if SMALL else 28))
+memory = 2 * size / min(fastest(lambda: backend.copy(b, a)))  # bytes a second, read and written
 print(f"multiply-adds on registers alone: {peak / 1e9:7.1f} GFLOP/s")
 print(f"a copy of a large array:          {memory / 1e9:7.1f} GB/s")
 print(f"operations that fit into the time of a byte: {peak / memory:.0f}")
@@ -480,11 +478,20 @@ C = 768
 weight_t, bias_t = filled(C), filled(C)
 counts = [2**k for k in range(4, 9 if SMALL else 17)]
 speeds = {"layernorm forward": [], "copy": []}
-for N in counts:
+
+
+def one_size(N):
+    """Seconds of layernorm and of a copy of N rows."""
     x_t, y_t, mean_t, rstd_t = filled(N, C), filled(N, C), filled(N), filled(N)
-    seconds = fastest(lambda: backend.layernorm_forward(y_t, mean_t, rstd_t, x_t, weight_t, bias_t))  # noqa: B023
-    speeds["layernorm forward"].append(8 * N * C / seconds / 1e9)
-    speeds["copy"].append(copy_speed(4 * N * C) / 1e9)
+    return fastest(
+        lambda: backend.layernorm_forward(y_t, mean_t, rstd_t, x_t, weight_t, bias_t),
+        lambda: backend.copy(y_t, x_t),
+    )
+
+
+for N in counts:
+    for values, seconds in zip(speeds.values(), one_size(N)):
+        values.append(8 * N * C / seconds / 1e9)
 fig, ax = plt.subplots()
 for name, values in speeds.items():
     ax.semilogx([8 * N * C for N in counts], values, ".-", label=name)
@@ -507,15 +514,19 @@ for N, a, b in zip(counts, *speeds.values()):
 # %%
 N = 64 if SMALL else 8192
 a_t, b_t, r_t, y_t, mean_t, rstd_t = filled(N, C), filled(N, C), filled(N, C), filled(N, C), filled(N), filled(N)
-apart = fastest(
-    lambda: (
-        backend.residual_forward(r_t, a_t, b_t),
-        backend.layernorm_forward(y_t, mean_t, rstd_t, r_t, weight_t, bias_t),
-    )
+fused = functools.partial(
+    backend.fused_residual_layernorm_forward, r_t, y_t, mean_t, rstd_t, a_t, b_t, weight_t, bias_t
 )
-fused = fastest(lambda: backend.fused_residual_layernorm_forward(r_t, y_t, mean_t, rstd_t, a_t, b_t, weight_t, bias_t))
-print(f"addition, then layernorm: {apart * 1e3:.3f} ms for 5 passes over N C elements")
-print(f"fused:                    {fused * 1e3:.3f} ms for 4 ({apart / fused:.2f} times)")
+
+
+def apart():
+    backend.residual_forward(r_t, a_t, b_t)
+    backend.layernorm_forward(y_t, mean_t, rstd_t, r_t, weight_t, bias_t)
+
+
+apart_s, fused_s = fastest(apart, fused)
+print(f"addition, then layernorm: {apart_s * 1e3:.3f} ms for 5 passes over N C elements")
+print(f"fused:                    {fused_s * 1e3:.3f} ms for 4 ({apart_s / fused_s:.2f} times)")
 
 # %% [markdown]
 # ## 7. Backward
@@ -566,7 +577,7 @@ print("the same bits with 1 and 2 threads:", all(np.array_equal(one[name], two[n
 
 # %% [markdown]
 # llmc does it so, [on the CPU](../../csrc/cpu/layernorm.cpp) and [on the GPU](../../csrc/cuda/layernorm.cu), and for
-# every sum of this kind. Such a sum costs nothing in speed: the blocks' sums are small beside the rows.
+# every sum of this kind. Such a sum costs little: the blocks' sums are small beside the rows.
 #
 # ### A sum for free
 #
@@ -580,9 +591,11 @@ sizes = {"dinp": (N, C), "dout": (N, C), "inp": (N, C), "dweight": (C,), "dbias"
 t = {name: filled(*shape) for name, shape in sizes.items()}
 given = t["dout"], t["inp"], weight_t, mean_t, rstd_t
 outputs = t["dinp"], t["dweight"], t["dbias"]
-without = fastest(lambda: backend.layernorm_backward(*outputs, None, *given))
-with_sum = fastest(lambda: backend.layernorm_backward(*outputs, t["dinp_sum"], *given))
-again = fastest(lambda: backend.sum(t["total"], t["dinp"]))
+without, with_sum, again = fastest(
+    lambda: backend.layernorm_backward(*outputs, None, *given),
+    lambda: backend.layernorm_backward(*outputs, t["dinp_sum"], *given),
+    lambda: backend.sum(t["total"], t["dinp"]),
+)
 print(f"backward:                    {without * 1e3:.3f} ms")
 print(f"backward with dinp_sum:      {with_sum * 1e3:.3f} ms, {(with_sum - without) * 1e3:+.3f}")
 print(f"reading dinp again, at least {again * 1e3:.3f} ms more")
