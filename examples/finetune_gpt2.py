@@ -43,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # llm.c's file, from which runs begin, and the model's own tokenizer beside it, which the run then takes as well.
     weights = args.output.with_name(args.output.name + "_from") / "model.bin"
-    if not weights.exists():
-        import_model(args.model, weights)
+    import_model(args.model, weights)
     tokenizer = llmc.Tokenizer.beside(weights.parent)
     if tokenizer is None:
         raise SystemExit(f"{args.model} has no tokenizer that llmc can use")

@@ -106,7 +106,7 @@ def measure(
         timed: False checks at the shapes of SMALL alone.
         small: times at the last of SMALL in place of SHAPE.
         peers: whether NumPy, PyTorch and llmc's own op are there too, or which of them: ["numpy", "torch", "llmc"].
-        optimize: the C++ compiler's flag.
+        optimize: the C++ compiler's flag for versions for the CPU.
         arch: nvcc's -arch.
         seed: of the operands.
 
@@ -189,7 +189,7 @@ def call(
         device: "cpu", "cuda" or "emulated".
         shape: all sizes by name.
         threads: of the CPU; 0 for as many as llmc would take.
-        optimize: the C++ compiler's flag.
+        optimize: the C++ compiler's flag for versions for the CPU.
         inputs: the op's inputs by name; arrays are rounded to the version's dtype.
     """
     op = find_op(version.op)

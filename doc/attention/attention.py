@@ -610,21 +610,21 @@ except run.KernelError as e:
 # And these are times of a real GPU, from the files that `run.py --device cuda --json` has written:
 
 # %%
-found = sorted((root / "dev" / "kernels" / "results").glob("*.json"))
-for path in found:
+measurements = 0
+for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
     data = json.loads(path.read_text())
-    print(f"{data['machine']['card']}, {data['machine']['date']}")
     for name in ("attention_forward", "attention_backward"):
         results = [r for r in data["results"] if r["op"] == name and r["seconds"]]
         if results:
-            print(f"\n{name}, {', '.join(f'{size}={n}' for size, n in results[0]['shape'].items())}")
+            sizes = ", ".join(f"{size}={n}" for size, n in results[0]["shape"].items())
+            print(f"{data['machine']['card']}, {data['machine']['date']}: {name}, {sizes}")
         for r in results:
             faster = results[0]["seconds"] / r["seconds"]
-            print(
-                f"{r['version']:26s} {r['seconds'] * 1e6:9.1f} us {r['gflops'] / 1e3:7.1f} TFLOP/s {faster:7.1f} times the first"
-            )
-if not found:
-    print("dev/kernels/results has no file: run.py was not run on a GPU")
+            speed = f"{r['seconds'] * 1e6:9.1f} us {r['gflops'] / 1e3:7.1f} TFLOP/s {faster:7.1f} times the first"
+            print(f"{r['version']:26s} {speed}")
+            measurements += 1
+if not measurements:
+    print("dev/kernels/results has no times of these ops: run.py was not run on a GPU")
 
 # %% [markdown]
 # ## Where to go from here

@@ -254,9 +254,9 @@ config = llmc.GPT2Config()  # 124M
 print(f"all weights of GPT-2 124M{config.num_parameters * 4 / 1e9:>19.2f} GB{config.num_parameters * 2 / 1e9:>9.2f} GB")
 
 # %% [markdown]
-# A program that keeps logits, probabilities and gradient apart has them three times. llm.c keeps them once, and lets the gradient take
-# their place, as version 2 does. Beside all else that a training step has to keep, that is still much. llmc can be asked what a step of
-# GPT-2 124M would need, without making the model:
+# A program that keeps logits, probabilities and gradient apart, as llm.c's `train_gpt2.c`, has them three times. Its `train_gpt2.cu` has
+# them once, and lets the gradient take their place, as version 2 does. Beside all else that a training step has to keep, that is still
+# much. llmc can be asked what a step of GPT-2 124M would need, without making the model:
 
 
 # %%
@@ -354,7 +354,7 @@ class Classifier:
         self.dwte = backend.empty(list(wte.shape), grad_dtype)
         backend.weights_changed(self.wte)
         for result in (self.losses, self.dlnf, self.dwte):
-            backend.zero(result)  # so that the system gives them their memory now, before it is measured
+            backend.zero(result)  # the system gives memory when it is first written: now, and not when time is measured
 
     def run(self, logits):
         for i in range(self.chunks):
@@ -379,6 +379,7 @@ for repeat in range(2 if SMALL else 4):
         job = Classifier(lnf, wte, targets, V, rows)
         before = psutil.Process().memory_info().rss
         memory_of_logits = backend.empty([rows, Vp])
+        backend.zero(memory_of_logits)
         begin = time.perf_counter()
         job.run(memory_of_logits)
         if repeat:  # the first warms up
@@ -389,6 +390,7 @@ seconds = [statistics.median(times[rows]) for rows in choices]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
 left.loglog(choices, [max(memory[rows], 0) / 1e6 for rows in choices], "o-", base=2, label="measured")
 left.loglog(choices, [rows * Vp * 4 / 1e6 for rows in choices], "k:", base=2, label="rows * Vp * 4 bytes")
+left.set_yscale("log")
 left.set(title="memory of the logits", xlabel="rows of a chunk", ylabel="MB")
 left.legend()
 right.plot(choices, [s / seconds[0] for s in seconds], "o-")
@@ -529,8 +531,7 @@ if not found:
 #
 # - **PyTorch**'s `cross_entropy` keeps the log-probabilities for its backward pass, and its gradient is a third array. Its logits in bf16
 #   are usually widened to float32 first.
-# - **llm.c** has the logits of a micro-batch in one buffer, in which its `fused_classifier` writes the gradient in place, from the
-#   forward pass on.
+# - **llm.c** has the logits of a micro-batch in one buffer, in which its `fused_classifier` writes the gradient in place.
 # - **Liger Kernel** ([Hsu et al. 2024](https://arxiv.org/abs/2410.10989)) brings the chunks of section 5 to PyTorch, as
 #   `FusedLinearCrossEntropy`.
 # - **Cut Cross-Entropy** ([Wijmans et al. 2024](https://arxiv.org/abs/2411.09009)) goes to the end of this road. It makes the logits tile

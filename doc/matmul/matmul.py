@@ -562,8 +562,10 @@ if not any(results for _, results in cards):
 #    out the columns, too. (llmc's way is `Grid` in [`csrc/cpu/matmul.cpp`](../../csrc/cpu/matmul.cpp).)
 # 4. What has to change in `cpu_6` to compute dweight, (O, C) = dout (N, O) transposed times inp (N, C)? (Only
 #    `pack`.)
-# 5. `cuda_5` asks for the next step's numbers only when the last step is done. Let it ask before, as `cuda_4` does.
-# 6. Let `cuda_6` walk through the blocks in another order, so that those that run at the same time share more of what
+# 5. In `cpu_8` both operands of `multiply` come from L2. Let a part of the right strip stay in L1 while the rows of a
+#    block pass by, and the sums wait in memory meanwhile. ([`amx_gemm.h`](../../csrc/cpu/simd/amx_gemm.h) does that.)
+# 6. `cuda_5` asks for the next step's numbers only when the last step is done. Let it ask before, as `cuda_4` does.
+# 7. Let `cuda_6` walk through the blocks in another order, so that those that run at the same time share more of what
 #    is in the L2 cache.
 #
 # How to carry a version that is faster into `csrc/`: [dev/kernels/README.md](../../dev/kernels/README.md).

@@ -1442,5 +1442,5 @@ def train_bpe(
 
 NORM_DIGITS: int = 40
 UNIT_DIGIT: int = 20
-__version__: str = ""
+__version__: str = "0.1.0"
 compiler: str = "GNU 12.2.0"

@@ -91,8 +91,8 @@ def missing(version: Version, device: str) -> list[str]:
     return [arch for arch in version.needs if device == "cuda" and arch.rstrip("a") != _gpu_arch()]
 
 
-def _emulation_flags(optimize: str) -> list[str]:
-    flags = ["-std=c++20", optimize, "-fPIC", "-fvisibility=hidden", "-DLLMC_CUDA_EMULATION", "-pthread"]
+def _emulation_flags() -> list[str]:
+    flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-DLLMC_CUDA_EMULATION", "-pthread"]
     return [*flags, "-Wall", "-Wno-unknown-pragmas", "-I", str(ROOT / "dev" / "cuda_emulation"), *INCLUDE]
 
 
@@ -102,7 +102,7 @@ def _emulation_flags(optimize: str) -> list[str]:
 def emulated(text: str, path: Path) -> str:
     """Return CUDA source as C++ for dev/cuda_emulation: launches and shared memory become calls. Lines stay where they were."""
     align = r"(?:__align__\(\d+\)\s+|alignas\(\d+\)\s+)?"
-    kind = r"([\w:]+(?:<[^;=]*?>)?)"
+    kind = r"((?:unsigned\s+)?[\w:]+(?:<[^;=]*?>)?)"
     text = re.sub(
         rf"extern\s+__shared__\s+{align}{kind}\s+(\w+)\[\]\s*;",
         r"\1* const \2 = reinterpret_cast<\1*>(cuda_emulation::dynamic_shared());",
@@ -113,9 +113,11 @@ def emulated(text: str, path: Path) -> str:
         r"auto& \2 = cuda_emulation::shared_variable<\1\3, decltype([] {})>();",
         text,
     )
-    launch = re.compile(r"([A-Za-z_][\w:]*\s*(?:<[^<>;{}]*(?:<[^<>;{}]*>[^<>;{}]*)*>)?)\s*<<<(.*?)>>>\s*\(", re.DOTALL)
+    launch = re.compile(
+        r"([A-Za-z_][\w:]*\s*(?:<[^<>;{}]*(?:<[^<>;{}]*>[^<>;{}]*)*>)?\s*)<<<(.*?)>>>(\s*\()", re.DOTALL
+    )
     text = launch.sub(
-        lambda m: f"emulated_launch({_launch(m[2])}, [](auto... arguments) {{ {m[1]}(arguments...); }})(", text
+        lambda m: f"emulated_launch({_launch(m[2])}, [](auto... arguments) {{ {m[1]}(arguments...); }}){m[3]}", text
     )
     return f'#line 1 "{path.as_posix()}"\n{text}'
 
@@ -188,9 +190,9 @@ def _compiled_header(flags: Sequence[str]) -> list[str]:
     return ["-I", str(_compile("c++", arguments, "headers.*/kernel.cuh.gch", _macros()).parent)]
 
 
-def _emulator(optimize: str) -> Path:
+def _emulator() -> Path:
     source = ROOT / "dev" / "cuda_emulation" / "emulator.cpp"
-    arguments = [*_emulation_flags(optimize), "-c", source]
+    arguments = [*_emulation_flags(), "-c", source]
     return _compile("c++", arguments, "emulator.*.o", _macros() + source.read_text(encoding="utf-8"))
 
 
@@ -200,8 +202,8 @@ def build(version: Version, device: str = "cpu", optimize: str = "-O3", arch: st
     Args:
         version: what is compiled.
         device: "cpu", "cuda" or "emulated".
-        optimize: the C++ compiler's flag.
-        arch: nvcc's -arch.
+        optimize: the C++ compiler's flag for "cpu".
+        arch: nvcc's -arch for "cuda".
     """
     text, name = version.source, f"{version.op}-{version.name}"
     if device == "cpu":
@@ -222,10 +224,10 @@ def build(version: Version, device: str = "cpu", optimize: str = "-O3", arch: st
         ]
         options = [*flags, "-Xcompiler=-fPIC,-fvisibility=hidden", "-shared"]
         return _compile("nvcc", [*options, version.path], f"{name}.{arch}.*.so", text)
-    flags = _emulation_flags(optimize)
+    flags = _emulation_flags()
     options = [*_compiled_header(flags), *flags, "-shared"]
     source = emulated(text, version.path)
-    return _compile("c++", [*options, "@", _emulator(optimize)], f"{name}.emulated.*.so", _macros(), source)
+    return _compile("c++", [*options, "@", _emulator()], f"{name}.emulated.*.so", _macros(), source)
 
 
 def build_all(versions: Iterable[Version], device: str, optimize: str = "-O3", arch: str = "native") -> None:

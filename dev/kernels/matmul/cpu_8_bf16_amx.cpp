@@ -31,8 +31,12 @@ void pack_left(bf16* strip, const bf16* from, i64 rows, i64 C) {
     for (i64 c = 0; c < C; c += kSide, strip += kStep)
         for (i64 i = 0; i < kSide; ++i) {
             const i64 n = i < rows ? std::min(kSide, C - c) : 0;
-            std::memcpy(strip + i * kSide, from + i * C + c, 2 * n);
-            std::memset(strip + i * kSide + n, 0, 2 * (kSide - n));
+            if (n == kSide) {
+                std::memcpy(strip + i * kSide, from + i * C + c, 2 * kSide);  // one load, one store
+            } else {
+                std::memset(strip + i * kSide, 0, 2 * kSide);
+                std::copy(from + i * C + c, from + i * C + c + n, strip + i * kSide);
+            }
         }
 }
 
