@@ -88,7 +88,7 @@ gradient_sizes, step_sizes = np.array(list(sizes.values())).T
 fig, ax = plt.subplots()
 ax.semilogy(gradient_sizes, "o", label="gradient")
 ax.semilogy(step_sizes, "s", label="Adam's step, before the learning rate")
-ax.set_xticks(range(len(sizes)), sizes, rotation=60)
+ax.set_xticks(range(len(sizes)), list(sizes), rotation=60)
 ax.set(ylabel="root mean square of the tensor")
 _ = ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 for what, values in (("gradients:", gradient_sizes), ("steps:", step_sizes)):

@@ -660,20 +660,20 @@ except run.KernelError as e:
 # %%
 fields = [field.name for field in dataclasses.fields(run.Result)]
 for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
-    data = json.loads(path.read_text())
-    about, copy_gbs = data["machine"], data["machine"]["copy_gbs"]
-    print(f"{about['card']}, {about['date'][:10]}; a copy: {copy_gbs:,.0f} GB/s")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    about, rows = data["machine"], [run.Result(**{name: r[name] for name in fields}) for r in data["results"]]
     for op in ("layernorm_forward", "layernorm_backward"):
-        results = [run.Result(**{name: r[name] for name in fields}) for r in data["results"] if r["op"] == op]
-        if not results:
+        results = [r for r in rows if r.op == op]
+        if not results:  # this card has measured other ops
             continue
-        print(f"\n{op}, {', '.join(f'{name}={size}' for name, size in results[0].shape.items())}")
+        print(f"{about['card']}, {about['date'][:10]}; a copy: {about['copy_gbs']:,.0f} GB/s")
+        print(f"{op}, {', '.join(f'{name}={size}' for name, size in results[0].shape.items())}")
         for r in results:
             times = results[0].seconds / r.seconds
             print(f"{r.version:18s} {r.seconds * 1e6:9.1f} us {r.gbs:7,.0f} GB/s {times:7.1f} times the first")
-        bars(results, copy_gbs * 1e9)
+        print()
+        bars(results, about["copy_gbs"] * 1e9)
         plt.gca().set_title(about["card"], loc="left", fontsize="medium")
-    print()
 
 # %% [markdown]
 # To read and write side by side is the largest step, and after the last one forward is close to a copy. In backward
