@@ -136,8 +136,9 @@ print(f"r = {r:.6f}, and along n: {r * 1e-5 / (x[0].var() + 1e-5):.6f}")
 # ### The same, mechanically
 #
 # One can also go back through the forward pass step by step, without thinking, as PyTorch's autograd does. Each line
-# below is the transposed of one line of the forward pass. The result is the same; it takes three sums where two are
-# enough, and an array for each step. The thinking was worth while.
+# below is the transposed of one line of the forward pass. The result is the same, but each step has an array of its
+# own, and the second sum (`dcentered.mean`) must wait for the first (`dr`). In the formula above both sums come from
+# one pass over the row. The thinking was worth while.
 
 
 # %%
@@ -507,7 +508,7 @@ for N, a, b in zip(counts, *speeds.values()):
 # For few rows the start of the threads counts, then arithmetic, while all is in the caches; on the right, where
 # training is, layernorm goes the way of the copy.
 #
-# So one optimization is left: to move fewer bytes. The addition before a layernorm, $residual = a + b$, reads two
+# So one optimization is left: to move fewer bytes. The addition before a layernorm, `residual = a + b`, reads two
 # arrays and writes one, and layernorm then reads that one again. llmc's fused op does both with a row while it is in
 # the cache:
 
@@ -583,8 +584,9 @@ print("the same bits with 1 and 2 threads:", all(np.array_equal(one[name], two[n
 #
 # Backward waits for memory, too: it reads `dout`, `inp` and `dinp`, and writes `dinp`. While it has a row of `dinp`
 # in its registers, anything else that somebody wants to know of it is free. And somebody does. The layer below ended
-# in $residual = \dots + x W^T + b$. The gradient of that bias is the sum over all rows of the residual stream's
-# gradient, which is just what layernorm's backward has written. So llmc's op has one more output, `dinp_sum`:
+# in $\text{residual} = \dots + x W^T + b$. The gradient of that bias is the sum over all rows of the residual
+# stream's gradient, which is just what layernorm's backward has written. So llmc's op has one more output,
+# `dinp_sum`:
 
 # %%
 sizes = {"dinp": (N, C), "dout": (N, C), "inp": (N, C), "dweight": (C,), "dbias": (C,), "dinp_sum": (C,), "total": (1,)}
@@ -676,7 +678,7 @@ for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
         plt.gca().set_title(about["card"], loc="left", fontsize="medium")
 
 # %% [markdown]
-# To read and write side by side is the largest step, and after the last one forward is close to a copy. In backward
+# To read and write side by side is the largest step, and after the last one forward comes near a copy. In backward
 # the order of a sum was worth more thought than its arithmetic: atomic additions are not even fast, because thousands
 # of rows queue up at the same few addresses.
 #
