@@ -536,10 +536,13 @@ print(run.source("dev/kernels/matmul/cuda_7_bf16_wgmma.cu", "matmul"))
 
 # %%
 files = [json.loads(path.read_text()) for path in sorted((root / "dev" / "kernels" / "results").glob("*.json"))]
-cards = [(file["machine"], [r for r in file["results"] if r["op"] == "matmul"]) for file in files]
-for about, results in [(about, results) for about, results in cards if results]:
-    shape = ", ".join(f"{name}={size}" for name, size in results[0]["shape"].items())
-    print(f"{about['card']}, {about['date'][:10]}, {shape}")
+tables = {}  # by card and sizes
+for file in files:
+    for r in [r for r in file["results"] if r["op"] == "matmul"]:
+        sizes = ", ".join(f"{name}={size}" for name, size in r["shape"].items())
+        tables.setdefault(f"{file['machine']['card']}, {file['machine']['date'][:10]}, {sizes}", []).append(r)
+for title, results in tables.items():
+    print(title)
     for r in results:
         print(f"  {r['version']:26s} {r['seconds'] * 1e3:8.3f} ms {r['gflops'] / 1e3:8.2f} TFLOP/s   {r['title']}")
     plt.figure()
@@ -548,9 +551,10 @@ for about, results in [(about, results) for about, results in cards if results]:
     plt.xscale("log")
     plt.margins(x=0.2)
     plt.gca().invert_yaxis()
-    plt.xlabel(f"TFLOP/s, {about['card']}")
+    plt.xlabel("TFLOP/s")
+    plt.title(title, fontsize="medium")
     plt.show()
-if not any(results for _, results in cards):
+if not tables:
     print("dev/kernels/results has no matmul: run.py was not run on a GPU")
 
 # %% [markdown]
