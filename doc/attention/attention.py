@@ -627,9 +627,9 @@ if not measurements:
     print("dev/kernels/results has no times of these ops: run.py was not run on a GPU")
 
 # %% [markdown]
-# Look at the line `llmc_f32`: it is slower than version 3 here. In float32 llmc has no flash attention on a GPU, but a
-# warp for each query, as in the backward pass of version 2. One trains in bf16 there; who needs float32 as well finds
-# in version 3 what to carry over.
+# Look at the line `llmc_f32`: it is slower than version 3. In float32 llmc has no flash attention on a GPU, but a block
+# of threads for each query, and backward works as in version 2. One trains in bf16 there; who needs float32 finds in
+# version 3 what to carry over.
 #
 # ## Where to go from here
 #
