@@ -531,26 +531,32 @@ print(run.source("dev/kernels/matmul/cuda_7_bf16_wgmma.cu", "matmul"))
 #
 #     python dev/kernels/run.py matmul --device emulated
 #
-# Times are those of the GPUs on which `python dev/kernels/run.py all --device cuda --json
-# dev/kernels/results/<card>.json` was run:
+# Times are those of the GPUs on which `python dev/kernels/run.py matmul --device cuda --json FILE` was run, and which
+# [dev/kernels/results](../../dev/kernels/README.md) has. Not every card has measured every version at every shape.
 
 # %%
-files = [json.loads(path.read_text()) for path in sorted((root / "dev" / "kernels" / "results").glob("*.json"))]
-cards = [(file["machine"], [r for r in file["results"] if r["op"] == "matmul"]) for file in files]
-for about, results in [(about, results) for about, results in cards if results]:
-    shape = ", ".join(f"{name}={size}" for name, size in results[0]["shape"].items())
-    print(f"{about['card']}, {about['date'][:10]}, {shape}")
-    for r in results:
-        print(f"  {r['version']:26s} {r['seconds'] * 1e3:8.3f} ms {r['gflops'] / 1e3:8.2f} TFLOP/s   {r['title']}")
-    plt.figure()
-    bars = plt.barh([r["version"] for r in results], [r["gflops"] / 1e3 for r in results])
-    plt.bar_label(bars, fmt=" %.1f")
-    plt.xscale("log")
-    plt.margins(x=0.2)
-    plt.gca().invert_yaxis()
-    plt.xlabel(f"TFLOP/s, {about['card']}")
-    plt.show()
-if not any(results for _, results in cards):
+cards = [json.loads(path.read_text()) for path in sorted((root / "dev" / "kernels" / "results").glob("*.json"))]
+for card in cards:
+    of_shape = {}
+    for r in card["results"]:
+        if r["op"] == "matmul":
+            of_shape.setdefault(", ".join(f"{name}={size}" for name, size in r["shape"].items()), []).append(r)
+    for shape, results in of_shape.items():
+        print(f"{card['machine']['card']}, {card['machine']['date'][:10]}, {shape}")
+        ours = {r["dtype"]: r["gflops"] for r in results if r["version"].startswith("llmc")}
+        for r in results:
+            share = r["gflops"] / ours[r["dtype"]]
+            print(f"  {r['version']:26s} {r['gflops'] / 1e3:7.1f} TFLOP/s {share:7.1%} of llmc's   {r['title']}")
+        plt.figure()
+        bars = plt.barh([r["version"] for r in results], [r["gflops"] / 1e3 for r in results])
+        plt.bar_label(bars, fmt=" %.1f")
+        plt.xscale("log")
+        plt.margins(x=0.2)
+        plt.gca().invert_yaxis()
+        plt.title(f"{card['machine']['card']}, {shape}", fontsize=10)
+        plt.xlabel("TFLOP/s")
+        plt.show()
+if not any(r["op"] == "matmul" for card in cards for r in card["results"]):
     print("dev/kernels/results has no matmul: run.py was not run on a GPU")
 
 # %% [markdown]
