@@ -535,28 +535,28 @@ print(run.source("dev/kernels/matmul/cuda_7_bf16_wgmma.cu", "matmul"))
 # [dev/kernels/results](../../dev/kernels/README.md) has. Not every card has measured every version at every shape.
 
 # %%
-cards = [json.loads(path.read_text()) for path in sorted((root / "dev" / "kernels" / "results").glob("*.json"))]
-for card in cards:
-    of_shape = {}
-    for r in card["results"]:
-        if r["op"] == "matmul":
-            of_shape.setdefault(", ".join(f"{name}={size}" for name, size in r["shape"].items()), []).append(r)
-    for shape, results in of_shape.items():
-        print(f"{card['machine']['card']}, {card['machine']['date'][:10]}, {shape}")
-        ours = {r["dtype"]: r["gflops"] for r in results if r["version"].startswith("llmc")}
-        for r in results:
-            share = r["gflops"] / ours[r["dtype"]]
-            print(f"  {r['version']:26s} {r['gflops'] / 1e3:7.1f} TFLOP/s {share:7.1%} of llmc's   {r['title']}")
-        plt.figure()
-        bars = plt.barh([r["version"] for r in results], [r["gflops"] / 1e3 for r in results])
-        plt.bar_label(bars, fmt=" %.1f")
-        plt.xscale("log")
-        plt.margins(x=0.2)
-        plt.gca().invert_yaxis()
-        plt.title(f"{card['machine']['card']}, {shape}", fontsize=10)
-        plt.xlabel("TFLOP/s")
-        plt.show()
-if not any(r["op"] == "matmul" for card in cards for r in card["results"]):
+files = [json.loads(path.read_text()) for path in sorted((root / "dev" / "kernels" / "results").glob("*.json"))]
+tables = {}  # by card and sizes
+for file in files:
+    for r in [r for r in file["results"] if r["op"] == "matmul"]:
+        sizes = ", ".join(f"{name}={size}" for name, size in r["shape"].items())
+        tables.setdefault(f"{file['machine']['card']}, {file['machine']['date'][:10]}, {sizes}", []).append(r)
+for title, results in tables.items():
+    print(title)
+    ours = {r["dtype"]: r["gflops"] for r in results if r["version"].startswith("llmc")}
+    for r in results:
+        share = f"{r['gflops'] / ours[r['dtype']]:7.1%} of llmc's" if r["dtype"] in ours else ""
+        print(f"  {r['version']:26s} {r['gflops'] / 1e3:7.1f} TFLOP/s {share}   {r['title']}")
+    plt.figure()
+    bars = plt.barh([r["version"] for r in results], [r["gflops"] / 1e3 for r in results])
+    plt.bar_label(bars, fmt=" %.1f")
+    plt.xscale("log")
+    plt.margins(x=0.2)
+    plt.gca().invert_yaxis()
+    plt.xlabel("TFLOP/s")
+    plt.title(title, fontsize="medium")
+    plt.show()
+if not tables:
     print("dev/kernels/results has no matmul: run.py was not run on a GPU")
 
 # %% [markdown]

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
+from functools import cache, partial
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from pygments import highlight, lexers
 from pygments.formatters import HtmlFormatter
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.environment.adapters.toctree import global_toctree_for_doc
 from sphinx.util.docutils import SphinxDirective
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^()#\s]+)(#[^()\s]*)?(?=\))")  # [text](PATH#ANCHOR), without a scheme
@@ -46,39 +48,53 @@ def mark_links_to_code(app: Sphinx, document: str, source: list[str]) -> None:
     source[0] = LINK.sub(marked, source[0])
 
 
+def page_of(path: str) -> str:
+    """Return the name of a file's page. A dot at the beginning of a name would hide it from some web servers."""
+    return re.sub(r"(?<![^/])\.", "_", path)
+
+
 def resolve_links_to_code(app: Sphinx, doctree: nodes.document, document: str) -> None:
     """Lead them to the pages that pages_of_code() makes."""
     for reference in doctree.findall(nodes.reference):
         if reference.get("refuri", "").startswith("source:"):
             path, _, anchor = reference["refuri"].removeprefix("source:").partition("#")
-            reference["refuri"] = app.builder.get_relative_uri(document, path) + (anchor and f"#{anchor}")
+            reference["refuri"] = app.builder.get_relative_uri(document, page_of(path)) + (anchor and f"#{anchor}")
 
 
 def pages_of_code(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield a page for each file or folder that documents link to, and for each file of such a folder."""
     wanted = {
-        reference["refuri"].removeprefix("source:").partition("#")[0]
+        app.srcdir / reference["refuri"].removeprefix("source:").partition("#")[0]
         for document in app.env.found_docs
         for reference in app.env.get_doctree(document).findall(nodes.reference)
         if reference.get("refuri", "").startswith("source:")
     }
-    for name in list(wanted):
-        if (app.srcdir / name).is_dir():
-            wanted |= {path.relative_to(app.srcdir).as_posix() for path in files_in(app.srcdir / name)}
-    for name in sorted(wanted):
-        path = app.srcdir / name
-        body = listing(path) if path.is_dir() else code(path)
-        yield name, {"title": name, "body": f"<h1>{escape(name)}</h1>{body}"}, "page.html"
+    wanted |= {path for folder in wanted if folder.is_dir() for path in text_files(folder)}
+
+    @cache
+    def contents(depth: int, **options: Any) -> str:
+        """Return the contents of the site for pages so deep in folders. Sphinx would make them anew for each, for half a minute."""
+        tree = global_toctree_for_doc(app.env, "-/" * depth + "-", app.builder, tags=app.tags, **options)
+        return app.builder.render_partial(tree)["fragment"]
+
+    for path in sorted(wanted):
+        name = path.relative_to(app.srcdir).as_posix()
+        body = f"<h1>{escape(name)}</h1>{listing(path) if path.is_dir() else code(path)}"
+        context = {"title": name, "body": body, "toctree": partial(contents, name.count("/"))}
+        yield page_of(name), context, "page.html"
 
 
-def files_in(folder: Path) -> list[Path]:
-    """Return the files of text in a folder, without those that are made."""
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix not in (".so", ".pyd", ".pyc")]
+def text_files(folder: Path) -> list[Path]:
+    """Return the files of text in a folder, without those that are hidden or made."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return [path for path in files if path.suffix not in (".so", ".pyd", ".png", ".svg")]
 
 
 def listing(folder: Path) -> str:
     """Return a list of links to the files of a folder, whose page lies beside it."""
-    links = (f'<li><a href="{folder.name}/{path.name}.html">{escape(path.name)}</a></li>' for path in files_in(folder))
+    links = (
+        f'<li><a href="{folder.name}/{path.name}.html">{escape(path.name)}</a></li>' for path in text_files(folder)
+    )
     return f"<ul>{''.join(links)}</ul>"
 
 
