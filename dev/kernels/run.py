@@ -283,8 +283,6 @@ def _build_only(args: argparse.Namespace, names: Sequence[str]) -> int:
         versions = find_op(name).versions(args.device, args.versions)
         if args.device == "cpu":  # nvcc compiles for a GPU that is not there
             versions = [v for v in versions if not missing(v, "cpu")]
-        if not versions:
-            continue
         build_all(versions, args.device, arch=args.arch)
         for version in versions:
             library = build(version, args.device, arch=args.arch)
@@ -307,7 +305,7 @@ def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
             about[f"ceilings_{dtype}"] = dataclasses.asdict(top)
             print(f"at most, {dtype}: {top}")
     written: list[dict[str, Any]] = []
-    wrong = False
+    code = 0
     for name in names:
         op = find_op(name)
         found = op.versions(args.device, args.versions)
@@ -317,28 +315,33 @@ def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
                 print(f"{name}/{version} is left out: there is no {' '.join(needs)} here")
         if all(lacking.values()):
             continue
-        results = measure(
-            op,
-            args.device,
-            args.versions,
-            shape=dict(args.shape),
-            threads=args.threads,
-            budget=0.05 if args.small else 0.5,
-            timed=timed,
-            small=args.small,
-            arch=args.arch,
-        )
+        try:
+            results = measure(
+                op,
+                args.device,
+                args.versions,
+                shape=dict(args.shape),
+                threads=args.threads,
+                budget=0.05 if args.small else 0.5,
+                timed=timed,
+                small=args.small,
+                arch=args.arch,
+            )
+        except KernelError as e:  # the other ops are measured nevertheless
+            print(f"\nrun.py: {name}: {e}", file=sys.stderr)
+            code = 2
+            continue
         where = ", ".join(f"{k}={v}" for k, v in results[0].shape.items()) if timed else "small shapes"
         print(f"\n{op.name} ({where}): {op.title}\n")
         print_table(HEADER if timed else HEADER[:2], [row if timed else row[:2] for row in table(results)])
-        wrong = wrong or any(not r.error <= 1 for r in results)
+        code = max(code, int(any(not r.error <= 1 for r in results)))
         written += [dataclasses.asdict(r) | {"gflops": r.gflops, "gbs": r.gbs} for r in results]
-    if not written:
+        if args.json:  # now, in case that a later op takes the process down
+            args.json.write_text(json.dumps({"machine": about, "results": written}, indent=1) + "\n", encoding="utf-8")
+    if not written and not code:
         print(f"run.py: none of {', '.join(names)} has such a version for {args.device}", file=sys.stderr)
         return 2
-    if args.json:
-        args.json.write_text(json.dumps({"machine": about, "results": written}, indent=1) + "\n", encoding="utf-8")
-    return 1 if wrong else 0
+    return code
 
 
 def _card(arch: str) -> tuple[str, float]:

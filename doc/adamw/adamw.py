@@ -38,7 +38,7 @@ import run  # noqa: E402  source() shows code of the tree
 
 SMALL = os.environ.get("LLMC_SMALL") == "1"  # tests set it: small sizes, few steps, the same code
 rng = np.random.default_rng(1)
-plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 110, "axes.grid": True, "grid.alpha": 0.3})
+plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3})
 
 # %% [markdown]
 # ## 1. One rate for all weights?
@@ -88,7 +88,7 @@ gradient_sizes, step_sizes = np.array(list(sizes.values())).T
 fig, ax = plt.subplots()
 ax.semilogy(gradient_sizes, "o", label="gradient")
 ax.semilogy(step_sizes, "s", label="Adam's step, before the learning rate")
-ax.set_xticks(range(len(sizes)), sizes, rotation=60)
+ax.set_xticks(range(len(sizes)), list(sizes), rotation=60)
 ax.set(ylabel="root mean square of the tensor")
 _ = ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 for what, values in (("gradients:", gradient_sizes), ("steps:", step_sizes)):
@@ -496,17 +496,7 @@ for name, parts in table.items():
 
 # %%
 backend = _llmc.Backend("cpu")
-size = 1 << (18 if SMALL else 25)
-
-
-def fastest(function, repeats=2 if SMALL else 5):
-    function()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+size = 1 << (18 if SMALL else 24)
 
 
 def tensors(*dtypes):
@@ -517,16 +507,24 @@ def tensors(*dtypes):
 
 
 a, b = tensors("f32", "f32")
-print(f"copy:              {8 * size / fastest(lambda: backend.copy(b, a)) / 1e9:6.1f} GB/s")
-(factor,) = [backend.empty([1])]
+factor = backend.empty([1])
 factor.from_host(np.ones(1, np.float32))
 step = _llmc.AdamWStep(**adamw_step(10, seed=5))
-for name, weight, master in (("float32", "f32", None), ("split masters", "bf16", "i16"), ("stochastic", "bf16", None)):
-    p, g, m, v, *low = tensors(weight, weight, "f32", "f32", *filter(None, [master]))
-    operands = p, low[0] if low else None, m, v, g, factor, step
-    seconds = fastest(functools.partial(backend.adamw, *operands))
-    moved = 2 * 8 + {"f32": 3 * 4, "bf16": 3 * 2}[weight] + (2 * 2 if master else 0)  # all but the gradient both ways
-    print(f"{name + ':':18s} {moved * size / seconds / 1e9:6.1f} GB/s   {seconds / size * 1e9:.2f} ns for each weight")
+runs = {"copy": (functools.partial(backend.copy, b, a), 8)}
+for name, dtype, master in (("float32", "f32", None), ("split masters", "bf16", "i16"), ("stochastic", "bf16", None)):
+    p, g, m, v, *low = tensors(dtype, dtype, "f32", "f32", *filter(None, [master]))
+    moved = 2 * 8 + {"f32": 3 * 4, "bf16": 3 * 2}[dtype] + (2 * 2 if master else 0)  # all but the gradient both ways
+    runs[name] = functools.partial(backend.adamw, p, low[0] if low else None, m, v, g, factor, step), moved
+
+times = {name: [] for name in runs}
+for _ in range(2 if SMALL else 20):  # in turns, so that what disturbs one disturbs all
+    for name, (function, _) in runs.items():
+        begin = time.perf_counter()
+        function()
+        times[name].append(time.perf_counter() - begin)
+for name, (_, moved) in runs.items():
+    ns = min(times[name]) / size * 1e9
+    print(f"{name + ':':15s} {moved:2d} bytes in {ns:.2f} ns for each weight, {moved / ns:6.1f} GB/s")
 
 # %% [markdown]
 # By this count AdamW may be faster than the copy. Nearly all that it writes it has read before, while the lines that

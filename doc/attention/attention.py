@@ -627,6 +627,10 @@ if not measurements:
     print("dev/kernels/results has no times of these ops: run.py was not run on a GPU")
 
 # %% [markdown]
+# Look at the line `llmc_f32`: it is slower than version 3. In float32 llmc has no flash attention on a GPU, but a block
+# of threads for each query, and backward works as in version 2. One trains in bf16 there; who needs float32 finds in
+# version 3 what to carry over.
+#
 # ## Where to go from here
 #
 # llmc's kernels for GPUs are [`flash_forward.cu`](../../csrc/cuda/flash_forward.cu) and

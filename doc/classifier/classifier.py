@@ -527,6 +527,10 @@ if not found:
     print("dev/kernels/results has no file: run.py was not run on a GPU")
 
 # %% [markdown]
+# Versions 6 and 7 are here because they were tried, and lose to 5 on the H200: a row in registers is read once, but fills a
+# multiprocessor, so nobody reads while it computes, and the second pass of version 5 did not go to memory anyway. llmc's own
+# kernel is version 5 with two loads of a thread under way at once, among other things.
+#
 # ## 8. Elsewhere, and further
 #
 # - **PyTorch**'s `cross_entropy` keeps the log-probabilities for its backward pass, and its gradient is a third array. Its logits in bf16

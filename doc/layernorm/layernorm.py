@@ -13,6 +13,7 @@
 
 # %%
 import dataclasses
+import functools
 import inspect
 import json
 import os
@@ -33,7 +34,7 @@ import run  # noqa: E402  the kernels of dev/kernels, and the stopwatch
 
 SMALL = os.environ.get("LLMC_SMALL") == "1"  # tests set it: small sizes, few repeats, the same code
 rng = np.random.default_rng(1)
-plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 110, "axes.grid": True, "grid.alpha": 0.3})
+plt.rcParams.update({"figure.figsize": (7, 3.6), "figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3})
 
 # %% [markdown]
 # ## 1. The formula
@@ -135,8 +136,9 @@ print(f"r = {r:.6f}, and along n: {r * 1e-5 / (x[0].var() + 1e-5):.6f}")
 # ### The same, mechanically
 #
 # One can also go back through the forward pass step by step, without thinking, as PyTorch's autograd does. Each line
-# below is the transposed of one line of the forward pass. The result is the same; it takes three sums where two are
-# enough, and an array for each step. The thinking was worth while.
+# below is the transposed of one line of the forward pass. The result is the same, but each step has an array of its
+# own, and the second sum (`dcentered.mean`) must wait for the first (`dr`). In the formula above both sums come from
+# one pass over the row. The thinking was worth while.
 
 
 # %%
@@ -404,14 +406,15 @@ print(run.source("dev/kernels/layernorm_forward/cpu_5_vectors.cpp"))
 
 
 # %%
-def fastest(function, repeats=3 if SMALL else 20):
-    """The shortest time of several, in seconds."""
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
+def fastest(*functions, repeats=3 if SMALL else 30):
+    """The shortest time of each function, in seconds. They take turns, so that what disturbs one disturbs all."""
+    times = [[] for _ in functions]
+    for _ in range(repeats):
+        for function, its in zip(functions, times):
+            begin = time.perf_counter()
+            function()
+            its.append(time.perf_counter() - begin)
+    return [min(its) for its in times]
 
 
 backend = _llmc.Backend("cpu")
@@ -423,14 +426,10 @@ def filled(*shape, dtype="f32"):
     return t
 
 
-def copy_speed(size):
-    """Bytes a second, read and written, of a copy of so many bytes."""
-    a, b = filled(size // 4), filled(size // 4)
-    return 2 * size / fastest(lambda: backend.copy(b, a))
-
-
+size = 1 << (20 if SMALL else 28)
+a, b = filled(size // 4), filled(size // 4)
 peak = _llmc.cpu_peak_flops("f32", info.threads)
-memory = copy_speed(1 << (20 if SMALL else 28))
+memory = 2 * size / min(fastest(lambda: backend.copy(b, a)))  # bytes a second, read and written
 print(f"multiply-adds on registers alone: {peak / 1e9:7.1f} GFLOP/s")
 print(f"a copy of a large array:          {memory / 1e9:7.1f} GB/s")
 print(f"operations that fit into the time of a byte: {peak / memory:.0f}")
@@ -480,11 +479,20 @@ C = 768
 weight_t, bias_t = filled(C), filled(C)
 counts = [2**k for k in range(4, 9 if SMALL else 17)]
 speeds = {"layernorm forward": [], "copy": []}
-for N in counts:
+
+
+def one_size(N):
+    """Seconds of layernorm and of a copy of N rows."""
     x_t, y_t, mean_t, rstd_t = filled(N, C), filled(N, C), filled(N), filled(N)
-    seconds = fastest(lambda: backend.layernorm_forward(y_t, mean_t, rstd_t, x_t, weight_t, bias_t))  # noqa: B023
-    speeds["layernorm forward"].append(8 * N * C / seconds / 1e9)
-    speeds["copy"].append(copy_speed(4 * N * C) / 1e9)
+    return fastest(
+        lambda: backend.layernorm_forward(y_t, mean_t, rstd_t, x_t, weight_t, bias_t),
+        lambda: backend.copy(y_t, x_t),
+    )
+
+
+for N in counts:
+    for values, seconds in zip(speeds.values(), one_size(N)):
+        values.append(8 * N * C / seconds / 1e9)
 fig, ax = plt.subplots()
 for name, values in speeds.items():
     ax.semilogx([8 * N * C for N in counts], values, ".-", label=name)
@@ -500,22 +508,26 @@ for N, a, b in zip(counts, *speeds.values()):
 # For few rows the start of the threads counts, then arithmetic, while all is in the caches; on the right, where
 # training is, layernorm goes the way of the copy.
 #
-# So one optimization is left: to move fewer bytes. The addition before a layernorm, $residual = a + b$, reads two
+# So one optimization is left: to move fewer bytes. The addition before a layernorm, `residual = a + b`, reads two
 # arrays and writes one, and layernorm then reads that one again. llmc's fused op does both with a row while it is in
 # the cache:
 
 # %%
 N = 64 if SMALL else 8192
 a_t, b_t, r_t, y_t, mean_t, rstd_t = filled(N, C), filled(N, C), filled(N, C), filled(N, C), filled(N), filled(N)
-apart = fastest(
-    lambda: (
-        backend.residual_forward(r_t, a_t, b_t),
-        backend.layernorm_forward(y_t, mean_t, rstd_t, r_t, weight_t, bias_t),
-    )
+fused = functools.partial(
+    backend.fused_residual_layernorm_forward, r_t, y_t, mean_t, rstd_t, a_t, b_t, weight_t, bias_t
 )
-fused = fastest(lambda: backend.fused_residual_layernorm_forward(r_t, y_t, mean_t, rstd_t, a_t, b_t, weight_t, bias_t))
-print(f"addition, then layernorm: {apart * 1e3:.3f} ms for 5 passes over N C elements")
-print(f"fused:                    {fused * 1e3:.3f} ms for 4 ({apart / fused:.2f} times)")
+
+
+def apart():
+    backend.residual_forward(r_t, a_t, b_t)
+    backend.layernorm_forward(y_t, mean_t, rstd_t, r_t, weight_t, bias_t)
+
+
+apart_s, fused_s = fastest(apart, fused)
+print(f"addition, then layernorm: {apart_s * 1e3:.3f} ms for 5 passes over N C elements")
+print(f"fused:                    {fused_s * 1e3:.3f} ms for 4 ({apart_s / fused_s:.2f} times)")
 
 # %% [markdown]
 # ## 7. Backward
@@ -566,23 +578,26 @@ print("the same bits with 1 and 2 threads:", all(np.array_equal(one[name], two[n
 
 # %% [markdown]
 # llmc does it so, [on the CPU](../../csrc/cpu/layernorm.cpp) and [on the GPU](../../csrc/cuda/layernorm.cu), and for
-# every sum of this kind. Such a sum costs nothing in speed: the blocks' sums are small beside the rows.
+# every sum of this kind. Such a sum costs little: the blocks' sums are small beside the rows.
 #
 # ### A sum for free
 #
 # Backward waits for memory, too: it reads `dout`, `inp` and `dinp`, and writes `dinp`. While it has a row of `dinp`
 # in its registers, anything else that somebody wants to know of it is free. And somebody does. The layer below ended
-# in $residual = \dots + x W^T + b$. The gradient of that bias is the sum over all rows of the residual stream's
-# gradient, which is just what layernorm's backward has written. So llmc's op has one more output, `dinp_sum`:
+# in $\text{residual} = \dots + x W^T + b$. The gradient of that bias is the sum over all rows of the residual
+# stream's gradient, which is just what layernorm's backward has written. So llmc's op has one more output,
+# `dinp_sum`:
 
 # %%
 sizes = {"dinp": (N, C), "dout": (N, C), "inp": (N, C), "dweight": (C,), "dbias": (C,), "dinp_sum": (C,), "total": (1,)}
 t = {name: filled(*shape) for name, shape in sizes.items()}
 given = t["dout"], t["inp"], weight_t, mean_t, rstd_t
 outputs = t["dinp"], t["dweight"], t["dbias"]
-without = fastest(lambda: backend.layernorm_backward(*outputs, None, *given))
-with_sum = fastest(lambda: backend.layernorm_backward(*outputs, t["dinp_sum"], *given))
-again = fastest(lambda: backend.sum(t["total"], t["dinp"]))
+without, with_sum, again = fastest(
+    lambda: backend.layernorm_backward(*outputs, None, *given),
+    lambda: backend.layernorm_backward(*outputs, t["dinp_sum"], *given),
+    lambda: backend.sum(t["total"], t["dinp"]),
+)
 print(f"backward:                    {without * 1e3:.3f} ms")
 print(f"backward with dinp_sum:      {with_sum * 1e3:.3f} ms, {(with_sum - without) * 1e3:+.3f}")
 print(f"reading dinp again, at least {again * 1e3:.3f} ms more")
@@ -647,23 +662,23 @@ except run.KernelError as e:
 # %%
 fields = [field.name for field in dataclasses.fields(run.Result)]
 for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
-    data = json.loads(path.read_text())
-    about, copy_gbs = data["machine"], data["machine"]["copy_gbs"]
-    print(f"{about['card']}, {about['date'][:10]}; a copy: {copy_gbs:,.0f} GB/s")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    about, rows = data["machine"], [run.Result(**{name: r[name] for name in fields}) for r in data["results"]]
     for op in ("layernorm_forward", "layernorm_backward"):
-        results = [run.Result(**{name: r[name] for name in fields}) for r in data["results"] if r["op"] == op]
-        if not results:
+        results = [r for r in rows if r.op == op]
+        if not results:  # this card has measured other ops
             continue
-        print(f"\n{op}, {', '.join(f'{name}={size}' for name, size in results[0].shape.items())}")
+        print(f"{about['card']}, {about['date'][:10]}; a copy: {about['copy_gbs']:,.0f} GB/s")
+        print(f"{op}, {', '.join(f'{name}={size}' for name, size in results[0].shape.items())}")
         for r in results:
             times = results[0].seconds / r.seconds
             print(f"{r.version:18s} {r.seconds * 1e6:9.1f} us {r.gbs:7,.0f} GB/s {times:7.1f} times the first")
-        bars(results, copy_gbs * 1e9)
+        print()
+        bars(results, about["copy_gbs"] * 1e9)
         plt.gca().set_title(about["card"], loc="left", fontsize="medium")
-    print()
 
 # %% [markdown]
-# To read and write side by side is the largest step, and after the last one forward is close to a copy. In backward
+# To read and write side by side is the largest step, and after the last one forward comes near a copy. In backward
 # the order of a sum was worth more thought than its arithmetic: atomic additions are not even fast, because thousands
 # of rows queue up at the same few addresses.
 #

@@ -330,8 +330,16 @@ show("cpu_5", "tile")
 
 # %%
 show("cpu_6")
+print("//")
+for depth in (60, 90) if SMALL else (3072, 8192):
+    longer = measured(["cpu_5", "cpu_6"], C=depth, OC=32 if SMALL else 768, N=N)
+    print(f"// C = {depth}:", *(f"{name} {r.gflops:.1f} GFLOP/s" for name, r in longer.items()), sep="   ")
 
 # %% [markdown]
+# How much the blocks bring depends on the CPU. An L2 cache of 2 MB, as servers have, holds whole strips even of a
+# long reduction, and rows that are read in order are fetched ahead by the CPU itself. On one with 256 or 512 KB,
+# neither strips nor rows would stay.
+#
 # Here are the pieces, for $N = 1024$, $C = 768$, $O = 3072$: a tile of out is the sum over the stretches of a panel
 # of inp times a strip of the weight. In a picture at true scale the strip is a line, and the panel and tile are not
 # visible at all, so these are drawn larger.
@@ -528,10 +536,13 @@ print(run.source("dev/kernels/matmul/cuda_7_bf16_wgmma.cu", "matmul"))
 
 # %%
 files = [json.loads(path.read_text()) for path in sorted((root / "dev" / "kernels" / "results").glob("*.json"))]
-cards = [(file["machine"], [r for r in file["results"] if r["op"] == "matmul"]) for file in files]
-for about, results in [(about, results) for about, results in cards if results]:
-    shape = ", ".join(f"{name}={size}" for name, size in results[0]["shape"].items())
-    print(f"{about['card']}, {about['date'][:10]}, {shape}")
+tables = {}  # by card and sizes
+for file in files:
+    for r in [r for r in file["results"] if r["op"] == "matmul"]:
+        sizes = ", ".join(f"{name}={size}" for name, size in r["shape"].items())
+        tables.setdefault(f"{file['machine']['card']}, {file['machine']['date'][:10]}, {sizes}", []).append(r)
+for title, results in tables.items():
+    print(title)
     for r in results:
         print(f"  {r['version']:26s} {r['seconds'] * 1e3:8.3f} ms {r['gflops'] / 1e3:8.2f} TFLOP/s   {r['title']}")
     plt.figure()
@@ -540,9 +551,10 @@ for about, results in [(about, results) for about, results in cards if results]:
     plt.xscale("log")
     plt.margins(x=0.2)
     plt.gca().invert_yaxis()
-    plt.xlabel(f"TFLOP/s, {about['card']}")
+    plt.xlabel("TFLOP/s")
+    plt.title(title, fontsize="medium")
     plt.show()
-if not any(results for _, results in cards):
+if not tables:
     print("dev/kernels/results has no matmul: run.py was not run on a GPU")
 
 # %% [markdown]
@@ -565,7 +577,9 @@ if not any(results for _, results in cards):
 # 5. In `cpu_8` both operands of `multiply` come from L2. Let a part of the right strip stay in L1 while the rows of a
 #    block pass by, and the sums wait in memory meanwhile. ([`amx_gemm.h`](../../csrc/cpu/simd/amx_gemm.h) does that.)
 # 6. `cuda_5` asks for the next step's numbers only when the last step is done. Let it ask before, as `cuda_4` does.
-# 7. Let `cuda_6` walk through the blocks in another order, so that those that run at the same time share more of what
+# 7. `fetch` of `cuda_6` computes each address anew: 64-bit multiplications and four comparisons for 16 bytes. Let a
+#    thread keep what does not change from step to step. How much of the way to cuBLASLt is that?
+# 8. Let `cuda_6` walk through the blocks in another order, so that those that run at the same time share more of what
 #    is in the L2 cache.
 #
 # How to carry a version that is faster into `csrc/`: [dev/kernels/README.md](../../dev/kernels/README.md).

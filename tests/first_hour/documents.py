@@ -15,6 +15,7 @@ DOCUMENTS = [
     *sorted(ROOT.glob("doc/*.md")),
     ROOT / "scripts" / "README.md",
     ROOT / "examples" / "README.md",
+    ROOT / "dev" / "kernels" / "README.md",
 ]
 
 _BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<fenced>[\s\S]*?)^```|(?P<indented>(?:^ {4}.*\n)+)", re.MULTILINE)

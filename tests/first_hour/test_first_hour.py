@@ -46,7 +46,7 @@ LEFT_OUT = {
     "python dev/make_stubs.py*": "needs the developers' tools; .ci/run does it",
     "python dev/check_links.py*": "changes the documents; tests/project/test_docs.py",
     "python dev/ci/check_sass.py*": "needs a CUDA build; dev/ci/cuda.sh does it",
-    "python dev/kernels/run.py*": "measures, for minutes",
+    "python dev/kernels/run.py*": "compiles and measures, for minutes; tests/kernels/test_kernels.py",
     "python doc/*": "measures, for minutes; tests/docs/test_tutorials.py",
     "python dev/make_notebooks.py*": "measures, for minutes; tests/docs/test_tutorials.py",
     "sphinx-build*": "needs its extra; .ci/run does it",

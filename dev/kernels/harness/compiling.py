@@ -117,7 +117,7 @@ def emulated(text: str, path: Path) -> str:
         r"([A-Za-z_][\w:]*\s*(?:<[^<>;{}]*(?:<[^<>;{}]*>[^<>;{}]*)*>)?\s*)<<<(.*?)>>>(\s*\()", re.DOTALL
     )
     text = launch.sub(
-        lambda m: f"emulated_launch({_launch(m[2])}, [](auto... arguments) {{ {m[1]}(arguments...); }}){m[3]}", text
+        lambda m: f"emulated_launch({_launch(m[2])}, [=](auto... arguments) {{ {m[1]}(arguments...); }}){m[3]}", text
     )
     return f'#line 1 "{path.as_posix()}"\n{text}'
 
@@ -232,10 +232,11 @@ def build(version: Version, device: str = "cpu", optimize: str = "-O3", arch: st
 
 def build_all(versions: Iterable[Version], device: str, optimize: str = "-O3", arch: str = "native") -> None:
     """Compile versions side by side."""
-    first, *others = list(versions)
-    build(first, device, optimize, arch)  # and what they share
+    versions = list(versions)
+    for version in versions[:1]:  # what they share is built with the first
+        build(version, device, optimize, arch)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done in [pool.submit(build, version, device, optimize, arch) for version in others]:
+        for done in [pool.submit(build, version, device, optimize, arch) for version in versions[1:]]:
             done.result()
 
 

@@ -232,7 +232,10 @@ class TorchOp(Contender):
         return self.torch.from_numpy(x.copy())
 
     def run(self) -> None:
-        self.returned = self.function(self.inputs, self.shape)
+        try:
+            self.returned = self.function(self.inputs, self.shape)
+        except RuntimeError as e:
+            raise KernelError(f"{self.name}: {e}") from e
 
     def seconds(self) -> float:
         if self.flush is None:

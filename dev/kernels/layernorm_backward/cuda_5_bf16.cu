@@ -1,7 +1,7 @@
 // Half of the bytes: eight bf16 at a time
 //
 // As before, with bf16 in memory; a thread owns eight columns and keeps 16 sums. Sums and averages are in f32. At C = 768 a row takes three
-// warps. csrc/cuda/layernorm.cu lets the warps of a block take rows of their own where they are short, and sums the columns of dinp, too.
+// warps.
 #include "kernel.cuh"
 
 constexpr int kBlocks = 1056;  // eight on each of an H100's 132 multiprocessors

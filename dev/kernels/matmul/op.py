@@ -12,7 +12,7 @@ import numpy as np
 from llmc.selfcheck import formulas
 
 SHAPE = {"N": 1024, "C": 768, "OC": 3072}  # the first matmul of GPT-2 124M's feed-forward layer, 1024 tokens
-CUDA = {"N": 16 * 1024}  # on a GPU
+GPU_SHAPE = {"N": 16 * 1024}
 SMALL = [
     {"N": 1, "C": 1, "OC": 1},
     {"N": 5, "C": 33, "OC": 7},
