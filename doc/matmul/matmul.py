@@ -531,8 +531,8 @@ print(run.source("dev/kernels/matmul/cuda_7_bf16_wgmma.cu", "matmul"))
 #
 #     python dev/kernels/run.py matmul --device emulated
 #
-# Times are those of the GPUs on which `python dev/kernels/run.py all --device cuda --json
-# dev/kernels/results/<card>.json` was run:
+# Times are those of the GPUs on which `python dev/kernels/run.py matmul --device cuda --json FILE` was run, and which
+# [dev/kernels/results](../../dev/kernels/README.md) has. Not every card has measured every version at every shape.
 
 # %%
 files = [json.loads(path.read_text()) for path in sorted((root / "dev" / "kernels" / "results").glob("*.json"))]
@@ -543,8 +543,10 @@ for file in files:
         tables.setdefault(f"{file['machine']['card']}, {file['machine']['date'][:10]}, {sizes}", []).append(r)
 for title, results in tables.items():
     print(title)
+    ours = {r["dtype"]: r["gflops"] for r in results if r["version"].startswith("llmc")}
     for r in results:
-        print(f"  {r['version']:26s} {r['seconds'] * 1e3:8.3f} ms {r['gflops'] / 1e3:8.2f} TFLOP/s   {r['title']}")
+        share = f"{r['gflops'] / ours[r['dtype']]:7.1%} of llmc's" if r["dtype"] in ours else ""
+        print(f"  {r['version']:26s} {r['gflops'] / 1e3:7.1f} TFLOP/s {share}   {r['title']}")
     plt.figure()
     bars = plt.barh([r["version"] for r in results], [r["gflops"] / 1e3 for r in results])
     plt.bar_label(bars, fmt=" %.1f")

@@ -91,11 +91,10 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def listing(folder: Path) -> str:
-    """Return a list of links to the files of a folder, whose page lies beside it."""
-    links = (
-        f'<li><a href="{folder.name}/{path.name}.html">{escape(path.name)}</a></li>' for path in text_files(folder)
-    )
-    return f"<ul>{''.join(links)}</ul>"
+    """Return a list of what is in a folder, with links to the pages of files. The folder's page lies beside it."""
+    items = [escape(path.name) + "/" for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] not in "._"]
+    items += [f'<a href="{folder.name}/{path.name}.html">{escape(path.name)}</a>' for path in text_files(folder)]
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
 
 
 def code(path: Path) -> str:
@@ -138,6 +137,22 @@ def unlink_builtins(app: Sphinx, doctree: nodes.document) -> None:
             reference.replace_self(reference.children)
 
 
+def highlight_printed_code(app: Sphinx, doctree: nodes.document) -> None:
+    """Highlight what cells of notebooks print of the code: by run.source() or their own show(), or inspect.getsource()."""
+    for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell" in node["classes"]):
+        source = cell.children[0].astext()
+        language = (
+            "cpp"
+            if re.search(r"\brun\.source\(|^show\(", source, re.M)
+            else "python"
+            if "getsource(" in source
+            else None
+        )
+        for block in cell.findall(nodes.literal_block):
+            if language and "cell_output" in block.parent["classes"]:
+                block["language"] = language
+
+
 class CommandHelp(SphinxDirective):
     """The help of a command of llmc: {command-help} data text."""
 
@@ -170,6 +185,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", escape_markup, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("doctree-read", unlink_builtins)
+    app.connect("doctree-read", highlight_printed_code)
     app.connect("doctree-resolved", resolve_links_to_code)
     app.connect("html-collect-pages", pages_of_code)
     app.connect("build-finished", lead_to_index)
