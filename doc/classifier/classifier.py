@@ -236,8 +236,8 @@ plt.show()
 # is done. The first two are far from it, because they compute, number by number, for longer than memory would need. NumPy and PyTorch
 # have vectors too, but each of their steps walks through all rows and makes a new array. The online version is slower than the one
 # before: the row lies in a cache, and reading it once more costs less than the exponentials that this would save. llmc's own kernel,
-# [`classifier`](../../csrc/cpu/simd/rows.h#L162), has the passes of version 6 in both dtypes, and shares rows among threads as version 5
-# does.
+# [`classifier`](../../csrc/cpu/simd/rows.h#L163), has the passes of version 3 in float32 and of version 6 in bf16, and shares rows among
+# threads as version 5 does.
 #
 # ## 4. How large logits are
 #

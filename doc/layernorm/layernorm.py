@@ -9,7 +9,8 @@
 #
 #     python doc/layernorm/layernorm.py
 #
-# in a clone prints all of them again, for your machine.
+# in a clone prints all of them again, for your machine, in a minute or two. It needs llmc installed and a C++
+# compiler. (The figures are in the notebook alone.)
 
 # %%
 import dataclasses
@@ -386,18 +387,25 @@ forward = measured("layernorm_forward", ["cpu_1", "cpu_4"])
 # **4, `omp simd`** allows the compiler to make several partial sums, as many as a vector register has places. This is
 # the step that counts, and it costs one line.
 #
-# **5, vectors** spelled out, with four independent sums, so that the chain of one does not hold up the others:
+# **5, vectors** spelled out, with four independent sums, so that the chain of one does not hold up the others. If you
+# know C, but not C++: `[=](int64_t i, int n) { ... }` is a function without a name, like Python's `lambda`, and
+# `template <class Term>` lets the compiler make a version of `sum_of` for each of the two that are given to it, with no
+# call left in the loop.
 
 # %%
 print(run.source("dev/kernels/layernorm_forward/cpu_5_vectors.cpp"))
 
 # %% [markdown]
 # `Vec` is a vector of as many floats as the CPU has in a register, 16 with AVX-512; `load(p, n)` takes the first `n`
-# of them and zeros for the rest, so that rows of any length have no separate end. llmc's own kernel is this one, in
+# of them and zeros for the rest, so that rows of any length have no separate end; `for_vectors` of
+# [`vectors.h`](../../dev/kernels/vectors.h) walks over a row in this way. `set1(a)` is a vector of equal numbers,
+# `sum(v)` adds up the places of one, and `fma(a, b, c)` is $ab+c$, rounded once. llmc's own kernel is this one, in
 # [`rows.h`](../../csrc/cpu/simd/rows.h), compiled for each instruction set.
 #
 # **6, threads.** Rows know nothing of each other, so each thread takes some. **7, stores past the caches** and **8,
-# bfloat16** change only how many bytes move. That they help says what the kernel now waits for.
+# bfloat16** change only how many bytes move. That they help says what the kernel now waits for. (llmc's own op, which
+# adds threads to 5, does without the stores of 7, although they are faster here: in a training step a matmul reads next
+# what layernorm wrote, and it should be in the caches.)
 #
 # ## 6. Bound by memory
 #
@@ -580,10 +588,10 @@ print("the same bits with 1 and 2 threads:", all(np.array_equal(one[name], two[n
 # llmc does it so, [on the CPU](../../csrc/cpu/layernorm.cpp) and [on the GPU](../../csrc/cuda/layernorm.cu), and for
 # every sum of this kind. Such a sum costs little: the blocks' sums are small beside the rows.
 #
-# ### A sum for free
+# ### A sum on the way
 #
-# Backward waits for memory, too: it reads `dout`, `inp` and `dinp`, and writes `dinp`. While it has a row of `dinp`
-# in its registers, anything else that somebody wants to know of it is free. And somebody does. The layer below ended
+# Backward waits for memory, too: it reads `dout`, `inp` and `dinp`, and writes `dinp`. While `dinp` is at hand, in
+# registers or a block of its rows in the cache, anything else about it costs little. The layer below ended
 # in $\text{residual} = \dots + x W^T + b$. The gradient of that bias is the sum over all rows of the residual
 # stream's gradient, which is just what layernorm's backward has written. So llmc's op has one more output,
 # `dinp_sum`:
@@ -695,7 +703,8 @@ for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
 # - Leave the last term of `dx` out, $n_i\,\text{avg}(g\,n)$. How wrong is the gradient then? Would central
 #   differences in float32 have shown it? And with $C = 768$ in place of 8?
 # - Write `dev/kernels/layernorm_forward/cpu_9_mine.cpp`: a version of 5 with one sum, or eight, in place of four.
-#   `python dev/kernels/run.py layernorm_forward --versions cpu_5 cpu_9 --threads 1` says whether it is right and how
-#   fast. Why does it matter less with `--shape N=100000`?
+#   `python dev/kernels/run.py layernorm_forward --versions cpu_5 cpu_9 --threads 1 --shape N=64` says whether it is
+#   right and how fast. Why does it matter less with `--shape N=100000`? If yours is faster, the exercise in
+#   [dev/kernels](../../dev/kernels/README.md) shows how a version gets into llmc itself.
 # - Backward version 4 reads `inp` and `dout` twice. Does the second time cost? Estimate, from the sizes of a row and
 #   of the caches, then measure.

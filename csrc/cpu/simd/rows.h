@@ -157,32 +157,40 @@ void column_sum(float* sum, const T* x, i64 rows, i64 ld, i64 cols) {
 // ---- classifier: softmax, cross-entropy, and the gradient of both ----
 
 // First pass: the maximum. Second: the sum of exponentials. Third, unless dlogits is null: the gradient. A row of
-// 50,304 logits stays in the L2 cache between them.
+// 50,304 logits stays in the L2 cache between them. In f32 the second leaves its exponentials in dlogits, which may be
+// logits, and the third only scales them; bf16 would round them, so there they are computed again.
 template <class T>
 void classifier(float* losses, T* logits, T* dlogits, const std::int32_t* targets, float dloss, i64 rows,
                 i64 V, i64 Vp) {
+    constexpr bool exact = std::is_same_v<T, float>;
     for (i64 r = 0; r < rows; ++r) {
         const T* x = logits + r * Vp;
+        T* const dx = dlogits ? dlogits + r * Vp : nullptr;
         const i64 target = targets[r];
         Vec vmax = set1(-3e38f);
         each(V, [&](i64 i, auto m) { vmax = max(vmax, keep_first(load(x + i, m), m, -3e38f)); });
         const float highest = max(vmax);
-        const Vec shift = set1(highest);
-        const float total =
-            sum(reduce(V, [=](i64 i, auto m) { return keep_first(exp(load(x + i, m) - shift), m, 0.0f); }));
+        const Vec shift = set1(highest), at_target = load(x + (target < 0 ? 0 : target), 1) - shift;
+        const float total = sum(reduce(V, [=](i64 i, auto m) {
+            const Vec e = exp(load(x + i, m) - shift);
+            if (exact && dx) store(dx + i, e, m);
+            return keep_first(e, m, 0.0f);
+        }));
         if (losses) {
             // Not -log(p): p underflows if the loss exceeds 87.
-            losses[r] = target < 0 ? 0.0f : logf(total) - (first_lane(load(x + target, 1)) - highest);
+            losses[r] = target < 0 ? 0.0f : logf(total) - first_lane(at_target);
         }
-        if (dlogits) {
-            T* dx = dlogits + r * Vp;
+        if (dx) {
             if (target < 0) {
                 each(Vp, [=](i64 i, auto m) { store(dx + i, zero(), m); });
                 continue;
             }
             const Vec factor = set1(dloss / total);
-            const Vec d_target = fma(exp(load(x + target, 1) - shift), factor, set1(-dloss));
-            each(V, [=](i64 i, auto m) { store(dx + i, exp(load(x + i, m) - shift) * factor, m); });
+            const Vec d_target = fma(exp(at_target), factor, set1(-dloss));
+            each(V, [=](i64 i, auto m) {
+                const Vec e = exact ? load(dx + i, m) : exp(load(x + i, m) - shift);
+                store(dx + i, e * factor, m);
+            });
             store(dx + target, d_target, 1);
             each(Vp - V, [=](i64 i, auto m) { store(dx + V + i, zero(), m); });
         }
