@@ -139,8 +139,8 @@ T* scratch(std::int64_t count) {
 
 // ---- for run.py ----
 
-#if defined(                                                                                                 \
-    LLMC_CUDA_EMULATION)  // kernels run when something waits for them, and errors of theirs are exceptions
+// On the emulated device kernels run when something waits for them, and errors of theirs are exceptions.
+#if defined(LLMC_CUDA_EMULATION)
 #define KERNEL_TRY(...)                                                                                      \
     try {                                                                                                    \
         __VA_ARGS__;                                                                                         \

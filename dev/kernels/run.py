@@ -21,9 +21,9 @@ at most.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
-import json
 import statistics
 import sys
 import time
@@ -36,7 +36,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-from common import machine, machine_line, measured_ceilings, print_table
+from common import add_common_arguments, machine, machine_line, measured_ceilings, print_table, write_json
 from harness.compiling import build, build_all, missing, registers
 from harness.contenders import Contender, CpuKernel, CudaKernel, CudaLibrary, contenders
 from harness.ops import Arrays, KernelError, Op, Version, find_op, op_names, source, stored
@@ -75,7 +75,7 @@ class Result:
 
 def default_threads() -> int:
     """Return how many threads llmc takes if it is not told."""
-    return int(_llmc.Backend("cpu").info().threads)
+    return _llmc.default_threads()
 
 
 def measure(
@@ -98,8 +98,8 @@ def measure(
     Args:
         op: the op, or its name.
         device: "cpu", "cuda", or "emulated", where nothing is timed.
-        versions: the beginnings of names, as ["cpu_1", "cpu_3_vectors"]; all if None. Those of which something is missing() are
-            left out.
+        versions: names in full or by their numbers, as ["cpu_1", "cpu_3_vectors"]; all if None. Those of which something is
+            missing() are left out.
         shape: sizes that differ from the op's SHAPE, by name.
         threads: of the CPU; 0 for as many as llmc would take.
         budget: seconds for each version.
@@ -122,7 +122,7 @@ def measure(
     timed = timed and device != "emulated"
     chosen = [v for v in op.versions(device, versions) if not missing(v, device)]
     if not chosen:
-        raise KernelError(f"{op.name} has no version {' '.join(versions or [])} for {device}")
+        raise KernelError(f"{op.name} has no version {' '.join(versions or [])} that runs here on {device}")
     if unknown := set(shape or ()) - set(op.shape):
         raise KernelError(f"{op.name} has no size {', '.join(sorted(unknown))}: expected {', '.join(op.shape)}")
     final = {**(op.small[-1] if small else op.shape_on(device)), **(shape or {})}
@@ -132,29 +132,28 @@ def measure(
         last = timed and number == len(op.small)
         of_dtype = functools.cache(functools.partial(op.inputs, sizes, seed=seed + number))
         truth = functools.cache(lambda dtype, of_dtype=of_dtype: op.truth(of_dtype(dtype), dtype))
-        kept: list[Contender] = []
         all_of_them = contenders(op, device, chosen, sizes, of_dtype, threads, optimize, arch, others)
-        for position, contender in enumerate(all_of_them):
-            contender.run()
-            shares = op.errors(contender.results(), truth(contender.dtype), contender.dtype)
-            error = max(shares.values(), default=0.0)
-            if number == 0:
-                results.append(
-                    Result(op.name, contender.name, contender.title, device, contender.dtype, dict(sizes), error)
-                )
-            else:
-                results[position].error = max(results[position].error, error)
-            if last:
-                kept.append(contender)
-            else:
-                contender.close()
-        if last:
+        kept: list[Contender] = []
+        with contextlib.ExitStack() as at_the_end:  # memory of the device is given back after a failure, too
+            for position, contender in enumerate(all_of_them):
+                at_the_end.callback(contender.close)
+                contender.run()
+                error = max(op.errors(contender.results(), truth(contender.dtype), contender.dtype).values())
+                if number == 0:
+                    results.append(
+                        Result(op.name, contender.name, contender.title, device, contender.dtype, dict(sizes), error)
+                    )
+                else:
+                    results[position].error = max(results[position].error, error)
+                if last:
+                    kept.append(contender)
+                else:
+                    contender.close()
             for result, contender, seconds in zip(results, kept, _in_turns(kept, budget)):
                 outputs = op.output_arrays(of_dtype(contender.dtype), sizes, contender.dtype)
                 result.shape, result.seconds = dict(sizes), seconds
                 result.flops = op.module.flops(**sizes)
                 result.bytes = op.bytes(of_dtype(contender.dtype), outputs)
-                contender.close()
     return results
 
 
@@ -191,18 +190,26 @@ def call(
         threads: of the CPU; 0 for as many as llmc would take.
         optimize: the C++ compiler's flag for versions for the CPU.
         inputs: the op's inputs by name; arrays are rounded to the version's dtype.
+
+    Raises:
+        KernelError: if these are not the sizes and inputs of the op, or as measure() does.
     """
     op = find_op(version.op)
-    order = op.inputs(op.small[0], version.dtype, 0)
-    if set(order) != set(inputs):
-        raise KernelError(f"{op.name} takes {', '.join(order)}, not {', '.join(inputs)}")
-    operands = {
-        name: stored(np.asarray(inputs[name]), op.dtype_of(name, version.dtype))
-        if isinstance(like, np.ndarray)
-        else float(inputs[name])
-        for name, like in order.items()
-    }
+    if set(shape) != set(op.shape):
+        raise KernelError(f"{op.name} has the sizes {', '.join(op.shape)}, not {', '.join(shape)}")
     sizes = {name: shape[name] for name in op.shape}
+    expected = op.inputs(sizes, version.dtype, 0)
+    if set(expected) != set(inputs):
+        raise KernelError(f"{op.name} takes {', '.join(expected)}, not {', '.join(inputs)}")
+    operands: Arrays = {}
+    for name, like in expected.items():
+        if isinstance(like, np.ndarray):
+            array = np.asarray(inputs[name], np.int32 if like.dtype == np.int32 else np.float64)
+            if array.shape != like.shape:  # a kernel would read what lies behind
+                raise KernelError(f"{op.name}: {name} has shape {array.shape}, expected {like.shape}")
+            operands[name] = stored(array, op.dtype_of(name, version.dtype))
+        else:
+            operands[name] = float(inputs[name])
     contender = (
         CpuKernel(op, version, operands, sizes, threads or default_threads(), optimize)
         if device == "cpu"
@@ -251,15 +258,19 @@ def _arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("op", help="an op, the beginning of the names of several, or 'all'")
     parser.add_argument("--device", choices=DEVICES, default="cpu")
-    parser.add_argument("--versions", nargs="+", metavar="NAME", help="only versions whose names begin so")
+    parser.add_argument("--versions", nargs="+", metavar="NAME", help="only these versions: cpu_1 or cpu_1_naive")
     parser.add_argument("--shape", nargs="+", type=_sizes, default=[], metavar="NAME=NUMBER", help="other sizes")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: as many as llmc takes)")
     parser.add_argument("--check", action="store_true", help="check only, at small and odd shapes")
     parser.add_argument("--small", action="store_true", help="time at a small shape, briefly")
     parser.add_argument("--build", action="store_true", help="compile only")
     parser.add_argument("--arch", default="native", help="nvcc's -arch (default: native)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
-    return parser.parse_args(argv)
+    add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.threads < 0:
+        parser.error(f"--threads {args.threads}: expected a number of threads, or 0")
+    if args.json and not args.json.parent.is_dir():  # not after minutes of measuring
+        parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -279,15 +290,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build_only(args: argparse.Namespace, names: Sequence[str]) -> int:
-    for name in names:
-        versions = find_op(name).versions(args.device, args.versions)
-        if args.device == "cpu":  # nvcc compiles for a GPU that is not there
-            versions = [v for v in versions if not missing(v, "cpu")]
-        build_all(versions, args.device, arch=args.arch)
-        for version in versions:
-            library = build(version, args.device, arch=args.arch)
-            print(f"{name}/{version.name}: {registers(library) if args.device == 'cuda' else 'compiled'}")
+    versions = [version for name in names for version in find_op(name).versions(args.device, args.versions)]
+    if args.device == "cpu":  # nvcc compiles for a GPU that is not there
+        versions = [version for version in versions if not missing(version, "cpu")]
+    if not versions:
+        raise _no_versions(args, names)
+    build_all(versions, args.device, arch=args.arch)
+    for version in versions:
+        library = build(version, args.device, arch=args.arch)
+        print(f"{version.op}/{version.name}: {registers(library) if args.device == 'cuda' else 'compiled'}")
     return 0
+
+
+def _no_versions(args: argparse.Namespace, names: Sequence[str]) -> KernelError:
+    wanted = f" {' '.join(args.versions)}" if args.versions else ""
+    return KernelError(f"{', '.join(names)}: no version{wanted} for {args.device} that can be run here")
 
 
 def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
@@ -336,11 +353,10 @@ def _measure_all(args: argparse.Namespace, names: Sequence[str]) -> int:
         print_table(HEADER if timed else HEADER[:2], [row if timed else row[:2] for row in table(results)])
         code = max(code, int(any(not r.error <= 1 for r in results)))
         written += [dataclasses.asdict(r) | {"gflops": r.gflops, "gbs": r.gbs} for r in results]
-        if args.json:  # now, in case that a later op takes the process down
-            args.json.write_text(json.dumps({"machine": about, "results": written}, indent=1) + "\n", encoding="utf-8")
+        # Now, in case that a later op takes the process down.
+        write_json(args.json, {"machine": about, "results": written})
     if not written and not code:
-        print(f"run.py: none of {', '.join(names)} has such a version for {args.device}", file=sys.stderr)
-        return 2
+        raise _no_versions(args, names)
     return code
 
 

@@ -147,7 +147,46 @@ def test_what_is_not_there() -> None:
         run.measure("gelu_forward", versions=["cpu_99"])
     with pytest.raises(run.KernelError, match="no size T: expected N"):
         run.measure("gelu_forward", shape={"T": 3})
-    assert run.main(["norm"]) == 2
+    with pytest.raises(run.KernelError, match="expected V <= Vp"):
+        run.measure("classifier", versions=["cpu_1"], shape={"V": 60000}, optimize=FAST, peers=False, budget=0.0)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["norm"], "no op begins with 'norm'"),
+        (["gelu", "--check", "--versions", "cpu_99"], "gelu_backward, gelu_forward: no version cpu_99 for cpu"),
+        (["gelu", "--build", "--versions", "cpu_99"], "gelu_backward, gelu_forward: no version cpu_99 for cpu"),
+        (["gelu", "--threads", "-1"], "--threads -1: expected"),
+        (["gelu", "--json", "nowhere/x.json"], "there is no folder nowhere"),
+        (["gelu", "--shape", "N=0"], "'N=0': expected NAME=NUMBER"),
+    ],
+)
+def test_the_program_says_what_is_wrong(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert run.main(arguments) == 2
+    except SystemExit as e:  # argparse's
+        assert e.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_call_compares_what_it_gets_with_the_op(make_op: Callable[..., str]) -> None:
+    version = run.find_op(make_op()).version("cpu_1")
+    inputs = {"inp": np.array([1, 2, 3]), "factor": 2}
+    assert run.call(version, shape={"N": 3}, optimize=FAST, **inputs)["out"].tolist() == [2.0, 4.0, 6.0]
+    for shape, changed, message in (
+        ({"N": 4}, {}, r"inp has shape \(3,\), expected \(4,\)"),
+        ({"T": 3}, {}, "has the sizes N, not T"),
+        ({"N": 3}, {"weight": 1.0}, "takes inp, factor, not inp, factor, weight"),
+    ):
+        with pytest.raises(run.KernelError, match=message):
+            run.call(version, shape=shape, optimize=FAST, **inputs, **changed)
+
+
+def test_a_compiler_that_is_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(run.KernelError, match="there is no 'no-such-compiler', which CXX names"):
+        compiling.cxx.__wrapped__()
 
 
 def test_the_program_writes_what_it_shows(

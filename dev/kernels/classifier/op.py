@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from harness.ops import KernelError
 
 from llmc.selfcheck import formulas
 
@@ -28,6 +29,10 @@ F32 = {"losses"}  # f32 in versions for bf16, too
 
 
 def inputs(rng: np.random.Generator, N: int, V: int, Vp: int) -> dict[str, Any]:
+    if V > Vp or Vp % 8 != 0:
+        raise KernelError(
+            f"classifier: V={V}, Vp={Vp}: expected V <= Vp, and Vp a multiple of 8, for loads of 16 bytes"
+        )
     logits = 4 * rng.standard_normal((N, Vp))
     logits[:, V:] = 1e4  # the padding must not count
     return {"logits": logits, "targets": rng.integers(0, V, N)}

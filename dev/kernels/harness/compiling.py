@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -28,27 +29,34 @@ INCLUDE = ["-I", str(ROOT / "csrc"), "-I", str(FOLDER)]
 @functools.cache
 def cxx() -> str:
     """Return the C++ compiler."""
-    for name in filter(None, [os.environ.get("CXX"), "c++", "g++", "clang++"]):
-        if path := shutil.which(name):
-            return path
-    raise KernelError("no C++ compiler was found: install g++ or clang++, or name one by CXX=...")
+    return _found("CXX", ["c++", "g++", "clang++"], "no C++ compiler was found: install g++ or clang++")
 
 
 @functools.cache
 def nvcc() -> str:
     """Return CUDA's compiler."""
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    for name in filter(None, [os.environ.get("NVCC"), "nvcc", str(home / "bin" / "nvcc")]):
+    names = ["nvcc", str(home / "bin" / "nvcc")]
+    return _found("NVCC", names, "no nvcc was found: install the CUDA toolkit, or use --device emulated")
+
+
+def _found(variable: str, names: Sequence[str], otherwise: str) -> str:
+    """Return the path of the program that an environment variable names, or else of the first of some names."""
+    named = os.environ.get(variable)
+    for name in [named] if named else names:
         if path := shutil.which(name):
             return path
-    raise KernelError("no nvcc was found: install the CUDA toolkit, name one by NVCC=..., or use --device emulated")
+    raise KernelError(
+        f"there is no '{named}', which {variable} names" if named else f"{otherwise} ({variable} names one)"
+    )
 
 
 @functools.cache
 def _accepted(*flags: str) -> bool:
     """Return whether the C++ compiler can make a program with these flags."""
-    command = [cxx(), *flags, "-x", "c++", "-", "-o", os.devnull]
-    return subprocess.run(command, input="int main() {}", capture_output=True, text=True).returncode == 0
+    with tempfile.TemporaryDirectory() as folder:
+        command = [cxx(), *flags, "-x", "c++", "-", "-o", str(Path(folder) / "program")]
+        return subprocess.run(command, input="int main() {}", capture_output=True, text=True).returncode == 0
 
 
 @functools.cache
@@ -70,7 +78,10 @@ def _cpu_flags() -> list[str]:
 def _macros() -> str:
     """Return the macros that the C++ compiler defines for this CPU: its own version, and the CPU's instruction sets."""
     command = [cxx(), *_cpu_flags(), "-dM", "-E", "-x", "c++", os.devnull]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise KernelError(f"the C++ compiler does not work:\n{' '.join(command)}\n{done.stderr.strip()}")
+    return done.stdout
 
 
 @functools.cache
@@ -211,7 +222,8 @@ def build(version: Version, device: str = "cpu", optimize: str = "-O3", arch: st
         return _compile("c++", [*flags, "-shared", version.path], f"{name}.*.so", _macros() + text)
     if device == "cuda":
         code = f"-arch={arch}"
-        for arch in version.needs:  # for that alone: other code has not got its instructions
+        if version.needs:  # for that alone: other code has not got its instructions
+            (arch,) = version.needs
             code = f"--generate-code=arch={arch.replace('sm', 'compute')},code={arch}"
         flags = [
             "-std=c++20",

@@ -112,13 +112,13 @@ class Op:
         return {**self.shape, **(getattr(self.module, "GPU_SHAPE", {}) if device == "cuda" else {})}
 
     def versions(self, device: str = "cpu", names: Sequence[str] | None = None) -> list[Version]:
-        """Return the versions for a device, by their numbers. names: only those whose names begin with one of these."""
+        """Return the versions for a device, by their numbers. names: only these, in full or by numbers: ["cpu_1"]."""
         suffix, prefix = (".cpp", "cpu_") if device == "cpu" else (".cu", "cuda_")
-        found = sorted(map(Version, self.folder.glob(f"{prefix}*{suffix}")), key=lambda v: v.number)
+        found = sorted(map(Version, self.folder.glob(f"{prefix}*{suffix}")), key=lambda v: (v.number, v.name))
         return [v for v in found if names is None or any(f"{v.name}_".startswith(f"{name}_") for name in names)]
 
     def version(self, name: str) -> Version:
-        """Return the one version whose name is `name`, or begins with it: "cpu_1"."""
+        """Return the version of that name, or number: "cpu_1"."""
         for device in ("cpu", "cuda"):
             for version in self.versions(device, [name]):
                 return version
@@ -153,7 +153,7 @@ class Op:
     def errors(
         self, results: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], dtype: str
     ) -> dict[str, float]:
-        """Return the error of each output as a share of what is allowed, infinite for one that is not finite."""
+        """Return the error of each output as a share of what is allowed, infinite if anything is not finite."""
         return {
             name: _error(values_of(array, self.dtype_of(name, dtype)), truth[name]) / self.module.limit(name, dtype)
             for name, array in results.items()
@@ -276,7 +276,7 @@ def values_of(x: np.ndarray, dtype: str) -> np.ndarray:
 def _error(x: np.ndarray, truth: np.ndarray) -> float:
     if x.shape != truth.shape:
         raise KernelError(f"an output has shape {x.shape}, expected {truth.shape}")
-    if not np.isfinite(x).all():
+    if not (np.isfinite(x).all() and np.isfinite(truth).all()):
         return float("inf")
     largest = np.abs(x - truth).max(initial=0.0) / max(np.abs(truth).max(initial=0.0), 1e-30)
     norm = np.linalg.norm(x - truth) / max(np.linalg.norm(truth), 1e-30)
