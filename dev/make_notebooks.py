@@ -33,12 +33,11 @@ def tutorials() -> dict[str, Path]:
 def read(script: Path) -> Any:
     """Return the notebook of a script, not executed. The same script gives the same bytes."""
     notebook = jupytext.read(script, fmt="py:percent")
-    cells = [nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell]
+    new = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}
     return nbformat.v4.new_notebook(
         metadata=METADATA,
         cells=[
-            cells[cell.cell_type == "markdown"](cell.source, id=f"{script.stem}-{number}")
-            for number, cell in enumerate(notebook.cells)
+            new[cell.cell_type](cell.source, id=f"{script.stem}-{number}") for number, cell in enumerate(notebook.cells)
         ],
     )
 

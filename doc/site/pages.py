@@ -6,7 +6,7 @@ import builtins
 import os
 import re
 from collections.abc import Iterator
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from functools import cache, partial
 from html import escape
 from io import StringIO
@@ -164,8 +164,12 @@ class CommandHelp(SphinxDirective):
         from llmc.cli import main
 
         os.environ["COLUMNS"] = "92"
-        with redirect_stdout(StringIO()) as printed, suppress(SystemExit):
-            main([*self.arguments[0].split(), "--help"])
+        with redirect_stdout(StringIO()) as printed:
+            try:
+                main([*self.arguments[0].split(), "--help"])
+            except SystemExit as e:
+                if e.code:
+                    raise self.error(f"there is no command '{self.arguments[0]}'") from None
         return [nodes.literal_block(printed.getvalue(), printed.getvalue(), language="text")]
 
 
