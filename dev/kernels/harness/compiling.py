@@ -85,21 +85,26 @@ def _macros() -> str:
 
 
 @functools.cache
-def _gpu_arch() -> str:
-    """Return what nvcc calls the GPU's architecture, as "sm_90"."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "--id=0"]
+def _gpus() -> list[str]:
+    """Return what nvcc calls the architectures of the GPUs, as ["sm_90"]; none if nvidia-smi knows of none."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as e:
-        raise KernelError(f"nvidia-smi does not say what GPU there is: {e}") from None
-    return "sm_" + done.stdout.strip().replace(".", "")
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return ["sm_" + line.replace(".", "") for line in done.stdout.split()]
+
+
+@functools.cache
+def _nvcc_version() -> str:
+    return subprocess.run([nvcc(), "--version"], capture_output=True, text=True).stdout
 
 
 def missing(version: Version, device: str) -> list[str]:
     """Return what a version needs and the CPU or its compiler, or the GPU, does not have."""
     if device == "cpu":
         return [macro for macro in version.needs if f"#define {macro} " not in _macros()]
-    return [arch for arch in version.needs if device == "cuda" and arch.rstrip("a") != _gpu_arch()]
+    return [arch for arch in version.needs if device == "cuda" and arch.rstrip("a") not in _gpus()[:1]]
 
 
 def _emulation_flags() -> list[str]:
@@ -235,7 +240,8 @@ def build(version: Version, device: str = "cpu", optimize: str = "-O3", arch: st
             *INCLUDE,
         ]
         options = [*flags, "-Xcompiler=-fPIC,-fvisibility=hidden", "-shared"]
-        return _compile("nvcc", [*options, version.path], f"{name}.{arch}.*.so", text)
+        key = "\0".join([_nvcc_version(), *_gpus(), text])  # "native" is what these are
+        return _compile("nvcc", [*options, version.path], f"{name}.{arch}.*.so", key)
     flags = _emulation_flags()
     options = [*_compiled_header(flags), *flags, "-shared"]
     source = emulated(text, version.path)
