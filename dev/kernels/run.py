@@ -37,7 +37,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from common import add_common_arguments, machine, machine_line, measured_ceilings, print_table, write_json
-from harness.compiling import build, build_all, missing, registers
+from harness.compiling import DEVICES, build, build_all, missing, registers
 from harness.contenders import Contender, CpuKernel, CudaKernel, CudaLibrary, contenders
 from harness.ops import Arrays, KernelError, Op, Version, find_op, op_names, source, stored
 
@@ -45,8 +45,6 @@ from llmc import _llmc
 
 __all__ = ["HEADER", "KernelError", "Op", "Result", "Version", "call", "find_op", "measure", "op_names", "print_table"]
 __all__ += ["source", "table"]
-
-DEVICES = ("cpu", "cuda", "emulated")
 
 
 @dataclasses.dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +146,10 @@ def test_what_is_not_there() -> None:
         run.measure("gelu_forward", versions=["cpu_99"])
     with pytest.raises(run.KernelError, match="no size T: expected N"):
         run.measure("gelu_forward", shape={"T": 3})
+    with pytest.raises(run.KernelError, match="no device 'gpu': expected one of cpu, cuda, emulated"):
+        run.measure("gelu_forward", "gpu")
+    with pytest.raises(run.KernelError, match="gelu_forward/cuda_1_tanh.cu is not for cpu"):
+        run.call(run.find_op("gelu_forward").version("cuda_1"), shape={"N": 1}, inp=np.ones(1))
     with pytest.raises(run.KernelError, match="expected V <= Vp"):
         run.measure("classifier", versions=["cpu_1"], shape={"V": 60000}, optimize=FAST, peers=False, budget=0.0)
 
@@ -205,7 +208,6 @@ def test_the_program_writes_what_it_shows(
     assert run.main(["times", "--check"]) == 1
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 def test_llmc_and_others_are_beside_the_versions() -> None:
     results = run.measure("gelu_forward", versions=["cpu_3"], small=True, budget=0.0, optimize=FAST)
     assert [r.version for r in results][:2] == ["cpu_3_vectors", "numpy_f32"] and results[-1].version == "llmc_f32"

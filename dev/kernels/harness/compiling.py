@@ -20,6 +20,7 @@ from pathlib import Path
 from .ops import FOLDER, ROOT, KernelError, Version
 
 BUILD = ROOT / "build" / "kernels"
+DEVICES = ("cpu", "cuda", "emulated")
 INCLUDE = ["-I", str(ROOT / "csrc"), "-I", str(FOLDER)]
 
 
@@ -221,6 +222,10 @@ def build(version: Version, device: str = "cpu", optimize: str = "-O3", arch: st
         optimize: the C++ compiler's flag for "cpu".
         arch: nvcc's -arch for "cuda".
     """
+    if device not in DEVICES:
+        raise KernelError(f"there is no device '{device}': expected one of {', '.join(DEVICES)}")
+    if version.path.suffix != (".cpp" if device == "cpu" else ".cu"):
+        raise KernelError(f"{version.op}/{version.path.name} is not for {device}")
     text, name = version.source, f"{version.op}-{version.name}"
     if device == "cpu":
         flags = [*_cpu_flags(), optimize, *version.flags, *INCLUDE]
