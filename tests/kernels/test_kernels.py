@@ -94,6 +94,7 @@ KERNEL void run(float* out, const float* inp, float factor, int64_t N) {
 def make_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Return a function that makes an op of one version whose source has something replaced, and returns the op's name."""
     monkeypatch.setattr(ops, "FOLDER", tmp_path)
+    monkeypatch.setattr(compiling, "BUILD", tmp_path / "build")
 
     def make(*replaced: tuple[str, str]) -> str:
         text = TIMES
