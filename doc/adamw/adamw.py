@@ -277,7 +277,8 @@ if theirs is not None:
 # Equal to a few units (most in weights that passed near 0, where the unit is tiny), and not equal in all bits. Why
 # not? Floating-point arithmetic has no associative law: whoever adds in another order, or fuses another pair of
 # operations, rounds otherwise. Both kernels can be repeated in NumPy, float32, if each operation is done in the
-# kernel's order. NumPy has no `fma`, but the product of two float32 is exact in float64:
+# kernel's order. NumPy has no `fma`, but the product of two float32 is exact in float64, so its sum with a third is
+# rounded there and once more to float32, which next to never makes a difference:
 
 
 # %%
