@@ -548,8 +548,9 @@ for dtype in ("f32", "bf16"):
 # %% [markdown]
 # ## 8. On the GPU
 #
-# On a GPU the first question is how many bytes go through memory. A matrix of scores is too large for what is inside
-# the chip, so each pass over it is counted:
+# On a GPU the first question is how many bytes go through memory. A matrix of scores is too large for what is
+# inside the chip, so each pass over it is counted. (What warps, blocks, shared memory and barriers are, [the text
+# on layernorm](../layernorm/layernorm.py) says in section 8.)
 
 # %%
 B, T, NH = 8, 1024, 12

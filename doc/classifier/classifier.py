@@ -1,10 +1,10 @@
 # %% [markdown]
 # # The classifier, and logits that never exist
 #
-# At its end GPT-2 has a vector of $C$ numbers for each token of the text, and 50,257 words to choose the next token from. The classifier
-# turns one into the other: it gives each word a score, makes probabilities of the scores, and measures in one number how wrong they are.
-# Then it gives the gradient of that number to the layers below. There is little mathematics in it and a lot of memory, so this text
-# spends half of its time on how to need less.
+# At its end GPT-2 has a vector of $C$ numbers for each token of the text, and 50,257 words and parts of words to choose the next token
+# from. The classifier turns one into the other: it gives each word a score, makes probabilities of the scores, and measures in one number
+# how wrong they are. Then it gives the gradient of that number to the layers below. There is little mathematics in it and a lot of
+# memory, so this text spends half of its time on how to need less.
 #
 # You need Python, NumPy, and the derivative of a logarithm. Every number below is printed by the code above it, and
 #
@@ -487,7 +487,9 @@ plt.show()
 #
 # ## 7. On a GPU
 #
-# The kernel of a GPU is about memory alone; there is arithmetic in plenty. `dev/kernels/classifier` has seven versions of it:
+# The kernel of a GPU is about memory alone; there is arithmetic in plenty. `dev/kernels/classifier` has seven versions of it. (What
+# warps, blocks, shuffles and shared memory are, [the text on layernorm](../layernorm/layernorm.py) says in section 8. A *multiprocessor*
+# is what a block runs on, alone or with others; an H100 has 132.)
 #
 # 1. **A thread per row**, the CPU's loops. A warp's 32 threads read 32 rows at once; of each 32 bytes fetched, 4 are used.
 # 2. **A block per row.** Neighbours read neighbours. Maximum and sum go from thread to thread by shuffles and shared memory.

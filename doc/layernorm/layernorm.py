@@ -544,8 +544,9 @@ print(f"fused:                    {fused_s * 1e3:.3f} ms for 4 ({apart_s / fused
 # ## 7. Backward
 #
 # The formula of section 2, as loops. All three outputs are *added to* what is there: `dinp`, because the residual
-# stream also has a way past the layernorm, on which its gradient has already arrived; `dweight` and `dbias`, because
-# an update may consist of several micro-batches.
+# stream also has a way past the layernorm, on which its gradient has already arrived; `dweight` and `dbias`,
+# because an update may consist of several *micro-batches*, parts of its batch that are computed one after the
+# other.
 
 # %%
 print(run.source("dev/kernels/layernorm_backward/cpu_1_naive.cpp"))
@@ -633,9 +634,9 @@ print(f"reading dinp again, at least {again * 1e3:.3f} ms more")
 print(run.source("dev/kernels/layernorm_forward/cuda_1_naive.cu", "layernorm_forward"))
 
 # %% [markdown]
-# The next give a row to a block of threads (2), then to a single warp (3), whose threads add up by *shuffles*: each
-# reads a register of its neighbour 16 places away, then 8, 4, 2, 1, and all have the sum. No shared memory, no
-# barrier:
+# The next give a row to a *block* of threads (2), which have a small, fast *shared memory* and can wait for each
+# other at a *barrier*; then to a single warp (3), whose threads add up by *shuffles*: each reads a register of its
+# neighbour 16 places away, then 8, 4, 2, 1, and all have the sum. No shared memory, no barrier:
 
 # %%
 print(run.source("dev/kernels/layernorm_forward/cuda_3_warp.cu", "warp_sum"))

@@ -396,8 +396,9 @@ plt.show()
 
 # %% [markdown]
 # Does it hold for other sizes? Square matrices, from those that fit into L1 to those that need L3. Sizes that are a
-# multiple of 1024 (4096 bytes) are the hard ones, see 4.4: compare each with its neighbour. (The rows of 1536
-# floats, 6144 bytes, are nearly as bad: every second one competes for the same places.)
+# multiple of 1024 (4096 bytes) are the hard ones, see 4.4: compare each with its neighbour. Version 3 suffers, and
+# those that pack do not. (The rows of 1536 floats, 6144 bytes, are nearly as bad: every second one competes for the
+# same places.)
 
 # %%
 sizes = [16, 33] if SMALL else [32, 64, 128, 256, 512, 768, 1000, 1024, 1536, 2040, 2048]
