@@ -528,9 +528,9 @@ for name, (_, moved) in runs.items():
     print(f"{name + ':':15s} {moved:2d} bytes in {ns:.2f} ns for each weight, {moved / ns:6.1f} GB/s")
 
 # %% [markdown]
-# By this count AdamW may be faster than the copy. Nearly all that it writes it has read before, while the lines that
-# a copy overwrites come from memory first, which nobody counts. (Stochastic rounding also computes a hash for each
-# weight, one by one.)
+# By this count AdamW may be faster than the copy. Nearly all that it writes it has read before, while the lines
+# that a copy overwrites come from memory first, which nobody counts: with them a copy moves 12 bytes, not 8.
+# (Stochastic rounding also computes a hash for each weight, one by one.)
 #
 # ## Try it
 #
