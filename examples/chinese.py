@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-steps", type=int, default=900)
-    parser.add_argument("--output", default="runs/chinese", help="the run's folder [%(default)s]")
+    parser.add_argument("--output", default="runs/chinese", help="the run's folder, a new one [%(default)s]")
     parser.add_argument("--prompt", default="", help="what the text at the end begins with")
     args = parser.parse_args(argv)
 

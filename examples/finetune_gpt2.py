@@ -3,9 +3,9 @@
     python examples/finetune_gpt2.py --data my.txt                    # GPT-2 124M from the Hugging Face Hub
     python examples/finetune_gpt2.py --data my.txt --model ./gpt2     # or a local folder of Hugging Face's files
 
-The first command downloads 0.5 GB, once; it needs `pip install "llmc-train[hub]"`. A local folder works offline. 100 updates of
-1,024 tokens are 102,400 tokens: about 7 minutes on two CPU cores with AVX-512, under a minute on a GPU. The run's folder is then a
-model like any other: `llmc generate runs/finetuned "Once upon"`.
+The first command downloads 0.5 GB, once. Both need `pip install ".[hub]"`, typed in a clone; a local folder works offline. 100 updates
+of 1,024 tokens are 102,400 tokens: about 7 minutes on two CPU cores with AVX-512. The run's folder is then a model like any other:
+`llmc generate runs/finetuned "Once upon"`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a text file, or a folder of them")
     parser.add_argument("--model", default="openai-community/gpt2", help="a name on the Hub, or a folder [%(default)s]")
-    parser.add_argument("--output", type=Path, default=Path("runs/finetuned"), help="the run's folder [%(default)s]")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/finetuned"), help="the run's folder, a new one [%(default)s]"
+    )
     parser.add_argument("--prompt", default="", help="what both samples begin with; default: end-of-text")
     parser.add_argument("--max-steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=4)

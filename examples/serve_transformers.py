@@ -1,6 +1,6 @@
 """Hand a trained model to transformers: write it in Hugging Face's format, load it there, and check that it is the same.
 
-    pip install "llmc-train[hub]" transformers torch
+    pip install ".[hub]" transformers torch      # in a clone
     python examples/serve_transformers.py --model runs/finetuned --output exported --prompt "Once upon"
 
 The folder that is written (config.json, model.safetensors, the tokenizer) is an ordinary GPT-2: whatever loads those from a folder
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     their_tokenizer = AutoTokenizer.from_pretrained(args.output)
 
     ids = tokenizer.encode(args.prompt)[: model.config.max_seq_len]
+    if not ids:
+        raise SystemExit("--prompt is empty")
     if their_tokenizer(args.prompt)["input_ids"][: model.config.max_seq_len] != ids:
         raise SystemExit("the tokenizers do not agree")
     with torch.no_grad():
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     new = min(args.tokens, model.config.max_seq_len - len(ids))
     out = theirs.generate(torch.tensor([ids]), max_new_tokens=new, do_sample=False, pad_token_id=tokenizer.eot_token)
-    print(f"transformers writes: {their_tokenizer.decode(out[0])}")
+    print(f"transformers writes: {their_tokenizer.decode(out[0], skip_special_tokens=True)}")
     greedy = model.generate(ids, new, temperature=0, stop_token=tokenizer.eot_token)
     print(f"llmc writes:         {tokenizer.decode([*ids, *greedy])}")
     print(f"{args.output} has the model; serve it as any GPT-2")

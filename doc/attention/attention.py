@@ -364,9 +364,9 @@ for name, x, gradient in zip("qkv", (q, k, v), gradients):
     )
 
 # %% [markdown]
-# There is a property to check, too. Adding a number to all scores of a row changes nothing, so the gradients of a
-# row's scores must sum to zero. And then $\sum_i q_i \cdot dq_i = \sum_j k_j \cdot dk_j$: both are
-# $\sum_{ij} ds_{ij}\,s_{ij}$.
+# There is a property to check, too. Queries and keys reach the loss only through their products: making all queries
+# longer by one percent does the same to the scores as making all keys longer. So
+# $\sum_i q_i \cdot dq_i = \sum_j k_j \cdot dk_j$, and both are $\sum_{ij} ds_{ij}\,s_{ij}$.
 
 # %%
 dq, dk, dv = gradients
@@ -382,10 +382,11 @@ print(f"sum of k dk: {(k * dk).sum():.12f}")
 print(run.source("dev/kernels/attention_forward/cpu_1_naive.cpp"))
 
 # %% [markdown]
-# Each version is first checked, at odd sizes, with outputs full of NaNs beforehand and float64 as the judge; "error"
-# is a share of what is allowed. GFLOP/s count the operations that the causal formula needs, $4 \cdot 64$ for each
-# pair of a query and a key that it sees, whatever a version really does. The last lines are NumPy, PyTorch if it is
-# installed, and llmc's own op.
+# Each version is first checked, at odd sizes, with outputs full of NaNs beforehand and float64 as the judge;
+# "error" is a share of what is allowed. GFLOP/s count the operations that the causal formula needs, $4 \cdot 64$
+# for each pair of a query and a key that it sees (in backward, for five matmuls, $10 \cdot 64$), whatever a version
+# really does. The last lines are NumPy, PyTorch if it is installed, and llmc's own op. (Others use the notebook's
+# machine too: a time may differ by a third from one table to the next.)
 
 
 # %%
@@ -467,7 +468,7 @@ print(
 # ### Time against length
 #
 # All versions do work that grows with $T^2$; what differs is the factor. The naive one's matrix, $4T^2$ bytes,
-# outgrows the caches one after the other:
+# outgrows the caches one after the other, but its sums are so slow that memory keeps up with them for long:
 
 # %%
 lengths = [64, 128] if SMALL else [128, 256, 512, 1024, 2048]
@@ -547,8 +548,9 @@ for dtype in ("f32", "bf16"):
 # %% [markdown]
 # ## 8. On the GPU
 #
-# On a GPU the first question is how many bytes go through memory. A matrix of scores is too large for what is inside
-# the chip, so each pass over it is counted:
+# On a GPU the first question is how many bytes go through memory. A matrix of scores is too large for what is
+# inside the chip, so each pass over it is counted. (What warps, blocks, shared memory and barriers are, [the text
+# on layernorm](../layernorm/layernorm.py) says in section 8.)
 
 # %%
 B, T, NH = 8, 1024, 12

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # The classifier, and logits that never exist
 #
-# At its end GPT-2 has a vector of $C$ numbers for each token of the text, and 50,257 words to choose the next token from. The classifier
-# turns one into the other: it gives each word a score, makes probabilities of the scores, and measures in one number how wrong they are.
-# Then it gives the gradient of that number to the layers below. There is little mathematics in it and a lot of memory, so this text
-# spends half of its time on how to need less.
+# At its end GPT-2 has a vector of $C$ numbers for each token of the text, and 50,257 words and parts of words to choose the next token
+# from. The classifier turns one into the other: it gives each word a score, makes probabilities of the scores, and measures in one number
+# how wrong they are. Then it gives the gradient of that number to the layers below. There is little mathematics in it and a lot of
+# memory, so this text spends half of its time on how to need less.
 #
 # You need Python, NumPy, and the derivative of a logarithm. Every number below is printed by the code above it, and
 #
@@ -134,7 +134,7 @@ print(inspect.getsource(formulas.crossentropy_gradient))
 # We test the second against the first in two ways. *Central differences* move a logit by $\pm h$ and look what the loss does. They are
 # wrong by a multiple of $h^2$ because of the curve, and by the rounding of the loss over $h$, so about ten digits are the most they can
 # show. The *complex step* moves it by $ih$ instead: the imaginary part of the loss over $h$ is the derivative, and as nothing is
-# subtracted, $h$ may be $10^{-30}$ (Squire & Trapp 1998).
+# subtracted, $h$ may be $10^{-30}$ ([Squire & Trapp 1998](https://doi.org/10.1137/S003614459631241X)).
 
 # %%
 N, V, Vp = 3, 7, 8
@@ -203,8 +203,9 @@ print(run.source("dev/kernels/classifier/cpu_3_vectors.cpp", "exponential"))
 # %% [markdown]
 # Version 4 tries an idea that we need on the GPU, the *online softmax* ([Milakov & Gimelshein 2018](https://arxiv.org/abs/1805.02867)).
 # Maximum and sum seem to need two passes, because the sum is relative to the maximum. But if a larger maximum $m'$ turns up, the sum so
-# far can be corrected, $s' = s\,e^{m-m'} + e^{x-m'}$, and one pass gives both. It saves reading and costs exponentials. Versions 5 and 6
-# share the rows among threads, and store bf16.
+# far can be corrected, $s' = s\,e^{m-m'} + e^{x-m'}$, and one pass gives both. It saves reading and costs exponentials. Version 5 shares
+# the rows among threads. Version 6 stores bf16: half the bytes, but two exponentials for each logit, because $e^{x-m}$ rounded to bf16
+# would spoil the gradient.
 
 # %%
 backend = _llmc.Backend("cpu")
@@ -233,9 +234,11 @@ plt.show()
 
 # %% [markdown]
 # The column that counts is GB/s: the op has to read each logit once and write each gradient once, so a version that is as fast as a copy
-# is done. The first two are far from it, because they compute, number by number, for longer than memory would need. NumPy and PyTorch
-# have vectors too, but each of their steps walks through all rows and makes a new array. The online version is slower than the one
-# before: the row lies in a cache, and reading it once more costs less than the exponentials that this would save. llmc's own kernel,
+# is done. (Others use the notebook's machine too: a time may differ by a third from one table to the next.) The first two are far from
+# it, because they compute, number by number, for longer than memory would need. NumPy and PyTorch have vectors too, but each of their
+# steps walks through all rows and makes a new array. The online version is slower than the one before: the row lies in a cache, and
+# reading it once more costs less than the additional exponentials with which one pass pays for that. For the same reason bf16 is no
+# faster than float32 on a CPU with few cores: what it waits for is arithmetic, of which it has more. llmc's own kernel,
 # [`classifier`](../../csrc/cpu/simd/rows.h#L163), has the passes of version 3 in float32 and of version 6 in bf16, and shares rows among
 # threads as version 5 does.
 #
@@ -405,7 +408,7 @@ for rows, s in zip(choices, seconds):
     print(f"{rows:5,} rows: {memory[rows] / 1e6:7.1f} MB, {s * 1e3:7.1f} ms")
 
 # %% [markdown]
-# Memory falls with the rows, as it must. Time does not until chunks are rather small. Why does it then?
+# Memory falls with the rows, as it must. Time grows little at first, and much when chunks are small. Why?
 #
 # Each chunk reads the whole matrix wte twice, for the logits and for dlnf, and reads and writes all of dwte once. With weights of $s$
 # bytes and a gradient in float32 that is $(2s + 8)\,VC$ bytes a chunk. Its three matmuls are $6\,VC$ operations for each row. Memory
@@ -484,7 +487,9 @@ plt.show()
 #
 # ## 7. On a GPU
 #
-# The kernel of a GPU is about memory alone; there is arithmetic in plenty. `dev/kernels/classifier` has seven versions of it:
+# The kernel of a GPU is about memory alone; there is arithmetic in plenty. `dev/kernels/classifier` has seven versions of it. (What
+# warps, blocks, shuffles and shared memory are, [the text on layernorm](../layernorm/layernorm.py) says in section 8. A *multiprocessor*
+# is what a block runs on, alone or with others; an H100 has 132.)
 #
 # 1. **A thread per row**, the CPU's loops. A warp's 32 threads read 32 rows at once; of each 32 bytes fetched, 4 are used.
 # 2. **A block per row.** Neighbours read neighbours. Maximum and sum go from thread to thread by shuffles and shared memory.

@@ -229,9 +229,10 @@ for name, errors in curves.items():
 
 # %% [markdown]
 # Each V has an arm on the right that falls with $h$ (slope 1, and 2 for the central quotient), which is Taylor's
-# error, and one on the left that rises as $1/h$, which is rounding. In float32, in which the kernels compute, a check
-# by differences can hardly tell a wrong gradient from a right one. The complex step has no left arm. At
-# $h = 10^{-30}$ it confirms the whole derivation, to the last bits:
+# error, and one on the left that rises as $1/h$, which is rounding. In float32, in which the kernels compute,
+# differences give four or five digits at best, and at most steps fewer: they find a gradient that is wrong, but not
+# one that is not quite right. The complex step has no left arm. At $h = 10^{-30}$ it confirms the whole derivation,
+# to the last bits:
 
 # %%
 h = 1e-30
@@ -259,10 +260,10 @@ assert error_of(quotients(loss, x, h, "complex")) < 1e-14
 #   squared deviations of what it has seen, and corrects both with each element.
 #
 # The one-pass formula subtracts two numbers of the size of $\mu^2$ to get one of the size of $v$. Each has an error
-# of about $\varepsilon\mu^2$, with $\varepsilon = 6\cdot10^{-8}$ in float32, so the variance is off by
-# $\varepsilon\mu^2/v$, relatively. If the mean is a thousand standard deviations away from 0, not a digit is left,
-# and the result may even be negative: then $r$ is not a number. Here are all four, in float32, for rows whose mean is
-# further and further away from 0:
+# of about $\varepsilon\mu^2$, with $\varepsilon = 6\cdot10^{-8}$ in float32, so the variance is off by about
+# $\varepsilon\mu^2/v$, relatively, and by several times as much if a long sum was rounded at every step. If the
+# mean is a thousand standard deviations away from 0, hardly a digit is left, and the result may even be negative:
+# then $r$ is not a number. Here are all four, in float32, for rows whose mean is further and further away from 0:
 
 
 # %%
@@ -319,11 +320,12 @@ for distance in (1, 100, 1e4):
     )
 
 # %% [markdown]
-# Read the figure from the left. One pass fails early. Two passes lose digits only if the mean is thousands of
-# standard deviations away, because the mean itself is rounded, and its error enters squared. There the shifted pass
-# is better: differences of neighbours are exact. But it hangs on one element. In trained transformers a few channels
-# are hundreds of times as large as the others ([Sun et al. 2024](https://arxiv.org/abs/2402.17762)); if the shift is
-# one of them, it is the one-pass formula again:
+# Read the figure from the left. One pass fails early. Welford's rounds its mean in every step, and loses more with
+# each. Two passes lose digits only if the mean is thousands of standard deviations away, because the mean itself is
+# rounded, and its error enters squared. There the shifted pass is better: the difference of two floats that are
+# nearly equal is exact. But it hangs on one element. In trained transformers a few channels are hundreds of times
+# as large as the others ([Sun et al. 2024](https://arxiv.org/abs/2402.17762)); if the shift is one of them, it is
+# the one-pass formula again:
 
 # %%
 outlier = rows.copy()
@@ -374,7 +376,8 @@ print(f"{info.description}, {info.threads} threads; llmc's kernels: {info.isa}\n
 forward = measured("layernorm_forward", ["cpu_1", "cpu_4"])
 
 # %% [markdown]
-# Go through them in order.
+# Go through them in order. (The notebook's machine has two cores, and others use it too: a time may differ by a
+# third or a half from one table to the next. Version 6 and llmc's own op, for example, do the same.)
 #
 # **1, naive.** The sum of a row is a chain: each addition waits until the one before is done, and that takes three or
 # four cycles. The compiler must not break the chain, because the sum of floats depends on the order, and C++ promises
@@ -463,9 +466,9 @@ bars(forward, memory)
 
 # %% [markdown]
 # Layernorm offers one operation for each byte where the machine could do so many. So its arithmetic, once it is
-# vectorised, is free, and the best that it can do is to be as fast as a copy. (A matmul is the opposite: $N \times C$
-# times $C \times C$ does $2C$ operations for each element, hundreds for each byte.) The *roofline* shows both limits:
-# no op can be above the line.
+# vectorised, is free, and the best that it can do is to be as fast as a copy. (A matmul is the opposite:
+# $N \times C$ times $C \times C$ does $2C$ operations for each element, $C/4$ for each byte: 192 for 768 channels.) The
+# *roofline* shows both limits: no op can be above the line.
 
 # %%
 naive, *_, ours = (r for r in forward if r.dtype == "f32")
@@ -541,8 +544,9 @@ print(f"fused:                    {fused_s * 1e3:.3f} ms for 4 ({apart_s / fused
 # ## 7. Backward
 #
 # The formula of section 2, as loops. All three outputs are *added to* what is there: `dinp`, because the residual
-# stream also has a way past the layernorm, on which its gradient has already arrived; `dweight` and `dbias`, because
-# an update may consist of several micro-batches.
+# stream also has a way past the layernorm, on which its gradient has already arrived; `dweight` and `dbias`,
+# because an update may consist of several *micro-batches*, parts of its batch that are computed one after the
+# other.
 
 # %%
 print(run.source("dev/kernels/layernorm_backward/cpu_1_naive.cpp"))
@@ -611,6 +615,9 @@ print(f"backward with dinp_sum:      {with_sum * 1e3:.3f} ms, {(with_sum - witho
 print(f"reading dinp again, at least {again * 1e3:.3f} ms more")
 
 # %% [markdown]
+# (Less than nothing, as may stand in the second line, says that the sum costs less than two measurements of the same
+# thing differ.)
+#
 # In [`gpt2.cpp`](../../csrc/model/gpt2.cpp) the biases of the attention's projection and of the feed-forward layer's
 # get their gradients in this way. On an H100 the sum adds 1 % to the kernel where a kernel of its own would add 28 %
 # ([performance.md](../performance.md), "Bias gradients are sums over rows").
@@ -627,9 +634,9 @@ print(f"reading dinp again, at least {again * 1e3:.3f} ms more")
 print(run.source("dev/kernels/layernorm_forward/cuda_1_naive.cu", "layernorm_forward"))
 
 # %% [markdown]
-# The next give a row to a block of threads (2), then to a single warp (3), whose threads add up by *shuffles*: each
-# reads a register of its neighbour 16 places away, then 8, 4, 2, 1, and all have the sum. No shared memory, no
-# barrier:
+# The next give a row to a *block* of threads (2), which have a small, fast *shared memory* and can wait for each
+# other at a *barrier*; then to a single warp (3), whose threads add up by *shuffles*: each reads a register of its
+# neighbour 16 places away, then 8, 4, 2, 1, and all have the sum. No shared memory, no barrier:
 
 # %%
 print(run.source("dev/kernels/layernorm_forward/cuda_3_warp.cu", "warp_sum"))
@@ -686,9 +693,10 @@ for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
         plt.gca().set_title(about["card"], loc="left", fontsize="medium")
 
 # %% [markdown]
-# To read and write side by side is the largest step, and after the last one forward comes near a copy. In backward
-# the order of a sum was worth more thought than its arithmetic: atomic additions are not even fast, because thousands
-# of rows queue up at the same few addresses.
+# To read and write side by side is the largest step. With 16 bytes an access, forward in float32 comes within a
+# fifth of a copy's speed. In bf16 half of the bytes take more than half of the time, so there memory is not all
+# that it waits for. In backward the order of a sum was worth more thought than its arithmetic: atomic additions are
+# not even fast, because all rows queue up at the same few addresses.
 #
 # ## Where to go from here
 #
@@ -706,5 +714,5 @@ for path in sorted((root / "dev" / "kernels" / "results").glob("*.json")):
 #   `python dev/kernels/run.py layernorm_forward --versions cpu_5 cpu_9 --threads 1 --shape N=64` says whether it is
 #   right and how fast. Why does it matter less with `--shape N=100000`? If yours is faster, the exercise in
 #   [dev/kernels](../../dev/kernels/README.md) shows how a version gets into llmc itself.
-# - Backward version 4 reads `inp` and `dout` twice. Does the second time cost? Estimate, from the sizes of a row and
-#   of the caches, then measure.
+# - The CPU's versions of backward read a row of `inp` and `dout` in both of their loops. Does the second time cost?
+#   Estimate, from the sizes of a row and of the caches, then measure.

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # Matmul, from three loops to the peak
+# # Matmul, from three loops towards the peak
 #
 # More than nine tenths of the arithmetic of a training step are one operation, the product of two matrices. Three
-# loops compute it. The same three loops, in another order and cut into pieces, are some hundred times faster, and
-# this text goes there step by step. Each step is a file of [`dev/kernels/matmul`](../../dev/kernels/README.md), is
-# explained, and is measured.
+# loops compute it. The same three loops, in another order and cut into pieces, are more than fifty times faster on
+# one core, and this text goes there step by step. Each step is a file of
+# [`dev/kernels/matmul`](../../dev/kernels/README.md), is explained, and is measured.
 #
 # You need Python and some C. Every number below is printed by the code above it, and
 #
@@ -161,11 +161,11 @@ print(f"so a float from memory takes as long as {4 * peak['f32'] / bandwidth:.0f
 #
 # $$\frac{2\,N\,C\,O}{4\,(N C + C O + N O)} \quad \text{FLOP per byte of f32.}$$
 #
-# For $N = 1$, one token as in generation, that is about ½: each weight is loaded for one multiply-add, and memory is
-# all that matters. For many tokens it is hundreds. The graph below, a *roofline* ([Williams, Waterman & Patterson
-# 2009](https://doi.org/10.1145/1498765.1498785)), has both bounds: no kernel can be above the roof. The points are
-# llmc's op, for $C = 768$ and $O = 3072$, the layer `fc` of GPT-2 124M, and growing $N$. Before each measurement half
-# a gigabyte of something else is read, so that the operands have left the caches.
+# For $N = 1$, one token as in generation, that is about ½: each weight is loaded for one multiply-add, and memory
+# is all that matters. For many tokens it is a hundred and more. The graph below, a *roofline* ([Williams, Waterman
+# & Patterson 2009](https://doi.org/10.1145/1498765.1498785)), has both bounds: no kernel can be above the roof. The
+# points are llmc's op, for $C = 768$ and $O = 3072$, the layer `fc` of GPT-2 124M, and growing $N$. Before each
+# measurement half a gigabyte of something else is read, so that the operands have left the caches.
 
 # %%
 FC = {"C": 48, "OC": 64} if SMALL else {"C": 768, "OC": 3072}
@@ -219,6 +219,7 @@ plt.show()
 # ## 4. One step at a time
 #
 # All versions are measured now, in turns, with one thread. Below, each one's result is printed beside its code.
+# (Others use the notebook's machine too: the same op may differ by a fifth from one table to the next.)
 
 # %%
 QUICK = {"budget": 0.01, "optimize": "-O1"} if SMALL else {"budget": 0.5}
@@ -294,10 +295,10 @@ show("cpu_3", "tile")
 # ### 4.4 Packing
 #
 # This should be fast, and is not. Look at the addresses: the rows of the transposed weight are $4\,O$ bytes apart,
-# 12288 for our shape. Each load of a step is in another page of memory, and the translation of page numbers (TLB) has
-# few hundred entries. Worse, 12288 is a multiple of 4096. A cache places a line by some bits of its address, and
-# those are the same for all rows: of the L1 cache's 64 places for lines, of which each takes 8 or 12, the whole strip
-# of 768 rows competes for two or three.
+# 12288 for our shape. Each load of a step is in another page of memory, and the first level of the table that
+# translates page numbers (the TLB) has less than a hundred entries. Worse, 12288 is a multiple of 4096. A cache
+# places a line by some bits of its address, and those are the same for all rows: of the L1 cache's 64 places for
+# lines, of which each takes 8 or 12, the whole strip of 768 rows competes for two or three.
 #
 # So the columns that a tile needs are first copied to where they are neighbours. All rows of inp use the copy, so the
 # copying costs one move for each $N$ multiply-adds. This is *packing*, and nothing else has changed:
@@ -395,7 +396,9 @@ plt.show()
 
 # %% [markdown]
 # Does it hold for other sizes? Square matrices, from those that fit into L1 to those that need L3. Sizes that are a
-# multiple of 1024 (4096 bytes) are the hard ones, see 4.4: compare each with its neighbour.
+# multiple of 1024 (4096 bytes) are the hard ones, see 4.4: compare each with its neighbour. Version 3 suffers, and
+# those that pack do not. (The rows of 1536 floats, 6144 bytes, are nearly as bad: every second one competes for the
+# same places.)
 
 # %%
 sizes = [16, 33] if SMALL else [32, 64, 128, 256, 512, 768, 1000, 1024, 1536, 2040, 2048]

@@ -148,7 +148,7 @@ class Sweep:
             raise ValueError(f"{name}: jobs is {jobs!r}, expected a number of at least 1")
         if not isinstance(devices, list) or not all(map(_is_count, devices)) or len(set(devices)) != len(devices):
             raise ValueError(f"{name}: devices is {devices!r}, expected a list of different GPU numbers")
-        if not isinstance(folder, str) or not folder:
+        if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
             raise ValueError(
                 f"{name}: output_dir is " + ("missing" if folder is None else f"{folder!r}, expected a path")
             )

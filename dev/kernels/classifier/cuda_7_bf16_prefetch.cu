@@ -4,6 +4,7 @@
 // that block has ended. Here each block, as soon as it has asked for its own row, asks that the row of the block after it
 // be brought into the L2 cache: one instruction for 128 bytes, which waits for nothing. Blocks begin in the order of their
 // numbers, and as many are under way as there are multiprocessors, so that is how much further on the next one's row is.
+// On an H200 this gains less than 1 %, not what version 6 loses to version 5.
 #include "kernel.cuh"
 
 struct Max {

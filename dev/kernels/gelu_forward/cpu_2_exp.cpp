@@ -1,7 +1,7 @@
 // By one exponential: x / (1 + e^-2u)
 //
 // (1 + tanh u) / 2 is 1 / (1 + e^-2u), the logistic function. expf is simpler than tanhf, which needs an exponential itself. And nothing
-// cancels any more: at x = -5, tanh u is -0.9999998, and f32 keeps one digit of 1 + tanh u. If e^-2u overflows to infinity, the
+// cancels any more: at x = -5, tanh u is -0.9999999, and f32 keeps a bit or two of 1 + tanh u. If e^-2u overflows to infinity, the
 // quotient is 0, as it should be.
 #include "kernel.h"
 

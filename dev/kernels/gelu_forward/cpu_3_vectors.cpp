@@ -1,7 +1,7 @@
 // An exponential for vectors: a power of two, and a polynomial
 //
 // x = n ln 2 + r with a whole n and |r| <= ln(2)/2, so e^x = 2^n e^r. 2^n is made by writing n into the exponent's bits. e^r is a
-// polynomial of degree 6: its coefficients are those of Cephes' expf (S. Moshier), close to 1/k! but better at the ends of the
+// polynomial of degree 7: its coefficients are those of Cephes' expf (S. Moshier), close to 1/k! but better at the ends of the
 // interval. n ln 2 is subtracted in two parts, of which the first has so few bits that n times it is exact. No branch, no table, no call:
 // a dozen multiply-adds for a whole vector.
 #include "vectors.h"

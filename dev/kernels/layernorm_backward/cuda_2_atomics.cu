@@ -2,7 +2,7 @@
 //
 // dout and inp are read by one kernel for all three outputs. What the rows have in common, dweight and dbias, every warp adds to as it
 // comes. An atomic addition loses nothing, but the order of the sum is that in which the warps happen to run, and so are its rounding
-// errors: two runs of a training with the same seed are no longer the same. And 8192 rows queue up at each of 1536 addresses.
+// errors: two runs of a training with the same seed are no longer the same. And all N rows queue up at each of 2 C addresses.
 #include "kernel.cuh"
 
 __device__ float warp_sum(float x) {

@@ -1,6 +1,6 @@
 // Mean and variance in one pass, by Welford's method
 //
-// One read of the row less: mean and sum of squared deviations are corrected with each number (Welford 1962). It is as exact as two
+// One read of the row less: mean and sum of squared deviations are corrected with each number (Welford 1962). It is nearly as exact as two
 // passes, and slower by far: a row of 768 floats lies in the first-level cache, where reading it again costs next to nothing, but here
 // every number waits for the division of the one before. Counting passes over memory does not help if memory is not what one waits for.
 #include "kernel.h"

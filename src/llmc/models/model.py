@@ -87,9 +87,10 @@ class Tensors(Mapping[str, NDArray[Any]]):
 class Activations(Mapping[str, NDArray[Any]]):
     """What the last forward() has left for backward(), by the names of csrc/model/gpt2.h, in the order in which it is computed.
 
-    On the CPU an item is a view without a copy, into which the next forward() writes; elsewhere it is a copy. It may not be written
-    to. What all layers have is stacked: "qkv" is (L, B, T, 3C). What backward() computes again is not there: "fch_gelu" is with
-    recompute 0 alone, "ln1" and "ln2" with 0 and 1. bf16 items have dtype ml_dtypes.bfloat16.
+    On the CPU an item is a view without a copy, into which the next forward(), evaluate() or logits() writes; elsewhere it is a
+    copy. It may not be written to. It stays readable after the model is gone. What all layers have is stacked: "qkv" is
+    (L, B, T, 3C). What backward() computes again is not there: "fch_gelu" is with recompute 0 alone, "ln1" and "ln2" with 0 and 1.
+    bf16 items have dtype ml_dtypes.bfloat16.
     """
 
     def __init__(self, model: Model) -> None:
