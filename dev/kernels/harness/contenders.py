@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import ctypes
 import functools
 import importlib.util
@@ -18,16 +19,19 @@ from llmc import _llmc
 from .compiling import build
 from .ops import Arrays, KernelError, Op, Version, guards_are_whole
 
+# Bytes that are written before each measurement on a GPU of what is no version: more than any L2 cache has.
+FLUSHED = 256 << 20
 
-class Contender:
+
+class Contender(abc.ABC):
     """Something that computes an op, with its operands."""
 
     def __init__(self, name: str, title: str, dtype: str) -> None:
         self.name, self.title, self.dtype = name, title, dtype
 
+    @abc.abstractmethod
     def run(self) -> None:
         """Compute once."""
-        raise NotImplementedError
 
     def seconds(self) -> float:
         """Compute once, and return the time that it took."""
@@ -35,11 +39,11 @@ class Contender:
         self.run()
         return time.perf_counter() - begin
 
+    @abc.abstractmethod
     def results(self) -> dict[str, np.ndarray]:
         """Return the outputs as they lie in memory."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most have nothing to do
         """Give memory back."""
 
 
@@ -178,7 +182,7 @@ class LlmcOp(Contender):
                 self.tensors[name] = array
         # On a GPU the profile's events are the stopwatch, and the caches are emptied before, as by kernel.cuh.
         self.profile = _llmc.Profile(backend) if device == "cuda" else None
-        self.flush = None if self.profile is None else backend.empty([(256 << 20) // 4])
+        self.flush = None if self.profile is None else backend.empty([FLUSHED // 4])
 
     def run(self) -> None:
         self.op.module.llmc(self.backend, self.tensors, self.shape)
@@ -224,7 +228,7 @@ class TorchOp(Contender):
         self.function, self.shape, self.torch = op.module.torch, dict(shape), torch
         self.inputs = {k: self._tensor(x).to(device) if isinstance(x, np.ndarray) else x for k, x in inputs.items()}
         self.returned: dict[str, Any] = {}
-        self.flush = torch.empty(256 << 20, dtype=torch.uint8, device=device) if device == "cuda" else None
+        self.flush = torch.empty(FLUSHED, dtype=torch.uint8, device=device) if device == "cuda" else None
 
     def _tensor(self, x: np.ndarray) -> Any:
         if x.dtype == np.uint16:
