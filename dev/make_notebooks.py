@@ -2,7 +2,8 @@
 
 doc/NAME/NAME.py is the source, in jupytext's percent format. Its cells are executed from the first to the last, in a process of their
 own, and written with what they show to doc/NAME/NAME.ipynb, which GitHub and the site render as it is. With --small they are executed at
-small size, to see whether they run, and written to build/notebooks. It needs what `pip install ".[docs]"` brings, and llmc.
+small size, to see whether they run, and written to build/notebooks. With --text nothing is executed: for a sentence or a link that has
+changed, the outputs stay those that the notebook has. It needs what `pip install ".[docs]"` brings, and llmc.
 """
 
 from __future__ import annotations
@@ -67,13 +68,25 @@ def execute(notebook: Any, folder: Path) -> None:
                     raise RuntimeError(f"this cell:\n{cell.source}\nshows a path of this machine, {place}")
 
 
+def keep_outputs(notebook: Any, path: Path) -> None:
+    """Take the outputs of the notebook that was executed. Raises RuntimeError if its code is not that of the script."""
+    old, new = (
+        [cell for cell in cells if cell.cell_type == "code"]
+        for cells in (nbformat.read(path, as_version=4).cells, notebook.cells)
+    )
+    if [cell.source for cell in old] != [cell.source for cell in new]:
+        raise RuntimeError("its code has changed, so it has to be executed: without --text")
+    for before, cell in zip(old, new):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+
+
 def main() -> int:
     scripts = tutorials()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(scripts)}; without one: all")
-    parser.add_argument(
-        "--small", action="store_true", help="small sizes, into build/notebooks: to see whether they run"
-    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--small", action="store_true", help="small sizes, into build/notebooks: to see whether they run")
+    how.add_argument("--text", action="store_true", help="write what the text cells say now, and execute nothing")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(scripts):
         parser.error(f"no tutorial is called {', '.join(sorted(unknown))}: there are {', '.join(scripts)}")
@@ -82,12 +95,15 @@ def main() -> int:
         os.environ["LLMC_SMALL"] = "1"
     for name in arguments.names or scripts:
         notebook = read(scripts[name])
+        path = (ROOT / "build" / "notebooks" if arguments.small else scripts[name].parent) / f"{name}.ipynb"
         try:
-            execute(notebook, scripts[name].parent)
+            if arguments.text:
+                keep_outputs(notebook, path)
+            else:
+                execute(notebook, scripts[name].parent)
         except RuntimeError as e:
             print(f"{name}: {e}", file=sys.stderr)
             return 1
-        path = (ROOT / "build" / "notebooks" if arguments.small else scripts[name].parent) / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, path)
         print(path.relative_to(ROOT))
